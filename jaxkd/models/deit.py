@@ -1,0 +1,267 @@
+"""ViT and DeiT, plain and with a distillation token, and the image towers of MAE, DINO, DINOv2 and CLIP.
+
+Dosovitskiy et al. 2021 (ViT), Touvron et al. 2021 (DeiT); semantics of timm/models/vision_transformer.py and deit.py.
+Legend: B batch, P prefix tokens, h w patch grid, N = P + h w tokens, C channels, H heads.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxkd.models.contract import (
+    Features,
+    Offsets,
+    TapRecorder,
+    check_images,
+    require,
+    require_choice,
+    require_grid,
+    require_heads,
+    size_pair,
+)
+from jaxkd.models.layers import (
+    LINEAR_INIT,
+    MLP,
+    Attention,
+    Dropout,
+    DropPath,
+    LayerNorm,
+    LayerScale,
+    Linear,
+    PatchEmbed,
+    activation,
+    drop_path_rates,
+)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: attention and MLP, each with LayerScale (if any) and stochastic depth."""
+
+    num_heads: int
+    mlp_ratio: float
+    qkv_bias: bool
+    init_values: float | None
+    act_layer: str
+    norm_eps: float
+    proj_drop: float
+    attn_drop: float
+    drop_path: float
+    deterministic: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, attn_offset: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        """(B, N, C) -> (B, N, C) and attention (B, H, N, N)."""
+
+        def scaled(branch: jax.Array, name: str) -> jax.Array:
+            return branch if not self.init_values else LayerScale(self.init_values, self.dtype, name=name)(branch)
+
+        drop_path = DropPath(self.drop_path, self.deterministic)
+        y = LayerNorm(self.norm_eps, self.dtype, name="norm1")(x)
+        y, probs = Attention(
+            self.num_heads, self.qkv_bias, self.attn_drop, self.proj_drop, self.deterministic, self.dtype, name="attn"
+        )(y, attn_offset)
+        x = x + drop_path(scaled(y, "ls1"))
+        y = LayerNorm(self.norm_eps, self.dtype, name="norm2")(x)
+        hidden = int(x.shape[-1] * self.mlp_ratio)
+        y = MLP(hidden, self.act_layer, self.proj_drop, self.deterministic, self.dtype, name="mlp")(y)
+        return x + drop_path(scaled(y, "ls2")), probs
+
+
+class VisionTransformer(nn.Module):
+    """A vision transformer with timm's arguments.
+
+    Attributes:
+      img_size: pixels, one number or (height, width).
+      patch_size: likewise.
+      num_classes: 0 gives the pooled features instead of logits.
+      global_pool: "token" (class token), "avg" (mean of the patch tokens) or "" (all tokens).
+      mlp_ratio: hidden width of the MLP over C.
+      init_values: LayerScale's initial factor; None for no LayerScale.
+      class_token: whether there is one.
+      reg_tokens: register tokens after the class token.
+      no_embed_class: position embeddings for patches only.
+      pre_norm: LayerNorm before the blocks, and a patch embedding without bias (CLIP).
+      fc_norm: final norm after the pooling and not before; None means: when global_pool is "avg".
+      drop_rate: dropout before the head; pos_drop_rate, proj_drop_rate, attn_drop_rate elsewhere.
+      drop_path_rate: stochastic depth of the last block, growing linearly from 0.
+      act_layer: "gelu", "quick_gelu" or "gelu_tanh".
+      norm_eps: LayerNorm's epsilon.
+      distillation_token: a second token with a head of its own (DeiT); set by the name, not by the user.
+      dtype: type of the arithmetic; parameters and outputs are fp32.
+      remat: recompute each block in the backward pass instead of storing it.
+    """
+
+    img_size: int | tuple[int, int] = 224
+    patch_size: int | tuple[int, int] = 16
+    in_chans: int = 3
+    num_classes: int = 1000
+    global_pool: str = "token"
+    embed_dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    init_values: float | None = None
+    class_token: bool = True
+    reg_tokens: int = 0
+    no_embed_class: bool = False
+    pre_norm: bool = False
+    fc_norm: bool | None = None
+    drop_rate: float = 0.0
+    pos_drop_rate: float = 0.0
+    proj_drop_rate: float = 0.0
+    attn_drop_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    act_layer: str = "gelu"
+    norm_eps: float = 1e-6
+    distillation_token: bool = False
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+
+    def __post_init__(self):
+        self.img_size = size_pair(self.img_size, "img_size")
+        self.patch_size = size_pair(self.patch_size, "patch_size")
+        require_grid(self.img_size, self.patch_size)
+        require_heads(self.embed_dim, self.num_heads)
+        require_choice("global_pool", self.global_pool, ("token", "avg", ""))
+        require(
+            self.class_token or self.global_pool != "token",
+            'class_token=False and global_pool="token" exclude each other. There is no token to read. Set '
+            'global_pool="avg".',
+        )
+        require(
+            not self.distillation_token or (self.global_pool == "token" and not self.reg_tokens and not self.fc_norm),
+            'A distilled ViT takes only global_pool="token", reg_tokens=0 and fc_norm=None. Its two heads read the '
+            "class and the distillation token. Leave those arguments out, or choose a name without distilled in it.",
+        )
+        activation(self.act_layer)
+        super().__post_init__()
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return (self.img_size[0] // self.patch_size[0], self.img_size[1] // self.patch_size[1])
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens before the patches: class, distillation, registers."""
+        return int(self.class_token) + int(self.distillation_token) + self.reg_tokens
+
+    def tap_names(self) -> tuple[str, ...]:
+        """Every name that `taps` and `offsets` accept, in depth order."""
+        kinds = ("attn", "prefix", "block") if self.num_prefix_tokens else ("attn", "block")
+        return (*(f"{kind}_{i}" for i in range(self.depth) for kind in kinds), "pre_logits")
+
+    def _embed(self, images: jax.Array) -> jax.Array:
+        """(B, H, W, c) images -> (B, N, C) tokens with prefix tokens and position embeddings."""
+        x = PatchEmbed(self.patch_size, self.embed_dim, not self.pre_norm, None, self.dtype, name="patch_embed")(images)
+        x = x.reshape(x.shape[0], -1, self.embed_dim)
+        tiny = nn.initializers.normal(1e-6)
+        prefix = []
+        if self.class_token:
+            prefix.append(self.param("cls_token", tiny, (1, 1, self.embed_dim)))
+        if self.distillation_token:
+            prefix.append(self.param("dist_token", LINEAR_INIT, (1, 1, self.embed_dim)))
+        if self.reg_tokens:
+            prefix.append(self.param("reg_token", tiny, (1, self.reg_tokens, self.embed_dim)))
+        embedded = x.shape[1] + (0 if self.no_embed_class else self.num_prefix_tokens)
+        pos_embed = self.param("pos_embed", LINEAR_INIT, (1, embedded, self.embed_dim))
+        if not prefix:
+            return x + pos_embed.astype(self.dtype)
+        # The sums of the (few) prefix tokens are formed in fp32 once per batch, not once per example.
+        front = jnp.concatenate(prefix, axis=1)
+        if not self.no_embed_class:
+            front = front + pos_embed[:, : self.num_prefix_tokens]
+            pos_embed = pos_embed[:, self.num_prefix_tokens :]
+        front = jnp.broadcast_to(front.astype(self.dtype), (x.shape[0], *front.shape[1:]))
+        return jnp.concatenate([front, x + pos_embed.astype(self.dtype)], axis=1)
+
+    @nn.compact
+    def __call__(
+        self,
+        images: jax.Array,
+        train: bool = False,
+        taps: tuple[str, ...] = (),
+        offsets: Offsets | None = None,
+        distilled: bool = False,
+    ) -> tuple[jax.Array | tuple[jax.Array, jax.Array], Features]:
+        """Classifies a batch and hands out the features that `taps` names.
+
+        Args:
+          images: (B, H, W, in_chans), normalised.
+          train: static; switches dropout and stochastic depth on (key "dropout").
+          taps: static; any of `tap_names()`.
+          offsets: tap -> array added at that point.
+          distilled: static; for a distilled ViT the pair (class, distillation) instead of the mean of both heads.
+
+        Returns:
+          Logits (B, num_classes) in fp32, (B, C) for num_classes=0, with an axis of tokens for global_pool="";
+          and a dict of features in `dtype`: `block_i` (B, h, w, C), `prefix_i` (B, P, C), and in fp32 `attn_i`
+          (B, H, N, N) and `pre_logits` (B, C) (of a distilled ViT the mean of both tokens).
+
+        Raises:
+          ShapeError: images of another size. TapError: a tap that does not exist. ConfigError: no key, or `distilled`
+            of a network without distillation token.
+        """
+        check_images(images, self.img_size, self.in_chans, "this vision transformer")
+        require(
+            self.distillation_token or not distilled,
+            "distilled=True, but this network has one head. Only a distilled ViT returns a pair. Leave it out, or "
+            "create e.g. deit_tiny_distilled_patch16_224.",
+        )
+        tap = TapRecorder("this vision transformer", self.tap_names(), taps, offsets)
+        x = Dropout(self.pos_drop_rate, not train)(self._embed(images))
+        if self.pre_norm:
+            x = LayerNorm(self.norm_eps, self.dtype, name="norm_pre")(x)
+        block_type = nn.remat(Block) if self.remat else Block
+        for i, drop_path in enumerate(drop_path_rates(self.drop_path_rate, self.depth)):
+            block = block_type(
+                self.num_heads,
+                self.mlp_ratio,
+                self.qkv_bias,
+                self.init_values,
+                self.act_layer,
+                self.norm_eps,
+                self.proj_drop_rate,
+                self.attn_drop_rate,
+                drop_path,
+                not train,
+                self.dtype,
+                name=f"blocks_{i}",
+            )
+            x, probs = block(x, tap.offsets.get(f"attn_{i}"))
+            if f"attn_{i}" in tap.taps:
+                tap.features[f"attn_{i}"] = probs
+            x = tap.tokens(i, x, self.grid_size, self.num_prefix_tokens)
+        return self._head(x, tap, train, distilled), tap.features
+
+    def _head(self, x: jax.Array, tap: TapRecorder, train: bool, distilled: bool):
+        """(B, N, C) tokens of the last block -> output."""
+        norm_after_pool = self.global_pool == "avg" if self.fc_norm is None else self.fc_norm
+        norm = LayerNorm(self.norm_eps, jnp.float32, name="fc_norm" if norm_after_pool else "norm")
+        if self.distillation_token:
+            # Only the tokens that the heads read are normalised: LayerNorm acts on each token by itself.
+            x = norm(x[:, :2])
+            if tap.wants("pre_logits"):
+                mean = tap("pre_logits", x.mean(axis=1))
+                x = x + (mean - x.mean(axis=1))[:, None] if "pre_logits" in tap.offsets else x
+            x = Dropout(self.drop_rate, not train)(x)
+            outputs = (x[:, 0], x[:, 1])
+            if self.num_classes:
+                outputs = (
+                    Linear(self.num_classes, name="head")(x[:, 0]),
+                    Linear(self.num_classes, name="head_dist")(x[:, 1]),
+                )
+            return outputs if distilled else (outputs[0] + outputs[1]) / 2
+        if self.global_pool == "token":
+            x = norm(x[:, 0])
+        elif norm_after_pool:
+            x = norm(x[:, self.num_prefix_tokens :].astype(jnp.float32).mean(axis=1) if self.global_pool else x)
+        else:
+            x = norm(x)
+            x = x[:, self.num_prefix_tokens :].mean(axis=1) if self.global_pool else x
+        x = Dropout(self.drop_rate, not train)(tap("pre_logits", x))
+        return Linear(self.num_classes, name="head")(x) if self.num_classes else x

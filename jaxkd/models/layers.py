@@ -1,0 +1,269 @@
+"""Building blocks that the vision transformers share (flax.linen, channels last).
+
+Parameter names are timm's, with flax's `kernel` and `scale` for PyTorch's `weight`. Parameters are fp32; `dtype` is the
+type of the arithmetic. Softmax and the statistics of LayerNorm are fp32 whatever `dtype` says.
+
+Legend: B batch, N tokens, C channels, H heads, D channels per head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from jaxkd.errors import ConfigError, did_you_mean
+from jaxkd.models.contract import add_offset, check_dropout_rng
+
+Initializer = Callable[..., jax.Array]
+
+# timm truncates at +-2 in absolute terms, which is a hundred standard deviations: a plain normal.
+LINEAR_INIT: Initializer = nn.initializers.normal(0.02)
+
+
+def patch_init(fan_in: int) -> Initializer:
+    """PyTorch's default of Conv2d, kernel and bias: uniform in +-1/sqrt(fan_in)."""
+    bound = fan_in**-0.5
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """Exact GELU, x Phi(x), with Phi from erf (Hendrycks and Gimpel 2016); any shape, same dtype.
+
+    `lax.erf` and not `jax.nn.gelu`, whose erfc is several times slower on a CPU.
+    """
+    return 0.5 * x * (1 + jax.lax.erf(x * np.float32(np.sqrt(0.5)).astype(x.dtype)))
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """x sigmoid(1.702 x), the activation of OpenAI's CLIP; any shape, same dtype."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+def gelu_tanh(x: jax.Array) -> jax.Array:
+    """GELU by its tanh approximation; any shape, same dtype."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": gelu,
+    "quick_gelu": quick_gelu,
+    "gelu_tanh": gelu_tanh,
+}
+
+
+def activation(name: str) -> Callable[[jax.Array], jax.Array]:
+    """The activation called `name` (timm's `act_layer`).
+
+    Raises:
+      ConfigError: there is none of that name.
+    """
+    if name not in ACTIVATIONS:
+        raise ConfigError(
+            f'act_layer="{name}" is not an activation of the vision transformers.{did_you_mean(name, ACTIVATIONS)} '
+            f"Only those that published weights need are built. Use one of: {', '.join(ACTIVATIONS)}."
+        )
+    return ACTIVATIONS[name]
+
+
+def drop_path_rates(rate: float, depth: int) -> tuple[float, ...]:
+    """Stochastic depth that grows linearly from 0 to `rate` over `depth` blocks (timm/layers/drop.py)."""
+    return tuple(float(r) for r in np.linspace(0.0, rate, depth))
+
+
+class LayerNorm(nn.Module):
+    """Normalises the last axis: statistics in fp32, biased variance, result in `dtype`."""
+
+    epsilon: float = 1e-6
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        x = x.astype(jnp.float32)
+        centred = x - x.mean(axis=-1, keepdims=True)
+        variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+        return (centred * (jax.lax.rsqrt(variance + self.epsilon) * scale) + bias).astype(self.dtype)
+
+
+class Dropout(nn.Module):
+    """Zeroes single elements with probability `rate` and rescales the rest; needs the key "dropout" where it acts."""
+
+    rate: float
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.deterministic or self.rate == 0.0:
+            return x
+        check_dropout_rng(self, f"Dropout (rate {self.rate})")
+        keep = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - self.rate, x.shape)
+        return jnp.where(keep, x / (1.0 - self.rate), jnp.zeros_like(x))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drops a residual branch of whole examples (Huang et al. 2016; timm/layers/drop.py).
+
+    Attributes:
+      rate: probability that an example loses the branch; the others are divided by 1 - rate.
+      deterministic: True outside training.
+    """
+
+    rate: float
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.deterministic or self.rate == 0.0:
+            return x
+        check_dropout_rng(self, f"Stochastic depth (drop_path_rate, here {self.rate:g})")
+        keep = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - self.rate, (x.shape[0],) + (1,) * (x.ndim - 1))
+        return x * (keep / (1.0 - self.rate)).astype(x.dtype)
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel on a residual branch (Touvron et al. 2021, eq. 4)."""
+
+    init_values: float
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        gamma = self.param("gamma", nn.initializers.constant(self.init_values), (x.shape[-1],))
+        return x * gamma.astype(self.dtype)
+
+
+class Linear(nn.Module):
+    """x @ kernel + bias over the last axis, initialised as timm does (normal 0.02, zero bias)."""
+
+    features: int
+    use_bias: bool = True
+    dtype: jnp.dtype = jnp.float32
+    kernel_init: Initializer = LINEAR_INIT
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        y = jnp.einsum("...c,cf->...f", x.astype(self.dtype), kernel.astype(self.dtype))
+        if self.use_bias:
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        return y
+
+
+class PatchProjection(nn.Module):
+    """The convolution of a patch embedding, whose stride is its size, as one matrix product.
+
+    Attributes:
+      patch_size: (ph, pw) pixels; what is left over at the right and lower edge is not seen, as in a convolution.
+      features: C.
+    """
+
+    patch_size: tuple[int, int]
+    features: int
+    use_bias: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """(B, H, W, c) images -> (B, h, w, C)."""
+        (ph, pw), (batch, height, width, chans) = self.patch_size, images.shape
+        h, w = height // ph, width // pw
+        init = patch_init(ph * pw * chans)
+        kernel = self.param("kernel", init, (ph, pw, chans, self.features)).astype(self.dtype)
+        x = images[:, : h * ph, : w * pw].astype(self.dtype).reshape(batch, h, ph, w, pw, chans)
+        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, h, w, ph * pw * chans)
+        x = jnp.einsum("bhwp,pc->bhwc", x, kernel.reshape(ph * pw * chans, self.features))
+        if self.use_bias:
+            x = x + self.param("bias", init, (self.features,)).astype(self.dtype)
+        return x
+
+
+class PatchEmbed(nn.Module):
+    """Images to a map of patch embeddings, with an optional LayerNorm (Swin)."""
+
+    patch_size: tuple[int, int]
+    features: int
+    use_bias: bool = True
+    norm_epsilon: float | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """(B, H, W, c) -> (B, h, w, C)."""
+        x = PatchProjection(self.patch_size, self.features, self.use_bias, self.dtype, name="proj")(images)
+        if self.norm_epsilon is not None:
+            x = LayerNorm(self.norm_epsilon, self.dtype, name="norm")(x)
+        return x
+
+
+class MLP(nn.Module):
+    """Linear, activation, linear, with dropout after each (timm/layers/mlp.py)."""
+
+    hidden: int
+    act_layer: str = "gelu"
+    drop: float = 0.0
+    deterministic: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        x = activation(self.act_layer)(Linear(self.hidden, dtype=self.dtype, name="fc1")(x))
+        x = Dropout(self.drop, self.deterministic)(x)
+        x = Linear(channels, dtype=self.dtype, name="fc2")(x)
+        return Dropout(self.drop, self.deterministic)(x)
+
+
+def split_heads(qkv: jax.Array, num_heads: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(..., N, 3C) of one fused product -> queries (scaled by D^-1/2), keys and values, each (..., N, H, D)."""
+    *lead, channels3 = qkv.shape
+    head_dim = channels3 // 3 // num_heads
+    q, k, v = (part.reshape(*lead, num_heads, head_dim) for part in jnp.split(qkv, 3, axis=-1))
+    return q * jnp.asarray(head_dim**-0.5, qkv.dtype), k, v
+
+
+def softmax(logits: jax.Array) -> jax.Array:
+    """Softmax over the last axis, computed and returned in fp32."""
+    return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention (Vaswani et al. 2017; timm/layers/attention.py) with one fused qkv product."""
+
+    num_heads: int
+    qkv_bias: bool = True
+    attn_drop: float = 0.0
+    proj_drop: float = 0.0
+    deterministic: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, offset: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        """Attends within each example.
+
+        Args:
+          x: (B, N, C).
+          offset: (B, H, N, N), added to the attention probabilities.
+
+        Returns:
+          (B, N, C), and the attention probabilities (B, H, N, N) in fp32.
+        """
+        batch, tokens, channels = x.shape
+        qkv = Linear(3 * channels, self.qkv_bias, self.dtype, name="qkv")(x)
+        q, k, v = split_heads(qkv, self.num_heads)
+        probs = softmax(jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32))
+        if offset is not None:
+            probs = add_offset(probs, offset, "attn")
+        weights = Dropout(self.attn_drop, self.deterministic)(probs.astype(self.dtype))
+        out = jnp.einsum("bhnm,bmhd->bnhd", weights, v).reshape(batch, tokens, channels)
+        out = Linear(channels, dtype=self.dtype, name="proj")(out)
+        return Dropout(self.proj_drop, self.deterministic)(out), probs

@@ -1,0 +1,75 @@
+"""Cutting a map into windows, shifting it, and telling the windows' tokens apart (Liu et al. 2021, section 3.2).
+
+Semantics of timm/models/swin_transformer.py. Everything but the two reshapes is computed once, in NumPy, while a
+network is traced. Legend: B batch, h w grid, a b window height and width, W windows per image, N = a b tokens per
+window, C channels.
+"""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+
+Size = tuple[int, int]
+MASKED = -100.0  # added to logits between regions that only the cyclic shift made neighbours
+
+
+def window_and_shift(grid: Size, window: Size, shifted: bool) -> tuple[Size, Size]:
+    """Window and shift of a block, clamped to the grid axis by axis (timm: `_calc_window_shift`).
+
+    Args:
+      grid: (h, w) of the stage.
+      window: (a, b) asked for.
+      shifted: whether this block is one of the shifted ones (every second).
+
+    Returns:
+      The window, nowhere larger than the grid, and the shift: half the window asked for, 0 along an axis that a single
+      window spans.
+    """
+    clamped = (min(grid[0], window[0]), min(grid[1], window[1]))
+    shift = tuple(w // 2 if shifted and g > c else 0 for g, c, w in zip(grid, clamped, window, strict=True))
+    return clamped, (shift[0], shift[1])
+
+
+def relative_position_index(window: Size) -> np.ndarray:
+    """(N, N) rows of the bias table: one row per difference of positions, rows of the difference in y major."""
+    a, b = window
+    y, x = (axis.reshape(-1) for axis in np.mgrid[:a, :b])
+    dy, dx = y[:, None] - y[None, :] + a - 1, x[:, None] - x[None, :] + b - 1
+    return dy * (2 * b - 1) + dx
+
+
+def _regions(length: int, window: int, shift: int) -> np.ndarray:
+    """Which of three stretches of a shifted axis each position belongs to; all the same without a shift."""
+    region = np.zeros(length, np.int64)
+    if shift:
+        region[-window:] = 1
+        region[-shift:] = 2
+    return region
+
+
+def partition(x: jax.Array, window: Size) -> jax.Array:
+    """(B, h, w, C) whose grid divides by the window -> (B, W, N, C)."""
+    batch, h, w, channels = x.shape
+    a, b = window
+    x = x.reshape(batch, h // a, a, w // b, b, channels).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, (h // a) * (w // b), a * b, channels)
+
+
+def merge(windows: jax.Array, window: Size, grid: Size) -> jax.Array:
+    """(B, W, N, C) -> (B, h, w, C): undoes `partition`."""
+    (batch, _, _, channels), (a, b), (h, w) = windows.shape, window, grid
+    x = windows.reshape(batch, h // a, w // b, a, b, channels).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, h, w, channels)
+
+
+def shift_mask(grid: Size, window: Size, shift: Size) -> np.ndarray | None:
+    """(W, N, N): 0 within a region of the shifted grid, -100 between regions; None where nothing is shifted."""
+    if not any(shift):
+        return None
+    rows, columns = (_regions(g, w, s) for g, w, s in zip(grid, window, shift, strict=True))
+    region = (3 * rows[:, None] + columns[None, :]).reshape(
+        grid[0] // window[0], window[0], grid[1] // window[1], window[1]
+    )
+    region = region.transpose(0, 2, 1, 3).reshape(-1, window[0] * window[1])
+    return np.where(region[:, :, None] == region[:, None, :], 0.0, MASKED).astype(np.float32)

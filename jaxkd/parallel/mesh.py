@@ -1,0 +1,58 @@
+"""The device mesh, axes `data` (the batch is split over it) and `model` (wide matrices may be)."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxkd.errors import TopologyError
+
+AXES = ("data", "model")
+
+
+def make_mesh(data: int = -1, model: int = 1, devices: list | None = None) -> Mesh:
+    """A `(data, model)` mesh over all devices of all hosts.
+
+    Args:
+      data: devices along the batch; -1 takes what `model` leaves.
+      model: devices along wide matrices.
+      devices: the devices, `jax.devices()` by default.
+
+    Raises:
+      TopologyError: if data * model is not the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
+    if model < 1 or (data != -1 and data < 1):
+        raise TopologyError(
+            f"mesh.data={data}, mesh.model={model} is not a mesh. Both count devices (data may be -1 for 'the rest'). "
+            "Use --config.mesh.data=-1 --config.mesh.model=1 to split the batch over all devices."
+        )
+    if data == -1:
+        data = count // model
+    if data * model != count:
+        raise TopologyError(
+            f"mesh.data={data} x mesh.model={model} needs {data * model} devices, but JAX sees {count} "
+            f"({devices[0].platform}). Every device must have a place in the mesh, or some would idle unseen. "
+            f"Use --config.mesh.data=-1 with a mesh.model that divides {count}."
+        )
+    return Mesh(np.asarray(devices).reshape(data, model), AXES)
+
+
+def check_batch(name: str, batch_size: int, mesh: Mesh, *, accumulate: int = 1) -> None:
+    """Raises TopologyError unless `batch_size` splits evenly over hosts, the data axis and the micro-batches."""
+    parts = mesh.shape["data"] * accumulate
+    if batch_size < 1 or batch_size % parts:
+        lower, upper = batch_size // parts * parts, (batch_size // parts + 1) * parts
+        near = f"{lower} or {upper}" if lower else f"{upper}"
+        pieces = f"{mesh.shape['data']} devices" + (f" x {accumulate} micro-batches" if accumulate > 1 else "")
+        raise TopologyError(
+            f"{name}={batch_size} does not divide over {pieces}. Each device must get the same number of images, or the "
+            f"step could not be one compiled program. Use a multiple of {parts}, for example {near}."
+        )
+    if batch_size % jax.process_count():
+        raise TopologyError(
+            f"{name}={batch_size} does not divide over {jax.process_count()} hosts. Each host loads an equal share. "
+            f"Use a multiple of {jax.process_count()}."
+        )

@@ -1,0 +1,67 @@
+"""Which array lives where: one table of rules for parameters, and helpers that put host arrays on the mesh."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+# Regex over the slash path of a parameter -> partition of its last axes. Megatron's split: the first matrix of a pair by
+# columns, the second by rows, so that each block needs one all-reduce. Read only where the mesh has a model axis > 1.
+PARAMETER_RULES: tuple[tuple[str, PartitionSpec], ...] = (
+    (r"attn/(qkv|q|k|v)/kernel$", PartitionSpec(None, "model")),
+    (r"attn/proj/kernel$", PartitionSpec("model", None)),
+    (r"mlp/fc1/kernel$", PartitionSpec(None, "model")),
+    (r"mlp/fc1/bias$", PartitionSpec("model")),
+    (r"mlp/fc2/kernel$", PartitionSpec("model", None)),
+)
+
+
+def path_of(key_path: tuple) -> str:
+    """A JAX key path as `"student/blocks_0/attn/qkv/kernel"`."""
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in key_path)
+
+
+def partition_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """The partition of one array: the first rule that matches and divides, else replicated."""
+    if mesh.shape["model"] == 1:
+        return PartitionSpec()
+    for pattern, spec in PARAMETER_RULES:
+        if re.search(pattern, path) and len(shape) >= len(spec):
+            spec = PartitionSpec(*([None] * (len(shape) - len(spec))), *spec)  # stacked members or blocks lead
+            if all(axis is None or size % mesh.shape[axis] == 0 for axis, size in zip(spec, shape, strict=True)):
+                return spec
+    return PartitionSpec()
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The sharding of a batch: its first axis over `data`."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def tree_shardings(tree: Any, mesh: Mesh) -> Any:
+    """A tree of NamedSharding for parameters, optimiser state or a whole train state.
+
+    Optimiser moments end in the path of their parameter, so one table serves both.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(mesh, partition_of(path_of(path), tuple(leaf.shape), mesh)), tree
+    )
+
+
+def put_batch(batch: Any, mesh: Mesh) -> Any:
+    """This host's slice of a batch (leading axis) -> global arrays split over the `data` axis."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def put_replicated(tree: Any, mesh: Mesh) -> Any:
+    """Host arrays -> global arrays, placed by the parameter rules (replicated where none applies)."""
+    return jax.device_put(tree, tree_shardings(tree, mesh))

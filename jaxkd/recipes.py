@@ -1,0 +1,224 @@
+"""Shared pieces of configs: every field there is, with its meaning, and the embedded variant of a recipe.
+
+Imports no JAX, so that a config can be read, checked and printed anywhere.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from jaxkd.errors import ConfigError, did_you_mean
+
+# SpectralKD's eight layers, student <-> teacher, for 12 against 24 blocks (papers: SpectralKD, recipe).
+DEIT_CAIT_PAIRS = ((0, 0), (1, 1), (6, 18), (7, 19), (8, 20), (9, 21), (10, 22), (11, 23))
+
+
+def network(name: str) -> ConfigDict:
+    """A network: its name, timm's constructor arguments (None: the network's own default) and its weights."""
+    config = ConfigDict(
+        {
+            "name": name,
+            # A file, a Hugging Face id ("timm/cait_s24_224.fb_dist_in1k"), a work directory of ours; "" is random.
+            "weights": "",
+            "variant": "",  # "ema" or "raw", where the weights hold both
+            "resize": False,  # resize position embeddings and relative-bias tables to this network's grid
+            "new_head": False,  # drop a head of another size and start a new one
+        }
+    )
+    config.args = ConfigDict(
+        {
+            "img_size": placeholder(object),
+            "patch_size": placeholder(int),
+            "embed_dim": placeholder(int),
+            "depth": placeholder(int),
+            "depths": placeholder(object),
+            "num_heads": placeholder(object),
+            "mlp_ratio": placeholder(float),
+            "window_size": placeholder(int),
+            "num_classes": placeholder(int),
+            "drop_rate": placeholder(float),
+            "drop_path_rate": placeholder(float),
+            "init_values": placeholder(float),
+        }
+    )
+    return config
+
+
+def base() -> ConfigDict:
+    """Every field of a training config; leaf files change values and lock it, they never add fields."""
+    config = ConfigDict()
+    config.task = "classification"  # or "distillation": with a teacher
+    config.seed = 0
+    config.student = network("deit_tiny_patch16_224")
+    config.student.freeze = ()  # patterns over parameter paths, such as ("patch_embed", "blocks_0")
+    config.teacher = network("")  # task "distillation" only
+
+    config.distill = ConfigDict()
+    config.distill.preset = "none"  # soft hard spectral mse soft+spectral soft+mse hard+spectral hard+mse
+    config.distill.pairs = placeholder(object)  # ((student, teacher), ...), "last", "first", "first+last", "stages"
+    config.distill.alpha = placeholder(object)  # weight of the logit term, 1 - alpha of the cross-entropy; or a schedule
+    config.distill.temperature = placeholder(float)
+    config.distill.feature_weight = placeholder(object)  # or a schedule: {"schedule": "linear", "from": ..., "to": ...}
+    config.distill.spectral_method = ""  # "fft" or "closed"; "" is the faster
+    config.label_smoothing = 0.1
+
+    config.data = ConfigDict()
+    config.data.source = ""  # a folder with train/<label>/* and val/<label>/*, or "embedded:digits"
+    config.data.workers = 8  # processes that decode; 0 decodes in this one
+    config.data.augment = ConfigDict()
+    config.data.augment.kind = "random_resized_crop"  # or "pad_crop", "none"
+    config.data.augment.scale = (0.08, 1.0)  # area of the crop
+    config.data.augment.ratio = (3 / 4, 4 / 3)  # width over height of the crop
+    config.data.augment.interpolation = "bicubic"
+    config.data.augment.pad = 0  # pixels on each side, pad_crop only
+    config.data.augment.hflip = 0.5
+
+    config.eval = ConfigDict()
+    config.eval.every_epochs = 1
+    config.eval.batch_size = 0  # 0: train.batch_size
+    config.eval.crop_pct = 0.0  # 0: the student's own
+    config.eval.interpolation = ""  # "": the student's own
+
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 5e-4
+    config.optimizer.reference_batch = 512  # the rate is for this batch and scales linearly; 0: taken as it is
+    config.optimizer.weight_decay = 0.05
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.999
+    config.optimizer.eps = 1e-8
+    config.optimizer.clip_norm = 0.0  # 0: off
+    config.optimizer.accumulate = 1  # micro-batches a step
+
+    config.schedule = ConfigDict()
+    config.schedule.kind = "cosine"  # per step; "timm_epoch": what the published runs used; "constant"
+    config.schedule.warmup_epochs = 5
+    config.schedule.warmup_lr = 1e-6
+    config.schedule.min_lr = 1e-5
+
+    config.ema = ConfigDict({"decay": 0.99996})  # 0: off
+
+    config.train = ConfigDict()
+    config.train.epochs = 300
+    config.train.steps = 0  # stop after so many optimiser steps; 0: all epochs
+    config.train.batch_size = 512  # global, an optimiser step
+
+    config.precision = ConfigDict({"compute": "float32", "remat": False})  # compute: float32 or bfloat16
+    config.mesh = ConfigDict({"data": -1, "model": 1})  # devices along the batch (-1: the rest) and along wide matrices
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every_epochs = 1
+    config.checkpoint.every_steps = 0  # besides every_epochs; 0: off
+    config.checkpoint.keep_last = 2
+    config.checkpoint.keep_best = 1
+    config.checkpoint.keep_every_epochs = 0
+
+    config.log = ConfigDict({"every_steps": 50, "tensorboard": True})
+
+    # Runs after one another, each a dict of dotted changes with a "name"; a later one may take "stage:<name>" as weights.
+    config.stages = ()
+    return config
+
+
+def parse_arg(arg: str | None, known: dict[str, str]) -> dict[str, str]:
+    """`"embedded,student=deit_small_patch16_224"` -> `{"embedded": "", "student": "deit_small_patch16_224"}`.
+
+    Args:
+      arg: what follows the colon of `--config=file.py:arg`.
+      known: the words this config understands, with what they mean.
+
+    Raises:
+      ConfigError: a word that the config does not understand.
+    """
+    words = {}
+    for part in filter(None, (p.strip() for p in (arg or "").split(","))):
+        name, _, value = part.partition("=")
+        if name not in known:
+            meaning = "; ".join(f"{k}: {v}" for k, v in known.items())
+            raise ConfigError(
+                f'The config does not understand ":{part}".{did_you_mean(name, known)} It would otherwise be ignored in '
+                f"silence. Known after the colon: {meaning}."
+            )
+        words[name] = value
+    return words
+
+
+def change(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
+    """A copy of `config` with dotted fields changed: `{"train.epochs": 10}`.
+
+    Raises:
+      ConfigError: for a field that does not exist.
+    """
+    config = ConfigDict(config.copy_and_resolve_references())
+    for dotted, value in changes.items():
+        *parents, leaf = dotted.split(".")
+        node = config
+        for name in parents:
+            node = node.get(name) if isinstance(node, ConfigDict) else None
+        if not isinstance(node, ConfigDict) or leaf not in node:
+            raise ConfigError(
+                f'"{dotted}" is not a field of a config.{did_you_mean(dotted, flatten(config))} A stage may only change '
+                "fields that exist. jaxkd/recipes.py lists them all."
+            )
+        with node.ignore_type():
+            node[leaf] = value
+    return config
+
+
+def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """`{"train.epochs": 300, ...}`: every leaf field by its dotted name."""
+    out: dict[str, Any] = {}
+    for name in config:
+        value = config.get(name)
+        if isinstance(value, ConfigDict):
+            out |= flatten(value, f"{prefix}{name}.")
+        else:
+            out[prefix + name] = value
+    return out
+
+
+def digits(config: ConfigDict, student: dict[str, Any]) -> ConfigDict:
+    """The same recipe, shrunk to scikit-learn's 1,797 handwritten digits of 8x8 pixels and a small student.
+
+    Smoothing, decay, schedule kind and the objective stay as they are; batch, rate, warm-up, average and crops fit the size.
+    """
+    changes = {
+        "data.source": "embedded:digits",
+        "data.workers": 0,
+        "data.augment.kind": "pad_crop",
+        "data.augment.pad": 1,
+        "data.augment.hflip": 0.0,  # a mirrored digit is another sign
+        "eval.crop_pct": 1.0,
+        "eval.every_epochs": 5,
+        "train.batch_size": 64,
+        "optimizer.reference_batch": 0,
+        "optimizer.learning_rate": 2e-3,
+        "schedule.warmup_epochs": 5,
+        "ema.decay": 0.99,
+        "checkpoint.every_epochs": 10,
+        "log.every_steps": 22,
+    }
+    return change(config, changes | {f"student.args.{k}": v for k, v in student.items()})
+
+
+def embedded(config: ConfigDict, *, student: dict[str, Any], teacher: dict[str, Any], pairs: Any) -> ConfigDict:
+    """A distillation config on the digits: its own teacher is trained first, then the student without and with it.
+
+    Args:
+      config: the full-size recipe; its preset, alpha, temperature and feature weight stay as they are.
+      student: constructor arguments of the small student.
+      teacher: constructor arguments of the small teacher.
+      pairs: the layers that correspond in the small networks.
+    """
+    alone = {"task": "classification", "teacher.name": "", "teacher.weights": "", "distill.preset": "none"}
+    alone |= {f"distill.{k}": None for k in ("pairs", "alpha", "temperature", "feature_weight")}
+    alone |= {f"teacher.args.{k}": None for k in teacher}
+    first = {"name": "teacher", **alone, "student.name": config.teacher.name}
+    first |= {f"student.args.{k}": None for k in student}
+    first |= {f"student.args.{k}": v for k, v in teacher.items()}
+    changes = {f"teacher.args.{k}": v for k, v in teacher.items()}
+    changes |= {"distill.pairs": pairs, "teacher.weights": "stage:teacher"}
+    changes["stages"] = (first, {"name": "student_alone", **alone}, {"name": "student_distilled"})
+    return change(digits(config, student), changes)

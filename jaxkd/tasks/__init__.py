@@ -1,0 +1,7 @@
+"""Which networks and which losses: the pure functions that the loop trains."""
+
+from jaxkd.tasks.classification import ClassificationTask
+from jaxkd.tasks.distillation import DistillationTask
+from jaxkd.tasks.networks import Network, build_network, network_from_run
+
+__all__ = ["ClassificationTask", "DistillationTask", "Network", "build_network", "network_from_run"]

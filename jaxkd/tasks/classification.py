@@ -1,0 +1,79 @@
+"""Supervised training: a network, labels, label-smoothed cross-entropy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxkd import data, metrics
+from jaxkd.distill import Objective
+from jaxkd.tasks.networks import Network
+from jaxkd.train.task import Batch, Metrics
+
+PyTree = Any
+
+
+class ClassificationTask:
+    """Trains `student` on labels; `DistillationTask` adds a teacher.
+
+    Args:
+      student: the network; its variables, if any, are the start.
+      objective: what to minimise (here: cross-entropy).
+      frozen: tree of bool like the parameters, or None.
+    """
+
+    constants: PyTree
+
+    def __init__(self, student: Network, objective: Objective, *, frozen: PyTree | None = None):
+        self.student = student
+        self.objective = objective
+        self.frozen = frozen
+        self.constants = {}
+
+    def init(self, key: jax.Array) -> tuple[PyTree, PyTree]:
+        """Random parameters, or the given ones; no mutable collections (these networks have none)."""
+        if self.student.variables is not None:
+            params = self.student.variables["params"]
+        else:
+            images = jnp.zeros((1, *self.student.image_size, 3), jnp.float32)
+            params = self.student.model.init(key, images)["params"]
+        return {"student": params, "projectors": {}}, {}
+
+    def images(self, batch: Batch) -> jax.Array:
+        """(B, H, W, 3) uint8 -> fp32, normalised with the student's constants."""
+        return data.normalise(batch["image"], self.student.spec.mean, self.student.spec.std)
+
+    def forward(self, params: PyTree, images: jax.Array, *, train: bool, key: jax.Array | None = None) -> tuple:
+        """The student's (output, features) with the features that the objective reads."""
+        return self.student.model.apply(
+            {"params": params["student"]},
+            images,
+            train=train,
+            taps=self.objective.student_taps if train else (),
+            rngs=None if key is None else {"dropout": key},
+        )
+
+    def teach(self, images: jax.Array, constants: PyTree) -> tuple | None:
+        """What a teacher says of `images`; here nobody does."""
+        return None
+
+    def loss(
+        self, params: PyTree, mutable: PyTree, batch: Batch, key: jax.Array, step: jax.Array, constants: PyTree
+    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], PyTree]]:
+        """See `train.Task.loss`."""
+        images = self.images(batch)
+        teacher_out = self.teach(images, constants)
+        student_out = self.forward(params, images, train=True, key=key)
+        loss, terms = self.objective(student_out, teacher_out, batch, step)
+        return loss, (terms, mutable)
+
+    def evaluate(self, params: PyTree, mutable: PyTree, batch: Batch, constants: PyTree) -> Metrics:
+        """Top-1, top-5 (percent) and plain cross-entropy of the student."""
+        logits, _ = self.forward(params, self.images(batch), train=False)
+        return metrics.classification_metrics(logits, batch["label"], batch["mask"])
+
+    def metadata(self) -> dict[str, Any]:
+        """See `train.Task.metadata`."""
+        return {"student": self.student.spec.name}

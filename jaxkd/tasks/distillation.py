@@ -1,0 +1,112 @@
+"""A frozen teacher beside the student: logits and feature maps are compared inside the compiled step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxkd import models, weights
+from jaxkd.distill import Objective, Teacher, check_pairs
+from jaxkd.errors import ConfigError
+from jaxkd.tasks.classification import ClassificationTask
+from jaxkd.tasks.networks import Network
+
+PyTree = Any
+
+
+class DistillationTask(ClassificationTask):
+    """Distils `teacher` into `student`.
+
+    Args:
+      student: the network that learns.
+      teacher: the network that is read; its variables become `constants`.
+      objective: what to minimise.
+      pairs: the (student tap, teacher tap) pairs that the objective compares, checked here before anything compiles.
+      frozen: tree of bool like the parameters, or None.
+
+    Raises:
+      ConfigError: if logits are compared and the networks have different numbers of classes.
+      ShapeError: if the grids of a pair differ.
+      TapError: if a layer does not exist.
+    """
+
+    def __init__(
+        self,
+        student: Network,
+        teacher: Network,
+        objective: Objective,
+        *,
+        pairs: tuple[tuple[str, str], ...] = (),
+        frozen: PyTree | None = None,
+    ):
+        super().__init__(student, objective, frozen=frozen)
+        self.teacher = teacher
+        # A student with a distillation token learns the teacher from that token's own head, as in DeiT.
+        self._two_heads = bool(getattr(student.model, "distilled", False))
+        self._teacher = Teacher(
+            teacher.model, teacher.spec.mean, teacher.spec.std, student.spec.mean, student.spec.std
+        )
+        self.constants = teacher.variables
+        self._check(pairs)
+
+    def _check(self, pairs: tuple[tuple[str, str], ...]) -> None:
+        if self.student.num_classes != self.teacher.num_classes:
+            raise ConfigError(
+                f"The student has {self.student.num_classes} classes and the teacher {self.teacher.num_classes}. Logits are "
+                "compared class by class. Set student.args.num_classes or teacher.args.num_classes (a fine-tuned head) so "
+                "that both are the same, or choose a preset without logits."
+            )
+        if self.student.image_size != self.teacher.image_size:
+            raise ConfigError(
+                f"The student takes {self.student.image_size} images and the teacher {self.teacher.image_size}. Both see the "
+                "same batch. Set teacher.args.img_size (with teacher.resize=True if its position embeddings must follow)."
+            )
+        shapes = [
+            _tap_shapes(network, taps)
+            for network, taps in (
+                (self.student, self.objective.student_taps),
+                (self.teacher, self.objective.teacher_taps),
+            )
+        ]
+        check_pairs(pairs, *shapes)
+
+    def forward(self, params: PyTree, images: jax.Array, *, train: bool, key: jax.Array | None = None) -> tuple:
+        """As in ClassificationTask, with both heads of a distilled student while it trains."""
+        if not (train and self._two_heads):
+            return super().forward(params, images, train=train, key=key)
+        return self.student.model.apply(
+            {"params": params["student"]},
+            images,
+            train=True,
+            taps=self.objective.student_taps,
+            distilled=True,
+            rngs=None if key is None else {"dropout": key},
+        )
+
+    def teach(self, images: jax.Array, constants: PyTree) -> tuple | None:
+        """The teacher's (logits, features), without gradient."""
+        return self._teacher(constants, images, self.objective.teacher_taps)
+
+    def metadata(self) -> dict[str, Any]:
+        """The teacher's name and hash, so that a resume with another teacher is noticed."""
+        return super().metadata() | {
+            "teacher": self.teacher.spec.name,
+            "teacher_fingerprint": weights.fingerprint(self.teacher.variables),
+        }
+
+
+def _tap_shapes(network: Network, taps: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the named features, by abstract evaluation: nothing is computed or compiled."""
+    if not taps:
+        return {}
+    images = jax.ShapeDtypeStruct((1, *network.image_size, 3), jnp.float32)
+    variables = jax.eval_shape(network.model.init, jax.random.key(0), images)
+    _, features = jax.eval_shape(lambda v, x: network.model.apply(v, x, train=False, taps=taps), variables, images)
+    return {name: tuple(value.shape) for name, value in features.items()}
+
+
+def all_taps(network: Network) -> tuple[str, ...]:
+    """Every feature that the network hands back, in depth order."""
+    return models.tap_names(network.model)

@@ -1,0 +1,36 @@
+"""Training: a task goes in, checkpoints and metrics come out."""
+
+from jaxkd.train.checkpoint import Checkpoints, find_run, load_run_weights
+from jaxkd.train.evaluation import evaluate
+from jaxkd.train.loop import Clock, LoopSettings, train_loop
+from jaxkd.train.optimizer import decay_mask, make_optimizer, make_schedule, timm_epoch_rates
+from jaxkd.train.preemption import StopRequest
+from jaxkd.train.progress import TrainProgress
+from jaxkd.train.state import TrainState, create_state
+from jaxkd.train.step import compile_eval_step, compile_train_step, train_step
+from jaxkd.train.task import Task
+from jaxkd.train.writers import MetricWriter, read_metrics
+
+__all__ = [
+    "Checkpoints",
+    "Clock",
+    "LoopSettings",
+    "MetricWriter",
+    "StopRequest",
+    "Task",
+    "TrainProgress",
+    "TrainState",
+    "compile_eval_step",
+    "compile_train_step",
+    "create_state",
+    "decay_mask",
+    "evaluate",
+    "find_run",
+    "load_run_weights",
+    "make_optimizer",
+    "make_schedule",
+    "read_metrics",
+    "timm_epoch_rates",
+    "train_loop",
+    "train_step",
+]

@@ -1,0 +1,187 @@
+"""Checkpoints of a run (Orbax): what is in them, which are kept, and how a run or only its weights come back.
+
+A checkpoint of step n holds everything that n steps changed: parameters, moving average, optimiser, mutable collections,
+the position in the data, the clock, and beside them the resolved config and the teacher's name and hash. Orbax writes to
+a temporary name and renames, so that a killed process never leaves half a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from jaxkd.errors import CheckpointError
+from jaxkd.parallel import tree_shardings
+from jaxkd.train.state import TrainState
+
+PyTree = Any
+FOLDER = "checkpoints"
+
+
+class Checkpoints:
+    """The checkpoints of one work directory.
+
+    Args:
+      workdir: the run's folder; checkpoints go to `workdir/checkpoints/<step>`.
+      keep_last: how many of the newest stay.
+      keep_best: how many with the highest `best_metric` stay.
+      keep_every: steps that are multiples of this stay for ever; 0 is off.
+      best_metric: name in the metrics given to `save`.
+    """
+
+    def __init__(
+        self, workdir: Path, *, keep_last: int = 2, keep_best: int = 1, keep_every: int = 0, best_metric: str = "top1"
+    ):
+        policies: list[Any] = [preservation_policy.LatestN(max(keep_last, 1))]
+        if keep_best:
+            policies.append(
+                preservation_policy.BestN(
+                    get_metric_fn=lambda m: m.get(best_metric, float("-inf")),
+                    n=keep_best,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        if keep_every:
+            policies.append(preservation_policy.EveryNSteps(interval_steps=keep_every))
+        self._best_metric = best_metric
+        self._manager = ocp.CheckpointManager(
+            (Path(workdir) / FOLDER).absolute(),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+                best_fn=lambda m: m.get(best_metric, float("-inf")),
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    def steps(self) -> list[int]:
+        """Steps that can be restored, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, state: TrainState, *, data: dict, meta: dict, metrics: dict[str, float] | None = None) -> None:
+        """Starts writing the checkpoint of `state.step`; a step that is already there is left as it is."""
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        items = {
+            "params": ocp.args.StandardSave(state.params),
+            "rest": ocp.args.StandardSave({"step": state.step, "mutable": state.mutable, "opt_state": state.opt_state}),
+            "data": ocp.args.JsonSave(data),
+            "meta": ocp.args.JsonSave(meta),
+        }
+        if state.ema is not None:
+            items["ema"] = ocp.args.StandardSave(state.ema)
+        self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
+
+    def restore(self, step: int, abstract: TrainState, mesh: jax.sharding.Mesh) -> tuple[TrainState, dict, dict]:
+        """(state, data position, meta) of `step`; `abstract` gives the shapes, `mesh` the placement."""
+        placed = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            abstract,
+            tree_shardings(abstract, mesh),
+        )
+        items: dict[str, Any] = {
+            "params": ocp.args.StandardRestore(placed.params),
+            "rest": ocp.args.StandardRestore(
+                {"step": placed.step, "mutable": placed.mutable, "opt_state": placed.opt_state}
+            ),
+            "data": ocp.args.JsonRestore(),
+            "meta": ocp.args.JsonRestore(),
+        }
+        if placed.ema is not None:
+            items["ema"] = ocp.args.StandardRestore(placed.ema)
+        got = self._manager.restore(step, args=ocp.args.Composite(**items))
+        rest = got["rest"]
+        state = TrainState(rest["step"], got["params"], rest["mutable"], rest["opt_state"], got.get("ema"))
+        return state, got["data"], got["meta"]
+
+    def wait(self) -> None:
+        """Returns when everything that `save` started is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and releases the threads."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def find_run(path: str | Path) -> Path | None:
+    """The work directory that `path` lies in or is, or None: `workdir`, `workdir/checkpoints`, `workdir/checkpoints/400`."""
+    path = Path(path)
+    for folder in (path, path.parent, path.parent.parent):
+        if (folder / "config.json").is_file() and (folder / FOLDER).is_dir():
+            return folder
+    return None
+
+
+def load_run_weights(path: str | Path, *, variant: str | None = None, step: str = "") -> tuple[PyTree, dict, str]:
+    """The student's parameters out of a run of ours, without its optimiser.
+
+    Args:
+      path: work directory, its `checkpoints` folder, or one checkpoint in it.
+      variant: "raw" (default) or "ema".
+      step: a step number, "last" (default) or "best".
+
+    Returns:
+      `{"params": ...}`, the run's resolved config as a dict, and a sentence that says what was loaded.
+
+    Raises:
+      CheckpointError: no such run, no checkpoint in it, no such step, or no moving average.
+    """
+    run = find_run(path)
+    if run is None:
+        raise CheckpointError(
+            f'"{path}" is not a work directory of jaxkd. A work directory holds config.json and a folder `{FOLDER}`. '
+            "Give the --workdir of an earlier run."
+        )
+    manager = ocp.CheckpointManager((run / FOLDER).absolute(), options=ocp.CheckpointManagerOptions(read_only=True))
+    try:
+        steps = sorted(manager.all_steps())
+        if not steps:
+            raise CheckpointError(
+                f'"{run}" holds no finished checkpoint. The run stopped before its first one was written. '
+                "Continue it with its own command, or point to another run."
+            )
+        name = Path(path).name
+        wanted = step or (name if name.isdigit() and Path(path).parent.name == FOLDER else "last")
+        if wanted == "best":
+            scores = {s: (manager.metrics(s) or {}).get("top1") for s in steps}
+            scored = {s: v for s, v in scores.items() if v is not None}
+            chosen = max(scored, key=lambda s: (scored[s], s)) if scored else steps[-1]
+        elif wanted == "last":
+            chosen = steps[-1]
+        elif wanted.isdigit() and int(wanted) in steps:
+            chosen = int(wanted)
+        else:
+            raise CheckpointError(
+                f'"{run}" has no checkpoint of step {wanted}. Older ones are deleted unless checkpoint.keep_every_epochs '
+                f"keeps them. There are: {', '.join(map(str, steps))}."
+            )
+        item = "ema" if variant == "ema" else "params"
+        if not (run / FOLDER / str(chosen) / item).is_dir():
+            raise CheckpointError(
+                f'"{run}" (step {chosen}) has no moving average of the weights. The run was made with ema.decay=0. '
+                "Ask for the raw weights instead."
+            )
+        restored = _restore_item(run / FOLDER / str(chosen) / item)
+    finally:
+        manager.close()
+    config = json.loads((run / "config.json").read_text())
+    said = f"step {chosen} of {run} ({'moving average' if item == 'ema' else 'raw weights'})"
+    return {"params": restored["student"]}, config, said
+
+
+def _restore_item(folder: Path) -> PyTree:
+    """One saved tree as arrays on this process's first device, whatever mesh wrote it."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        metadata = checkpointer.metadata(folder.absolute()).item_metadata
+        tree = getattr(metadata, "tree", metadata)
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        template = jax.tree.map(
+            lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=here), tree, is_leaf=lambda m: hasattr(m, "shape")
+        )
+        return checkpointer.restore(folder.absolute(), template)

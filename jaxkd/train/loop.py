@@ -1,0 +1,216 @@
+"""The only place with side effects: batches in, steps, evaluation, checkpoints, metrics out."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from jaxkd.errors import NonFiniteLossError
+from jaxkd.parallel import put_batch
+from jaxkd.train.checkpoint import Checkpoints
+from jaxkd.train.preemption import StopRequest
+from jaxkd.train.progress import TrainProgress, duration
+from jaxkd.train.state import TrainState
+from jaxkd.train.writers import MetricWriter
+
+PyTree = Any
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """When things happen, in optimiser steps.
+
+    Attributes:
+      total_steps: length of the run.
+      steps_per_epoch: optimiser steps of an epoch.
+      batch_size: global images per optimiser step.
+      log_every: steps between lines of metrics (means over the window).
+      eval_every: steps between evaluations; the last step always evaluates.
+      checkpoint_every: steps between checkpoints; the last step always saves.
+    """
+
+    total_steps: int
+    steps_per_epoch: int
+    batch_size: int
+    log_every: int
+    eval_every: int
+    checkpoint_every: int
+
+
+@dataclass
+class Clock:
+    """Time and images of a run over all its restarts; it travels in the checkpoint."""
+
+    seconds: float = 0.0
+    images: int = 0
+
+
+@dataclass
+class _Window:
+    """Sums since the last line of metrics."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)
+    seen: int = 0
+
+    def add(self, metrics: dict[str, float]) -> None:
+        self.seen += 1
+        for name, value in metrics.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+
+def check_finite(metrics: dict[str, float], step: int) -> None:
+    """Raises NonFiniteLossError that names the first bad term; the single terms come before their sum."""
+    bad = [k for k, v in metrics.items() if not math.isfinite(v)]
+    if bad:
+        causes = [k for k in bad if k not in ("loss", "grad_norm") and not k.endswith("_weighted")]
+        name = (causes or [k for k in bad if k != "grad_norm"] or bad)[0]
+        raise NonFiniteLossError(
+            f'The term "{name}" became {metrics[name]} at step {step}. Training on would only spread it, so the run stopped '
+            "and the last good checkpoint was kept. Lower optimizer.learning_rate, set optimizer.clip_norm=1.0, or compute in "
+            "float32 (precision.compute), in a new --workdir; student.weights=<this work directory> starts from the kept weights."
+        )
+
+
+def train_loop(
+    step_fn: Callable,
+    state: TrainState,
+    batches: Any,
+    settings: LoopSettings,
+    *,
+    constants: PyTree,
+    key: jax.Array,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    writer: MetricWriter,
+    progress: TrainProgress,
+    stop: StopRequest,
+    clock: Clock,
+    meta: Callable[[Clock], dict],
+    evaluate: Callable[[TrainState], dict[str, float]] | None,
+    schedule: Callable[[int], float],
+) -> tuple[TrainState, dict[str, float]]:
+    """Runs from `state.step` to `settings.total_steps`, or to a request to stop.
+
+    Args:
+      step_fn: the compiled train step.
+      state: where to start; its buffers are donated.
+      batches: iterator of host batches with `get_state()` (the position after what was consumed) and `wait_seconds`.
+      settings: when things happen.
+      constants: passed to the step, never changed.
+      key: of the run; the step folds its number in.
+      mesh: where the batch is split.
+      checkpoints: where states go.
+      writer: where metrics go.
+      progress: what a person sees.
+      stop: asks to end early.
+      clock: time and images so far.
+      meta: what to write into a checkpoint besides the state.
+      evaluate: scores a state, `{metric: mean}`; None if there is nothing to score on.
+      schedule: step -> learning rate, for the log.
+
+    Returns:
+      The last state and the last evaluation.
+
+    Raises:
+      NonFiniteLossError: a loss or the gradient was NaN or infinite.
+    """
+    window = _Window()
+    scores: dict[str, float] = {}
+    pending: tuple[int, dict] | None = None
+    start = step = int(state.step)
+    mark = time.perf_counter()
+    waited = batches.wait_seconds
+
+    def settle() -> None:
+        """Reads the metrics of the last dispatched step: it blocks until that step is done."""
+        nonlocal pending
+        if pending is not None:
+            number, arrays = pending
+            pending = None
+            values = {k: float(v) for k, v in jax.device_get(arrays).items()}
+            check_finite(values, number)
+            window.add(values)
+
+    while step < settings.total_steps and not stop.requested:
+        batch = put_batch(next(batches), mesh)
+        state, metrics = step_fn(state, batch, key, constants)
+        step += 1
+        settle()  # of the step before, while this one runs
+        pending = (step, metrics)
+        clock.images += settings.batch_size
+        window.steps += 1
+        last = step == settings.total_steps
+        evaluating = evaluate is not None and (last or step % settings.eval_every == 0)
+        saving = last or evaluating or step % settings.checkpoint_every == 0
+        logging = last or step % settings.log_every == 0
+        if evaluating or saving or logging or step == start + 1:
+            settle()
+        if step == start + 1 and not logging:
+            progress.update(step, "compiled")
+        now = time.perf_counter()
+        if step == start + 1:  # compilation is not speed
+            clock.seconds += now - mark
+            window.steps, window.seconds, window.waited = 0, 0.0, 0.0
+        else:
+            window.seconds += now - mark
+            window.waited += batches.wait_seconds - waited
+            clock.seconds += now - mark
+        mark, waited = now, batches.wait_seconds
+        if window.steps:
+            progress.update(step, _status(window, settings, step))
+        if logging:
+            writer.write("train", step, _line(window, settings, step, schedule(step - 1), clock))
+            window = _Window()
+        metrics_now: dict[str, float] | None = None
+        if evaluating:
+            progress.update(step, "evaluating")
+            scores = evaluate(state)
+            metrics_now = scores
+            epoch = step / settings.steps_per_epoch
+            writer.write("eval", step, {"epoch": round(epoch, 4), **scores})
+            progress.say(_score_line(step, epoch, scores, settings, clock))
+        if saving:
+            checkpoints.save(state, data=batches.get_state(), meta=meta(clock), metrics=metrics_now)
+        mark = time.perf_counter()
+    if stop.requested and step < settings.total_steps:
+        settle()
+        checkpoints.save(state, data=batches.get_state(), meta=meta(clock))
+        progress.say(f"{stop.requested}: stopped at step {step}, saved; the same command continues from there.")
+    checkpoints.wait()
+    return state, scores
+
+
+def _rates(window: _Window, settings: LoopSettings) -> tuple[float, float, float]:
+    """(seconds a step, images a second, share of time spent waiting for data in percent)."""
+    seconds = window.seconds / max(window.steps, 1)
+    return seconds, settings.batch_size / max(seconds, 1e-9), 100.0 * window.waited / max(window.seconds, 1e-9)
+
+
+def _status(window: _Window, settings: LoopSettings, step: int) -> str:
+    seconds, images, waiting = _rates(window, settings)
+    loss = f"loss {window.sums['loss'] / window.seen:.3f} · " if window.seen else ""
+    left = duration(seconds * (settings.total_steps - step))
+    return f"{loss}{images:.0f} images/s · {1e3 * seconds:.0f} ms/step · data wait {waiting:.0f} % · {left} left"
+
+
+def _line(window: _Window, settings: LoopSettings, step: int, rate: float, clock: Clock) -> dict[str, float]:
+    values: dict[str, float] = {"epoch": round(step / settings.steps_per_epoch, 4), "learning_rate": rate}
+    values |= {name: value / max(window.seen, 1) for name, value in window.sums.items()}
+    if window.steps:
+        seconds, images, waiting = _rates(window, settings)
+        values |= {"images_per_second": images, "step_ms": 1e3 * seconds, "data_wait_percent": waiting}
+    return values | {"seconds": clock.seconds, "images": clock.images}
+
+
+def _score_line(step: int, epoch: float, scores: dict[str, float], settings: LoopSettings, clock: Clock) -> str:
+    shown = " · ".join(f"{k} {v:.2f}" if k.startswith(("top", "ema_top")) else f"{k} {v:.4f}" for k, v in scores.items())
+    return f"epoch {epoch:g} (step {step}/{settings.total_steps}) · {shown} · {duration(clock.seconds)}"

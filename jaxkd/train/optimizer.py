@@ -1,0 +1,130 @@
+"""AdamW with timm's decay groups, and the learning-rate schedules."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from jaxkd.errors import ConfigError, did_you_mean
+from jaxkd.parallel.sharding import path_of
+
+PyTree = Any
+Schedule = Callable[[jax.Array], jax.Array]
+
+# timm's `no_weight_decay()` lists of ViT, CaiT and Swin; biases and norms follow from having one axis.
+NO_DECAY = (r"(^|/)(pos_embed|cls_token|dist_token|relative_position_bias_table)$",)
+
+SCHEDULES = ("cosine", "timm_epoch", "constant")
+
+
+def decay_mask(params: PyTree) -> PyTree:
+    """True where weight decay applies: more than one axis and not in `NO_DECAY` (timm `param_groups_weight_decay`)."""
+
+    def decays(path: tuple, leaf: Any) -> bool:
+        name = path_of(path)
+        return len(leaf.shape) > 1 and not any(re.search(pattern, name) for pattern in NO_DECAY)
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def timm_epoch_rates(
+    *, learning_rate: float, epochs: int, warmup_epochs: int, warmup_lr: float, min_lr: float
+) -> np.ndarray:
+    """(epochs,) float64: the rate that the published recipes really use in each epoch.
+
+    timm's cosine without warm-up prefix is stepped *after* each epoch with that epoch's number, so epochs 0 and 1 both
+    run at the warm-up rate and everything else is one epoch late (papers: encoding-mismatch reference, 5.7).
+    """
+    late = np.maximum(np.arange(epochs, dtype=np.float64) - 1, 0)
+    ramp = warmup_lr + late * (learning_rate - warmup_lr) / max(warmup_epochs, 1)
+    cosine = min_lr + 0.5 * (learning_rate - min_lr) * (1 + np.cos(np.pi * late / epochs))
+    return np.where(late < warmup_epochs, ramp, cosine)
+
+
+def make_schedule(
+    kind: str,
+    *,
+    learning_rate: float,
+    total_steps: int,
+    steps_per_epoch: int,
+    warmup_epochs: float = 0.0,
+    warmup_lr: float = 0.0,
+    min_lr: float = 0.0,
+) -> Schedule:
+    """A function step -> learning rate.
+
+    Args:
+      kind: `cosine` (per step, warm-up then half a cosine to `min_lr` at the last step: for new work), `timm_epoch`
+        (`timm_epoch_rates`: what the published runs used) or `constant` (after the warm-up).
+      learning_rate: peak rate, already scaled to the batch size.
+      total_steps: optimiser steps of the whole run.
+      steps_per_epoch: optimiser steps of an epoch.
+      warmup_epochs: length of the linear warm-up from `warmup_lr`.
+      warmup_lr: rate at step 0.
+      min_lr: rate at the end.
+
+    Raises:
+      ConfigError: for an unknown kind, or a warm-up as long as the run.
+    """
+    if kind not in SCHEDULES:
+        raise ConfigError(
+            f'schedule.kind="{kind}" is not a schedule.{did_you_mean(kind, SCHEDULES)} Known: {", ".join(SCHEDULES)}.'
+        )
+    warmup = round(warmup_epochs * steps_per_epoch)
+    if warmup >= total_steps and kind == "cosine":
+        raise ConfigError(
+            f"schedule.warmup_epochs={warmup_epochs} is {warmup} steps, but the run has only {total_steps}. The rate would "
+            "never reach its peak. Lower schedule.warmup_epochs or raise train.epochs."
+        )
+    if kind == "timm_epoch":
+        epochs = -(-total_steps // steps_per_epoch)
+        rates = timm_epoch_rates(
+            learning_rate=learning_rate,
+            epochs=epochs,
+            warmup_epochs=int(warmup_epochs),
+            warmup_lr=warmup_lr,
+            min_lr=min_lr,
+        )
+        table = jax.numpy.asarray(rates, jax.numpy.float32)
+        return lambda step: table[jax.numpy.minimum(step // steps_per_epoch, epochs - 1)]
+    ramp = optax.linear_schedule(warmup_lr, learning_rate, max(warmup, 1))
+    if kind == "constant":
+        after: Schedule = optax.constant_schedule(learning_rate)
+    else:
+        after = optax.cosine_decay_schedule(learning_rate, total_steps - warmup, alpha=min_lr / learning_rate)
+    return optax.join_schedules([ramp, after], [warmup]) if warmup else after
+
+
+def make_optimizer(
+    schedule: Schedule | float,
+    *,
+    weight_decay: float = 0.05,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    clip_norm: float = 0.0,
+    frozen: PyTree | None = None,
+) -> optax.GradientTransformation:
+    """AdamW (decoupled decay times the learning rate, as torch.optim.AdamW), clipping first.
+
+    Args:
+      schedule: learning rate, a number or a function of the step.
+      weight_decay: on the parameters of `decay_mask`.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      eps: added to the root of the second moment.
+      clip_norm: global gradient norm over what trains is clipped to this; 0 is off.
+      frozen: tree of bool; True parameters get no update, no decay and no moments.
+    """
+    parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+    parts.append(optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decay_mask))
+    tx = optax.chain(*parts)
+    if frozen is None or not any(jax.tree.leaves(frozen)):
+        return tx
+    labels = jax.tree.map(lambda f: "frozen" if f else "trains", frozen)
+    return optax.multi_transform({"trains": tx, "frozen": optax.set_to_zero()}, labels)

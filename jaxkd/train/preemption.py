@@ -1,0 +1,29 @@
+"""Ending well when asked to: SIGTERM (a preempted machine) and Ctrl-C become a checkpoint and a clean exit."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+
+
+class StopRequest:
+    """Context in which SIGTERM and SIGINT set `requested` instead of killing; a second signal kills as usual."""
+
+    def __init__(self) -> None:
+        self.requested: str = ""
+        self._old: dict[int, object] = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.requested = signal.Signals(number).name
+        signal.signal(number, self._old.get(number) or signal.SIG_DFL)
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._old[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        for number, old in self._old.items():
+            signal.signal(number, old)

@@ -1,0 +1,127 @@
+"""The compiled train and evaluation steps of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxkd.parallel import batch_sharding, replicated, tree_shardings
+from jaxkd.train.state import TrainState
+from jaxkd.train.task import Batch, Task
+
+PyTree = Any
+
+
+def _micro_batches(batch: Batch, count: int, mesh: Mesh) -> Batch:
+    """(B, ...) -> (count, B / count, ...) without moving an example to another device.
+
+    Micro-batch i takes every count-th example: a contiguous split would put whole micro-batches on one device each.
+    """
+
+    def split(x: jax.Array) -> jax.Array:
+        x = x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(None, "data")))
+
+    return jax.tree.map(split, batch)
+
+
+def _gradients(
+    task: Task, params: PyTree, mutable: PyTree, batch: Batch, key: jax.Array, step: jax.Array, constants: PyTree
+) -> tuple[PyTree, dict[str, jax.Array], PyTree]:
+    def loss_fn(p: PyTree) -> tuple[jax.Array, tuple[dict[str, jax.Array], PyTree]]:
+        return task.loss(p, mutable, batch, key, step, constants)
+
+    (loss, (terms, mutable)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    return grads, {"loss": loss, **terms}, mutable
+
+
+def trainable_norm(grads: PyTree, frozen: PyTree | None) -> jax.Array:
+    """Global L2 norm of the gradient over what trains; frozen parameters do not count."""
+    if frozen is None:
+        return optax.global_norm(grads)
+    return optax.global_norm([g for g, f in zip(jax.tree.leaves(grads), jax.tree.leaves(frozen), strict=True) if not f])
+
+
+def train_step(
+    task: Task,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    accumulate: int = 1,
+    ema_decay: float = 0.0,
+) -> Callable[[TrainState, Batch, jax.Array, PyTree], tuple[TrainState, dict[str, jax.Array]]]:
+    """The un-jitted step `(state, batch, key, constants) -> (state, metrics)`; `compile_train_step` jits it.
+
+    Args:
+      task: the pure functions.
+      tx: the optimiser.
+      mesh: where the batch is split.
+      accumulate: micro-batches per optimiser step; gradients, terms and losses are their mean.
+      ema_decay: decay of the moving average per optimiser step; 0 when it is off.
+    """
+
+    def step_fn(
+        state: TrainState, batch: Batch, key: jax.Array, constants: PyTree
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        key = jax.random.fold_in(key, state.step)
+        if accumulate == 1:
+            grads, metrics, mutable = _gradients(task, state.params, state.mutable, batch, key, state.step, constants)
+        else:
+
+            def body(carry: tuple, micro: tuple[jax.Array, Batch]) -> tuple[tuple, None]:
+                total, mutable = carry
+                index, part = micro
+                grads, metrics, mutable = _gradients(
+                    task, state.params, mutable, part, jax.random.fold_in(key, index), state.step, constants
+                )
+                return (jax.tree.map(jnp.add, total, (grads, metrics)), mutable), None
+
+            parts = (jnp.arange(accumulate), _micro_batches(batch, accumulate, mesh))
+            first = jax.tree.map(lambda x: x[0], parts)
+            shapes = jax.eval_shape(
+                lambda m: _gradients(task, state.params, state.mutable, m[1], key, state.step, constants)[:2], first
+            )
+            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+            ((grads, metrics), mutable), _ = jax.lax.scan(body, (zeros, state.mutable), parts)
+            grads, metrics = jax.tree.map(lambda x: x / accumulate, (grads, metrics))
+        metrics["grad_norm"] = trainable_norm(grads, task.frozen)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema is not None:
+            ema = jax.tree.map(lambda e, p: e + (1.0 - ema_decay) * (p - e), ema, params)
+        return TrainState(state.step + 1, params, mutable, opt_state, ema), metrics
+
+    return step_fn
+
+
+def compile_train_step(
+    task: Task,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    state: TrainState,
+    *,
+    accumulate: int = 1,
+    ema_decay: float = 0.0,
+) -> Callable[[TrainState, Batch, jax.Array, PyTree], tuple[TrainState, dict[str, jax.Array]]]:
+    """`train_step` as one jitted function: state donated, batch split over `data`, metrics replicated.
+
+    `state` may be abstract (`jax.eval_shape`): only its shapes are read.
+    """
+    shardings = tree_shardings(state, mesh)
+    return jax.jit(
+        train_step(task, tx, mesh, accumulate=accumulate, ema_decay=ema_decay),
+        in_shardings=(shardings, batch_sharding(mesh), replicated(mesh), tree_shardings(task.constants, mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def compile_eval_step(task: Task, mesh: Mesh) -> Callable[[PyTree, PyTree, Batch, PyTree], dict]:
+    """`(params, mutable, batch, constants) -> {name: (sum, count)}`, jitted; nothing is donated."""
+    return jax.jit(task.evaluate, out_shardings=replicated(mesh))

@@ -1,0 +1,61 @@
+"""Where metrics go: JSON lines always, TensorBoard events when wanted."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+
+class MetricWriter:
+    """Appends one JSON object a line to `workdir/metrics.jsonl` and scalars to `workdir/tensorboard`.
+
+    After a resume the lines of steps that run again are written again; `read_metrics` keeps the last of each.
+    """
+
+    def __init__(self, workdir: Path, *, tensorboard: bool = True, active: bool = True):
+        self._file = (Path(workdir) / "metrics.jsonl").open("a") if active else None
+        self._events = None
+        if active and tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._events = SummaryWriter(str(Path(workdir) / "tensorboard"))
+
+    def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Writes `values` of `step`; `kind` is "train" or "eval" and prefixes the TensorBoard tags."""
+        if self._file is not None:
+            clean = {k: _json_number(v) for k, v in values.items()}
+            self._file.write(json.dumps({"kind": kind, "step": step, **clean}) + "\n")
+            self._file.flush()
+        if self._events is not None:
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self._events.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        """Flushes and closes both."""
+        if self._file is not None:
+            self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+
+def _json_number(value: Any) -> Any:
+    """JSON has no NaN; a string keeps the line readable by every parser."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_metrics(workdir: Path, kind: str) -> list[dict[str, Any]]:
+    """The lines of `kind` in `workdir/metrics.jsonl`, by step, the newest line of each step."""
+    path = Path(workdir) / "metrics.jsonl"
+    rows: dict[int, dict[str, Any]] = {}
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # the half line of a killed process
+            if row.get("kind") == kind:
+                rows[row["step"]] = row
+    return [rows[step] for step in sorted(rows)]

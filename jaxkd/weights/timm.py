@@ -1,0 +1,188 @@
+"""timm's state dicts into our parameters and back: exact inverses of one another, bit for bit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from jaxkd.errors import Shape, WeightMismatchError, key_diff
+from jaxkd.weights.rules import BUFFERS, HEAD, from_torch_layout, to_torch_key, to_torch_layout, torch_shape
+
+PyTree = Any
+StateDict = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one array of a state dict lives with us.
+
+    Attributes:
+      path: our parameter path, "blocks_0/attn/qkv/kernel".
+      layout: see `rules`.
+      shape: in PyTorch's layout.
+    """
+
+    path: str
+    layout: str
+    shape: Shape
+
+
+def _images(model: nn.Module) -> jax.Array:
+    return jnp.zeros((1, *model.img_size, model.in_chans), jnp.float32)
+
+
+def manifest(model: nn.Module) -> dict[str, Entry]:
+    """timm's keys of `model` -> where each array lives with us. Nothing is computed.
+
+    Raises:
+      WeightMismatchError: the network has a parameter that timm does not know.
+    """
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), _images(model)))["params"]
+    entries = {}
+    for path, leaf in flatten_dict(shapes, sep="/").items():
+        key, layout = to_torch_key(path)
+        entries[key] = Entry(path, layout, torch_shape(leaf.shape, layout))
+    return entries
+
+
+def _square(count: int) -> int | None:
+    """n for count == n * n, else None."""
+    root = math.isqrt(count)
+    return root if root * root == count else None
+
+
+def _resized(model: nn.Module, key: str, array: np.ndarray, shape: Shape) -> np.ndarray | None:
+    """`array` interpolated to the network's grid or window, or None where that cannot be done."""
+    from jaxkd.weights.resize import resize_position_embedding, resize_relative_bias_table
+
+    if key == "pos_embed" and array.ndim == 3 and array.shape[2] == shape[2]:
+        grid = model.grid_size
+        prefix = shape[1] - grid[0] * grid[1]
+        old = _square(array.shape[1] - prefix) if array.shape[1] > prefix else None
+        if old:
+            return np.asarray(resize_position_embedding(array, old_grid=(old, old), new_grid=grid, prefix=prefix))
+    if key.endswith("relative_position_bias_table") and array.ndim == 2 and array.shape[1] == shape[1]:
+        side = _square(array.shape[0])
+        if side and side % 2:
+            old, new = (side + 1) // 2, model.block_window(int(key.split(".")[1]))
+            return np.asarray(resize_relative_bias_table(array, old_window=(old, old), new_window=new))
+    return None
+
+
+def _new_head(model: nn.Module, key: jax.Array | None) -> dict[str, jax.Array]:
+    """Freshly drawn parameters of the classifier alone: what init computes beside them is dropped by XLA."""
+    if key is None:
+        raise WeightMismatchError(
+            "new_head=True needs a random key, and key=None was given. The new classifier is drawn at random, and "
+            "randomness in jaxkd is an argument. Pass key=jax.random.key(seed)."
+        )
+
+    def init(key: jax.Array) -> dict[str, jax.Array]:
+        params = flatten_dict(model.init(key, _images(model))["params"], sep="/")
+        return {path: value for path, value in params.items() if HEAD.match(to_torch_key(path)[0])}
+
+    return jax.jit(init)(key)
+
+
+def _hints(expected: Mapping[str, Shape], given: Mapping[str, Shape], resize: bool, new_head: bool) -> str:
+    """What would help against a mismatch, as sentences."""
+    wrong = {k for k in expected if k in given and expected[k] != given[k]} | (expected.keys() ^ given.keys())
+    hints = []
+    if not new_head and any(HEAD.match(k) for k in wrong):
+        hints.append("new_head=True replaces a classifier of another size by a freshly drawn one.")
+    in_both = {k for k in wrong if k in expected and k in given}
+    if not resize and any(k == "pos_embed" or k.endswith("relative_position_bias_table") for k in in_both):
+        hints.append("resize=True interpolates position embeddings and relative-bias tables to this image size.")
+    if not hints:
+        hints.append("Choose the network that the file was made for (models.list_models()), or another file.")
+    return " ".join(hints)
+
+
+def from_timm(
+    model: nn.Module,
+    state_dict: Mapping[str, np.ndarray],
+    *,
+    resize: bool = False,
+    new_head: bool = False,
+    key: jax.Array | None = None,
+) -> PyTree:
+    """Variables of `model` from a timm state dict.
+
+    Args:
+      model: a network of `jaxkd.models`.
+      state_dict: PyTorch names and layouts; buffers that follow from the configuration are ignored.
+      resize: interpolate `pos_embed` and relative-bias tables to the network's image size.
+      new_head: replace a classifier that is absent or of another size by a new one, drawn with `key`; drop one that
+        the network does not have.
+      key: needed where `new_head` draws one.
+
+    Returns:
+      `{"params": ...}`, fp32 arrays of JAX that share no memory with `state_dict`.
+
+    Raises:
+      WeightMismatchError: missing, unused or misshapen keys, all of them in one diff in PyTorch's names.
+    """
+    entries = manifest(model)
+    given = {k: np.asarray(v) for k, v in state_dict.items() if not BUFFERS.search(k)}
+    expected = {k: e.shape for k, e in entries.items()}
+    if resize:
+        for name in expected.keys() & given.keys():
+            if given[name].shape != expected[name]:
+                resized = _resized(model, name, given[name], expected[name])
+                given[name] = given[name] if resized is None else resized
+    fresh: dict[str, jax.Array] = {}
+    if new_head:
+        ours, theirs = ({k for k in side if HEAD.match(k)} for side in (expected, given))
+        if any(k not in given or given[k].shape != expected[k] for k in ours):
+            fresh = _new_head(model, key)
+            theirs_dropped = theirs
+        else:
+            theirs_dropped = theirs - ours
+        given = {k: v for k, v in given.items() if k not in theirs_dropped}
+        expected = {k: v for k, v in expected.items() if entries[k].path not in fresh}
+    shapes = {k: v.shape for k, v in given.items()}
+    diff = key_diff(expected, shapes)
+    if diff:
+        raise WeightMismatchError(
+            f"The state dict does not fit this {type(model).__name__}. Every parameter needs an array of its shape, "
+            f"and no array may be left over. {_hints(expected, shapes, resize, new_head)}\n{diff}"
+        )
+    params = {
+        entries[k].path: jnp.array(from_torch_layout(v.astype(np.float32), entries[k].layout)) for k, v in given.items()
+    }
+    return {"params": unflatten_dict({**params, **fresh}, sep="/")}
+
+
+def to_timm(model: nn.Module, variables: PyTree) -> StateDict:
+    """timm state dict of `variables`, the exact inverse of `from_timm`.
+
+    Args:
+      model: the network that the variables belong to.
+      variables: `{"params": ...}`.
+
+    Returns:
+      PyTorch names and layouts, fp32 NumPy arrays.
+
+    Raises:
+      WeightMismatchError: the variables belong to another network.
+    """
+    flat = flatten_dict(variables["params"], sep="/")
+    arrays = {}
+    for path, value in flat.items():
+        name, layout = to_torch_key(path)
+        arrays[name] = to_torch_layout(np.asarray(value, np.float32), layout)
+    diff = key_diff({k: e.shape for k, e in manifest(model).items()}, {k: v.shape for k, v in arrays.items()})
+    if diff:
+        raise WeightMismatchError(
+            f"The variables do not belong to this {type(model).__name__}. A state dict written from them would not "
+            f"load. Pass the network that they were made for.\n{diff}"
+        )
+    return arrays

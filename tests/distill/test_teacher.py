@@ -1,0 +1,67 @@
+"""The teacher: its own normalisation, evaluation mode, no gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from jaxkd.distill import Teacher
+from jaxkd.errors import ShapeError
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+class Tiny(nn.Module):
+    """Keeps the contract of the networks: (output, features), nothing but what was asked for."""
+
+    @nn.compact
+    def __call__(self, images, *, train=False, taps=()):
+        assert not train
+        features = {"block_0": images * self.param("scale", nn.initializers.constant(2.0), (3,))}
+        return features["block_0"].mean((1, 2)), {t: features[t] for t in taps}
+
+
+@pytest.fixture
+def variables():
+    return {"params": {"scale": jnp.array([2.0, 2.0, 2.0])}}
+
+
+def test_images_arrive_with_the_teachers_own_normalisation(variables):
+    raw = np.random.default_rng(0).uniform(size=(2, 4, 4, 3)).astype(np.float32)
+    teacher = Teacher(Tiny(), *HALF, *IMAGENET)
+    as_the_student_sees_it = (raw - np.array(IMAGENET[0])) / np.array(IMAGENET[1])
+    _, features = teacher(variables, jnp.asarray(as_the_student_sees_it, jnp.float32), ("block_0",))
+    np.testing.assert_allclose(features["block_0"], 2 * (raw - 0.5) / 0.5, atol=1e-5)
+
+
+def test_equal_constants_leave_the_images_alone():
+    images = jnp.ones((1, 2, 2, 3))
+    assert Teacher(Tiny(), *HALF, *HALF).renormalise(images) is images
+    # lists and tuples are the same constants
+    assert Teacher(Tiny(), [0.5] * 3, [0.5] * 3, *HALF).renormalise(images) is images
+
+
+def test_no_gradient_and_only_the_features_asked_for(variables):
+    teacher = Teacher(Tiny(), *HALF, *IMAGENET)
+    images = jnp.ones((2, 4, 4, 3))
+
+    def total(v, x):
+        output, features = teacher(v, x, ("block_0",))
+        return output.sum() + features["block_0"].sum()
+
+    assert float(total(variables, images)) != 0.0
+    for grad in jax.tree.leaves(jax.grad(total, (0, 1))(variables, images)):
+        np.testing.assert_array_equal(grad, 0.0)
+    assert teacher(variables, images)[1] == {}
+
+
+def test_half_precision_images_stay_so():
+    images = jnp.ones((1, 2, 2, 3), jnp.bfloat16)
+    assert Teacher(Tiny(), *HALF, *IMAGENET).renormalise(images).dtype == jnp.bfloat16
+
+
+def test_channels_must_fit():
+    with pytest.raises(ShapeError, match=r"\(1, 3, 8, 8\).*\[3\] channels.*NHWC"):
+        Teacher(Tiny(), *HALF, *IMAGENET).renormalise(jnp.ones((1, 3, 8, 8)))

@@ -1,0 +1,172 @@
+"""Behaviour that all families share: training mode, gradients, rematerialisation, precision."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from jaxkd import models
+
+FAMILIES = ["deit", "distilled", "cait", "swin"]
+ALL_DROPS = {"drop_rate": 0.2, "proj_drop_rate": 0.2, "attn_drop_rate": 0.2, "drop_path_rate": 0.3}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_reach_every_parameter(tiny, randomised, pictures, family):
+    model = tiny(family, **({"init_values": 0.1} if family == "deit" else {}))
+    variables, images = randomised(model), pictures(model)
+    gradients = jax.jit(jax.grad(lambda v: jnp.square(model.apply(v, images, train=True)[0]).sum()))(variables)
+    # A softmax does not see a constant added to all its inputs, so these biases have no gradient in any network.
+    blind = ("attn/k/bias", "proj_l/bias")
+    for path, gradient in flatten_dict(gradients["params"], sep="/").items():
+        assert np.isfinite(gradient).all(), path
+        if not path.endswith(blind):
+            assert abs(gradient).max() > 1e-5, path
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rematerialisation_changes_nothing(tiny, randomised, pictures, family):
+    plain, remat = tiny(family, **ALL_DROPS), tiny(family, **ALL_DROPS, remat=True)
+    variables, images = randomised(plain), pictures(plain)
+    key = jax.random.key(0)
+    for a, b in zip(
+        *(jax.tree.leaves(jax.jit(m.init, static_argnames="train")(key, images)) for m in (plain, remat)), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    taps = tuple(n for n in models.tap_names(plain) if n.startswith(("block", "stage")))
+
+    def run(model):
+        def loss(v):
+            output, features = model.apply(v, images, train=True, taps=taps, rngs={"dropout": jax.random.key(7)})
+            return jnp.square(output).sum(), features
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables)
+
+    for a, b in zip(jax.tree.leaves(run(plain)), jax.tree.leaves(run(remat)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4 * max(1.0, float(abs(a).max())))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rematerialisation_recomputes_in_the_backward_pass(tiny, pictures, family):
+    model = tiny(family, remat=True)
+    images = pictures(model)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images))
+    program = str(jax.make_jaxpr(jax.grad(lambda v: model.apply(v, images)[0].sum()))(shapes))
+    assert "remat" in program or "checkpoint" in program
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_is_close_and_hands_out_fp32(tiny, randomised, pictures, family):
+    model = tiny(family)
+    variables, images = randomised(model), pictures(model)
+    half = tiny(family, dtype=jnp.bfloat16)
+    shapes = jax.eval_shape(lambda: half.init(jax.random.key(0), images))
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(shapes))
+    names = models.tap_names(model)
+    full_output, full = model.apply(variables, images, taps=names)
+    output, features = half.apply(variables, images, taps=names)
+    assert output.dtype == jnp.float32
+    for name in names:
+        islands = "attn" in name or name == "pre_logits"
+        assert features[name].dtype == (jnp.float32 if islands else jnp.bfloat16), name
+        error = np.linalg.norm(np.asarray(features[name], np.float32) - full[name]) / np.linalg.norm(full[name])
+        assert error < 0.05, (name, error)
+        if "attn" in name:
+            np.testing.assert_allclose(features[name].sum(axis=-1), 1, atol=1e-5)  # a bf16 softmax misses by 1e-3
+    assert np.linalg.norm(output - full_output) / np.linalg.norm(full_output) < 0.05
+    # It really computes in bf16.
+    assert np.linalg.norm(output - full_output) > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_training_mode_is_random_and_evaluation_is_not(tiny, randomised, pictures, family):
+    model = tiny(family, **ALL_DROPS)
+    variables, images = randomised(model), pictures(model)
+    keys = [{"dropout": jax.random.key(i)} for i in (0, 0, 1)]
+    a, b, c = (model.apply(variables, images, train=True, rngs=k)[0] for k in keys)
+    np.testing.assert_array_equal(a, b)
+    assert abs(a - c).max() > 1e-3
+    calm = tiny(family)
+    np.testing.assert_array_equal(model.apply(variables, images)[0], calm.apply(variables, images)[0])
+
+
+@pytest.mark.parametrize("family", ["deit", "distilled"])
+def test_stochastic_depth_grows_with_depth(tiny, randomised, pictures, family):
+    """At a last rate of almost one: the first block is as in evaluation, the last does nothing."""
+    model = tiny(family, drop_path_rate=0.99999)
+    variables, images = randomised(model), pictures(model, 8)
+    taps = ("block_0", "block_1", "block_2")
+    _, still = model.apply(variables, images, taps=taps)
+    _, moving = model.apply(variables, images, train=True, taps=taps, rngs={"dropout": jax.random.key(0)})
+    np.testing.assert_array_equal(moving["block_0"], still["block_0"])
+    np.testing.assert_array_equal(moving["block_2"], moving["block_1"])
+    # The middle one, at one half, treats examples differently.
+    changed = np.abs(moving["block_1"] - moving["block_0"]).max(axis=(1, 2, 3)) > 0
+    assert 0 < changed.sum() <= 8
+    assert np.abs(still["block_2"] - still["block_1"]).max() > 1e-3
+
+
+def test_stochastic_depth_of_a_cait_is_the_same_everywhere_but_in_class_attention(tiny, randomised, pictures):
+    model = tiny("cait", drop_path_rate=0.99999)
+    variables, images = randomised(model), pictures(model, 4)
+    taps = ("block_0", "block_2", "cls_block_0", "cls_block_1")
+    _, moving = model.apply(variables, images, train=True, taps=taps, rngs={"dropout": jax.random.key(0)})
+    np.testing.assert_array_equal(moving["block_2"], moving["block_0"])
+    assert np.abs(moving["cls_block_1"] - moving["cls_block_0"]).max() > 1e-3
+
+
+def test_stochastic_depth_of_a_swin_runs_through_its_stages(tiny, randomised, pictures):
+    model = tiny("swin", drop_path_rate=0.99999)
+    variables, images = randomised(model), pictures(model, 4)
+    taps = ("stage_0.block_0", "stage_1.block_0", "stage_1.block_1")
+    _, still = model.apply(variables, images, taps=taps)
+    _, moving = model.apply(variables, images, train=True, taps=taps, rngs={"dropout": jax.random.key(0)})
+    np.testing.assert_array_equal(moving["stage_0.block_0"], still["stage_0.block_0"])
+    np.testing.assert_array_equal(moving["stage_1.block_1"], moving["stage_1.block_0"])
+
+
+def test_a_swin_has_timms_stochastic_depth_unless_told(tiny):
+    assert models.create("swin_tiny_patch4_window7_224").drop_path_rate == 0.1
+    assert models.create("deit_tiny_patch16_224").drop_path_rate == 0.0
+
+
+def test_a_distilled_vit_returns_the_mean_or_the_pair(tiny, randomised, pictures):
+    model = tiny("distilled")
+    variables, images = randomised(model), pictures(model)
+    for train in (False, True):
+        mean, _ = model.apply(variables, images, train=train)
+        pair, features = model.apply(variables, images, train=train, distilled=True, taps=("prefix_2",))
+        assert isinstance(pair, tuple) and len(pair) == 2
+        np.testing.assert_allclose(mean, (pair[0] + pair[1]) / 2, rtol=1e-5, atol=1e-5)
+        assert abs(pair[0] - pair[1]).max() > 1e-3
+        assert features["prefix_2"].shape == (2, 2, 24)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_initial_values_are_timms(tiny, pictures, family):
+    model = tiny(family, embed_dim=96, **({"init_values": 1e-5} if family == "deit" else {}))
+    params = flatten_dict(model.init(jax.random.key(0), pictures(model, 1))["params"], sep="/")
+    for path, value in params.items():
+        leaf = path.split("/")[-1]
+        if path == "cls_token" and family != "cait":
+            assert 0 < value.std() < 3e-6  # DeiT and ViT: normal of 1e-6
+        elif leaf in ("cls_token", "dist_token", "pos_embed", "relative_position_bias_table"):
+            assert 0.01 < value.std() < 0.03, path
+        elif leaf.startswith("gamma"):
+            assert (value == np.float32(1e-5)).all(), path
+        elif path.startswith("patch_embed/proj"):
+            assert abs(value).max() <= np.prod((*model.patch_size, 3)) ** -0.5, path
+        elif leaf == "scale":
+            assert (value == 1).all(), path
+        elif leaf == "bias":
+            assert not value.any(), path
+        else:
+            assert leaf == "kernel" and 0.005 < value.std() < 0.035, path
+
+
+def test_cait_s36_starts_its_layer_scale_lower():
+    assert models.create("cait_s24_224").init_values == 1e-5
+    assert models.create("cait_s36_384").init_values == 1e-6
