@@ -44,7 +44,7 @@ class DistillationTask(ClassificationTask):
         super().__init__(student, objective, frozen=frozen)
         self.teacher = teacher
         # A student with a distillation token learns the teacher from that token's own head, as in DeiT.
-        self._two_heads = bool(getattr(student.model, "distilled", False))
+        self._two_heads = bool(getattr(student.model, "distillation_token", False))
         self._teacher = Teacher(
             teacher.model, teacher.spec.mean, teacher.spec.std, student.spec.mean, student.spec.std
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,19 +30,19 @@ def test_gradients_reach_every_parameter(tiny, randomised, pictures, family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_rematerialisation_changes_nothing(tiny, randomised, pictures, family):
-    plain, remat = tiny(family, **ALL_DROPS), tiny(family, **ALL_DROPS, remat=True)
+def test_rematerialisation_changes_nothing(tiny, randomised, random_key, pictures, family):
+    args = {**ALL_DROPS, **({"depths": (1, 2)} if family == "swin" else {"depth": 2})}
+    plain, remat = tiny(family, **args), tiny(family, **args, remat=True)
     variables, images = randomised(plain), pictures(plain)
-    key = jax.random.key(0)
-    for a, b in zip(
-        *(jax.tree.leaves(jax.jit(m.init, static_argnames="train")(key, images)) for m in (plain, remat)), strict=True
-    ):
+    initial = (jax.tree.leaves_with_path(jax.jit(m.init)(random_key(0), images)) for m in (plain, remat))
+    for (path, a), (other_path, b) in zip(*initial, strict=True):
+        assert path == other_path
         np.testing.assert_array_equal(a, b)
     taps = tuple(n for n in models.tap_names(plain) if n.startswith(("block", "stage")))
 
     def run(model):
         def loss(v):
-            output, features = model.apply(v, images, train=True, taps=taps, rngs={"dropout": jax.random.key(7)})
+            output, features = model.apply(v, images, train=True, taps=taps, rngs={"dropout": random_key(7)})
             return jnp.square(output).sum(), features
 
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables)
@@ -66,8 +68,8 @@ def test_bfloat16_is_close_and_hands_out_fp32(tiny, randomised, pictures, family
     shapes = jax.eval_shape(lambda: half.init(jax.random.key(0), images))
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(shapes))
     names = models.tap_names(model)
-    full_output, full = model.apply(variables, images, taps=names)
-    output, features = half.apply(variables, images, taps=names)
+    full_output, full = jax.jit(partial(model.apply, taps=names))(variables, images)
+    output, features = jax.jit(partial(half.apply, taps=names))(variables, images)
     assert output.dtype == jnp.float32
     for name in names:
         islands = "attn" in name or name == "pre_logits"
@@ -82,25 +84,27 @@ def test_bfloat16_is_close_and_hands_out_fp32(tiny, randomised, pictures, family
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_training_mode_is_random_and_evaluation_is_not(tiny, randomised, pictures, family):
+def test_training_mode_is_random_and_evaluation_is_not(tiny, randomised, random_key, pictures, family):
     model = tiny(family, **ALL_DROPS)
     variables, images = randomised(model), pictures(model)
-    keys = [{"dropout": jax.random.key(i)} for i in (0, 0, 1)]
-    a, b, c = (model.apply(variables, images, train=True, rngs=k)[0] for k in keys)
+    keys = [{"dropout": random_key(i)} for i in (0, 0, 1)]
+    apply = jax.jit(model.apply, static_argnames="train")
+    a, b, c = (apply(variables, images, train=True, rngs=k)[0] for k in keys)
     np.testing.assert_array_equal(a, b)
     assert abs(a - c).max() > 1e-3
-    calm = tiny(family)
-    np.testing.assert_array_equal(model.apply(variables, images)[0], calm.apply(variables, images)[0])
+    calm = jax.jit(tiny(family).apply)
+    np.testing.assert_array_equal(apply(variables, images)[0], calm(variables, images)[0])
 
 
 @pytest.mark.parametrize("family", ["deit", "distilled"])
-def test_stochastic_depth_grows_with_depth(tiny, randomised, pictures, family):
+def test_stochastic_depth_grows_with_depth(tiny, randomised, random_key, pictures, family):
     """At a last rate of almost one: the first block is as in evaluation, the last does nothing."""
     model = tiny(family, drop_path_rate=0.99999)
     variables, images = randomised(model), pictures(model, 8)
     taps = ("block_0", "block_1", "block_2")
-    _, still = model.apply(variables, images, taps=taps)
-    _, moving = model.apply(variables, images, train=True, taps=taps, rngs={"dropout": jax.random.key(0)})
+    apply = jax.jit(model.apply, static_argnames=("train", "taps"))
+    _, still = apply(variables, images, taps=taps)
+    _, moving = apply(variables, images, train=True, taps=taps, rngs={"dropout": random_key(0)})
     np.testing.assert_array_equal(moving["block_0"], still["block_0"])
     np.testing.assert_array_equal(moving["block_2"], moving["block_1"])
     # The middle one, at one half, treats examples differently.
@@ -109,21 +113,23 @@ def test_stochastic_depth_grows_with_depth(tiny, randomised, pictures, family):
     assert np.abs(still["block_2"] - still["block_1"]).max() > 1e-3
 
 
-def test_stochastic_depth_of_a_cait_is_the_same_everywhere_but_in_class_attention(tiny, randomised, pictures):
+def test_stochastic_depth_of_a_cait_is_the_same_everywhere_but_in_class_attention(tiny, randomised, random_key, pictures):
     model = tiny("cait", drop_path_rate=0.99999)
     variables, images = randomised(model), pictures(model, 4)
     taps = ("block_0", "block_2", "cls_block_0", "cls_block_1")
-    _, moving = model.apply(variables, images, train=True, taps=taps, rngs={"dropout": jax.random.key(0)})
+    apply = jax.jit(model.apply, static_argnames=("train", "taps"))
+    _, moving = apply(variables, images, train=True, taps=taps, rngs={"dropout": random_key(0)})
     np.testing.assert_array_equal(moving["block_2"], moving["block_0"])
     assert np.abs(moving["cls_block_1"] - moving["cls_block_0"]).max() > 1e-3
 
 
-def test_stochastic_depth_of_a_swin_runs_through_its_stages(tiny, randomised, pictures):
+def test_stochastic_depth_of_a_swin_runs_through_its_stages(tiny, randomised, random_key, pictures):
     model = tiny("swin", drop_path_rate=0.99999)
     variables, images = randomised(model), pictures(model, 4)
     taps = ("stage_0.block_0", "stage_1.block_0", "stage_1.block_1")
-    _, still = model.apply(variables, images, taps=taps)
-    _, moving = model.apply(variables, images, train=True, taps=taps, rngs={"dropout": jax.random.key(0)})
+    apply = jax.jit(model.apply, static_argnames=("train", "taps"))
+    _, still = apply(variables, images, taps=taps)
+    _, moving = apply(variables, images, train=True, taps=taps, rngs={"dropout": random_key(0)})
     np.testing.assert_array_equal(moving["stage_0.block_0"], still["stage_0.block_0"])
     np.testing.assert_array_equal(moving["stage_1.block_1"], moving["stage_1.block_0"])
 
@@ -136,9 +142,10 @@ def test_a_swin_has_timms_stochastic_depth_unless_told(tiny):
 def test_a_distilled_vit_returns_the_mean_or_the_pair(tiny, randomised, pictures):
     model = tiny("distilled")
     variables, images = randomised(model), pictures(model)
+    apply = jax.jit(model.apply, static_argnames=("train", "taps", "distilled"))
     for train in (False, True):
-        mean, _ = model.apply(variables, images, train=train)
-        pair, features = model.apply(variables, images, train=train, distilled=True, taps=("prefix_2",))
+        mean, _ = apply(variables, images, train=train)
+        pair, features = apply(variables, images, train=train, distilled=True, taps=("prefix_2",))
         assert isinstance(pair, tuple) and len(pair) == 2
         np.testing.assert_allclose(mean, (pair[0] + pair[1]) / 2, rtol=1e-5, atol=1e-5)
         assert abs(pair[0] - pair[1]).max() > 1e-3
@@ -146,9 +153,9 @@ def test_a_distilled_vit_returns_the_mean_or_the_pair(tiny, randomised, pictures
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_initial_values_are_timms(tiny, pictures, family):
+def test_initial_values_are_timms(tiny, random_key, pictures, family):
     model = tiny(family, embed_dim=96, **({"init_values": 1e-5} if family == "deit" else {}))
-    params = flatten_dict(model.init(jax.random.key(0), pictures(model, 1))["params"], sep="/")
+    params = flatten_dict(jax.jit(model.init)(random_key(0), pictures(model, 1))["params"], sep="/")
     for path, value in params.items():
         leaf = path.split("/")[-1]
         if path == "cls_token" and family != "cait":

@@ -1,0 +1,163 @@
+"""Top-1, top-5 and loss of a network on a validation split.
+
+    python -m jaxkd.evaluate --model=deit_tiny_patch16_224 --weights=model.safetensors --data=/data/imagenet
+    python -m jaxkd.evaluate --weights=runs/first_light/student_distilled --ema --data=embedded:digits
+
+Weights are a timm or Hugging Face file or id, or a work directory of jaxkd (then --model is known). Prints a line for
+people and a line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from jaxkd.errors import ConfigError, JaxkdError
+from jaxkd.main import fail
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose complaints are ours: one paragraph, exit code 2."""
+
+    def error(self, message: str) -> None:
+        raise ConfigError(f"The command line was not understood: {message}. See python -m jaxkd.evaluate --help.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m jaxkd.evaluate", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--model", default="", help="name in the zoo; not needed for a work directory")
+    parser.add_argument("--model-arg", action="append", default=[], metavar="NAME=VALUE", help="constructor argument")
+    parser.add_argument("--weights", required=True, help="file, Hugging Face id or work directory")
+    parser.add_argument("--data", required=True, help='folder with val/<label>/*, or "embedded:digits"')
+    parser.add_argument("--split", default="val", choices=("val", "train"))
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--ema", action="store_true", help="the moving average")
+    which.add_argument("--raw", action="store_true", help="the raw weights (default)")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--crop-pct", type=float, default=0.0, help="default: the model's own")
+    parser.add_argument("--interpolation", default="", help="default: the model's own")
+    parser.add_argument("--resize", action="store_true", help="resize position embeddings to the network's grid")
+    parser.add_argument("--compute", choices=("float32", "bfloat16"), default="float32")
+    return parser
+
+
+def evaluate(args: argparse.Namespace) -> dict[str, Any]:
+    """Scores what `args` (see `--help`) names; returns what is printed as JSON."""
+    import jax
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from jaxkd import data, distill, parallel, tasks, train
+
+    source = data.open_source(args.data, args.split)
+    saved = _saved_config(args.weights)
+    name, model_args, crop_pct, interpolation = args.model, {}, args.crop_pct, args.interpolation
+    if saved is not None:
+        if args.model and args.model != saved["student"]["name"]:
+            raise ConfigError(
+                f'--model="{args.model}", but the work directory "{args.weights}" trained {saved["student"]["name"]}. Its '
+                "weights fit no other network. Leave --model out."
+            )
+        name = saved["student"]["name"]
+        model_args = {k: v for k, v in saved["student"]["args"].items() if v is not None}
+        crop_pct = crop_pct or saved["eval"]["crop_pct"]
+        interpolation = interpolation or saved["eval"]["interpolation"]
+        model_args.setdefault("num_classes", len(source.class_names))
+    if not name:
+        raise ConfigError(
+            f'--model is missing, and --weights="{args.weights}" is not a work directory of jaxkd that would know it. A file '
+            "of weights does not say which network it is of. Give --model=NAME; jaxkd.models.list_models() has the names."
+        )
+    model_args |= dict(_model_arg(a) for a in args.model_arg)
+    network = tasks.build_network(
+        name,
+        model_args,
+        source=args.weights,
+        variant="ema" if args.ema else "raw" if args.raw else "",
+        resize=args.resize,
+        compute=args.compute,
+    )
+    if network.num_classes < len(source.class_names):
+        raise ConfigError(
+            f"{name} has {network.num_classes} outputs, but {args.data} has {len(source.class_names)} classes. Its answers "
+            "cannot be compared with these labels. Use weights that were trained for this data set."
+        )
+    mesh = parallel.make_mesh()
+    parallel.check_batch("--batch-size", args.batch_size, mesh)
+    task = tasks.ClassificationTask(network, distill.preset("none"))
+    preprocess = data.EvalPreprocess(
+        image_size=network.image_size,
+        crop_pct=crop_pct or network.spec.crop_pct,
+        interpolation=interpolation or network.spec.interpolation,
+        mean=network.spec.mean,
+        std=network.spec.std,
+    )
+    batches = data.eval_batches(source, preprocess, batch_size=args.batch_size)
+    params = parallel.put_replicated(task.init(jax.random.key(0))[0], mesh)
+    eval_step = train.compile_eval_step(task, mesh)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        shown = progress.add_task("batches", total=len(batches))
+        means, images, rate = train.evaluate(
+            eval_step,
+            batches,
+            {"": (params, {})},
+            {},
+            mesh,
+            progress=lambda done: progress.update(shown, completed=done),
+        )
+    return {
+        "model": name,
+        "weights": args.weights,
+        "variant": "ema" if args.ema else "raw",
+        "data": args.data,
+        "split": args.split,
+        "images": images,
+        **means[""],
+        "images_per_second": rate,
+        "image_size": network.image_size,
+        "crop_pct": preprocess.crop_pct,
+        "interpolation": preprocess.interpolation,
+        "compute": args.compute,
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+
+
+def _saved_config(weights: str) -> dict[str, Any] | None:
+    """The resolved config of the work directory that `weights` names, or None if it names none."""
+    from jaxkd import train
+
+    run = train.find_run(weights)
+    return None if run is None else json.loads((run / "config.json").read_text())
+
+
+def _model_arg(text: str) -> tuple[str, Any]:
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise ConfigError(f'--model-arg="{text}" has no value. It passes one constructor argument. Write NAME=VALUE.')
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; exit code 0, or 2 for what the user can mend."""
+    try:
+        result = evaluate(_parser().parse_args(argv))
+    except JaxkdError as error:
+        fail(error)
+    print(
+        f"{result['model']}: top-1 {result['top1']:.3f} % · top-5 {result['top5']:.3f} % · loss {result['loss']:.4f} · "
+        f"{result['images']:,} images · {result['images_per_second']:.1f} images/s"
+    )
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""Trains what a config says.
+
+    python -m jaxkd.main --config=configs/deit_cait.py --workdir=runs/a [--config.train.batch_size=256 ...]
+
+The same command continues a run that was stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from jaxkd.errors import ConfigError, JaxkdError, did_you_mean
+from jaxkd.recipes import base, flatten
+
+USAGE = "python -m jaxkd.main --config=configs/deit_cait.py:embedded --workdir=runs/first_light"
+
+
+def fail(error: BaseException) -> NoReturn:
+    """Prints what the user can mend as one paragraph and exits with code 2."""
+    print(f"jaxkd: {error}", file=sys.stderr)
+    raise SystemExit(2) from None
+
+
+def parse(argv: Sequence[str]) -> tuple[ConfigDict, str, bool | None]:
+    """(config, workdir, distributed) of a command line.
+
+    Raises:
+      ConfigError: a missing flag, file or field, or a value of another type.
+    """
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "a config file, perhaps with :arguments", flag_values=values)
+    flags.DEFINE_string("workdir", "", "where checkpoints and metrics go", flag_values=values)
+    flags.DEFINE_bool("distributed", None, "join the other processes of a pod or cluster", flag_values=values)
+    paths = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
+    paths += [b for a, b in zip(argv, argv[1:], strict=False) if a == "--config"]
+    if not paths:
+        raise ConfigError(f"No --config was given. It says what to train. For example: {USAGE}")
+    file = paths[0].split(":", 1)[0]
+    if not Path(file).is_file():
+        folder = Path(file).parent if Path(file).parent.is_dir() else Path("configs")
+        there = sorted(str(p) for p in folder.glob("*.py"))
+        raise ConfigError(
+            f'--config="{file}" is not a file.{did_you_mean(file, there)} A config is a Python file with get_config(). '
+            f"Here are: {', '.join(there) or 'none; run this from the project folder'}."
+        )
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            rest = values(["jaxkd", *argv])
+    except JaxkdError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
+        raise _flag_error(argv, error) from None
+    if rest[1:]:
+        raise ConfigError(f'"{rest[1]}" is not an option. Options start with two dashes. For example: {USAGE}')
+    if not values.workdir:
+        raise ConfigError(f"No --workdir was given. Checkpoints and metrics need a folder. For example: {USAGE}")
+    return values.config, values.workdir, values.distributed
+
+
+def _flag_error(argv: Sequence[str], error: Exception) -> ConfigError:
+    """The paragraph for what absl and ml_collections raise: it names the option, the nearest field and the type."""
+    known = flatten(base())
+    for arg in argv:
+        name, _, value = arg.removeprefix("--").partition("=")
+        if name.startswith("config."):
+            field = name.removeprefix("config.")
+            if field not in known:
+                return ConfigError(
+                    f'--{name} is not a field of the config.{did_you_mean(field, known)} A misspelt field would leave its '
+                    "default in force unseen. jaxkd/recipes.py lists every field."
+                )
+            if str(error).find(value) >= 0 and name in str(error):
+                kind = type(known[field]).__name__
+                return ConfigError(
+                    f'--{name}="{value}" has a value of the wrong type. The field holds a {kind}, by default '
+                    f"{known[field]!r}. Give such a value."
+                )
+        elif name not in ("config", "workdir", "distributed") and arg.startswith("--"):
+            return ConfigError(
+                f'"{arg}" is not an option.{did_you_mean(name, ("config", "workdir", "distributed"))} There are --config, '
+                f"--config.<field>, --workdir and --distributed. For example: {USAGE}"
+            )
+    text = " ".join(str(error).split())
+    return ConfigError(f"The command line or the config file was not understood: {text}. For example: {USAGE}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 0 finished, 2 user error, 3 stopped on request before the end."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "--helpfull"):
+        print(__doc__)
+        return 0
+    try:
+        config, workdir, distributed = parse(argv)
+        # TensorFlow is not needed, but other packages may pull it in and it is loud.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        from rich.console import Console
+
+        from jaxkd import parallel, runner
+
+        parallel.initialize_distributed(distributed)
+        console = Console() if parallel.is_main_host() else None
+        result = runner.run(config, workdir, console=console)
+    except JaxkdError as error:
+        fail(error)
+    return 0 if result["finished"] else 3
+
+
+if __name__ == "__main__":
+    sys.exit(main())

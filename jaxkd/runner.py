@@ -1,0 +1,385 @@
+"""`run(config, workdir) -> result`: the one place that builds a task from a config and loops it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from jaxkd import __version__, data, distill, models, parallel, tasks, train, weights
+from jaxkd.errors import CheckpointError, ConfigError
+from jaxkd.recipes import flatten
+from jaxkd.stages import run_stages
+from jaxkd.validate import validate
+
+PyTree = Any
+
+# Fields that may differ between a run and its continuation: none of them changes what is computed.
+FREE_FIELDS = ("data.workers", "log.", "checkpoint.", "eval.batch_size")
+
+
+def run(config: ConfigDict, workdir: str | Path, *, console: Console | None = None) -> dict[str, Any]:
+    """Trains what `config` says in `workdir`, from its last checkpoint if there is one.
+
+    Args:
+      config: a full config (`recipes.base()` and changes), with or without stages.
+      workdir: where checkpoints, metrics and the resolved config go; made if missing.
+      console: where progress goes; None is silent.
+
+    Returns:
+      `{"metrics": {...}, "step": n, "finished": bool, ...}`; with stages `{"stages": {name: result}}`.
+
+    Raises:
+      JaxkdError: anything that the user can mend, before the first step wherever possible.
+    """
+    workdir = Path(workdir)
+    if config.stages:
+        return run_stages(config, workdir, run_one, console)
+    return run_one(config, workdir, console)
+
+
+def run_one(config: ConfigDict, workdir: Path, console: Console | None, *, title: str = "") -> dict[str, Any]:
+    """One training run; see `run`."""
+    validate(config)
+    mesh = parallel.make_mesh(config.mesh.data, config.mesh.model)
+    parallel.check_batch("train.batch_size", config.train.batch_size, mesh, accumulate=config.optimizer.accumulate)
+    eval_batch = config.eval.batch_size or config.train.batch_size
+    parallel.check_batch("eval.batch_size", eval_batch, mesh)
+    sources = {split: data.open_source(config.data.source, split) for split in ("train", "val")}
+    task = build_task(config, num_classes=len(sources["train"].class_names))
+    claim_workdir(config, workdir)
+    pipeline = build_train_pipeline(config, sources["train"], task.student.image_size)
+    settings = loop_settings(config, pipeline.steps_per_epoch)
+    schedule = build_schedule(config, settings)
+    optimizer = train.make_optimizer(
+        schedule,
+        weight_decay=config.optimizer.weight_decay,
+        b1=config.optimizer.b1,
+        b2=config.optimizer.b2,
+        eps=config.optimizer.eps,
+        clip_norm=config.optimizer.clip_norm,
+        frozen=task.frozen,
+    )
+    task.constants = parallel.put_replicated(task.constants, mesh)
+
+    def start() -> train.TrainState:
+        params, mutable = task.init(jax.random.key(config.seed))
+        return train.create_state(params, mutable, optimizer, ema=config.ema.decay > 0)
+
+    abstract = jax.eval_shape(start)
+    checkpoints = train.Checkpoints(
+        workdir,
+        keep_last=config.checkpoint.keep_last,
+        keep_best=config.checkpoint.keep_best,
+        keep_every=config.checkpoint.keep_every_epochs * settings.steps_per_epoch,
+    )
+    clock = train.Clock()
+    done = checkpoints.steps()
+    if done:
+        state, position, meta = checkpoints.restore(done[-1], abstract, mesh)
+        _check_teacher(meta["task"], task.metadata(), workdir)
+        pipeline.set_state(position)
+        clock = train.Clock(**meta["clock"])
+    else:
+        state = parallel.put_replicated(start(), mesh)
+    _announce(console, config, task, sources, settings, mesh, workdir, resumed=done[-1] if done else None, state=state)
+
+    step_fn = train.compile_train_step(
+        task, optimizer, mesh, abstract, accumulate=config.optimizer.accumulate, ema_decay=config.ema.decay
+    )
+    eval_step = train.compile_eval_step(task, mesh)
+    evaluator = build_evaluator(config, task, sources["val"], eval_batch, eval_step, mesh)
+    writer = train.MetricWriter(workdir, tensorboard=config.log.tensorboard, active=parallel.is_main_host())
+    title = title or workdir.name
+    key = jax.random.key(config.seed + 1)  # another stream than the initial parameters
+    resolved = config.to_dict()
+
+    def meta_of(clock: train.Clock) -> dict[str, Any]:
+        return {
+            "task": task.metadata(),
+            "clock": vars(clock),
+            "config": json.loads(json.dumps(resolved, default=str)),
+            "versions": {"jaxkd": __version__, "jax": jax.__version__, "python": platform.python_version()},
+        }
+
+    if done and done[-1] >= settings.total_steps:
+        scores = evaluator(state)  # finished before: say the result again
+        if console is not None:
+            console.print(f"{title}: all {settings.total_steps} steps were done before.", markup=False, highlight=False)
+    else:
+        batches = data.Prefetcher(pipeline)
+        try:
+            with (
+                train.StopRequest() as stop,
+                train.TrainProgress(console, title, settings.total_steps, int(state.step)) as progress,
+            ):
+                state, scores = train.train_loop(
+                    step_fn,
+                    state,
+                    batches,
+                    settings,
+                    constants=task.constants,
+                    key=key,
+                    mesh=mesh,
+                    checkpoints=checkpoints,
+                    writer=writer,
+                    progress=progress,
+                    stop=stop,
+                    clock=clock,
+                    meta=meta_of,
+                    evaluate=evaluator,
+                    schedule=lambda step: float(schedule(np.int32(step))),
+                )
+        finally:
+            batches.close()
+            writer.close()
+            checkpoints.close()
+    step = int(state.step)
+    result = {
+        "metrics": scores,
+        "step": step,
+        "finished": step >= settings.total_steps,
+        "seconds": clock.seconds,
+        "images_trained": clock.images,
+        "val_images": len(sources["val"]),
+        "train_images": len(sources["train"]),
+        "student": config.student.name,
+        "parameters": int(sum(np.prod(p.shape) for p in jax.tree.leaves(abstract.params["student"]))),
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "workdir": str(workdir),
+    }
+    if result["finished"] and parallel.is_main_host():
+        (workdir / "result.json").write_text(json.dumps(result, indent=2))
+    return result
+
+
+def build_task(config: ConfigDict, *, num_classes: int) -> tasks.ClassificationTask:
+    """The networks, objective and frozen parameters of a config.
+
+    Args:
+      config: validated.
+      num_classes: of the data; the networks' outputs where the config does not say.
+    """
+    compute, remat = config.precision.compute, config.precision.remat
+    student = _network(config.student, num_classes, compute=compute, remat=remat, seed=config.seed)
+    if student.num_classes < num_classes:
+        raise ConfigError(
+            f"student.args.num_classes={student.num_classes}, but the data have {num_classes} classes. Labels above the last "
+            f"output would train nothing. Set --config.student.args.num_classes={num_classes} or leave it out."
+        )
+    frozen = None
+    if config.student.freeze:
+        shapes = jax.eval_shape(
+            student.model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *student.image_size, 3), np.float32)
+        )
+        frozen = {"student": weights.freeze_mask(shapes["params"], tuple(config.student.freeze)), "projectors": {}}
+    if config.task == "classification":
+        objective = distill.preset("none", smoothing=config.label_smoothing)
+        return tasks.ClassificationTask(student, objective, frozen=frozen)
+    teacher = _network(config.teacher, num_classes, compute=compute, remat=False, seed=config.seed, like=student)
+    student_taps, teacher_taps = models.tap_names(student.model), models.tap_names(teacher.model)
+    pairs = distill.resolve_pairs(config.distill.pairs or (), student_taps, teacher_taps)
+    given = {k: _plain(config.distill[k]) for k in ("alpha", "temperature", "feature_weight")}
+    objective = distill.preset(
+        config.distill.preset,
+        pairs=pairs,
+        smoothing=config.label_smoothing,
+        spectral_method=config.distill.spectral_method or None,
+        **{k: v for k, v in given.items() if v is not None},
+    )
+    return tasks.DistillationTask(student, teacher, objective, pairs=pairs, frozen=frozen)
+
+
+def _plain(value: Any) -> Any:
+    return value.to_dict() if isinstance(value, ConfigDict) else value
+
+
+def _network(
+    config: ConfigDict, classes: int, *, compute: str, remat: bool, seed: int, like: tasks.Network | None = None
+) -> tasks.Network:
+    args = {k: _plain(v) for k, v in config.args.items() if v is not None}
+    args.setdefault("num_classes", classes)
+    if like is not None:  # a teacher sees the student's images
+        args.setdefault("img_size", like.image_size)
+    return tasks.build_network(
+        config.name,
+        args,
+        source=config.weights,
+        variant=config.variant,
+        resize=config.resize,
+        new_head=config.new_head,
+        compute=compute,
+        remat=remat,
+        key=jax.random.key(seed),
+    )
+
+
+def build_train_pipeline(config: ConfigDict, source: Any, image_size: tuple[int, int]) -> data.TrainPipeline:
+    """This host's share of the endless, resumable sequence of training batches."""
+    augment = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in config.data.augment.items()}
+    return data.TrainPipeline(
+        source,
+        batch_size=config.train.batch_size,
+        image_size=image_size,
+        seed=config.seed,
+        augment=data.AugmentConfig(**augment),
+        workers=config.data.workers,
+        host_index=jax.process_index(),
+        host_count=jax.process_count(),
+    )
+
+
+def loop_settings(config: ConfigDict, steps_per_epoch: int) -> train.LoopSettings:
+    """Epochs of the config as optimiser steps."""
+    total = config.train.steps or config.train.epochs * steps_per_epoch
+    every = [config.checkpoint.every_epochs * steps_per_epoch, config.checkpoint.every_steps]
+    return train.LoopSettings(
+        total_steps=total,
+        steps_per_epoch=steps_per_epoch,
+        batch_size=config.train.batch_size,
+        log_every=config.log.every_steps,
+        eval_every=max(1, round(config.eval.every_epochs * steps_per_epoch)),
+        checkpoint_every=min(e for e in every if e),
+    )
+
+
+def build_schedule(config: ConfigDict, settings: train.LoopSettings) -> Any:
+    """Step -> learning rate; the peak scales with the batch where optimizer.reference_batch is set.
+
+    `train.steps` cuts a run short but does not squeeze its schedule: that follows train.epochs.
+    """
+    reference = config.optimizer.reference_batch
+    scale = config.train.batch_size / reference if reference else 1.0
+    return train.make_schedule(
+        config.schedule.kind,
+        learning_rate=config.optimizer.learning_rate * scale,
+        total_steps=config.train.epochs * settings.steps_per_epoch,
+        steps_per_epoch=settings.steps_per_epoch,
+        warmup_epochs=config.schedule.warmup_epochs,
+        warmup_lr=config.schedule.warmup_lr,
+        min_lr=config.schedule.min_lr,
+    )
+
+
+def build_evaluator(
+    config: ConfigDict, task: tasks.ClassificationTask, source: Any, batch_size: int, eval_step: Any, mesh: Mesh
+) -> Any:
+    """A function state -> {metric: mean} over the whole validation split; `ema_*` beside the raw weights."""
+    spec = task.student.spec
+    preprocess = data.EvalPreprocess(
+        image_size=task.student.image_size,
+        crop_pct=config.eval.crop_pct or spec.crop_pct,
+        interpolation=config.eval.interpolation or spec.interpolation,
+        mean=spec.mean,
+        std=spec.std,
+    )
+
+    def score(state: train.TrainState) -> dict[str, float]:
+        batches = data.eval_batches(
+            source,
+            preprocess,
+            batch_size=batch_size,
+            host_index=jax.process_index(),
+            host_count=jax.process_count(),
+        )
+        members = {"": (state.params, state.mutable)}
+        if state.ema is not None:
+            members["ema_"] = (state.ema, state.mutable)
+        means, _, _ = train.evaluate(eval_step, batches, members, {}, mesh)
+        return {prefix + name: value for prefix, values in means.items() for name, value in values.items()}
+
+    return score
+
+
+def claim_workdir(config: ConfigDict, workdir: Path) -> None:
+    """Writes the resolved config into a new work directory, or checks that an old one belongs to the same run.
+
+    Raises:
+      CheckpointError: the directory holds another run, or something that is no run.
+    """
+    fields = {k: json.loads(json.dumps(v, default=str)) for k, v in flatten(config).items()}
+    path = workdir / "config.json"
+    if path.exists():
+        old = flatten(ConfigDict(json.loads(path.read_text())))
+        differing = [
+            f"{k}: {old.get(k)!r} there, {fields.get(k)!r} now"
+            for k in sorted(set(old) | set(fields))
+            if not k.startswith(FREE_FIELDS) and _jsonable(old.get(k)) != _jsonable(fields.get(k))
+        ]
+        if differing:
+            raise CheckpointError(
+                f'--workdir="{workdir}" belongs to another run. Continuing it with another config would mix two experiments '
+                f"in one set of checkpoints. Choose a new --workdir, or use the old config. They differ in: "
+                f"{'; '.join(differing[:8])}{f'; and {len(differing) - 8} more' if len(differing) > 8 else ''}."
+            )
+        return
+    if workdir.exists() and not workdir.is_dir():
+        raise CheckpointError(
+            f'--workdir="{workdir}" is a file. A run needs a folder for checkpoints and metrics. Name a new folder.'
+        )
+    if (workdir / "checkpoints").exists():
+        raise CheckpointError(
+            f'--workdir="{workdir}" holds checkpoints but no config.json. Whose they are is unknown, and nothing saved may '
+            "be lost. Choose a new --workdir."
+        )
+    workdir.mkdir(parents=True, exist_ok=True)
+    if parallel.is_main_host():
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(config.to_dict(), indent=2, default=str))
+        temporary.replace(path)
+
+
+def _jsonable(value: Any) -> Any:
+    return json.loads(json.dumps(value.to_dict() if isinstance(value, ConfigDict) else value, default=str))
+
+
+def _check_teacher(saved: dict, now: dict, workdir: Path) -> None:
+    for field in ("teacher", "teacher_fingerprint"):
+        if saved.get(field) != now.get(field):
+            raise CheckpointError(
+                f'The checkpoint in "{workdir}" was distilled from another teacher ({field} {saved.get(field)} there, '
+                f"{now.get(field)} now). Half of one teacher and half of another is neither. Restore the old weights file, or "
+                "choose a new --workdir."
+            )
+
+
+def _announce(
+    console: Console | None,
+    config: ConfigDict,
+    task: tasks.ClassificationTask,
+    sources: dict,
+    settings: train.LoopSettings,
+    mesh: Mesh,
+    workdir: Path,
+    *,
+    resumed: int | None,
+    state: train.TrainState,
+) -> None:
+    if console is None or not parallel.is_main_host():
+        return
+    count = sum(p.size for p in jax.tree.leaves(state.params["student"]))
+    teacher = getattr(task, "teacher", None)
+    learns = f" <- {teacher.spec.name} ({teacher.origin})" if teacher else ""
+    lines = [
+        f"{config.student.name} ({count:,} parameters, {task.student.origin}){learns}",
+        f"objective {config.distill.preset if teacher else 'cross-entropy'}"
+        + (f" · {len(task.objective.student_taps)} layer pairs" if task.objective.student_taps else ""),
+        f"{len(sources['train']):,} training and {len(sources['val']):,} validation images of {config.data.source}, "
+        f"{len(sources['train'].class_names)} classes, {task.student.image_size[0]}x{task.student.image_size[1]}",
+        f"{settings.total_steps:,} steps of {settings.batch_size} on {mesh.devices.size} x "
+        f"{mesh.devices.flat[0].device_kind} · {workdir}"
+        + ("" if resumed is None else f" · continues after step {resumed:,}"),
+        time.strftime("%Y-%m-%d %H:%M:%S"),
+    ]
+    for line in lines:
+        console.print(line, markup=False, highlight=False)
+

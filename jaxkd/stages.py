@@ -1,0 +1,104 @@
+"""Runs after one another, compared at the end: a teacher, a student without it, a student with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.table import Table
+
+from jaxkd.curves import draw_curves
+from jaxkd.errors import ConfigError, did_you_mean
+from jaxkd.recipes import change
+from jaxkd.train import read_metrics
+from jaxkd.validate import validate
+
+PREFIX = "stage:"
+
+
+def stage_configs(config: ConfigDict, workdir: Path) -> dict[str, ConfigDict]:
+    """name -> the stage's own config: its changes applied, `stage:<name>` replaced by that stage's folder.
+
+    Raises:
+      ConfigError: a stage without a name, two of one name, or one that takes weights of a stage not before it.
+    """
+    configs: dict[str, ConfigDict] = {}
+    for stage in config.stages:
+        changes = dict(stage)
+        name = changes.pop("name", "")
+        if not name or name in configs:
+            raise ConfigError(
+                f'A stage has the name "{name}". Each stage needs a name of its own, which is its folder. Name it.'
+            )
+        one = change(config, changes | {"stages": ()})
+        for network in (one.student, one.teacher):
+            if network.weights.startswith(PREFIX):
+                wanted = network.weights.removeprefix(PREFIX)
+                if wanted not in configs:
+                    raise ConfigError(
+                        f'Stage "{name}" takes its weights from "{network.weights}", which is not a stage before it.'
+                        f"{did_you_mean(wanted, configs)} Stages run in order. Before it: {', '.join(configs) or 'none'}."
+                    )
+                network.weights = str(workdir / wanted)
+        configs[name] = one.lock()
+    return configs
+
+
+def run_stages(
+    config: ConfigDict, workdir: Path, run_one: Callable[..., dict[str, Any]], console: Console | None
+) -> dict[str, Any]:
+    """Runs every stage in `workdir/<name>`, continues where a killed call stopped, and compares at the end.
+
+    Returns:
+      `{"stages": {name: result}, "finished": bool}`; the table is printed, `summary.json` and `curves.png` are written.
+    """
+    configs = stage_configs(config, workdir)
+    for one in configs.values():
+        validate(one)  # a mistake in the last stage is found before the first one runs
+    results: dict[str, dict[str, Any]] = {}
+    for index, (name, one) in enumerate(configs.items(), start=1):
+        if console is not None:
+            console.rule(f"{index}/{len(configs)} {name}", align="left")
+        results[name] = run_one(one, workdir / name, console, title=name)
+        if not results[name]["finished"]:
+            return {"stages": results, "finished": False}
+    summary = {"stages": results, "finished": True}
+    (workdir / "summary.json").write_text(json.dumps(summary, indent=2))
+    figure = workdir / "curves.png"
+    draw_curves({name: read_metrics(workdir / name, "eval") for name in configs}, figure, caption=_caption(config, results))
+    if console is not None:
+        console.print(_table(results))
+        console.print(f"Curves: {figure}", markup=False, highlight=False)
+    return summary
+
+
+def _caption(config: ConfigDict, results: dict[str, dict[str, Any]]) -> str:
+    any_result = next(iter(results.values()))
+    return (
+        f"{config.data.source}: {any_result['train_images']:,} training images, {any_result['val_images']:,} held out. "
+        f"One run each, seed {config.seed}: differences below {100 / max(any_result['val_images'], 1):.1f} points are one image."
+    )
+
+
+def _table(results: dict[str, dict[str, Any]]) -> Table:
+    images = next(iter(results.values()))["val_images"]
+    table = Table(title=f"Top-1 on {images} held-out images, in percent (and how many images that is)", title_justify="left")
+    for column in ("run", "network", "parameters", "top-1", "right of " + str(images), "EMA top-1", "loss", "seconds"):
+        table.add_column(column, justify="left" if column in ("run", "network") else "right")
+    for name, result in results.items():
+        m = result["metrics"]
+        table.add_row(
+            name,
+            result["student"],
+            f"{result['parameters']:,}",
+            f"{m['top1']:.2f}",
+            str(round(m["top1"] * images / 100)),
+            f"{m['ema_top1']:.2f}" if "ema_top1" in m else "-",
+            f"{m['loss']:.4f}",
+            f"{result['seconds']:.0f}",
+        )
+    return table
