@@ -2,10 +2,12 @@
 
     python -m jaxkd.main --config=configs/deit_cait.py --workdir=runs/deit_cait --config.data.source=/data/imagenet
     python -m jaxkd.main --config=configs/deit_cait.py:student=deit_small_patch16_224 ...      (500 epochs)
-    python -m jaxkd.main --config=configs/deit_cait.py:embedded --workdir=runs/first_light     (no data, no GPU: minutes)
+    python -m jaxkd.main --config=configs/deit_cait.py:embedded --workdir=runs/first_light     (no data, no GPU:
+    minutes)
 
-Expected: 77.4 % top-1 for DeiT-Tiny, 82.2 % for DeiT-Small (published, best epoch on the validation set); not yet measured by us.
-The published runs also use RandAugment, random erasing and repeated augmentation, which jaxkd does not have yet.
+Expected: 77.4 % top-1 for DeiT-Tiny, 82.2 % for DeiT-Small (published, best epoch on the validation set); not yet
+measured by us. The published runs also use RandAugment, random erasing and repeated augmentation, which jaxkd does not
+have yet.
 """
 
 from ml_collections import ConfigDict
@@ -30,11 +32,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.train.epochs = 500 if "small" in config.student.name else 400
     config.train.batch_size = 512  # 2 GPUs x 256
     if "embedded" in words:
-        config.train.epochs = 60
         config = recipes.embedded(
             config,
-            student={"img_size": 8, "patch_size": 2, "embed_dim": 48, "depth": 6, "num_heads": 3},
-            teacher={"img_size": 8, "patch_size": 2, "embed_dim": 96, "depth": 12, "num_heads": 4},
+            student={"img_size": 16, "patch_size": 4, "embed_dim": 48, "depth": 6, "num_heads": 3},
+            teacher={"img_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 12, "num_heads": 4},
             pairs=((0, 0), (1, 1), (3, 9), (4, 10), (5, 11)),
         )
     return config.lock()

@@ -1,9 +1,11 @@
 """Any network of the zoo on labelled images, without a teacher.
 
-    python -m jaxkd.main --config=configs/supervised.py:cait_xxs24_224 --workdir=runs/cait --config.data.source=/data/folder
-    python -m jaxkd.main --config=configs/supervised.py:embedded --workdir=runs/digits         (no data, no GPU: a minute)
+    python -m jaxkd.main --config=configs/supervised.py:cait_xxs24_224 --workdir=runs/cait
+    --config.data.source=/data/folder python -m jaxkd.main --config=configs/supervised.py:embedded --workdir=runs/digits
+            (no data, no GPU: a minute)
 
-The recipe is DeiT's optimiser (AdamW 5e-4 x batch / 512, decay 0.05, smoothing 0.1) with a per-step cosine over 300 epochs.
+The recipe is DeiT's optimiser (AdamW 5e-4 x batch / 512, decay 0.05, smoothing 0.1) with a per-step cosine over 300
+epochs.
 """
 
 from ml_collections import ConfigDict
@@ -17,8 +19,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.train.epochs = 300
     config.student.name = "deit_tiny_patch16_224" if arg in (None, "", "embedded") else arg
     if arg == "embedded":
-        config.train.epochs = 60
         config = recipes.digits(
-            config, student={"img_size": 8, "patch_size": 2, "embed_dim": 48, "depth": 6, "num_heads": 3}
+            config, student={"img_size": 16, "patch_size": 4, "embed_dim": 48, "depth": 6, "num_heads": 3}
         )
     return config.lock()

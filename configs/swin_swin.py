@@ -1,7 +1,8 @@
 """SpectralKD: Swin-Tiny learns from Swin-Small on ImageNet-1k (arXiv 2412.19055).
 
     python -m jaxkd.main --config=configs/swin_swin.py --workdir=runs/swin_swin --config.data.source=/data/imagenet
-    python -m jaxkd.main --config=configs/swin_swin.py:embedded --workdir=runs/swin_digits     (no data, no GPU: minutes)
+    python -m jaxkd.main --config=configs/swin_swin.py:embedded --workdir=runs/swin_digits     (no data, no GPU:
+    minutes)
 
 Expected: 82.7 % top-1 (published, best epoch on the validation set); not yet measured by us.
 The published runs also use RandAugment, random erasing and repeated augmentation, which jaxkd does not have yet.
@@ -30,8 +31,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.train.epochs = 500
     config.train.batch_size = 512  # 2 GPUs x 256
     if "embedded" in words:
-        config.train.epochs = 60
-        small = {"img_size": 8, "patch_size": 1, "window_size": 4}
+        small = {"img_size": 16, "patch_size": 2, "window_size": 4}
         config = recipes.embedded(
             config,
             student={**small, "embed_dim": 32, "depths": (2, 2), "num_heads": (2, 4)},

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxkd.errors import ConfigError, JaxkdError
-from jaxkd.main import fail
+from jaxkd.main import fail, quiet
 
 
 class _Parser(argparse.ArgumentParser):
@@ -59,8 +59,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     if saved is not None:
         if args.model and args.model != saved["student"]["name"]:
             raise ConfigError(
-                f'--model="{args.model}", but the work directory "{args.weights}" trained {saved["student"]["name"]}. Its '
-                "weights fit no other network. Leave --model out."
+                f'--model="{args.model}", but the work directory "{args.weights}" trained {saved["student"]["name"]}. '
+                "Its weights fit no other network. Leave --model out."
             )
         name = saved["student"]["name"]
         model_args = {k: v for k, v in saved["student"]["args"].items() if v is not None}
@@ -69,23 +69,19 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         model_args.setdefault("num_classes", len(source.class_names))
     if not name:
         raise ConfigError(
-            f'--model is missing, and --weights="{args.weights}" is not a work directory of jaxkd that would know it. A file '
-            "of weights does not say which network it is of. Give --model=NAME; jaxkd.models.list_models() has the names."
+            f'--model is missing, and --weights="{args.weights}" is not a work directory of jaxkd that would know it. '
+            "A file of weights does not say which network it is of. Give --model=NAME; jaxkd.models.list_models() has "
+            "the names."
         )
     model_args |= dict(_model_arg(a) for a in args.model_arg)
-    network = tasks.build_network(
-        name,
-        model_args,
-        source=args.weights,
-        variant="ema" if args.ema else "raw" if args.raw else "",
-        resize=args.resize,
-        compute=args.compute,
-    )
+    network = tasks.build_network(name, model_args, compute=args.compute)
     if network.num_classes < len(source.class_names):
         raise ConfigError(
-            f"{name} has {network.num_classes} outputs, but {args.data} has {len(source.class_names)} classes. Its answers "
-            "cannot be compared with these labels. Use weights that were trained for this data set."
+            f"{name} has {network.num_classes} outputs, but {args.data} has {len(source.class_names)} classes. Its "
+            "answers cannot be compared with these labels. Use weights that were trained for this data set."
         )
+    variant = "ema" if args.ema else "raw" if args.raw else ""
+    network = tasks.load_weights(network, args.weights, variant=variant, resize=args.resize)
     mesh = parallel.make_mesh()
     parallel.check_batch("--batch-size", args.batch_size, mesh)
     task = tasks.ClassificationTask(network, distill.preset("none"))
@@ -93,8 +89,6 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         image_size=network.image_size,
         crop_pct=crop_pct or network.spec.crop_pct,
         interpolation=interpolation or network.spec.interpolation,
-        mean=network.spec.mean,
-        std=network.spec.std,
     )
     batches = data.eval_batches(source, preprocess, batch_size=args.batch_size)
     params = parallel.put_replicated(task.init(jax.random.key(0))[0], mesh)
@@ -148,7 +142,9 @@ def _model_arg(text: str) -> tuple[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; exit code 0, or 2 for what the user can mend."""
     try:
-        result = evaluate(_parser().parse_args(argv))
+        args = _parser().parse_args(argv)
+        quiet()
+        result = evaluate(args)
     except JaxkdError as error:
         fail(error)
     print(

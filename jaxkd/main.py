@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 import sys
 from collections.abc import Sequence
@@ -30,6 +31,13 @@ def fail(error: BaseException) -> NoReturn:
     raise SystemExit(2) from None
 
 
+def quiet() -> None:
+    """Keeps Orbax' running commentary, which goes through absl, out of the progress; errors still show."""
+    from absl import logging
+
+    logging.set_verbosity(logging.ERROR)
+
+
 def parse(argv: Sequence[str]) -> tuple[ConfigDict, str, bool | None]:
     """(config, workdir, distributed) of a command line.
 
@@ -41,7 +49,7 @@ def parse(argv: Sequence[str]) -> tuple[ConfigDict, str, bool | None]:
     flags.DEFINE_string("workdir", "", "where checkpoints and metrics go", flag_values=values)
     flags.DEFINE_bool("distributed", None, "join the other processes of a pod or cluster", flag_values=values)
     paths = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
-    paths += [b for a, b in zip(argv, argv[1:], strict=False) if a == "--config"]
+    paths += [b for a, b in itertools.pairwise(argv) if a == "--config"]
     if not paths:
         raise ConfigError(f"No --config was given. It says what to train. For example: {USAGE}")
     file = paths[0].split(":", 1)[0]
@@ -52,13 +60,16 @@ def parse(argv: Sequence[str]) -> tuple[ConfigDict, str, bool | None]:
             f'--config="{file}" is not a file.{did_you_mean(file, there)} A config is a Python file with get_config(). '
             f"Here are: {', '.join(there) or 'none; run this from the project folder'}."
         )
+    ours, sys.argv = sys.argv, ["jaxkd", *argv]  # where ml_collections looks for overrides, whatever it is given
     try:
         with contextlib.redirect_stderr(io.StringIO()):
-            rest = values(["jaxkd", *argv])
+            rest = values(sys.argv)
     except JaxkdError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
         raise _flag_error(argv, error) from None
+    finally:
+        sys.argv = ours
     if rest[1:]:
         raise ConfigError(f'"{rest[1]}" is not an option. Options start with two dashes. For example: {USAGE}')
     if not values.workdir:
@@ -75,8 +86,8 @@ def _flag_error(argv: Sequence[str], error: Exception) -> ConfigError:
             field = name.removeprefix("config.")
             if field not in known:
                 return ConfigError(
-                    f'--{name} is not a field of the config.{did_you_mean(field, known)} A misspelt field would leave its '
-                    "default in force unseen. jaxkd/recipes.py lists every field."
+                    f"--{name} is not a field of the config.{did_you_mean(field, known)} A misspelt field would leave "
+                    "its default in force unseen. jaxkd/recipes.py lists every field."
                 )
             if str(error).find(value) >= 0 and name in str(error):
                 kind = type(known[field]).__name__
@@ -86,8 +97,8 @@ def _flag_error(argv: Sequence[str], error: Exception) -> ConfigError:
                 )
         elif name not in ("config", "workdir", "distributed") and arg.startswith("--"):
             return ConfigError(
-                f'"{arg}" is not an option.{did_you_mean(name, ("config", "workdir", "distributed"))} There are --config, '
-                f"--config.<field>, --workdir and --distributed. For example: {USAGE}"
+                f'"{arg}" is not an option.{did_you_mean(name, ("config", "workdir", "distributed"))} There are '
+                f"--config, --config.<field>, --workdir and --distributed. For example: {USAGE}"
             )
     text = " ".join(str(error).split())
     return ConfigError(f"The command line or the config file was not understood: {text}. For example: {USAGE}")
@@ -107,6 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         from jaxkd import parallel, runner
 
+        quiet()
         parallel.initialize_distributed(distributed)
         console = Console() if parallel.is_main_host() else None
         result = runner.run(config, workdir, console=console)

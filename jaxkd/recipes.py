@@ -59,7 +59,9 @@ def base() -> ConfigDict:
     config.distill = ConfigDict()
     config.distill.preset = "none"  # soft hard spectral mse soft+spectral soft+mse hard+spectral hard+mse
     config.distill.pairs = placeholder(object)  # ((student, teacher), ...), "last", "first", "first+last", "stages"
-    config.distill.alpha = placeholder(object)  # weight of the logit term, 1 - alpha of the cross-entropy; or a schedule
+    config.distill.alpha = placeholder(
+        object
+    )  # weight of the logit term, 1 - alpha of the cross-entropy; or a schedule
     config.distill.temperature = placeholder(float)
     config.distill.feature_weight = placeholder(object)  # or a schedule: {"schedule": "linear", "from": ..., "to": ...}
     config.distill.spectral_method = ""  # "fft" or "closed"; "" is the faster
@@ -117,7 +119,8 @@ def base() -> ConfigDict:
 
     config.log = ConfigDict({"every_steps": 50, "tensorboard": True})
 
-    # Runs after one another, each a dict of dotted changes with a "name"; a later one may take "stage:<name>" as weights.
+    # Runs after one another, each a dict of dotted changes with a "name"; a later one may take "stage:<name>" as
+    # weights.
     config.stages = ()
     return config
 
@@ -138,8 +141,8 @@ def parse_arg(arg: str | None, known: dict[str, str]) -> dict[str, str]:
         if name not in known:
             meaning = "; ".join(f"{k}: {v}" for k, v in known.items())
             raise ConfigError(
-                f'The config does not understand ":{part}".{did_you_mean(name, known)} It would otherwise be ignored in '
-                f"silence. Known after the colon: {meaning}."
+                f'The config does not understand ":{part}".{did_you_mean(name, known)} It would otherwise be ignored '
+                f"in silence. Known after the colon: {meaning}."
             )
         words[name] = value
     return words
@@ -159,8 +162,8 @@ def change(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
             node = node.get(name) if isinstance(node, ConfigDict) else None
         if not isinstance(node, ConfigDict) or leaf not in node:
             raise ConfigError(
-                f'"{dotted}" is not a field of a config.{did_you_mean(dotted, flatten(config))} A stage may only change '
-                "fields that exist. jaxkd/recipes.py lists them all."
+                f'"{dotted}" is not a field of a config.{did_you_mean(dotted, flatten(config))} A stage may only '
+                "change fields that exist. jaxkd/recipes.py lists them all."
             )
         with node.ignore_type():
             node[leaf] = value
@@ -180,25 +183,27 @@ def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
 
 
 def digits(config: ConfigDict, student: dict[str, Any]) -> ConfigDict:
-    """The same recipe, shrunk to scikit-learn's 1,797 handwritten digits of 8x8 pixels and a small student.
+    """The same recipe, shrunk to scikit-learn's 1,797 handwritten digits and a small student.
 
-    Smoothing, decay, schedule kind and the objective stay as they are; batch, rate, warm-up, average and crops fit the size.
+    Smoothing, decay, schedule kind, kind of crop and the objective stay as they are; batch, rate, warm-up, moving
+    average and range of the crop fit the size. The 8x8 pixels are enlarged to 16x16, so that a crop can move by half of
+    one.
     """
     changes = {
         "data.source": "embedded:digits",
         "data.workers": 0,
-        "data.augment.kind": "pad_crop",
-        "data.augment.pad": 1,
+        "data.augment.scale": (0.6, 1.0),  # less would cut strokes off
         "data.augment.hflip": 0.0,  # a mirrored digit is another sign
         "eval.crop_pct": 1.0,
         "eval.every_epochs": 5,
-        "train.batch_size": 64,
+        "train.epochs": 30,
+        "train.batch_size": 32,
         "optimizer.reference_batch": 0,
         "optimizer.learning_rate": 2e-3,
-        "schedule.warmup_epochs": 5,
+        "schedule.warmup_epochs": 2,
         "ema.decay": 0.99,
         "checkpoint.every_epochs": 10,
-        "log.every_steps": 22,
+        "log.every_steps": 44,
     }
     return change(config, changes | {f"student.args.{k}": v for k, v in student.items()})
 

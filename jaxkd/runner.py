@@ -55,6 +55,7 @@ def run_one(config: ConfigDict, workdir: Path, console: Console | None, *, title
     eval_batch = config.eval.batch_size or config.train.batch_size
     parallel.check_batch("eval.batch_size", eval_batch, mesh)
     sources = {split: data.open_source(config.data.source, split) for split in ("train", "val")}
+    config = resolve(config, num_classes=len(sources["train"].class_names))
     task = build_task(config, num_classes=len(sources["train"].class_names))
     claim_workdir(config, workdir)
     pipeline = build_train_pipeline(config, sources["train"], task.student.image_size)
@@ -162,19 +163,31 @@ def run_one(config: ConfigDict, workdir: Path, console: Console | None, *, title
     return result
 
 
-def build_task(config: ConfigDict, *, num_classes: int) -> tasks.ClassificationTask:
+def resolve(config: ConfigDict, *, num_classes: int) -> ConfigDict:
+    """A copy of `config` that says what it left to the data, so that a work directory describes its networks fully."""
+    resolved = config.copy_and_resolve_references()
+    with resolved.unlocked():
+        for network in (resolved.student, resolved.teacher):
+            if network.name and network.args.num_classes is None:
+                network.args.num_classes = num_classes
+    return resolved.lock()
+
+
+def build_task(config: ConfigDict, *, num_classes: int, load: bool = True) -> tasks.ClassificationTask:
     """The networks, objective and frozen parameters of a config.
 
+    Everything that can be wrong is checked before weights are read or fetched.
+
     Args:
-      config: validated.
-      num_classes: of the data; the networks' outputs where the config does not say.
+      config: validated and resolved.
+      num_classes: of the data.
+      load: False leaves all weights random, for timing and planning.
     """
-    compute, remat = config.precision.compute, config.precision.remat
-    student = _network(config.student, num_classes, compute=compute, remat=remat, seed=config.seed)
+    student = _network(config.student, config.precision.compute, config.precision.remat)
     if student.num_classes < num_classes:
         raise ConfigError(
-            f"student.args.num_classes={student.num_classes}, but the data have {num_classes} classes. Labels above the last "
-            f"output would train nothing. Set --config.student.args.num_classes={num_classes} or leave it out."
+            f"student.args.num_classes={student.num_classes}, but the data have {num_classes} classes. Labels above "
+            f"the last output would train nothing. Set --config.student.args.num_classes={num_classes} or leave it out."
         )
     frozen = None
     if config.student.freeze:
@@ -183,9 +196,11 @@ def build_task(config: ConfigDict, *, num_classes: int) -> tasks.ClassificationT
         )
         frozen = {"student": weights.freeze_mask(shapes["params"], tuple(config.student.freeze)), "projectors": {}}
     if config.task == "classification":
-        objective = distill.preset("none", smoothing=config.label_smoothing)
-        return tasks.ClassificationTask(student, objective, frozen=frozen)
-    teacher = _network(config.teacher, num_classes, compute=compute, remat=False, seed=config.seed, like=student)
+        student = _loaded(student, config.student, config.seed, load)
+        return tasks.ClassificationTask(
+            student, distill.preset("none", smoothing=config.label_smoothing), frozen=frozen
+        )
+    teacher = _network(config.teacher, config.precision.compute, False, like=student)
     student_taps, teacher_taps = models.tap_names(student.model), models.tap_names(teacher.model)
     pairs = distill.resolve_pairs(config.distill.pairs or (), student_taps, teacher_taps)
     given = {k: _plain(config.distill[k]) for k in ("alpha", "temperature", "feature_weight")}
@@ -196,6 +211,9 @@ def build_task(config: ConfigDict, *, num_classes: int) -> tasks.ClassificationT
         spectral_method=config.distill.spectral_method or None,
         **{k: v for k, v in given.items() if v is not None},
     )
+    tasks.check_networks(student, teacher, objective, pairs)
+    student = _loaded(student, config.student, config.seed, load)
+    teacher = _loaded(teacher, config.teacher, config.seed, load)
     return tasks.DistillationTask(student, teacher, objective, pairs=pairs, frozen=frozen)
 
 
@@ -203,23 +221,19 @@ def _plain(value: Any) -> Any:
     return value.to_dict() if isinstance(value, ConfigDict) else value
 
 
-def _network(
-    config: ConfigDict, classes: int, *, compute: str, remat: bool, seed: int, like: tasks.Network | None = None
-) -> tasks.Network:
+def _network(config: ConfigDict, compute: str, remat: bool, *, like: tasks.Network | None = None) -> tasks.Network:
     args = {k: _plain(v) for k, v in config.args.items() if v is not None}
-    args.setdefault("num_classes", classes)
     if like is not None:  # a teacher sees the student's images
         args.setdefault("img_size", like.image_size)
-    return tasks.build_network(
-        config.name,
-        args,
-        source=config.weights,
-        variant=config.variant,
-        resize=config.resize,
-        new_head=config.new_head,
-        compute=compute,
-        remat=remat,
-        key=jax.random.key(seed),
+    return tasks.build_network(config.name, args, compute=compute, remat=remat)
+
+
+def _loaded(network: tasks.Network, config: ConfigDict, seed: int, load: bool) -> tasks.Network:
+    if not (load and config.weights):
+        return network
+    key = jax.random.key(seed)
+    return tasks.load_weights(
+        network, config.weights, variant=config.variant, resize=config.resize, new_head=config.new_head, key=key
     )
 
 
@@ -279,8 +293,6 @@ def build_evaluator(
         image_size=task.student.image_size,
         crop_pct=config.eval.crop_pct or spec.crop_pct,
         interpolation=config.eval.interpolation or spec.interpolation,
-        mean=spec.mean,
-        std=spec.std,
     )
 
     def score(state: train.TrainState) -> dict[str, float]:
@@ -317,9 +329,9 @@ def claim_workdir(config: ConfigDict, workdir: Path) -> None:
         ]
         if differing:
             raise CheckpointError(
-                f'--workdir="{workdir}" belongs to another run. Continuing it with another config would mix two experiments '
-                f"in one set of checkpoints. Choose a new --workdir, or use the old config. They differ in: "
-                f"{'; '.join(differing[:8])}{f'; and {len(differing) - 8} more' if len(differing) > 8 else ''}."
+                f'--workdir="{workdir}" belongs to another run. Continuing it with another config would mix two '
+                "experiments in one set of checkpoints. Choose a new --workdir, or use the old config. They differ "
+                f"in: {'; '.join(differing[:8])}{f'; and {len(differing) - 8} more' if len(differing) > 8 else ''}."
             )
         return
     if workdir.exists() and not workdir.is_dir():
@@ -328,8 +340,8 @@ def claim_workdir(config: ConfigDict, workdir: Path) -> None:
         )
     if (workdir / "checkpoints").exists():
         raise CheckpointError(
-            f'--workdir="{workdir}" holds checkpoints but no config.json. Whose they are is unknown, and nothing saved may '
-            "be lost. Choose a new --workdir."
+            f'--workdir="{workdir}" holds checkpoints but no config.json. Whose they are is unknown, and nothing saved '
+            "may be lost. Choose a new --workdir."
         )
     workdir.mkdir(parents=True, exist_ok=True)
     if parallel.is_main_host():
@@ -347,8 +359,8 @@ def _check_teacher(saved: dict, now: dict, workdir: Path) -> None:
         if saved.get(field) != now.get(field):
             raise CheckpointError(
                 f'The checkpoint in "{workdir}" was distilled from another teacher ({field} {saved.get(field)} there, '
-                f"{now.get(field)} now). Half of one teacher and half of another is neither. Restore the old weights file, or "
-                "choose a new --workdir."
+                f"{now.get(field)} now). Half of one teacher and half of another is neither. Restore the old weights "
+                "file, or choose a new --workdir."
             )
 
 
@@ -381,5 +393,4 @@ def _announce(
         time.strftime("%Y-%m-%d %H:%M:%S"),
     ]
     for line in lines:
-        console.print(line, markup=False, highlight=False)
-
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -41,7 +41,8 @@ def stage_configs(config: ConfigDict, workdir: Path) -> dict[str, ConfigDict]:
                 if wanted not in configs:
                     raise ConfigError(
                         f'Stage "{name}" takes its weights from "{network.weights}", which is not a stage before it.'
-                        f"{did_you_mean(wanted, configs)} Stages run in order. Before it: {', '.join(configs) or 'none'}."
+                        f"{did_you_mean(wanted, configs)} Stages run in order. Before it: "
+                        f"{', '.join(configs) or 'none'}."
                     )
                 network.weights = str(workdir / wanted)
         configs[name] = one.lock()
@@ -69,10 +70,11 @@ def run_stages(
     summary = {"stages": results, "finished": True}
     (workdir / "summary.json").write_text(json.dumps(summary, indent=2))
     figure = workdir / "curves.png"
-    draw_curves({name: read_metrics(workdir / name, "eval") for name in configs}, figure, caption=_caption(config, results))
+    curves = {name: read_metrics(workdir / name, "eval") for name in configs}
+    draw_curves(curves, figure, caption=_caption(config, results))
     if console is not None:
         console.print(_table(results))
-        console.print(f"Curves: {figure}", markup=False, highlight=False)
+        console.print(f"Curves: {figure}", markup=False, highlight=False, soft_wrap=True)
     return summary
 
 
@@ -80,13 +82,15 @@ def _caption(config: ConfigDict, results: dict[str, dict[str, Any]]) -> str:
     any_result = next(iter(results.values()))
     return (
         f"{config.data.source}: {any_result['train_images']:,} training images, {any_result['val_images']:,} held out. "
-        f"One run each, seed {config.seed}: differences below {100 / max(any_result['val_images'], 1):.1f} points are one image."
+        f"One run each, seed {config.seed}: differences below {100 / max(any_result['val_images'], 1):.1f} points are "
+        "one image."
     )
 
 
 def _table(results: dict[str, dict[str, Any]]) -> Table:
     images = next(iter(results.values()))["val_images"]
-    table = Table(title=f"Top-1 on {images} held-out images, in percent (and how many images that is)", title_justify="left")
+    title = f"Top-1 on {images} held-out images, in percent (and how many images that is)"
+    table = Table(title=title, title_justify="left")
     for column in ("run", "network", "parameters", "top-1", "right of " + str(images), "EMA top-1", "loss", "seconds"):
         table.add_column(column, justify="left" if column in ("run", "network") else "right")
     for name, result in results.items():

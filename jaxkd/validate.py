@@ -32,7 +32,8 @@ def _no_teacher(c: ConfigDict) -> bool:
     return c.task != "distillation" or c.distill.preset == "none"
 
 
-# (fields, when they are read by nothing, why). A field that differs from its default where nothing reads it is an error.
+# (fields, when they are read by nothing, why). A field that differs from its default where nothing reads it is an
+# error.
 USELESS: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], bool], str], ...] = (
     (("distill.preset",), lambda c: c.task != "distillation" and c.distill.preset != "none", 'task="classification"'),
     (("teacher.",), _no_teacher, "a run without a teacher"),
@@ -83,14 +84,14 @@ def validate(config: ConfigDict) -> None:
     for name in known:
         if name not in given:
             raise ConfigError(
-                f'The config lacks the field "{name}". Configs start from recipes.base(), which has them all. Build yours as '
-                "configs/supervised.py does."
+                f'The config lacks the field "{name}". Configs start from recipes.base(), which has them all. Build '
+                "yours as configs/supervised.py does."
             )
     for name, choices in CHOICES.items():
         if given[name] not in choices:
             raise ConfigError(
-                f'{name}="{given[name]}" is not possible.{did_you_mean(given[name], [c for c in choices if c])} It selects '
-                f"one of: {', '.join(repr(c) for c in choices)}. Choose one of these."
+                f'{name}="{given[name]}" is not possible.{did_you_mean(given[name], [c for c in choices if c])} It '
+                f"selects one of: {', '.join(repr(c) for c in choices)}. Choose one of these."
             )
     for names, fine, words in (
         (POSITIVE, lambda v: v > 0, "above 0"),
@@ -106,27 +107,30 @@ def validate(config: ConfigDict) -> None:
     _check_useless(config, known, given)
     if config.checkpoint.every_epochs == 0 and config.checkpoint.every_steps == 0:
         raise ConfigError(
-            "checkpoint.every_epochs=0 and checkpoint.every_steps=0 save nothing before the end. A killed run would lose "
-            "everything. Set one of them."
+            "checkpoint.every_epochs=0 and checkpoint.every_steps=0 save nothing before the end. A killed run would "
+            "lose everything. Set one of them."
         )
     if not config.student.name:
-        raise ConfigError("student.name is empty. A run trains one network. Set --config.student.name, for example "
-                          '"deit_tiny_patch16_224".')
+        raise ConfigError(
+            "student.name is empty. A run trains one network. Set --config.student.name, for example "
+            '"deit_tiny_patch16_224".'
+        )
     if not config.data.source:
         raise ConfigError(
-            "data.source is empty. The run needs images: a folder with train/<label>/* and val/<label>/*, or embedded ones. "
-            "Pass --config.data.source=/path/to/folder, or use a config's `:embedded` variant."
+            "data.source is empty. The run needs images: a folder with train/<label>/* and val/<label>/*, or embedded "
+            "ones. Pass --config.data.source=/path/to/folder, or use a config's `:embedded` variant."
         )
     if not _no_teacher(config) and not (config.teacher.name and config.teacher.weights):
         raise ConfigError(
             f'distill.preset="{config.distill.preset}" needs a teacher, but teacher.name="{config.teacher.name}" and '
-            f'teacher.weights="{config.teacher.weights}". An untrained teacher teaches noise. Set --config.teacher.name and '
-            "--config.teacher.weights to a timm file, a Hugging Face id or a work directory of jaxkd."
+            f'teacher.weights="{config.teacher.weights}". An untrained teacher teaches noise. Set '
+            "--config.teacher.name and --config.teacher.weights to a timm file, a Hugging Face id or a work directory "
+            "of jaxkd."
         )
     if config.task == "distillation" and config.distill.preset == "none":
         raise ConfigError(
-            'task="distillation" with distill.preset="none" has no teacher. It would be supervised training under another '
-            'name. Set --config.task=classification, or one of the other presets, for example "soft+spectral".'
+            'task="distillation" with distill.preset="none" has no teacher. It would be supervised training under '
+            'another name. Set --config.task=classification, or one of the other presets, for example "soft+spectral".'
         )
 
 
@@ -142,6 +146,6 @@ def _check_useless(config: ConfigDict, known: dict[str, Any], given: dict[str, A
             ours = any(name == f or (f.endswith(".") and name.startswith(f)) for f in fields)
             if ours and value != known[name]:
                 raise ConfigError(
-                    f"{name}={value!r} is set, but nothing reads it: this is {why}. A setting without effect misleads whoever "
-                    f"reads the results. Leave {name} at {known[name]!r}, or change what makes it useless."
+                    f"{name}={value!r} is set, but nothing reads it: this is {why}. A setting without effect misleads "
+                    f"whoever reads the results. Leave {name} at {known[name]!r}, or change what makes it useless."
                 )

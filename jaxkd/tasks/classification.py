@@ -72,7 +72,8 @@ class ClassificationTask:
     def evaluate(self, params: PyTree, mutable: PyTree, batch: Batch, constants: PyTree) -> Metrics:
         """Top-1, top-5 (percent) and plain cross-entropy of the student."""
         logits, _ = self.forward(params, self.images(batch), train=False)
-        return metrics.classification_metrics(logits, batch["label"], batch["mask"])
+        scores = metrics.classification_metrics(logits, batch["label"], batch["mask"])
+        return {k: (100.0 * v if k.startswith("top") else v, count) for k, (v, count) in scores.items()}
 
     def metadata(self) -> dict[str, Any]:
         """See `train.Task.metadata`."""

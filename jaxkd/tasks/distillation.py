@@ -6,8 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxkd import models, weights
+from jaxkd import weights
 from jaxkd.distill import Objective, Teacher, check_pairs
 from jaxkd.errors import ConfigError
 from jaxkd.tasks.classification import ClassificationTask
@@ -45,32 +46,10 @@ class DistillationTask(ClassificationTask):
         self.teacher = teacher
         # A student with a distillation token learns the teacher from that token's own head, as in DeiT.
         self._two_heads = bool(getattr(student.model, "distillation_token", False))
-        self._teacher = Teacher(
-            teacher.model, teacher.spec.mean, teacher.spec.std, student.spec.mean, student.spec.std
-        )
-        self.constants = teacher.variables
-        self._check(pairs)
-
-    def _check(self, pairs: tuple[tuple[str, str], ...]) -> None:
-        if self.student.num_classes != self.teacher.num_classes:
-            raise ConfigError(
-                f"The student has {self.student.num_classes} classes and the teacher {self.teacher.num_classes}. Logits are "
-                "compared class by class. Set student.args.num_classes or teacher.args.num_classes (a fine-tuned head) so "
-                "that both are the same, or choose a preset without logits."
-            )
-        if self.student.image_size != self.teacher.image_size:
-            raise ConfigError(
-                f"The student takes {self.student.image_size} images and the teacher {self.teacher.image_size}. Both see the "
-                "same batch. Set teacher.args.img_size (with teacher.resize=True if its position embeddings must follow)."
-            )
-        shapes = [
-            _tap_shapes(network, taps)
-            for network, taps in (
-                (self.student, self.objective.student_taps),
-                (self.teacher, self.objective.teacher_taps),
-            )
-        ]
-        check_pairs(pairs, *shapes)
+        self._teacher = Teacher(teacher.model, teacher.spec.mean, teacher.spec.std, student.spec.mean, student.spec.std)
+        check_networks(student, teacher, objective, pairs)
+        self.constants = teacher.variables if teacher.variables is not None else _random_variables(teacher)
+        self._fingerprint = weights.fingerprint(self.constants)
 
     def forward(self, params: PyTree, images: jax.Array, *, train: bool, key: jax.Array | None = None) -> tuple:
         """As in ClassificationTask, with both heads of a distilled student while it trains."""
@@ -93,8 +72,48 @@ class DistillationTask(ClassificationTask):
         """The teacher's name and hash, so that a resume with another teacher is noticed."""
         return super().metadata() | {
             "teacher": self.teacher.spec.name,
-            "teacher_fingerprint": weights.fingerprint(self.teacher.variables),
+            "teacher_fingerprint": self._fingerprint,
         }
+
+
+def _random_variables(teacher: Network) -> PyTree:
+    """Of a teacher without weights: it teaches noise, but its step takes as long as a real one's."""
+    images = jax.ShapeDtypeStruct((1, *teacher.image_size, 3), jnp.float32)
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(teacher.model.init, jax.random.key(0), images)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.02, leaf.shape), leaf.dtype), shapes)
+
+
+def check_networks(
+    student: Network, teacher: Network, objective: Objective, pairs: tuple[tuple[str, str], ...]
+) -> None:
+    """Whether the two can be compared as `objective` and `pairs` say; needs no weights and compiles nothing.
+
+    Raises:
+      ConfigError: different numbers of classes where logits are compared, or different image sizes.
+      ShapeError: the grids of a pair differ.
+      TapError: a layer does not exist.
+    """
+    compares_logits = any(term.name in ("kl", "hard") for term in objective.terms)
+    if compares_logits and student.num_classes != teacher.num_classes:
+        raise ConfigError(
+            f"The student has {student.num_classes} classes and the teacher {teacher.num_classes}. Logits are "
+            "compared class by class. Set student.args.num_classes or teacher.args.num_classes (a fine-tuned head) so "
+            "that both are the same, or choose a preset without logits."
+        )
+    if student.image_size != teacher.image_size:
+        raise ConfigError(
+            f"The student takes {student.image_size} images and the teacher {teacher.image_size}. Both see the "
+            "same batch. Set teacher.args.img_size (with teacher.resize=True if its position embeddings must follow)."
+        )
+    shapes = [
+        _tap_shapes(network, taps)
+        for network, taps in (
+            (student, objective.student_taps),
+            (teacher, objective.teacher_taps),
+        )
+    ]
+    check_pairs(pairs, *shapes)
 
 
 def _tap_shapes(network: Network, taps: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
@@ -105,8 +124,3 @@ def _tap_shapes(network: Network, taps: tuple[str, ...]) -> dict[str, tuple[int,
     variables = jax.eval_shape(network.model.init, jax.random.key(0), images)
     _, features = jax.eval_shape(lambda v, x: network.model.apply(v, x, train=False, taps=taps), variables, images)
     return {name: tuple(value.shape) for name, value in features.items()}
-
-
-def all_taps(network: Network) -> tuple[str, ...]:
-    """Every feature that the network hands back, in depth order."""
-    return models.tap_names(network.model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -39,63 +39,65 @@ class Network:
     origin: str
 
 
-def _size(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
-
-
-def build_network(
-    name: str,
-    args: dict[str, Any],
-    *,
-    source: str = "",
-    variant: str = "",
-    resize: bool = False,
-    new_head: bool = False,
-    compute: str = "float32",
-    remat: bool = False,
-    key: jax.Array | None = None,
-    load: bool = True,
-) -> Network:
-    """Builds `name` with timm's constructor arguments (None: the default) and loads `source` into it.
+def build_network(name: str, args: dict[str, Any], *, compute: str = "float32", remat: bool = False) -> Network:
+    """Builds `name` with timm's constructor arguments (None: the default), without weights; see `load_weights`.
 
     Args:
       name: a name of the zoo, perhaps with a tag.
       args: constructor arguments.
-      source: file, Hugging Face id or work directory of ours; "" leaves the weights to be drawn.
-      variant: "ema" or "raw" where the source holds both.
-      resize: resize position embeddings and bias tables.
-      new_head: replace a head of another size.
       compute: "float32" or "bfloat16".
       remat: recompute each block in the backward pass.
-      key: for a new head.
-      load: False only builds (a resume brings its own weights).
+
+    Raises:
+      UnknownNameError: no such network. ConfigError: an argument that it does not take.
     """
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in args.items() if v is not None}
     model = models.create(name, **given, dtype=DTYPES[compute], remat=remat)
     spec = models.spec(name)
-    image_size = _size(given.get("img_size", spec.input_size))
-    variables, origin = None, "random weights"
-    if source and load:
-        options = {"resize": resize, "new_head": new_head, "key": key}
-        if find_run(source) is not None:
-            # Through the state dict, so that a run's weights obey the same checks, resizes and diffs as a file's.
-            saved, config, origin = load_run_weights(source, variant=variant or None)
-            theirs = network_from_run(config, load=False)
-            variables = weights.from_timm(model, weights.to_timm(theirs.model, saved), **options)
-        else:
-            variables = weights.load(model, source, variant=variant or None, **options)
-            origin = source
     num_classes = given.get("num_classes", spec.num_classes)
-    return Network(model, spec, image_size, int(num_classes), variables, origin)
+    return Network(model, spec, model.img_size, int(num_classes), None, "random weights")
 
 
-def network_from_run(config: dict[str, Any], *, load: bool = True, compute: str = "float32") -> Network:
-    """The student of a run by its resolved config (config.json), without weights of its own."""
+def load_weights(
+    network: Network,
+    source: str,
+    *,
+    variant: str = "",
+    resize: bool = False,
+    new_head: bool = False,
+    key: jax.Array | None = None,
+) -> Network:
+    """`network` with the variables that `source` holds.
+
+    Args:
+      network: where they go.
+      source: a file, a Hugging Face id, or a work directory of ours.
+      variant: "ema" or "raw" where the source holds both.
+      resize: interpolate position embeddings and bias tables to this network's grid.
+      new_head: replace a head of another size, drawn with `key`.
+      key: for a new head.
+
+    Raises:
+      WeightSourceError: not found, not readable. WeightMismatchError: of another network. CheckpointError: a work
+        directory without what is asked for.
+    """
+    options = {"resize": resize, "new_head": new_head, "key": key}
+    if find_run(source) is None:
+        variables = weights.load(network.model, source, variant=variant or None, **options)
+        return replace(network, variables=variables, origin=source)
+    # Through the state dict, so that a run's weights obey the same checks, resizes and diffs as a file's.
+    saved, config, origin = load_run_weights(source, variant=variant or None)
+    theirs = network_from_run(config)
+    state_dict = weights.to_timm(theirs.model, saved)
+    return replace(network, variables=weights.from_timm(network.model, state_dict, **options), origin=origin)
+
+
+def network_from_run(config: dict[str, Any]) -> Network:
+    """The student of a run by its resolved config (config.json), without weights."""
     try:
-        student = config["student"]
-        return build_network(student["name"], student["args"], compute=compute, load=load)
+        return build_network(config["student"]["name"], config["student"]["args"])
     except KeyError as error:
         raise ConfigError(
-            f"config.json of the work directory has no field {error}. It was written by another version of jaxkd or changed "
-            "by hand. Use the version that wrote it."
+            f"config.json of the work directory has no field {error}. It was written by another version of jaxkd or "
+            "changed by hand. Use the version that wrote it."
         ) from None

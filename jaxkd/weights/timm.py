@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,10 +15,13 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxkd.errors import Shape, WeightMismatchError, key_diff
+from jaxkd.weights.resize import resize_position_embedding, resize_relative_bias_table
 from jaxkd.weights.rules import BUFFERS, HEAD, from_torch_layout, to_torch_key, to_torch_layout, torch_shape
 
 PyTree = Any
 StateDict = dict[str, np.ndarray]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,6 @@ def _square(count: int) -> int | None:
 
 def _resized(model: nn.Module, key: str, array: np.ndarray, shape: Shape) -> np.ndarray | None:
     """`array` interpolated to the network's grid or window, or None where that cannot be done."""
-    from jaxkd.weights.resize import resize_position_embedding, resize_relative_bias_table
-
     if key == "pos_embed" and array.ndim == 3 and array.shape[2] == shape[2]:
         grid = model.grid_size
         prefix = shape[1] - grid[0] * grid[1]
@@ -92,17 +94,44 @@ def _new_head(model: nn.Module, key: jax.Array | None) -> dict[str, jax.Array]:
     return jax.jit(init)(key)
 
 
-def _hints(expected: Mapping[str, Shape], given: Mapping[str, Shape], resize: bool, new_head: bool) -> str:
+def _is_resizable(key: str) -> bool:
+    return key == "pos_embed" or key.endswith("relative_position_bias_table")
+
+
+def _log_ambiguous_grid(model: nn.Module, array: np.ndarray) -> None:
+    """Says so where as many positions as the network has could be another grid: 7 x 28 patches, or 14 x 14."""
+    grid = model.grid_size
+    side = _square(grid[0] * grid[1])
+    if side and grid[0] != grid[1]:
+        _log.warning(
+            "pos_embed %s was kept as %d x %d positions, which are as many as %d x %d. If it was made for those, "
+            "resize it first with weights.resize_position_embedding.",
+            array.shape,
+            *grid,
+            side,
+            side,
+        )
+
+
+def _hints(expected: Mapping[str, Shape], given: Mapping[str, Shape], resize: bool) -> str:
     """What would help against a mismatch, as sentences."""
     wrong = {k for k in expected if k in given and expected[k] != given[k]} | (expected.keys() ^ given.keys())
+    heads = {k for k in wrong if HEAD.match(k)}
+    sizes = {k for k in wrong if _is_resizable(k) and k in expected and k in given}
+    if wrong - heads - sizes:
+        return "Choose the network that the file was made for (models.list_models()), or another file."
     hints = []
-    if not new_head and any(HEAD.match(k) for k in wrong):
+    if heads and any(HEAD.match(k) for k in expected):
         hints.append("new_head=True replaces a classifier of another size by a freshly drawn one.")
-    in_both = {k for k in wrong if k in expected and k in given}
-    if not resize and any(k == "pos_embed" or k.endswith("relative_position_bias_table") for k in in_both):
+    elif heads:
+        hints.append("new_head=True leaves the file's classifier out.")
+    if sizes and not resize:
         hints.append("resize=True interpolates position embeddings and relative-bias tables to this image size.")
-    if not hints:
-        hints.append("Choose the network that the file was made for (models.list_models()), or another file.")
+    elif sizes:
+        hints.append(
+            "resize=True takes old grids and windows to be square, and these cannot be: resize them first with "
+            "weights.resize_position_embedding or weights.resize_relative_bias_table, which are told the old size."
+        )
     return " ".join(hints)
 
 
@@ -113,6 +142,7 @@ def from_timm(
     resize: bool = False,
     new_head: bool = False,
     key: jax.Array | None = None,
+    origin: str = "The state dict",
 ) -> PyTree:
     """Variables of `model` from a timm state dict.
 
@@ -123,6 +153,7 @@ def from_timm(
       new_head: replace a classifier that is absent or of another size by a new one, drawn with `key`; drop one that
         the network does not have.
       key: needed where `new_head` draws one.
+      origin: what the error calls the state dict.
 
     Returns:
       `{"params": ...}`, fp32 arrays of JAX that share no memory with `state_dict`.
@@ -138,6 +169,8 @@ def from_timm(
             if given[name].shape != expected[name]:
                 resized = _resized(model, name, given[name], expected[name])
                 given[name] = given[name] if resized is None else resized
+            elif name == "pos_embed":
+                _log_ambiguous_grid(model, given[name])
     fresh: dict[str, jax.Array] = {}
     if new_head:
         ours, theirs = ({k for k in side if HEAD.match(k)} for side in (expected, given))
@@ -152,8 +185,8 @@ def from_timm(
     diff = key_diff(expected, shapes)
     if diff:
         raise WeightMismatchError(
-            f"The state dict does not fit this {type(model).__name__}. Every parameter needs an array of its shape, "
-            f"and no array may be left over. {_hints(expected, shapes, resize, new_head)}\n{diff}"
+            f"{origin} does not fit this {type(model).__name__}. Every parameter needs an array of its shape, "
+            f"and no array may be left over. {_hints(expected, shapes, resize)}\n{diff}"
         )
     params = {
         entries[k].path: jnp.array(from_torch_layout(v.astype(np.float32), entries[k].layout)) for k, v in given.items()

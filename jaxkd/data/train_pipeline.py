@@ -1,0 +1,202 @@
+"""The endless, resumable sequence of training batches."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from jaxkd.data.crops import INTERPOLATIONS, Size, centre_crop, random_resized_box, resize_to_cover
+from jaxkd.data.sampler import EpochSampler, record_rng
+from jaxkd.data.sources import Source
+from jaxkd.errors import CheckpointError, ConfigError
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """What happens to a training image on the host.
+
+    Attributes:
+      kind: "random_resized_crop"; "pad_crop" (resize to the size, pad with black, crop at random); "none" (resize and
+        centre crop).
+      scale: smallest and largest share of the area that random_resized_crop keeps.
+      ratio: smallest and largest width over height of that crop.
+      interpolation: a name of `INTERPOLATIONS`.
+      pad: pixels on each side for pad_crop.
+      hflip: probability of a mirror image.
+    """
+
+    kind: str = "random_resized_crop"
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation: str = "bicubic"
+    pad: int = 0
+    hflip: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
+            if not 0 < low <= high or (name == "scale" and high > 1):
+                raise ConfigError(
+                    f"data.augment.{name}={(low, high)} is not a range. A crop is drawn between its two ends. Give "
+                    f"0 < low <= high{' <= 1' if name == 'scale' else ''}, for example "
+                    f"{(0.08, 1.0) if name == 'scale' else (0.75, 1.333)}."
+                )
+
+    def __call__(self, image: Image.Image, size: Size, rng: np.random.Generator) -> np.ndarray:
+        """An RGB image -> (height, width, 3) uint8; every random number comes from `rng`."""
+        height, width = size
+        resample = INTERPOLATIONS[self.interpolation]
+        if self.kind == "random_resized_crop":
+            box = random_resized_box((image.height, image.width), self.scale, self.ratio, rng)
+            # Crop, then resize, as timm: `resize(box=...)` would let pixels outside the box bleed in.
+            image = image.crop(box).resize((width, height), resample)
+        else:
+            image = centre_crop(resize_to_cover(image, size, resample), size)
+            if self.kind == "pad_crop":
+                padded = ImageOps.expand(image, self.pad)
+                left, top = (int(rng.integers(0, 2 * self.pad + 1)) for _ in range(2))
+                image = padded.crop((left, top, left + width, top + height))
+        if self.hflip and rng.random() < self.hflip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return np.asarray(image)
+
+
+class _Batches:
+    """Random access to this host's batches, counted from 0 over all epochs; what worker processes get a copy of."""
+
+    def __init__(self, source: Source, sampler: EpochSampler, size: Size, augment: AugmentConfig, seed: int):
+        self._source, self._sampler, self._size, self._augment, self._seed = source, sampler, size, augment, seed
+
+    def __getitem__(self, position: int) -> Batch:
+        epoch, records = self._sampler.batch(position)
+        images = np.empty((len(records), *self._size, 3), np.uint8)
+        labels = np.empty(len(records), np.int32)
+        for i, record in enumerate(records.tolist()):
+            rng = record_rng(self._seed, epoch, record)
+            images[i] = self._augment(self._source.image(record), self._size, rng)
+            labels[i] = self._source.label(record)
+        return {"image": images, "label": labels}
+
+
+class _From:
+    """`_Batches` from a position on, as grain wants it: a long sequence."""
+
+    def __init__(self, batches: _Batches, start: int):
+        self._batches, self._start = batches, start
+
+    def __len__(self) -> int:
+        return 1 << 40
+
+    def __getitem__(self, index: int) -> Batch:
+        return self._batches[self._start + index]
+
+
+def _start_worker() -> None:
+    """In a worker: leave Ctrl-C to the parent, and end with it even if it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+class TrainPipeline:
+    """This host's training batches, for ever, from any position.
+
+    A record's augmentation depends on (seed, epoch, record) alone, the order on (seed, epoch): the sequence is the same
+    for any number of workers, and after a restart.
+
+    Args:
+      source: the records.
+      batch_size: global, over all hosts.
+      image_size: (height, width) of the images that come out.
+      seed: of the run.
+      augment: what happens to an image.
+      workers: processes that decode (grain); 0 decodes in this process.
+      host_index: which host this is.
+      host_count: how many there are.
+
+    Raises:
+      DataError: fewer records than a batch.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        batch_size: int,
+        image_size: Size,
+        seed: int,
+        augment: AugmentConfig,
+        workers: int = 0,
+        host_index: int = 0,
+        host_count: int = 1,
+    ):
+        sampler = EpochSampler(len(source), batch_size, seed, host_index, host_count)
+        self.steps_per_epoch = sampler.steps_per_epoch
+        self._batches = _Batches(source, sampler, image_size, augment, seed)
+        self._identity = {"records": len(source), "batch_size": batch_size, "seed": seed}
+        self._workers = workers
+        self._position = 0
+        self._iterator: Iterator[Batch] | None = None
+
+    def get_state(self) -> dict[str, Any]:
+        """The position after the last batch handed out, JSON-able."""
+        return {"position": self._position, **self._identity}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continues after the position of `state`.
+
+        Raises:
+          CheckpointError: it was taken with other data, another batch size or another seed.
+        """
+        for name, value in self._identity.items():
+            if state.get(name) != value:
+                raise CheckpointError(
+                    f"The checkpoint's place in the data was taken with {name}={state.get(name)}, but now there is "
+                    f"{name}={value}. The remaining images of the epoch would not be the ones that were left. Restore "
+                    "the data set and config of that run, or choose a new --workdir."
+                )
+        self.close()
+        self._position = int(state["position"])
+
+    def __iter__(self) -> TrainPipeline:
+        return self
+
+    def __next__(self) -> Batch:
+        """`{"image": (b, H, W, 3) uint8, "label": (b,) int32}`, b images of this host.
+
+        Raises:
+          DataError: an image that cannot be decoded.
+        """
+        if self._iterator is None:
+            self._iterator = self._start()
+        batch = next(self._iterator)
+        self._position += 1
+        return batch
+
+    def _start(self) -> Iterator[Batch]:
+        if not self._workers:
+            return (self._batches[p] for p in range(self._position, 1 << 62))
+        import grain
+        from absl import flags
+
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain reads absl's global flags, which only absl.app.run parses
+        dataset = grain.MapDataset.source(_From(self._batches, self._position))
+        # One thread a process: what they would do holds Python's lock half of the time.
+        dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
+        options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=2)
+        return iter(dataset.mp_prefetch(options, worker_init_fn=lambda *_: _start_worker()))
+
+    def close(self) -> None:
+        """Ends the worker processes."""
+        iterator, self._iterator = self._iterator, None
+        if iterator is not None:
+            iterator.close()

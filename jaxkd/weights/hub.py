@@ -1,0 +1,103 @@
+"""Weights from the Hugging Face Hub, through its own client: its cache, its offline mode, its access tokens."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxkd.errors import WeightSourceError, did_you_mean
+from jaxkd.models import list_models
+from jaxkd.weights.readers import INDEX, shards
+
+# In the order of preference; `open_clip_model` is how CLIP towers are kept where timm has no copy of its own.
+FILES = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", "open_clip_model.safetensors")
+
+_ID = re.compile(r"(?P<scheme>hf[-_]hub:)?(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+
+
+@dataclass(frozen=True)
+class HubId:
+    """A repository of the Hub, e.g. "hf-hub:timm/cait_s24_224.fb_dist_in1k@main".
+
+    Attributes:
+      repo: "owner/name".
+      revision: branch, tag or commit; None for the default branch.
+      explicit: whether the prefix "hf-hub:" was written, so that it cannot be meant as a path.
+    """
+
+    repo: str
+    revision: str | None
+    explicit: bool
+
+
+def parse(source: str) -> HubId | None:
+    """`source` as a Hub id, or None if it does not have the form of one."""
+    match = _ID.fullmatch(source)
+    return None if match is None else HubId(match["repo"], match["revision"], bool(match["scheme"]))
+
+
+def known_ids() -> list[str]:
+    """Hub ids of the weights that timm publishes for the networks of jaxkd."""
+    # The quick-GELU networks read the very weights of those without; timm names only the networks apart.
+    return list(dict.fromkeys(f"timm/{name.replace('_quickgelu', '')}" for name in list_models("*.*")))
+
+
+def fetch(hub_id: HubId) -> Path:
+    """The local copy of the weights of `hub_id`, downloaded if the cache does not hold it.
+
+    Raises:
+      WeightSourceError: it could be neither found in the cache nor downloaded; says how to fetch it by hand.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    problem: Exception | None = None
+    only_cache = False
+    for name in FILES:
+        options = {"revision": hub_id.revision, "local_files_only": only_cache}
+        try:
+            path = Path(hf_hub_download(hub_id.repo, name, **options))
+            if name.endswith(INDEX):
+                for shard in shards(path):
+                    hf_hub_download(hub_id.repo, shard, **options)
+            return path
+        except WeightSourceError:
+            raise
+        except LocalEntryNotFoundError as error:  # neither in the cache nor reachable
+            problem, only_cache = problem or error, True  # waiting for the network once is enough
+        except EntryNotFoundError as error:  # the repository has no file of this name
+            problem = error
+        except Exception as error:  # the repository itself is out of reach: another file name would not help
+            problem = error
+            break
+    raise WeightSourceError(_message(hub_id, problem)) from problem
+
+
+def _message(hub_id: HubId, error: Exception | None) -> str:
+    """What was asked for, why it failed, and how to get the file without the Hub's client."""
+    from huggingface_hub import constants, errors
+
+    repo, revision = hub_id.repo, hub_id.revision or "main"
+    known = known_ids()
+    near = did_you_mean(repo, known) if repo.startswith("timm/") and repo not in known else ""
+    if constants.HF_HUB_OFFLINE:
+        why = f'HF_HUB_OFFLINE is set, and the cache "{constants.HF_HUB_CACHE}" does not hold them.'
+    elif isinstance(error, errors.GatedRepoError):
+        why = f"Access is restricted: accept the terms on https://huggingface.co/{repo} and run `hf auth login`."
+    elif isinstance(error, errors.RepositoryNotFoundError):
+        why = "There is no such repository, or it is private (`hf auth login`)."
+    elif isinstance(error, errors.RevisionNotFoundError):
+        why = f'The repository has no revision "{revision}".'
+    elif isinstance(error, errors.LocalEntryNotFoundError):
+        why = f'The Hub cannot be reached, and the cache "{constants.HF_HUB_CACHE}" does not hold them.'
+    elif isinstance(error, errors.EntryNotFoundError):
+        why = f"The repository has none of the files {', '.join(FILES)}."
+    else:
+        why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    option = f" --revision {hub_id.revision}" if hub_id.revision else ""
+    return (
+        f'The weights "{repo}" could not be fetched from the Hugging Face Hub.{near} {why} Where there is a network, '
+        f"run `hf download {repo} {FILES[0]}{option} --local-dir DIR`, or save "
+        f"https://huggingface.co/{repo}/resolve/{revision}/{FILES[0]}, and give the path of that file instead."
+    )

@@ -1,0 +1,118 @@
+"""Folders and embedded digits: labels, order, and every way in which a folder can be wrong."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+
+from jaxkd.data import open_source
+from jaxkd.errors import DataError
+
+
+def test_labels_are_the_sorted_folder_names_of_train(folder):
+    root = folder()
+    train, val = open_source(str(root), "train"), open_source(str(root), "val")
+    assert train.class_names == val.class_names == ("cat", "dog")
+    assert [train.label(i) for i in range(len(train))] == [0] * 5 + [1] * 4
+    assert [val.label(i) for i in range(len(val))] == [0, 0, 1, 1]
+    assert train.image(0).size == (69, 43) and train.image(0).mode == "RGB"
+
+
+def test_a_val_split_with_fewer_classes_keeps_the_labels_of_train(folder):
+    root = folder()
+    for path in (root / "val" / "cat").iterdir():
+        path.unlink()
+    (root / "val" / "cat").rmdir()
+    val = open_source(str(root), "val")
+    assert [val.label(i) for i in range(len(val))] == [1, 1]
+
+
+def test_nested_and_hidden_files(folder, picture):
+    root = folder()
+    deeper = root / "train" / "cat" / "more"
+    deeper.mkdir()
+    picture(8, 8).save(deeper / "x.JPEG")
+    (root / "train" / "cat" / ".hidden.jpg").write_text("no image")
+    (root / "train" / "cat" / "notes.txt").write_text("no image")
+    (root / "train" / ".cache").mkdir()
+    assert len(open_source(str(root), "train")) == 10
+
+
+def test_a_source_survives_the_way_to_a_worker(folder):
+    source = open_source(str(folder()), "train")
+    copy = pickle.loads(pickle.dumps(source))
+    np.testing.assert_array_equal(np.asarray(copy.image(3)), np.asarray(source.image(3)))
+
+
+def test_the_embedded_digits_are_split_once_and_for_all():
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    train, val = open_source("embedded:digits", "train"), open_source("embedded:digits", "val")
+    assert (len(train), len(val)) == (1438, 359)
+    assert [val.label(i) for i in range(4)] == digits.target[4:20:5].tolist()
+    assert [train.label(i) for i in range(5)] == digits.target[[0, 1, 2, 3, 5]].tolist()
+    pixels = np.asarray(val.image(1))
+    assert pixels.shape == (8, 8, 3)
+    np.testing.assert_array_equal(pixels[..., 0], pixels[..., 2])
+    np.testing.assert_array_equal(pixels[..., 0], np.round(digits.images[9] / 16 * 255).astype(np.uint8))
+
+
+def _message(spec, split="train") -> str:
+    with pytest.raises(DataError) as caught:
+        source = open_source(str(spec), split)
+        for i in range(len(source)):
+            source.image(i)
+    return str(caught.value)
+
+
+def test_a_missing_folder_names_its_neighbour(folder):
+    root = folder("imagenet")
+    text = _message(root.parent / "imagnet")
+    assert f'"{root.parent / "imagnet"}" does not exist' in text and 'Did you mean "imagenet"?' in text
+    assert "train/<label>" in text
+
+
+def test_a_missing_split_names_what_is_there(folder):
+    root = folder()
+    (root / "val").rename(root / "validation")
+    text = _message(root, "val")
+    assert 'has no folder "val"' in text and "train, validation" in text
+
+
+def test_an_empty_class(folder):
+    root = folder()
+    (root / "train" / "emu").mkdir()
+    text = _message(root)
+    assert f'The class folder "{root / "train" / "emu"}" holds no images' in text
+
+
+def test_a_class_that_only_val_has(folder):
+    root = folder()
+    (root / "val" / "dog").rename(root / "val" / "dogs")
+    text = _message(root, "val")
+    assert 'has the class "dogs"' in text and 'Did you mean "dog"?' in text
+
+
+def test_a_folder_of_images_without_labels(folder, picture):
+    root = folder()
+    flat = root.parent / "flat"
+    (flat / "train").mkdir(parents=True)
+    picture(8, 8).save(flat / "train" / "a.png")
+    assert "has no class folders" in _message(flat)
+
+
+@pytest.mark.parametrize("content", [b"this is text", b"", None])
+def test_a_file_that_is_no_image_is_named(folder, content):
+    root = folder()
+    path = root / "train" / "cat" / "2.jpg"
+    path.write_bytes(path.read_bytes()[:400] if content is None else content)
+    text = _message(root)
+    assert f'The file "{path}" cannot be read as an image' in text and "\n" not in text
+
+
+def test_unknown_splits_and_embedded_sets():
+    assert 'Did you mean "val"?' in _message("embedded:digits", "vall")
+    assert 'Did you mean "digits"?' in _message("embedded:digit")

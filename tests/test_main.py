@@ -1,0 +1,164 @@
+"""The command line: what a stranger reads who makes a mistake, and that nothing of it is a traceback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxkd import main, models, weights
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 3}
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A folder of 2 classes with 8 training and 2 validation images each."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 2)):
+        for label in ("cat", "dog"):
+            where = tmp_path / "images" / split / label
+            where.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 255, (20, 24, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(where / f"{i}.jpg")
+    return tmp_path / "images"
+
+
+def supervised(source, workdir, *more: str) -> list[str]:
+    args = [f"--config.student.args.{k}={v}" for k, v in SMALL.items() if k != "img_size"]
+    return [
+        f"--config={ROOT}/configs/supervised.py",
+        f"--workdir={workdir}",
+        f"--config.data.source={source}",
+        "--config.student.args.img_size=16",
+        *args,
+        "--config.train.batch_size=8",
+        "--config.train.epochs=3",
+        "--config.schedule.warmup_epochs=1",
+        "--config.data.workers=0",
+        "--config.log.tensorboard=False",
+        *more,
+    ]
+
+
+def distilled(source, workdir, *more: str) -> list[str]:
+    argv = supervised(source, workdir, *more)
+    argv[0] = f"--config={ROOT}/configs/deit_cait.py"
+    return [*argv, *(f"--config.teacher.args.{k}={v}" for k, v in SMALL.items() if k != "img_size")]
+
+
+@pytest.fixture
+def complaint(capsys):
+    """`complaint(argv)` -> the one paragraph that the command prints before it exits with code 2."""
+
+    def run(argv: list[str]) -> str:
+        with pytest.raises(SystemExit) as caught:
+            main.main(argv)
+        assert caught.value.code == 2
+        text = capsys.readouterr().err.strip()
+        assert text.startswith("jaxkd: ") and "Traceback" not in text
+        return text
+
+    return run
+
+
+def test_a_missing_folder(complaint, tmp_path):
+    text = complaint(supervised(tmp_path / "nowhere", tmp_path / "run"))
+    assert f'The data folder "{tmp_path}/nowhere" does not exist.' in text and "embedded:digits" in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_class(complaint, images, tmp_path):
+    (images / "train" / "emu").mkdir()
+    assert "holds no images" in complaint(supervised(images, tmp_path / "run"))
+
+
+def test_a_text_file_named_jpg(complaint, images, tmp_path):
+    bad = images / "train" / "cat" / "3.jpg"
+    bad.write_text("this is not an image")
+    text = complaint(supervised(images, tmp_path / "run"))
+    assert f'The file "{bad}" cannot be read as an image' in text
+
+
+def test_an_unknown_config_field(complaint, images, tmp_path):
+    text = complaint(supervised(images, tmp_path / "run", "--config.optimizer.learning_rat=1"))
+    assert "--config.optimizer.learning_rat is not a field" in text
+    assert 'Did you mean "optimizer.learning_rate"' in text
+
+
+def test_a_useless_config_field(complaint, images, tmp_path):
+    text = complaint(supervised(images, tmp_path / "run", "--config.distill.temperature=2.0"))
+    assert "distill.temperature=2.0 is set, but nothing reads it" in text
+
+
+def test_an_unknown_model(complaint, images, tmp_path):
+    text = complaint(supervised(images, tmp_path / "run", "--config.student.name=deit_tini_patch16_224"))
+    assert 'The model "deit_tini_patch16_224" is not registered. Did you mean "deit_tiny_patch16_224"' in text
+
+
+def test_a_tap_out_of_range(complaint, images, tmp_path):
+    text = complaint(distilled(images, tmp_path / "run", "--config.distill.pairs=((0, 0), (2, 7))"))
+    assert "pairs[1] names layer 7 of the teacher, which does not exist" in text and "block_0 ... block_2" in text
+
+
+def test_a_teacher_of_another_architecture(complaint, images, tmp_path):
+    deit = models.create("deit_tiny_patch16_224", num_classes=2, **SMALL)
+    variables = deit.init(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32))
+    path = tmp_path / "deit.safetensors"
+    weights.save_safetensors(path, deit, variables)
+    argv = distilled(images, tmp_path / "run", "--config.distill.pairs=last", f"--config.teacher.weights={path}")
+    text = complaint(argv)
+    assert str(path) in text and "missing from the file" in text and "of another shape" in text
+    assert "blocks.0.attn.proj_l.weight" in text
+
+
+@pytest.mark.slow
+def test_a_batch_that_does_not_divide_over_the_devices(images, tmp_path):
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    argv = supervised(images, tmp_path / "run", "--config.train.batch_size=12")
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxkd.main", *argv], env=environment, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "train.batch_size=12 does not divide over 8 devices" in done.stderr and "8 or 16" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_workdir_of_another_run(complaint, images, tmp_path):
+    assert main.main(supervised(images, tmp_path / "run")) == 0
+    before = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    text = complaint(supervised(images, tmp_path / "run", "--config.optimizer.weight_decay=0.1"))
+    assert "belongs to another run" in text and "optimizer.weight_decay: 0.05 there, 0.1 now" in text
+    assert sorted((tmp_path / "run" / "checkpoints").iterdir()) == before
+
+
+def test_a_workdir_that_is_a_file(complaint, images, tmp_path):
+    (tmp_path / "run").write_text("")
+    assert "is a file" in complaint(supervised(images, tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--workdir=x"], "No --config was given"),
+        (["--config=configs/deit_cate.py", "--workdir=x"], 'Did you mean "configs/deit_cait.py"'),
+        (["--config=configs/deit_cait.py"], "No --workdir was given"),
+        (["--config=configs/deit_cait.py", "--workdri=x"], 'Did you mean "workdir"'),
+        (["--config=configs/deit_cait.py", "--workdir=x", "train"], '"train" is not an option'),
+        (["--config=configs/deit_cait.py:embeded", "--workdir=x"], 'Did you mean "embedded"'),
+        (["--config=configs/deit_cait.py", "--workdir=x", "--config.train.epochs=ten"], "The field holds a int"),
+        (["--config=configs/deit_cait.py", "--workdir=x"], "data.source is empty"),
+        (["--config=configs/supervised.py:vit_tinny_patch16_224", "--workdir=x"], "data.source is empty"),
+    ],
+)
+def test_a_mistyped_command(complaint, monkeypatch, argv, words):
+    monkeypatch.chdir(ROOT)
+    assert words in complaint(argv)

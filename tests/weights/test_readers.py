@@ -1,0 +1,185 @@
+"""Files: what each format gives, and what is said of files that are missing, damaged or something else."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from jaxkd.errors import WeightSourceError
+from jaxkd.weights.readers import read
+
+A = np.array([[1.0, -2.5], [0.15625, 3.0]], np.float32)
+
+
+def test_safetensors_of_every_width_come_back_as_fp32(tmp_path, write_safetensors):
+    arrays = {"a": A, "half": A.astype(np.float16), "double": A.astype(np.float64), "brain": A, "index": np.arange(3)}
+    got = read(write_safetensors(tmp_path / "m.safetensors", arrays, bf16=("brain",)))
+    for name in ("a", "half", "double", "brain"):
+        assert got[name].dtype == np.float32
+        np.testing.assert_array_equal(got[name], A)  # all values are exact in bf16
+    assert got["index"].dtype == np.int64
+
+
+def test_bf16_is_read_without_pytorch(tmp_path, write_safetensors, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    got = read(write_safetensors(tmp_path / "m.safetensors", {"a": np.float32([[np.pi]])}, bf16=("a",)))
+    assert got["a"].item() == 3.140625  # pi cut to 8 bits
+
+
+def test_npz(tmp_path):
+    np.savez(tmp_path / "m.npz", **{"blocks.0.norm1.weight": A.astype(np.float16)})
+    got = read(tmp_path / "m.npz")
+    np.testing.assert_array_equal(got["blocks.0.norm1.weight"], A)
+
+
+def test_objects_in_an_npz_are_refused(tmp_path):
+    np.savez(tmp_path / "m.npz", a=np.array([{"x": 1}], dtype=object))
+    with pytest.raises(WeightSourceError, match=r"cannot be read as \.npz.*allow_pickle"):
+        read(tmp_path / "m.npz")
+
+
+def sharded(folder, write_safetensors, index="model.safetensors.index.json"):
+    write_safetensors(folder / "model-00001-of-00002.safetensors", {"a": A})
+    write_safetensors(folder / "model-00002-of-00002.safetensors", {"b": 2 * A})
+    names = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (folder / index).write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    return folder / index
+
+
+def test_shards_are_joined_by_their_index_or_their_folder(tmp_path, write_safetensors):
+    index = sharded(tmp_path, write_safetensors)
+    for source in (index, tmp_path):
+        got = read(source)
+        np.testing.assert_array_equal(got["a"], A)
+        np.testing.assert_array_equal(got["b"], 2 * A)
+
+
+def test_a_missing_shard_is_named(tmp_path, write_safetensors):
+    index = sharded(tmp_path, write_safetensors)
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(WeightSourceError, match=r'model-00002-of-00002\.safetensors" is missing\. The index'):
+        read(index)
+
+
+def test_an_index_without_a_map_is_damaged(tmp_path):
+    (tmp_path / "m.safetensors.index.json").write_text("{}")
+    with pytest.raises(WeightSourceError, match="cannot be read"):
+        read(tmp_path / "m.safetensors.index.json")
+
+
+def test_a_folder_prefers_the_customary_name_and_takes_a_single_file(tmp_path, write_safetensors):
+    write_safetensors(tmp_path / "one" / "odd.safetensors", {"a": A})
+    assert set(read(tmp_path / "one")) == {"a"}
+    write_safetensors(tmp_path / "one" / "model.safetensors", {"b": A})
+    assert set(read(tmp_path / "one")) == {"b"}
+
+
+def test_a_folder_with_no_or_several_files_is_explained(tmp_path, write_safetensors):
+    with pytest.raises(
+        WeightSourceError, match=r"holds no weights\. A folder of weights has one of model\.safetensors"
+    ):
+        read(tmp_path)
+    write_safetensors(tmp_path / "x.safetensors", {"a": A})
+    write_safetensors(tmp_path / "y.safetensors", {"a": A})
+    with pytest.raises(WeightSourceError, match=r"holds 2 files of weights\..*x\.safetensors, y\.safetensors"):
+        read(tmp_path)
+
+
+def test_a_missing_file_names_its_neighbours(tmp_path, write_safetensors):
+    write_safetensors(tmp_path / "student.safetensors", {"a": A})
+    with pytest.raises(
+        WeightSourceError, match=r'has no "studnet\.safetensors"\. Did you mean "student\.safetensors"\?'
+    ):
+        read(tmp_path / "studnet.safetensors")
+    with pytest.raises(WeightSourceError, match=r"It holds the weights student\.safetensors"):
+        read(tmp_path / "x.pth")
+    with pytest.raises(WeightSourceError, match=r'has no "gone"'):
+        read(tmp_path / "gone" / "further" / "x.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"\x00" * 100, "incomplete or of another format"),
+        (b"", "incomplete or of another format"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
+        (b"\n<!DOCTYPE html><html>404</html>", "web page"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+def test_a_damaged_file_says_what_it_is(tmp_path, suffix, content, why):
+    path = tmp_path / f"m{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(WeightSourceError) as caught:
+        read(path)
+    text = str(caught.value)
+    assert text.startswith(f'"{path}" ({len(content)} bytes) cannot be read as {suffix}. ') and why in text
+    assert "\n" not in text
+
+
+def test_a_truncated_file_is_damaged(tmp_path, write_safetensors):
+    path = write_safetensors(tmp_path / "m.safetensors", {"a": A})
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(WeightSourceError, match=r"cannot be read as \.safetensors"):
+        read(path)
+
+
+def test_an_unknown_ending_is_named(tmp_path):
+    (tmp_path / "weights.h5").write_bytes(b"x")
+    with pytest.raises(WeightSourceError, match=r"says nothing about its format.*\.safetensors, \.npz, \.pth"):
+        read(tmp_path / "weights.h5")
+
+
+def test_without_pytorch_a_pickle_says_how_to_go_on(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "m.pth").write_bytes(b"x")
+    with pytest.raises(WeightSourceError, match=r"pip install 'jaxkd\[torch\]'`, or convert the file to \.safetensors"):
+        read(tmp_path / "m.pth")
+
+
+# --- with PyTorch
+
+
+@pytest.fixture
+def torch():
+    return pytest.importorskip("torch")
+
+
+@pytest.mark.parametrize("name", ["m.pth", "m.pt", "pytorch_model.bin", "model_best.pth.tar"])
+def test_pickles_are_read_with_their_nesting_and_widths(tmp_path, torch, name):
+    import argparse
+
+    tensor = torch.tensor(A)
+    content = {
+        "model": {"a": tensor, "b": tensor.bfloat16(), "c": tensor.half(), "d": torch.nn.Parameter(tensor)},
+        "args": argparse.Namespace(lr=1.0),
+        "epoch": 3,
+    }
+    torch.save(content, tmp_path / name)
+    got = read(tmp_path / name)
+    assert got["epoch"] == 3
+    for array in got["model"].values():
+        assert type(array) is np.ndarray and array.dtype == np.float32
+        np.testing.assert_array_equal(array, A)
+
+
+class Anything:
+    """Unpickling this would need its class."""
+
+
+def test_a_pickle_with_other_objects_is_refused_and_names_them(tmp_path, torch):
+    torch.save({"model": {"a": torch.zeros(1)}, "config": Anything()}, tmp_path / "m.pth")
+    with pytest.raises(WeightSourceError, match=r"holds more than weights: .*Anything.*weights_only=False"):
+        read(tmp_path / "m.pth")
+
+
+def test_a_damaged_pickle_and_a_bare_tensor_are_explained(tmp_path, torch):
+    (tmp_path / "m.pth").write_bytes(b"\x00" * 50)
+    with pytest.raises(WeightSourceError, match=r"cannot be read as \.pth\. The file is incomplete"):
+        read(tmp_path / "m.pth")
+    torch.save(torch.zeros(2), tmp_path / "t.pth")
+    with pytest.raises(WeightSourceError, match=r"holds a Tensor\. Weights are a dict"):
+        read(tmp_path / "t.pth")

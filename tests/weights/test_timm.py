@@ -1,0 +1,271 @@
+"""State dicts in and out: exact inverses, full-size names and shapes, and what the errors say."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from jaxkd import models, weights
+from jaxkd.errors import WeightMismatchError
+from jaxkd.weights.rules import BUFFERS
+from jaxkd.weights.timm import manifest
+
+FAMILIES = ("deit", "deit_distilled", "cait", "swin_nonsquare")
+
+
+def assert_same_bits(got: dict, expected: dict) -> None:
+    assert set(got) == set(expected)
+    for name, array in expected.items():
+        assert got[name].shape == array.shape, name
+        assert got[name].tobytes() == np.ascontiguousarray(array).tobytes(), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_state_dict_comes_back_bit_for_bit(golden_state, family):
+    model, state, _ = golden_state(family)
+    kept = {k: v for k, v in state.items() if not BUFFERS.search(k)}
+    assert_same_bits(weights.to_timm(model, weights.from_timm(model, state)), kept)
+
+
+def test_layouts_are_transposed_as_pytorch_and_flax_define_them(golden_state):
+    model, state, _ = golden_state("deit")
+    params = weights.from_timm(model, state)["params"]
+    qkv, conv = state["blocks.1.attn.qkv.weight"], state["patch_embed.proj.weight"]
+    kernel = params["patch_embed"]["proj"]["kernel"]
+    assert params["blocks_1"]["attn"]["qkv"]["kernel"][2, 5] == qkv[5, 2]
+    assert kernel[3, 1, 2, 4] == conv[4, 2, 3, 1]
+    assert kernel.dtype == np.float32
+
+
+def test_parameters_share_no_memory_with_the_state_dict(golden_state):
+    model, state, _ = golden_state("deit")
+    embedding = state["pos_embed"]
+    # JAX on a CPU adopts an array without copying it only where it begins at a multiple of 64 bytes.
+    memory = np.zeros(embedding.size + 16, np.float32)
+    start = -(memory.ctypes.data // 4) % 16
+    aligned = memory[start : start + embedding.size].reshape(embedding.shape)
+    aligned[:] = embedding
+    params = weights.from_timm(model, {**state, "pos_embed": aligned})["params"]
+    aligned[:] = 99
+    np.testing.assert_array_equal(params["pos_embed"], embedding)
+
+
+@pytest.mark.parametrize("name", ["cait_s24_224", "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_full_size_names_and_shapes_are_timms(manifests, name):
+    expected = {k: v for k, v in manifests[name].items() if not BUFFERS.search(k)}
+    assert {k: e.shape for k, e in manifest(models.create(name)).items()} == expected
+
+
+@pytest.mark.slow
+def test_every_full_size_manifest_is_timms(manifests):
+    names = [name for name in manifests if name in models.list_models()]
+    assert len(names) == 14
+    for name in names:
+        expected = {k: v for k, v in manifests[name].items() if not BUFFERS.search(k)}
+        assert {k: e.shape for k, e in manifest(models.create(name)).items()} == expected, name
+
+
+def test_another_architecture_is_answered_with_a_two_sided_diff(golden_state):
+    _, cait, _ = golden_state("cait")
+    model, _, _ = golden_state("deit")
+    with pytest.raises(WeightMismatchError) as caught:
+        weights.from_timm(model, cait, origin='The file "cait.pth"')
+    text = str(caught.value)
+    assert text.startswith('The file "cait.pth" does not fit this VisionTransformer. ')
+    assert "Choose the network that the file was made for" in text
+    assert "new_head" not in text and "resize=" not in text
+    assert re.search(r"\n  \+ blocks\.0\.gamma_1 \(\d+,\)", text)
+    assert "unused by the network:" in text
+
+
+def test_every_kind_of_difference_is_in_the_diff(golden_state):
+    model, state, _ = golden_state("deit")
+    state = dict(state)
+    state["extra.weight"] = state.pop("norm.bias")
+    state["norm.weight"] = np.zeros(7, np.float32)
+    with pytest.raises(WeightMismatchError) as caught:
+        weights.from_timm(model, state)
+    width = model.embed_dim
+    for line in (
+        f"1 missing from the file:\n  - norm.bias ({width},)",
+        f"1 unused by the network:\n  + extra.weight ({width},)",
+        f"1 of another shape:\n  ! norm.weight: network ({width},), file (7,)",
+    ):
+        assert line in str(caught.value)
+
+
+def test_variables_of_another_network_are_refused_on_the_way_out(golden_state):
+    deit, state, _ = golden_state("deit")
+    cait, _, _ = golden_state("cait")
+    with pytest.raises(WeightMismatchError, match="The variables do not belong to this Cait"):
+        weights.to_timm(cait, weights.from_timm(deit, state))
+
+
+# --- the classifier
+
+
+def test_new_head_is_drawn_and_the_rest_is_kept(golden_state):
+    model, state, _ = golden_state("deit", num_classes=3)
+    with pytest.raises(WeightMismatchError, match="new_head=True replaces a classifier of another size"):
+        weights.from_timm(model, state)
+    first, again, other = (
+        weights.to_timm(model, weights.from_timm(model, state, new_head=True, key=jax.random.key(seed)))
+        for seed in (0, 0, 1)
+    )
+    assert first["head.weight"].shape == (3, model.embed_dim)
+    assert 0 < np.abs(first["head.weight"]).max() < 0.1  # truncated normal, 0.02
+    np.testing.assert_array_equal(first["head.bias"], np.zeros(3))
+    np.testing.assert_array_equal(first["head.weight"], again["head.weight"])
+    assert np.abs(first["head.weight"] - other["head.weight"]).max() > 0
+    assert_same_bits(
+        {k: v for k, v in first.items() if not k.startswith("head.")},
+        {k: v for k, v in state.items() if not k.startswith("head.")},
+    )
+
+
+def test_new_head_keeps_a_head_that_fits(golden_state):
+    model, state, _ = golden_state("deit")
+    assert_same_bits(weights.to_timm(model, weights.from_timm(model, state, new_head=True)), state)
+
+
+def test_new_head_needs_a_key(golden_state):
+    model, state, _ = golden_state("deit", num_classes=3)
+    with pytest.raises(WeightMismatchError, match=r"key=None was given.*Pass key=jax\.random\.key"):
+        weights.from_timm(model, state, new_head=True)
+
+
+def test_a_swin_and_a_distilled_vit_get_all_their_new_heads(golden_state):
+    for family, heads in (("swin_nonsquare", ["head/fc"]), ("deit_distilled", ["head", "head_dist"])):
+        model, state, _ = golden_state(family, num_classes=3)
+        flat = flatten_dict(weights.from_timm(model, state, new_head=True, key=jax.random.key(0))["params"], sep="/")
+        assert all(flat[f"{head}/bias"].shape == (3,) for head in heads)
+
+
+def test_a_classifier_is_left_out_only_on_request(golden_state):
+    model, state, _ = golden_state("deit", num_classes=0)
+    with pytest.raises(WeightMismatchError, match="new_head=True leaves the file's classifier out"):
+        weights.from_timm(model, state)
+    assert "head" not in weights.from_timm(model, state, new_head=True)["params"]
+
+
+# --- another image size
+
+
+def test_resize_is_only_on_request_and_touches_only_the_position_embedding(golden_state):
+    small, state, _ = golden_state("deit")
+    height, width = small.img_size
+    model, _, _ = golden_state("deit", img_size=(2 * height, 2 * width))
+    with pytest.raises(WeightMismatchError, match="resize=True interpolates"):
+        weights.from_timm(model, state)
+    got = weights.to_timm(model, weights.from_timm(model, state, resize=True))
+    prefix = small.num_prefix_tokens
+    np.testing.assert_array_equal(got["pos_embed"][:, :prefix], state["pos_embed"][:, :prefix])
+    # An antialiased bicubic that enlarges keeps the mean up to the border, where weights are renormalised.
+    old, new = (a[0, prefix:].mean(axis=0) for a in (state["pos_embed"], got["pos_embed"]))
+    assert np.abs(old - new).max() < 0.2 * np.abs(state["pos_embed"]).max()
+    del got["pos_embed"]
+    assert_same_bits(got, {k: v for k, v in state.items() if k != "pos_embed"})
+
+
+def test_a_grid_that_cannot_be_square_is_named_and_not_guessed(golden_state):
+    model, state, _ = golden_state("deit")
+    state = {**state, "pos_embed": np.zeros((1, 1 + 3 * 7, model.embed_dim), np.float32)}
+    with pytest.raises(
+        WeightMismatchError, match=r"takes old grids and windows to be square.*resize_position_embedding"
+    ):
+        weights.from_timm(model, state, resize=True)
+
+
+def test_as_many_positions_in_another_grid_are_logged(golden_state, caplog):
+    model, state, _ = golden_state("deit", img_size=(16, 64), patch_size=8)
+    state = {**state, "pos_embed": np.ones((1, 17, model.embed_dim), np.float32)}
+    state["patch_embed.proj.weight"] = np.zeros((model.embed_dim, 3, 8, 8), np.float32)
+    with caplog.at_level(logging.WARNING):
+        weights.from_timm(model, state, resize=True)
+    assert "2 x 8 positions, which are as many as 4 x 4" in caplog.text
+
+
+# --- against timm itself
+
+TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 5}
+CASES = {
+    "deit": ("deit_tiny_patch16_224", TINY),
+    "distilled": ("deit_tiny_distilled_patch16_224", TINY),
+    "gap": ("vit_tiny_patch16_224", {**TINY, "global_pool": "avg"}),
+    "registers": ("vit_small_patch14_reg4_dinov2", TINY),
+    "dinov2": ("vit_small_patch14_dinov2", TINY),
+    "clip": ("vit_base_patch16_clip_quickgelu_224", TINY),
+    "headless": ("vit_small_patch16_224", {**TINY, "num_classes": 0}),
+    "cait": ("cait_xxs24_224", TINY),
+    "swin": (
+        "swin_tiny_patch4_window7_224",
+        {"img_size": 56, "embed_dim": 8, "depths": (2, 2), "num_heads": (1, 2), "num_classes": 5},
+    ),
+}
+
+
+def timm_state(network, seed: int = 0) -> dict[str, np.ndarray]:
+    """Every array of a timm network, redrawn."""
+    rng = np.random.default_rng(seed)
+    state = {k: v.numpy() for k, v in network.state_dict().items()}
+    return {
+        k: rng.normal(0, 0.3, v.shape).astype(v.dtype) if v.dtype == np.float32 and not BUFFERS.search(k) else v
+        for k, v in state.items()
+    }
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("case", CASES)
+def test_a_state_dict_of_timm_comes_back_bit_for_bit(timm, case):
+    name, args = CASES[case]
+    state = timm_state(timm.create_model(name, pretrained=False, **args))
+    model = models.create(name, **args)
+    kept = {k: v for k, v in state.items() if not BUFFERS.search(k)}
+    assert_same_bits(weights.to_timm(model, weights.from_timm(model, state)), kept)
+
+
+@pytest.mark.parity
+@pytest.mark.slow
+def test_every_registered_network_has_timms_names_and_shapes(timm):
+    import torch
+
+    for name in models.list_models():
+        ours = models.create(name)
+        with torch.device("meta"):
+            theirs = timm.create_model(name, pretrained=False, num_classes=ours.num_classes).state_dict()
+        expected = {k: tuple(v.shape) for k, v in theirs.items() if not BUFFERS.search(k)}
+        assert {k: e.shape for k, e in manifest(ours).items()} == expected, name
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("case", ["dinov2", "registers", "distilled", "cait", "swin"])
+@pytest.mark.parametrize("size", [(64, 64), (48, 72)])
+def test_resized_weights_are_what_timm_resizes_them_to(timm, case, size):
+    from timm.models import cait, swin_transformer, vision_transformer
+
+    name, args = CASES[case]
+    state = timm_state(timm.create_model(name, pretrained=False, **args))
+    larger = timm.create_model(name, pretrained=False, **{**args, "img_size": size})
+    import torch
+
+    tensors = {k: torch.from_numpy(v) for k, v in state.items()}
+    if case == "cait":
+        # timm has no resize for CaiT's embedding, which has no prefix tokens
+        expected = {k: v.numpy() for k, v in cait.checkpoint_filter_fn(tensors).items()}
+        expected["pos_embed"] = timm.layers.resample_abs_pos_embed(
+            tensors["pos_embed"], larger.patch_embed.grid_size, num_prefix_tokens=0
+        ).numpy()
+    else:
+        family = swin_transformer if case == "swin" else vision_transformer
+        expected = {k: v.numpy() for k, v in family.checkpoint_filter_fn(tensors, larger).items()}
+    model = models.create(name, **{**args, "img_size": size})
+    got = weights.to_timm(model, weights.from_timm(model, state, resize=True))
+    for key in got:
+        np.testing.assert_allclose(got[key], expected[key], atol=1e-5, err_msg=key)
+    changed = {k for k in got if got[k].shape != state[k].shape}
+    assert changed or (case, size) == ("swin", (64, 64))  # whose windows still fit
