@@ -16,8 +16,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from jaxkd.command import fail, quiet
 from jaxkd.errors import ConfigError, JaxkdError
-from jaxkd.main import fail, quiet
 
 
 class _Parser(argparse.ArgumentParser):

@@ -14,28 +14,15 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from jaxkd.command import fail, quiet
 from jaxkd.errors import ConfigError, JaxkdError, did_you_mean
 from jaxkd.recipes import base, flatten
 
 USAGE = "python -m jaxkd.main --config=configs/deit_cait.py:embedded --workdir=runs/first_light"
-
-
-def fail(error: BaseException) -> NoReturn:
-    """Prints what the user can mend as one paragraph and exits with code 2."""
-    print(f"jaxkd: {error}", file=sys.stderr)
-    raise SystemExit(2) from None
-
-
-def quiet() -> None:
-    """Keeps Orbax' running commentary, which goes through absl, out of the progress; errors still show."""
-    from absl import logging
-
-    logging.set_verbosity(logging.ERROR)
 
 
 def parse(argv: Sequence[str]) -> tuple[ConfigDict, str, bool | None]:

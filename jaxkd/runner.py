@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import time
 from pathlib import Path
@@ -16,15 +15,12 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from jaxkd import __version__, data, distill, models, parallel, tasks, train, weights
-from jaxkd.errors import CheckpointError, ConfigError
-from jaxkd.recipes import flatten
+from jaxkd.errors import ConfigError
 from jaxkd.stages import run_stages
 from jaxkd.validate import validate
+from jaxkd.workdir import check_teacher, claim_workdir
 
 PyTree = Any
-
-# Fields that may differ between a run and its continuation: none of them changes what is computed.
-FREE_FIELDS = ("data.workers", "log.", "checkpoint.", "eval.batch_size")
 
 
 def run(config: ConfigDict, workdir: str | Path, *, console: Console | None = None) -> dict[str, Any]:
@@ -87,7 +83,7 @@ def run_one(config: ConfigDict, workdir: Path, console: Console | None, *, title
     done = checkpoints.steps()
     if done:
         state, position, meta = checkpoints.restore(done[-1], abstract, mesh)
-        _check_teacher(meta["task"], task.metadata(), workdir)
+        check_teacher(meta["task"], task.metadata(), workdir)
         pipeline.set_state(position)
         clock = train.Clock(**meta["clock"])
     else:
@@ -112,13 +108,14 @@ def run_one(config: ConfigDict, workdir: Path, console: Console | None, *, title
             "versions": {"jaxkd": __version__, "jax": jax.__version__, "python": platform.python_version()},
         }
 
-    if done and done[-1] >= settings.total_steps:
-        scores = evaluator(state)  # finished before: say the result again
-        if console is not None:
-            console.print(f"{title}: all {settings.total_steps} steps were done before.", markup=False, highlight=False)
-    else:
-        batches = data.Prefetcher(pipeline)
-        try:
+    finished_before = bool(done) and done[-1] >= settings.total_steps
+    batches = None if finished_before else data.Prefetcher(pipeline)
+    try:
+        if batches is None:
+            if console is not None:
+                console.print(f"{title}: all {settings.total_steps} steps were done before.", highlight=False)
+            scores = evaluator(state)  # says the result again
+        else:
             with (
                 train.StopRequest() as stop,
                 train.TrainProgress(console, title, settings.total_steps, int(state.step)) as progress,
@@ -140,10 +137,11 @@ def run_one(config: ConfigDict, workdir: Path, console: Console | None, *, title
                     evaluate=evaluator,
                     schedule=lambda step: float(schedule(np.int32(step))),
                 )
-        finally:
+    finally:
+        if batches is not None:
             batches.close()
-            writer.close()
-            checkpoints.close()
+        writer.close()
+        checkpoints.close()
     step = int(state.step)
     result = {
         "metrics": scores,
@@ -310,58 +308,6 @@ def build_evaluator(
         return {prefix + name: value for prefix, values in means.items() for name, value in values.items()}
 
     return score
-
-
-def claim_workdir(config: ConfigDict, workdir: Path) -> None:
-    """Writes the resolved config into a new work directory, or checks that an old one belongs to the same run.
-
-    Raises:
-      CheckpointError: the directory holds another run, or something that is no run.
-    """
-    fields = {k: json.loads(json.dumps(v, default=str)) for k, v in flatten(config).items()}
-    path = workdir / "config.json"
-    if path.exists():
-        old = flatten(ConfigDict(json.loads(path.read_text())))
-        differing = [
-            f"{k}: {old.get(k)!r} there, {fields.get(k)!r} now"
-            for k in sorted(set(old) | set(fields))
-            if not k.startswith(FREE_FIELDS) and _jsonable(old.get(k)) != _jsonable(fields.get(k))
-        ]
-        if differing:
-            raise CheckpointError(
-                f'--workdir="{workdir}" belongs to another run. Continuing it with another config would mix two '
-                "experiments in one set of checkpoints. Choose a new --workdir, or use the old config. They differ "
-                f"in: {'; '.join(differing[:8])}{f'; and {len(differing) - 8} more' if len(differing) > 8 else ''}."
-            )
-        return
-    if workdir.exists() and not workdir.is_dir():
-        raise CheckpointError(
-            f'--workdir="{workdir}" is a file. A run needs a folder for checkpoints and metrics. Name a new folder.'
-        )
-    if (workdir / "checkpoints").exists():
-        raise CheckpointError(
-            f'--workdir="{workdir}" holds checkpoints but no config.json. Whose they are is unknown, and nothing saved '
-            "may be lost. Choose a new --workdir."
-        )
-    workdir.mkdir(parents=True, exist_ok=True)
-    if parallel.is_main_host():
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(config.to_dict(), indent=2, default=str))
-        temporary.replace(path)
-
-
-def _jsonable(value: Any) -> Any:
-    return json.loads(json.dumps(value.to_dict() if isinstance(value, ConfigDict) else value, default=str))
-
-
-def _check_teacher(saved: dict, now: dict, workdir: Path) -> None:
-    for field in ("teacher", "teacher_fingerprint"):
-        if saved.get(field) != now.get(field):
-            raise CheckpointError(
-                f'The checkpoint in "{workdir}" was distilled from another teacher ({field} {saved.get(field)} there, '
-                f"{now.get(field)} now). Half of one teacher and half of another is neither. Restore the old weights "
-                "file, or choose a new --workdir."
-            )
 
 
 def _announce(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -67,10 +68,8 @@ def timm():
         "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
         "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     ):
-        try:
+        with contextlib.suppress(RuntimeError):  # a complete torchvision has them already
             library.define(schema)
-        except RuntimeError:
-            pass  # a complete torchvision has them already
     timm = pytest.importorskip("timm", reason="needs the extra `parity`")
     timm._jaxkd_library = library  # keeps the definitions alive
     return timm

@@ -41,10 +41,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recipes": BASE,
     "validate": {*BASE, "recipes"},
     "curves": BASE,
+    "command": BASE,
+    "workdir": {*BASE, "recipes", "parallel"},
     "stages": {*BASE, *SETTINGS, "curves", "train"},
-    "runner": {*BELOW_RUNNER, *SETTINGS, "stages"},
-    # `main` besides, for how a command ends (`fail`, `quiet`); nothing else imports an entry point
-    **{unit: {*BELOW_RUNNER, *SETTINGS, *READERS, "stages", "runner", "main"} for unit in ENTRY_POINTS},
+    "runner": {*BELOW_RUNNER, *SETTINGS, "stages", "workdir"},
+    # nobody imports an entry point
+    **{unit: {*BELOW_RUNNER, *SETTINGS, *READERS, "command", "stages", "runner"} for unit in ENTRY_POINTS},
 }
 
 
@@ -77,9 +79,8 @@ def imported(tree: ast.AST) -> list[tuple[int, tuple[str, ...]]]:
             assert node.level == 0, f"line {node.lineno}: relative imports hide where a name comes from"
             names = (node.module or "").split(".")
             if names[0] == "jaxkd":
-                for (
-                    alias
-                ) in node.names:  # `from jaxkd import data` names a module, `from jaxkd.errors import X` does not
+                # `from jaxkd import data` names a module, `from jaxkd.errors import X` does not
+                for alias in node.names:
                     longer = (*names[1:], alias.name)
                     found.append((node.lineno, longer if is_module(longer) else tuple(names[1:])))
         elif isinstance(node, ast.Import):

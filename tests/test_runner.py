@@ -143,7 +143,8 @@ def test_a_work_directory_describes_its_run(tmp_path, teacher_file):
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
     assert result["val_images"] == 359 and set(result["metrics"]) >= {"top1", "top5", "loss", "ema_top1"}
     assert 0 <= result["metrics"]["top1"] <= 100
-    (line, *_) = train.read_metrics(tmp_path / "run", "train")
+    lines = train.read_metrics(tmp_path / "run", "train")
+    line = lines[0]
     terms = {"ce": 0.1, "kl": 0.9, "spectral": 0.2}
     for name, weight in terms.items():
         assert line[f"{name}_weighted"] == pytest.approx(weight * line[name], rel=1e-5)

@@ -1,15 +1,17 @@
 """Meshes, shardings and hosts: the only place that knows how many devices there are."""
 
-from jaxkd.parallel.hosts import initialize_distributed, is_main_host
+from jaxkd.parallel.hosts import any_host, initialize_distributed, is_main_host
 from jaxkd.parallel.mesh import check_batch, make_mesh
-from jaxkd.parallel.sharding import batch_sharding, put_batch, put_replicated, replicated, tree_shardings
+from jaxkd.parallel.sharding import batch_sharding, path_of, put_batch, put_replicated, replicated, tree_shardings
 
 __all__ = [
+    "any_host",
     "batch_sharding",
     "check_batch",
     "initialize_distributed",
     "is_main_host",
     "make_mesh",
+    "path_of",
     "put_batch",
     "put_replicated",
     "replicated",

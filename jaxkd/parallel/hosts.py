@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+from functools import cache
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 def initialize_distributed(wanted: bool | None = None) -> None:
@@ -29,3 +34,18 @@ def initialize_distributed(wanted: bool | None = None) -> None:
 def is_main_host() -> bool:
     """True on the process that writes logs and figures."""
     return jax.process_index() == 0
+
+
+@cache
+def _any(mesh: Mesh) -> Any:
+    return jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def any_host(flag: bool, mesh: Mesh) -> jax.Array:
+    """() bool on every host: whether `flag` is True on at least one of them.
+
+    Only dispatched, so that nobody waits until somebody reads it. Every host must call it at the same point.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    local = np.full(len(mesh.local_devices), flag)
+    return _any(mesh)(jax.make_array_from_process_local_data(sharding, local))

@@ -20,7 +20,7 @@ def make_mesh(data: int = -1, model: int = 1, devices: list | None = None) -> Me
       devices: the devices, `jax.devices()` by default.
 
     Raises:
-      TopologyError: if data * model is not the number of devices.
+      TopologyError: if data * model is not the number of devices, or the model axis reaches over hosts.
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
@@ -37,7 +37,13 @@ def make_mesh(data: int = -1, model: int = 1, devices: list | None = None) -> Me
             f"({devices[0].platform}). Every device must have a place in the mesh, or some would idle unseen. "
             f"Use --config.mesh.data=-1 with a mesh.model that divides {count}."
         )
-    return Mesh(np.asarray(devices).reshape(data, model), AXES)
+    grid = np.asarray(devices).reshape(data, model)
+    if any(len({d.process_index for d in row}) > 1 for row in grid):
+        raise TopologyError(
+            f"mesh.model={model} puts devices of several hosts into one group. A group works on the same images, but "
+            f"each host loads its own. Use a mesh.model that divides the {jax.local_device_count()} devices of a host."
+        )
+    return Mesh(grid, AXES)
 
 
 def check_batch(name: str, batch_size: int, mesh: Mesh, *, accumulate: int = 1) -> None:
@@ -48,8 +54,8 @@ def check_batch(name: str, batch_size: int, mesh: Mesh, *, accumulate: int = 1) 
         near = f"{lower} or {upper}" if lower else f"{upper}"
         pieces = f"{mesh.shape['data']} devices" + (f" x {accumulate} micro-batches" if accumulate > 1 else "")
         raise TopologyError(
-            f"{name}={batch_size} does not divide over {pieces}. Each device must get the same number of images, or the "
-            f"step could not be one compiled program. Use a multiple of {parts}, for example {near}."
+            f"{name}={batch_size} does not divide over {pieces}. Each device must get the same number of images, or "
+            f"the step could not be one compiled program. Use a multiple of {parts}, for example {near}."
         )
     if batch_size % jax.process_count():
         raise TopologyError(

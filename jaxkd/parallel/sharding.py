@@ -8,8 +8,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-# Regex over the slash path of a parameter -> partition of its last axes. Megatron's split: the first matrix of a pair by
-# columns, the second by rows, so that each block needs one all-reduce. Read only where the mesh has a model axis > 1.
+# Regex over the slash path of a parameter -> partition of its last axes. Megatron's split: the first matrix of a pair
+# by columns, the second by rows, so that each block needs one all-reduce. Read only where the model axis is above 1.
 PARAMETER_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"attn/(qkv|q|k|v)/kernel$", PartitionSpec(None, "model")),
     (r"attn/proj/kernel$", PartitionSpec("model", None)),

@@ -1,13 +1,15 @@
 """Checkpoints of a run (Orbax): what is in them, which are kept, and how a run or only its weights come back.
 
-A checkpoint of step n holds everything that n steps changed: parameters, moving average, optimiser, mutable collections,
-the position in the data, the clock, and beside them the resolved config and the teacher's name and hash. Orbax writes to
-a temporary name and renames, so that a killed process never leaves half a checkpoint.
+A checkpoint of step n holds everything that n steps changed: parameters, moving average, optimiser, mutable
+collections, the position in the data, the clock, and beside them the resolved config and the teacher's name and hash.
+Orbax writes to a temporary name and renames, so that a killed process never leaves half a checkpoint.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,13 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from jaxkd.errors import CheckpointError
+from jaxkd.errors import CheckpointError, ConfigError, JaxkdError, did_you_mean
 from jaxkd.parallel import tree_shardings
 from jaxkd.train.state import TrainState
 
 PyTree = Any
 FOLDER = "checkpoints"
+VARIANTS = ("raw", "ema")
 
 
 class Checkpoints:
@@ -48,9 +51,9 @@ class Checkpoints:
             )
         if keep_every:
             policies.append(preservation_policy.EveryNSteps(interval_steps=keep_every))
-        self._best_metric = best_metric
+        self._folder = (Path(workdir) / FOLDER).absolute()
         self._manager = ocp.CheckpointManager(
-            (Path(workdir) / FOLDER).absolute(),
+            self._folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
                 best_fn=lambda m: m.get(best_metric, float("-inf")),
@@ -63,7 +66,10 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, state: TrainState, *, data: dict, meta: dict, metrics: dict[str, float] | None = None) -> None:
-        """Starts writing the checkpoint of `state.step`; a step that is already there is left as it is."""
+        """Starts writing the checkpoint of `state.step`; a step that is already there is left as it is.
+
+        Returns when the state has been copied: the next step may reuse its buffers.
+        """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
@@ -75,10 +81,16 @@ class Checkpoints:
         }
         if state.ema is not None:
             items["ema"] = ocp.args.StandardSave(state.ema)
-        self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
+        # Forced, because Orbax would otherwise drop a step below its newest one without a word. It warns on the
+        # terminal where there are no metrics; an empty dict ranks below every score.
+        self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics or {}, force=True)
 
     def restore(self, step: int, abstract: TrainState, mesh: jax.sharding.Mesh) -> tuple[TrainState, dict, dict]:
-        """(state, data position, meta) of `step`; `abstract` gives the shapes, `mesh` the placement."""
+        """(state, data position, meta) of `step`; `abstract` gives the shapes, `mesh` the placement.
+
+        Raises:
+          CheckpointError: a file of the checkpoint is missing or damaged.
+        """
         placed = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             abstract,
@@ -94,7 +106,8 @@ class Checkpoints:
         }
         if placed.ema is not None:
             items["ema"] = ocp.args.StandardRestore(placed.ema)
-        got = self._manager.restore(step, args=ocp.args.Composite(**items))
+        with _reading(self._folder / str(step), [s for s in self.steps() if s != step]):
+            got = self._manager.restore(step, args=ocp.args.Composite(**items))
         rest = got["rest"]
         state = TrainState(rest["step"], got["params"], rest["mutable"], rest["opt_state"], got.get("ema"))
         return state, got["data"], got["meta"]
@@ -109,29 +122,61 @@ class Checkpoints:
         self._manager.close()
 
 
+@contextlib.contextmanager
+def _reading(folder: Path, others: list[int]) -> Iterator[None]:
+    """Turns whatever Orbax, TensorStore or JSON raise over a damaged checkpoint into one CheckpointError."""
+    try:
+        yield
+    except JaxkdError:
+        raise
+    except Exception as error:  # the three have no common type
+        rest = f"from step {others[-1]}" if others else "from the start, as there is no other checkpoint"
+        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        raise CheckpointError(
+            f'The checkpoint "{folder}" cannot be read ({type(error).__name__}: {reason}). A file of it is missing or '
+            "damaged (a killed run leaves none of that behind, a full disk does), or another version of jaxkd "
+            "wrote it. Restore the folder, use that version, or move the folder out of the work directory: the same "
+            f"command then continues {rest}."
+        ) from error
+
+
 def find_run(path: str | Path) -> Path | None:
-    """The work directory that `path` lies in or is, or None: `workdir`, `workdir/checkpoints`, `workdir/checkpoints/400`."""
-    path = Path(path)
-    for folder in (path, path.parent, path.parent.parent):
-        if (folder / "config.json").is_file() and (folder / FOLDER).is_dir():
-            return folder
-    return None
+    """The work directory that `path` names, or None: `workdir`, `workdir/checkpoints` or `workdir/checkpoints/400`.
+
+    Another file in a work directory, such as exported weights, names itself and not the run.
+    """
+    path = Path(path).absolute()
+    run = path
+    if path.name == FOLDER:
+        run = path.parent
+    elif path.parent.name == FOLDER and path.name.isdigit():
+        run = path.parent.parent
+    return run if (run / "config.json").is_file() and (run / FOLDER).is_dir() else None
 
 
-def load_run_weights(path: str | Path, *, variant: str | None = None, step: str = "") -> tuple[PyTree, dict, str]:
+def load_run_weights(
+    path: str | Path, *, variant: str | None = None, step: str = "", best_metric: str = "top1"
+) -> tuple[PyTree, dict, str]:
     """The student's parameters out of a run of ours, without its optimiser.
 
     Args:
       path: work directory, its `checkpoints` folder, or one checkpoint in it.
       variant: "raw" (default) or "ema".
-      step: a step number, "last" (default) or "best".
+      step: a step number, "last" (default) or "best" (by `best_metric`, the newest of equals).
+      best_metric: as in `Checkpoints`.
 
     Returns:
       `{"params": ...}`, the run's resolved config as a dict, and a sentence that says what was loaded.
 
     Raises:
-      CheckpointError: no such run, no checkpoint in it, no such step, or no moving average.
+      CheckpointError: no such run, no checkpoint in it, no such step, no score, no moving average, or a damaged file.
+      ConfigError: another variant.
     """
+    if variant not in (None, *VARIANTS):
+        raise ConfigError(
+            f'variant="{variant}" is not a kind of weights.{did_you_mean(str(variant), VARIANTS)} A run holds the raw '
+            f"weights and perhaps their moving average. Choose one of {', '.join(VARIANTS)}."
+        )
     run = find_run(path)
     if run is None:
         raise CheckpointError(
@@ -149,17 +194,22 @@ def load_run_weights(path: str | Path, *, variant: str | None = None, step: str 
         name = Path(path).name
         wanted = step or (name if name.isdigit() and Path(path).parent.name == FOLDER else "last")
         if wanted == "best":
-            scores = {s: (manager.metrics(s) or {}).get("top1") for s in steps}
+            scores = {s: (manager.metrics(s) or {}).get(best_metric) for s in steps}
             scored = {s: v for s, v in scores.items() if v is not None}
-            chosen = max(scored, key=lambda s: (scored[s], s)) if scored else steps[-1]
+            if not scored:
+                raise CheckpointError(
+                    f'"{run}" has no checkpoint with a score ({best_metric}). None of those kept was saved at an '
+                    f"evaluation, so none is the best. Ask for the last, or for one of: {', '.join(map(str, steps))}."
+                )
+            chosen = max(scored, key=lambda s: (scored[s], s))
         elif wanted == "last":
             chosen = steps[-1]
         elif wanted.isdigit() and int(wanted) in steps:
             chosen = int(wanted)
         else:
             raise CheckpointError(
-                f'"{run}" has no checkpoint of step {wanted}. Older ones are deleted unless checkpoint.keep_every_epochs '
-                f"keeps them. There are: {', '.join(map(str, steps))}."
+                f'"{run}" has no checkpoint of step {wanted}. Older ones are deleted unless '
+                f"checkpoint.keep_every_epochs keeps them. There are: {', '.join(map(str, steps))}."
             )
         item = "ema" if variant == "ema" else "params"
         if not (run / FOLDER / str(chosen) / item).is_dir():
@@ -167,7 +217,8 @@ def load_run_weights(path: str | Path, *, variant: str | None = None, step: str 
                 f'"{run}" (step {chosen}) has no moving average of the weights. The run was made with ema.decay=0. '
                 "Ask for the raw weights instead."
             )
-        restored = _restore_item(run / FOLDER / str(chosen) / item)
+        with _reading(run / FOLDER / str(chosen), [s for s in steps if s != chosen]):
+            restored = restore_item(run / FOLDER / str(chosen) / item)
     finally:
         manager.close()
     config = json.loads((run / "config.json").read_text())
@@ -175,7 +226,7 @@ def load_run_weights(path: str | Path, *, variant: str | None = None, step: str 
     return {"params": restored["student"]}, config, said
 
 
-def _restore_item(folder: Path) -> PyTree:
+def restore_item(folder: Path) -> PyTree:
     """One saved tree as arrays on this process's first device, whatever mesh wrote it."""
     with ocp.StandardCheckpointer() as checkpointer:
         metadata = checkpointer.metadata(folder.absolute()).item_metadata

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from jaxkd.errors import DataError
 from jaxkd.parallel import put_batch
 
 PyTree = Any
@@ -35,6 +36,9 @@ def evaluate(
 
     Returns:
       name -> {metric: mean}, the number of images, and images per second (decoding included, compilation too).
+
+    Raises:
+      DataError: no image counted.
     """
     totals: dict[str, dict[str, list[float]]] = {name: {} for name in params}
     start = time.perf_counter()
@@ -49,6 +53,7 @@ def evaluate(
                 cell[1] += float(count)
         pending.clear()
 
+    index = -1
     for index, batch in enumerate(batches):
         arrays = put_batch(batch, mesh)
         ready = [(name, eval_step(p, mutable, arrays, constants)) for name, (p, mutable) in params.items()]
@@ -58,10 +63,14 @@ def evaluate(
             progress(index + 1)
     drain()
     seconds = time.perf_counter() - start
-    means = {
-        name: {metric: total / max(count, 1.0) for metric, (total, count) in cells.items()}
-        for name, cells in totals.items()
-    }
     counts = [count for cells in totals.values() for _, count in cells.values()]
-    images = int(counts[0]) if counts else 0
+    if not counts or min(counts) == 0:
+        raise DataError(
+            f"The evaluation counted no images ({index + 1} batches). Their mean score does not exist. Give a split "
+            "that holds images, and batches whose `mask` is True for those that count."
+        )
+    means = {
+        name: {metric: total / count for metric, (total, count) in cells.items()} for name, cells in totals.items()
+    }
+    images = int(counts[0])
     return means, images, images / max(seconds, 1e-9)

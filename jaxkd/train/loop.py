@@ -12,11 +12,11 @@ import jax
 from jax.sharding import Mesh
 
 from jaxkd.errors import NonFiniteLossError
-from jaxkd.parallel import put_batch
+from jaxkd.parallel import any_host, put_batch
 from jaxkd.train.checkpoint import Checkpoints
 from jaxkd.train.preemption import StopRequest
 from jaxkd.train.progress import TrainProgress, duration
-from jaxkd.train.state import TrainState
+from jaxkd.train.state import TrainState, non_finite_paths
 from jaxkd.train.writers import MetricWriter
 
 PyTree = Any
@@ -53,7 +53,11 @@ class Clock:
 
 @dataclass
 class _Window:
-    """Sums since the last line of metrics."""
+    """Sums since the last line of metrics.
+
+    `steps` are the steps that `seconds` is about: those whose results have been read. A step that was only dispatched
+    would make the first rates of a window absurd.
+    """
 
     steps: int = 0
     seconds: float = 0.0
@@ -63,21 +67,45 @@ class _Window:
 
     def add(self, metrics: dict[str, float]) -> None:
         self.seen += 1
+        self.steps += 1
         for name, value in metrics.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
 
 
-def check_finite(metrics: dict[str, float], step: int) -> None:
-    """Raises NonFiniteLossError that names the first bad term; the single terms come before their sum."""
+def check_finite(metrics: dict[str, float], step: int, kept: Callable[[], list[int]]) -> None:
+    """Raises NonFiniteLossError that names the first bad term; the single terms come before their sum.
+
+    Args:
+      metrics: of `step`; a gradient that is not finite shows in "grad_norm".
+      step: optimiser step that they belong to.
+      kept: gives the steps whose checkpoints exist.
+    """
     bad = [k for k, v in metrics.items() if not math.isfinite(v)]
     if bad:
         causes = [k for k in bad if k not in ("loss", "grad_norm") and not k.endswith("_weighted")]
         name = (causes or [k for k in bad if k != "grad_norm"] or bad)[0]
-        raise NonFiniteLossError(
-            f'The term "{name}" became {metrics[name]} at step {step}. Training on would only spread it, so the run stopped '
-            "and the last good checkpoint was kept. Lower optimizer.learning_rate, set optimizer.clip_norm=1.0, or compute in "
-            "float32 (precision.compute), in a new --workdir; student.weights=<this work directory> starts from the kept weights."
-        )
+        raise NonFiniteLossError(f'The term "{name}" became {metrics[name]} at step {step}. {_what_now(kept())}')
+
+
+def check_state(state: TrainState, mesh: Mesh, step: int, kept: Callable[[], list[int]]) -> None:
+    """Raises NonFiniteLossError if `state` after `step` is not fit to be saved; see `check_finite`.
+
+    The loss and the gradient of a step are those of the parameters before it: an update that overflows shows in
+    neither.
+    """
+    bad = non_finite_paths(state, mesh)
+    if bad:
+        more = f" and {len(bad) - 1} more arrays" if len(bad) > 1 else ""
+        raise NonFiniteLossError(f'"{bad[0]}"{more} held NaN or infinity after step {step}. {_what_now(kept())}')
+
+
+def _what_now(kept: list[int]) -> str:
+    good = f"the last good checkpoint, of step {kept[-1]}, was kept" if kept else "no checkpoint was written"
+    start = "; student.weights=<this work directory> starts from the kept weights" if kept else ""
+    return (
+        f"Training on would only spread it, so the run stopped and {good}. Lower optimizer.learning_rate, set "
+        f"optimizer.clip_norm=1.0, or compute in float32 (precision.compute), in a new --workdir{start}."
+    )
 
 
 def train_loop(
@@ -121,33 +149,38 @@ def train_loop(
       The last state and the last evaluation.
 
     Raises:
-      NonFiniteLossError: a loss or the gradient was NaN or infinite.
+      NonFiniteLossError: a loss, the gradient or the state was NaN or infinite; such a state is never saved.
     """
     window = _Window()
     scores: dict[str, float] = {}
-    pending: tuple[int, dict] | None = None
+    pending: tuple[int, dict, Any] | None = None
+    alone = jax.process_count() == 1
+    agreed = False  # hosts are asked to stop at different moments, but must stop after the same step
     start = step = int(state.step)
     mark = time.perf_counter()
     waited = batches.wait_seconds
 
     def settle() -> None:
         """Reads the metrics of the last dispatched step: it blocks until that step is done."""
-        nonlocal pending
+        nonlocal pending, agreed
         if pending is not None:
-            number, arrays = pending
+            number, arrays, asked = pending
             pending = None
             values = {k: float(v) for k, v in jax.device_get(arrays).items()}
-            check_finite(values, number)
+            check_finite(values, number, checkpoints.steps)
             window.add(values)
+            agreed = bool(asked)
 
-    while step < settings.total_steps and not stop.requested:
+    def stopping() -> bool:
+        return bool(stop.requested) if alone else agreed
+
+    while step < settings.total_steps and not stopping():
         batch = put_batch(next(batches), mesh)
         state, metrics = step_fn(state, batch, key, constants)
         step += 1
         settle()  # of the step before, while this one runs
-        pending = (step, metrics)
+        pending = (step, metrics, False if alone else any_host(bool(stop.requested), mesh))
         clock.images += settings.batch_size
-        window.steps += 1
         last = step == settings.total_steps
         evaluating = evaluate is not None and (last or step % settings.eval_every == 0)
         saving = last or evaluating or step % settings.checkpoint_every == 0
@@ -170,6 +203,8 @@ def train_loop(
         if logging:
             writer.write("train", step, _line(window, settings, step, schedule(step - 1), clock))
             window = _Window()
+        if saving:
+            check_state(state, mesh, step, checkpoints.steps)
         metrics_now: dict[str, float] | None = None
         if evaluating:
             progress.update(step, "evaluating")
@@ -181,10 +216,12 @@ def train_loop(
         if saving:
             checkpoints.save(state, data=batches.get_state(), meta=meta(clock), metrics=metrics_now)
         mark = time.perf_counter()
-    if stop.requested and step < settings.total_steps:
+    if stopping() and step < settings.total_steps:
         settle()
+        check_state(state, mesh, step, checkpoints.steps)
         checkpoints.save(state, data=batches.get_state(), meta=meta(clock))
-        progress.say(f"{stop.requested}: stopped at step {step}, saved; the same command continues from there.")
+        reason = stop.requested or "another host was asked to stop"
+        progress.say(f"{reason}: stopped at step {step}, saved; the same command continues from there.")
     checkpoints.wait()
     return state, scores
 
@@ -212,5 +249,7 @@ def _line(window: _Window, settings: LoopSettings, step: int, rate: float, clock
 
 
 def _score_line(step: int, epoch: float, scores: dict[str, float], settings: LoopSettings, clock: Clock) -> str:
-    shown = " · ".join(f"{k} {v:.2f}" if k.startswith(("top", "ema_top")) else f"{k} {v:.4f}" for k, v in scores.items())
+    shown = " · ".join(
+        f"{k} {v:.2f}" if k.startswith(("top", "ema_top")) else f"{k} {v:.4f}" for k, v in scores.items()
+    )
     return f"epoch {epoch:g} (step {step}/{settings.total_steps}) · {shown} · {duration(clock.seconds)}"

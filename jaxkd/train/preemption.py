@@ -26,4 +26,4 @@ class StopRequest:
 
     def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
         for number, old in self._old.items():
-            signal.signal(number, old)
+            signal.signal(number, old or signal.SIG_DFL)  # None: the handler was not Python's and cannot be restored

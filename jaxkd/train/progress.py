@@ -61,9 +61,11 @@ class TrainProgress:
             self._bar.update(self._task, completed=step, status=status)
         elif self._console is not None and time.monotonic() - self._last_line >= self._every:
             self._last_line = time.monotonic()
-            self._console.print(f"{self._title} step {step}/{self._total} {status}", markup=False, highlight=False)
+            self._console.print(
+                f"{self._title} step {step}/{self._total} {status}", markup=False, highlight=False, soft_wrap=True
+            )
 
     def say(self, text: str) -> None:
         """Prints a line that stays."""
         if self._console is not None:
-            self._console.print(text, markup=False, highlight=False)
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)

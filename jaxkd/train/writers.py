@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 
 class MetricWriter:
@@ -15,7 +15,7 @@ class MetricWriter:
     """
 
     def __init__(self, workdir: Path, *, tensorboard: bool = True, active: bool = True):
-        self._file = (Path(workdir) / "metrics.jsonl").open("a") if active else None
+        self._file = _open_lines(Path(workdir) / "metrics.jsonl") if active else None
         self._events = None
         if active and tensorboard:
             from tensorboardX import SummaryWriter
@@ -39,6 +39,15 @@ class MetricWriter:
             self._file.close()
         if self._events is not None:
             self._events.close()
+
+
+def _open_lines(path: Path) -> TextIO:
+    """`path` for appending lines; the half line of a killed process is ended first, or it would swallow the next."""
+    half = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
+    file = path.open("a")
+    if half:
+        file.write("\n")
+    return file
 
 
 def _json_number(value: Any) -> Any:

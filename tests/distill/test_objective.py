@@ -180,7 +180,7 @@ def test_two_heads_learn_from_labels_and_from_the_teacher():
 
 
 def test_soft_labels():
-    student, teacher, batch = random_case()
+    student, teacher, _ = random_case()
     probabilities = jax.nn.softmax(teacher[0])
     _, terms = preset("none", smoothing=0.0)(student, None, {"label": probabilities}, 0)
     expected = losses.cross_entropy(student[0], probabilities).mean()

@@ -82,7 +82,7 @@ def test_by_hand(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_anchors_of_the_14_grid(method):
-    """Constant differences weigh 0.875, white ones about 0.5, and nothing lies outside 0.4375 to 0.875 times the MSE."""
+    """Constant differences weigh 0.875, white ones about 0.5, and nothing lies outside 0.4375 to 0.875 of the MSE."""
     zero = jnp.zeros((2, 14, 14, 4))
     np.testing.assert_allclose(losses.spectral(zero + 1, zero, method=method), [0.875, 0.875], rtol=1e-6)
     column = jnp.arange(14)

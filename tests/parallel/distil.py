@@ -1,0 +1,106 @@
+"""Five steps of a small distillation, as a function and as a program for other numbers of devices and processes.
+
+python distil.py OUT.npz 8x1 4x2       writes the losses of each mesh, and what came of the parameters
+"""
+
+from __future__ import annotations
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxkd import distill, models, parallel, tasks, train
+
+STEPS, BATCH, CLASSES = 5, 16, 5
+STUDENT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "drop_path_rate": 0.2}
+TEACHER = {"img_size": 32, "patch_size": 8, "embed_dim": 36, "depth": 2, "num_heads": 2}
+
+
+def network(name: str, args: dict, seed: int) -> tasks.Network:
+    """A network of the zoo with random weights, drawn by NumPy: compiling the initialiser would take longest of all."""
+    model = models.create(name, num_classes=CLASSES, **args)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    rng = np.random.default_rng(seed)
+    variables = jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), shapes)
+    return tasks.Network(model, models.spec(name), (32, 32), CLASSES, variables, "random weights")
+
+
+def build() -> tasks.DistillationTask:
+    """soft+spectral, deit <- cait, two pairs of layers, stochastic depth in the student."""
+    student = network("deit_tiny_patch16_224", STUDENT, 3)
+    teacher = network("cait_xxs24_224", TEACHER, 7)
+    pairs = (("block_0", "block_0"), ("block_1", "block_1"))
+    return tasks.DistillationTask(student, teacher, distill.preset("soft+spectral", pairs=pairs), pairs=pairs)
+
+
+def batch_of(step: int) -> dict[str, np.ndarray]:
+    """This process's contiguous share of batch `step`."""
+    rng = np.random.default_rng(step)
+    share = BATCH // jax.process_count()
+    mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+    images = rng.integers(0, 256, (BATCH, 32, 32, 3)).astype(np.uint8)
+    return {"image": images[mine], "label": rng.integers(0, CLASSES, BATCH)[mine]}
+
+
+def evaluation_batches(count: int = 21) -> list[dict[str, np.ndarray]]:
+    """`count` images once, padded to whole batches that are equally many on every process."""
+    rng = np.random.default_rng(99)
+    padded = -(-count // BATCH) * BATCH
+    images = rng.integers(0, 256, (padded, 32, 32, 3)).astype(np.uint8)
+    labels, mask = rng.integers(0, CLASSES, padded), np.arange(padded) < count
+    share = BATCH // jax.process_count()
+    starts = range(jax.process_index() * share, padded, BATCH)
+    return [
+        {"image": images[s : s + share], "label": labels[s : s + share], "mask": mask[s : s + share]} for s in starts
+    ]
+
+
+def steps(mesh: jax.sharding.Mesh, *, accumulate: int = 1) -> dict[str, np.ndarray]:
+    """Terms of each step, the sum of absolute parameters and of their average at the end, the evaluation."""
+    task = build()
+    tx = train.make_optimizer(1e-3, clip_norm=1.0)
+
+    def start():
+        return train.create_state(*task.init(jax.random.key(0)), tx, ema=True)
+
+    abstract = jax.eval_shape(start)
+    constants = parallel.put_replicated(task.constants, mesh)
+    state = parallel.put_replicated(start(), mesh)
+    fn = train.compile_train_step(task, tx, mesh, abstract, accumulate=accumulate, ema_decay=0.9)
+    key, rows = jax.random.key(1), []
+    for step in range(STEPS):
+        state, metrics = fn(state, parallel.put_batch(batch_of(step), mesh), key, constants)
+        rows.append({k: float(v) for k, v in metrics.items()})
+    result = {k: np.array([r[k] for r in rows]) for k in rows[0]}
+    sizes = jax.jit(
+        lambda trees: [jnp.stack([jnp.abs(x).sum() for x in jax.tree.leaves(tree)]) for tree in trees],
+        out_shardings=parallel.replicated(mesh),
+    )((state.params, state.ema))
+    result |= {name: np.array(size) for name, size in zip(("params", "ema"), sizes, strict=True)}
+    kernel = state.params["student"]["blocks_0"]["attn"]["qkv"]["kernel"]
+    moment = next(x for p, x in jax.tree_util.tree_leaves_with_path(state.opt_state) if "qkv" in str(p) and x.ndim == 2)
+    result["shards"] = np.array([x.addressable_shards[0].data.shape for x in (kernel, moment)])
+    means, images, _ = train.evaluate(
+        train.compile_eval_step(task, mesh), evaluation_batches(), {"": (state.params, {})}, {}, mesh
+    )
+    assert images == 21
+    return result | {f"eval_{k}": np.array(v) for k, v in means[""].items()}
+
+
+def main(out: str, *meshes: str) -> None:
+    """Writes arrays `<mesh>/<name>`; a mesh "8x1x2" accumulates two micro-batches."""
+    parallel.initialize_distributed()
+    arrays = {}
+    for words in meshes:
+        data, model, *accumulate = map(int, words.split("x"))
+        result = steps(parallel.make_mesh(data, model), accumulate=(accumulate or [1])[0])
+        arrays |= {f"{words}/{k}": v for k, v in result.items()}
+    if parallel.is_main_host():
+        np.savez(out, **arrays)
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_default_matmul_precision", "highest")
+    main(*sys.argv[1:])

@@ -1,0 +1,174 @@
+"""Meshes, batches and the table of partitions, without any second device."""
+
+import re
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, PartitionSpec
+
+from jaxkd import models, parallel
+from jaxkd.errors import TopologyError
+from jaxkd.parallel.sharding import PARAMETER_RULES, partition_of
+
+
+def devices(count, per_host=8):
+    return [SimpleNamespace(id=i, process_index=i // per_host, platform="fake") for i in range(count)]
+
+
+def abstract_mesh(data, model):
+    return AbstractMesh((data, model), ("data", "model"))
+
+
+def test_all_devices_are_in_the_mesh():
+    mesh = parallel.make_mesh()
+    assert mesh.axis_names == ("data", "model") and mesh.devices.size == jax.device_count()
+    assert dict(mesh.shape) == {"data": jax.device_count(), "model": 1}
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "text"),
+    [
+        (3, 1, r"mesh.data=3 x mesh.model=1 needs 3 devices, but JAX sees 8 \(fake\).*mesh.data=-1"),
+        (-1, 3, r"mesh.data=2 x mesh.model=3 needs 6 devices, but JAX sees 8.*divides 8"),
+        (-1, 16, r"needs 0 devices, but JAX sees 8"),
+        (0, 1, r"mesh.data=0, mesh.model=1 is not a mesh"),
+        (-2, 1, r"mesh.data=-2, mesh.model=1 is not a mesh"),
+        (-1, 0, r"mesh.data=-1, mesh.model=0 is not a mesh"),
+    ],
+)
+def test_mesh_errors(data, model, text):
+    with pytest.raises(TopologyError, match=text):
+        parallel.make_mesh(data, model, devices(8))
+
+
+def test_a_model_group_stays_on_one_host():
+    with pytest.raises(TopologyError, match=r"mesh.model=4 puts devices of several hosts into one group.*same images"):
+        parallel.make_mesh(2, 4, devices(8, per_host=2))
+
+
+@pytest.mark.parametrize("data", [1, 2, 8])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_batch_is_accepted_exactly_where_it_divides(data, accumulate):
+    mesh = abstract_mesh(data, 2)
+    for batch in range(1, 50):
+        if batch % (data * accumulate) == 0:
+            parallel.check_batch("train.batch_size", batch, mesh, accumulate=accumulate)
+        else:
+            with pytest.raises(TopologyError, match=rf"train.batch_size={batch} does not divide over {data} devices"):
+                parallel.check_batch("train.batch_size", batch, mesh, accumulate=accumulate)
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulate", "text"),
+    [
+        (20, 1, r"eval.batch_size=20 does not divide over 8 devices\. .*multiple of 8, for example 16 or 24"),
+        (40, 2, r"over 8 devices x 2 micro-batches\. .*multiple of 16, for example 32 or 48"),
+        (3, 1, r"multiple of 8, for example 8\."),
+        (0, 1, r"eval.batch_size=0 does not divide"),
+        (-8, 1, r"eval.batch_size=-8 does not divide"),
+    ],
+)
+def test_batch_errors_say_what_would_fit(batch, accumulate, text):
+    with pytest.raises(TopologyError, match=text):
+        parallel.check_batch("eval.batch_size", batch, abstract_mesh(8, 1), accumulate=accumulate)
+
+
+def test_a_batch_divides_over_the_hosts_too(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    with pytest.raises(TopologyError, match=r"train.batch_size=8 does not divide over 3 hosts.*multiple of 3"):
+        parallel.check_batch("train.batch_size", 8, abstract_mesh(2, 1))
+
+
+SMALL = {
+    "deit_tiny_patch16_224": {"img_size": 32, "embed_dim": 24, "depth": 1, "num_heads": 2},
+    "deit_tiny_distilled_patch16_224": {"img_size": 32, "embed_dim": 24, "depth": 1, "num_heads": 2},
+    "cait_xxs24_224": {"img_size": 32, "embed_dim": 24, "depth": 1, "num_heads": 2},
+    "swin_tiny_patch4_window7_224": {"img_size": 32, "embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2)},
+}
+# Matrices that stay whole on every device: small, or at the ends of the network.
+WHOLE = {"patch_embed/proj", "head", "head_dist", "attn/proj_l", "attn/proj_w", "downsample/reduction", "head/fc"}
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    """path -> shape of every parameter of one small network of each kind, below `student`."""
+    found = {}
+    for name, args in SMALL.items():
+        model = models.create(name, num_classes=6, **args)
+        images = jnp.zeros((1, *model.img_size, 3))
+        params = jax.eval_shape(lambda m=model, x=images: m.init(jax.random.key(0), x))["params"]
+        for path, leaf in jax.tree_util.tree_leaves_with_path({"student": params}):
+            found[name, parallel.path_of(path)] = leaf.shape
+    return found
+
+
+def test_every_rule_matches_something_and_every_matrix_of_a_block_has_a_rule(shapes):
+    mesh = abstract_mesh(1, 2)
+    split = {path: partition_of(path, shape, mesh) for (_, path), shape in shapes.items()}
+    for pattern, spec in PARAMETER_RULES:
+        assert [path for path in split if re.search(pattern, path) and split[path] == spec], pattern
+    kernels = [path.removeprefix("student/").removesuffix("/kernel") for path in split if path.endswith("/kernel")]
+    whole = {name for name in kernels if split[f"student/{name}/kernel"] == PartitionSpec()}
+    assert {re.sub(r"^(layers_\d+/|blocks_(token_only_)?\d+/)*", "", name) for name in whole} == WHOLE
+
+
+def test_pairs_of_matrices_are_split_by_columns_then_rows(shapes):
+    mesh = abstract_mesh(4, 2)
+    for (name, path), shape in shapes.items():
+        spec = partition_of(path, shape, mesh)
+        if path.endswith("mlp/fc1/kernel"):
+            assert spec == PartitionSpec(None, "model") and shape[1] > shape[0], (name, path)
+        if path.endswith("mlp/fc2/kernel"):
+            assert spec == PartitionSpec("model", None) and shape[0] > shape[1], (name, path)
+        if path.endswith("attn/qkv/kernel"):
+            assert spec == PartitionSpec(None, "model") and shape[1] == 3 * shape[0], (name, path)
+        if path.endswith("attn/proj/kernel"):
+            assert spec == PartitionSpec("model", None), (name, path)
+        if "norm" in path or path.endswith(("pos_embed", "cls_token")):
+            assert spec == PartitionSpec(), (name, path)
+
+
+def test_what_does_not_divide_stays_whole_and_one_model_device_splits_nothing():
+    path = "student/blocks_0/mlp/fc1/kernel"
+    assert partition_of(path, (24, 96), abstract_mesh(1, 5)) == PartitionSpec()
+    assert partition_of(path, (24, 95), abstract_mesh(1, 5)) == PartitionSpec(None, "model")
+    assert partition_of(path, (24, 96), abstract_mesh(8, 1)) == PartitionSpec()
+
+
+def test_moments_and_stacked_blocks_follow_their_parameter():
+    mesh = abstract_mesh(1, 2)
+    for path in ("opt_state/0/mu/student/blocks_0/mlp/fc2/kernel", "ema/student/blocks_0/mlp/fc2/kernel"):
+        assert partition_of(path, (96, 24), mesh) == PartitionSpec("model", None)
+    assert partition_of("student/blocks/mlp/fc2/kernel", (12, 96, 24), mesh) == PartitionSpec(None, "model", None)
+
+
+def test_host_arrays_become_global_ones():
+    mesh = parallel.make_mesh()
+    batch = parallel.put_batch({"x": np.arange(8 * jax.device_count())}, mesh)
+    np.testing.assert_array_equal(batch["x"], np.arange(8 * jax.device_count()))
+    assert batch["x"].sharding == parallel.batch_sharding(mesh)
+    tree = parallel.put_replicated({"a": np.ones(3)}, mesh)
+    assert tree["a"].sharding.is_fully_replicated
+    for flag in (True, False):
+        assert bool(parallel.any_host(flag, mesh)) is flag
+
+
+def test_nobody_is_joined_unless_asked(monkeypatch):
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **kwargs: calls.append(kwargs))
+    monkeypatch.delenv("JAX_COORDINATOR_ADDRESS", raising=False)
+    parallel.initialize_distributed()
+    parallel.initialize_distributed(False)
+    assert calls == []
+    parallel.initialize_distributed(True)
+    assert calls == [{"coordinator_address": None, "num_processes": None, "process_id": None}]
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "host:1234")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "4")
+    monkeypatch.setenv("JAX_PROCESS_ID", "0")
+    parallel.initialize_distributed()
+    assert calls[1:] == [{"coordinator_address": "host:1234", "num_processes": 4, "process_id": 0}]
+    parallel.initialize_distributed(False)
+    assert len(calls) == 2
