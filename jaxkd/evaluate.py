@@ -14,6 +14,7 @@ import ast
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from jaxkd.command import fail, quiet
@@ -68,6 +69,12 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         interpolation = interpolation or saved["eval"]["interpolation"]
         model_args.setdefault("num_classes", len(source.class_names))
     if not name:
+        runs = [p.parent.name for p in sorted(Path(args.weights).glob("*/config.json"))]
+        if runs:
+            raise ConfigError(
+                f'--weights="{args.weights}" holds several runs: {", ".join(runs)}. Each has weights of its own. Choose one, '
+                f"for example --weights={args.weights}/{runs[-1]}."
+            )
         raise ConfigError(
             f'--model is missing, and --weights="{args.weights}" is not a work directory of jaxkd that would know it. '
             "A file of weights does not say which network it is of. Give --model=NAME; jaxkd.models.list_models() has "

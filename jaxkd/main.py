@@ -107,7 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         quiet()
         parallel.initialize_distributed(distributed)
-        console = Console() if parallel.is_main_host() else None
+        # Without a terminal rich takes 80 columns, in which the table would be cut.
+        width = None if sys.stdout.isatty() else 140
+        console = Console(width=width) if parallel.is_main_host() else None
         result = runner.run(config, workdir, console=console)
     except JaxkdError as error:
         fail(error)

@@ -195,7 +195,7 @@ def digits(config: ConfigDict, student: dict[str, Any]) -> ConfigDict:
         "data.augment.scale": (0.6, 1.0),  # less would cut strokes off
         "data.augment.hflip": 0.0,  # a mirrored digit is another sign
         "eval.crop_pct": 1.0,
-        "eval.every_epochs": 5,
+        "eval.every_epochs": 2,
         "train.epochs": 30,
         "train.batch_size": 32,
         "optimizer.reference_batch": 0,

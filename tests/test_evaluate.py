@@ -1,0 +1,93 @@
+"""The scoring program: timm files and runs of ours, and what it says to a wrong command."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxkd import data, evaluate, models, recipes, runner, weights
+
+SMALL = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of a few steps on the digits, with a moving average that differs from the raw weights."""
+    changes = {f"student.args.{k}": v for k, v in SMALL.items()} | {
+        "data.source": "embedded:digits",
+        "data.workers": 0,
+        "train.batch_size": 256,
+        "train.epochs": 2,
+        "schedule.warmup_epochs": 1,
+        "optimizer.learning_rate": 1e-2,
+        "ema.decay": 0.5,
+        "log.tensorboard": False,
+    }
+    workdir = tmp_path_factory.mktemp("run") / "digits"
+    return workdir, runner.run(recipes.change(recipes.base(), changes).lock(), workdir)
+
+
+def scored(capsys, *argv: str) -> dict:
+    assert evaluate.main(list(argv)) == 0
+    line, answer = capsys.readouterr().out.strip().splitlines()
+    answer = json.loads(answer)
+    assert f"top-1 {answer['top1']:.3f} %" in line and f"{answer['images']:,} images" in line
+    return answer
+
+
+def complaint(capsys, *argv: str) -> str:
+    with pytest.raises(SystemExit) as caught:
+        evaluate.main(list(argv))
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_raw_and_ema_of_a_run_are_what_training_scored(run, capsys):
+    workdir, result = run
+    raw = scored(capsys, f"--weights={workdir}", "--data=embedded:digits")
+    ema = scored(capsys, f"--weights={workdir}", "--data=embedded:digits", "--ema", "--batch-size=50")
+    for name in ("top1", "top5", "loss"):
+        assert raw[name] == pytest.approx(result["metrics"][name], rel=1e-5)
+        assert ema[name] == pytest.approx(result["metrics"][f"ema_{name}"], rel=1e-5)
+    assert raw["loss"] != ema["loss"] and raw["images"] == ema["images"] == 359
+
+
+def test_a_file_is_scored_by_hand(tmp_path, capsys):
+    model = models.create("deit_tiny_patch16_224", num_classes=10, **SMALL)
+    variables = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 16, 16, 3)))
+    weights.save_safetensors(tmp_path / "w.safetensors", model, variables)
+    args = [f"--model-arg={k}={v}" for k, v in {**SMALL, "num_classes": 10}.items()]
+    answer = scored(
+        capsys,
+        "--model=deit_tiny_patch16_224",
+        f"--weights={tmp_path}/w.safetensors",
+        "--data=embedded:digits",
+        "--crop-pct=1.0",
+        *args,
+    )
+    source = data.open_source("embedded:digits", "val")
+    preprocess = data.EvalPreprocess((16, 16), 1.0, "bicubic")
+    images = np.stack([preprocess(source.image(i)) for i in range(len(source))]) / 255.0
+    images = (images - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
+    logits = np.asarray(model.apply(variables, jnp.asarray(images, jnp.float32))[0])
+    labels = np.array([source.label(i) for i in range(len(source))])
+    assert answer["top1"] == pytest.approx(100 * (logits.argmax(1) == labels).mean(), abs=1e-4)
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    assert answer["loss"] == pytest.approx(-log_p[np.arange(len(labels)), labels].mean(), rel=1e-4)
+
+
+def test_wrong_commands(run, tmp_path, capsys):
+    workdir, _ = run
+    digits = "--data=embedded:digits"
+    assert "trained deit_tiny_patch16_224" in complaint(capsys, f"--weights={workdir}", digits, "--model=cait_s24_224")
+    assert "has 10 outputs" not in complaint(capsys, f"--weights={workdir}", "--data=/nowhere")
+    assert "--model is missing" in complaint(capsys, f"--weights={tmp_path}/x.safetensors", digits)
+    text = complaint(capsys, f"--weights={tmp_path}/x.safetensors", digits, "--model=deit_tiny_patch16_224")
+    assert f'"{tmp_path}/x.safetensors"' in text and "do not exist" in text
+    assert f"{workdir.name}" in complaint(capsys, f"--weights={workdir.parent}", digits)
+    assert "The command line was not understood" in complaint(capsys, digits)
+    assert "NAME=VALUE" in complaint(capsys, f"--weights={workdir}", digits, "--model-arg=depth")
