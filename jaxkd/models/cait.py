@@ -30,6 +30,7 @@ from jaxkd.models.layers import (
     Linear,
     PatchEmbed,
     activation,
+    merge_heads,
     softmax,
     split_heads,
 )
@@ -43,11 +44,15 @@ class MixHeads(nn.Module):
     @nn.compact
     def __call__(self, attention: jax.Array) -> jax.Array:
         """(B, H, N, N) -> (B, H, N, N) in fp32."""
-        heads = attention.shape[1]
+        batch, heads, *_ = attention.shape
         kernel = self.param("kernel", LINEAR_INIT, (heads, heads)).astype(attention.dtype)
         bias = self.param("bias", nn.initializers.zeros, (heads,))
-        mixed = jnp.einsum("bhnm,hg->bgnm", attention, kernel, preferred_element_type=jnp.float32)
-        return mixed + bias[:, None, None]
+        # One (H, H) x (H, N N) product per example: "bhnm,hg->bgnm" with one kernel for all would transpose the batch
+        # of attention matrices before and after, which costs more than the product.
+        mixers = jnp.broadcast_to(kernel.T, (batch, heads, heads))
+        flat = attention.reshape(batch, heads, -1)
+        mixed = jnp.einsum("bgh,bhx->bgx", mixers, flat, preferred_element_type=jnp.float32)
+        return mixed.reshape(attention.shape) + bias[:, None, None]
 
 
 class TalkingHeadAttention(nn.Module):
@@ -71,16 +76,16 @@ class TalkingHeadAttention(nn.Module):
         Returns:
           (B, N, C), and the softmax' result (B, H, N, N) in fp32, before the second mixing: its rows sum to one.
         """
-        batch, tokens, channels = x.shape
+        channels = x.shape[-1]
         qkv = Linear(3 * channels, self.qkv_bias, self.dtype, name="qkv")(x)
         q, k, v = split_heads(qkv, self.num_heads)
-        logits = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32)
+        logits = jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32)
         probs = softmax(MixHeads(self.dtype, name="proj_l")(logits))
         if offset is not None:
             probs = add_offset(probs, offset, "attn")
         weights = MixHeads(self.dtype, name="proj_w")(probs.astype(self.dtype)).astype(self.dtype)
         weights = Dropout(self.attn_drop, self.deterministic)(weights)
-        out = jnp.einsum("bhnm,bmhd->bnhd", weights, v).reshape(batch, tokens, channels)
+        out = merge_heads(jnp.einsum("bhnm,bhmd->bhnd", weights, v))
         out = Linear(channels, dtype=self.dtype, name="proj")(out)
         return Dropout(self.proj_drop, self.deterministic)(out), probs
 

@@ -9,6 +9,7 @@ Legend: B batch, N tokens, C channels, H heads, D channels per head.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +79,19 @@ def drop_path_rates(rate: float, depth: int) -> tuple[float, ...]:
     return tuple(float(r) for r in np.linspace(0.0, rate, depth))
 
 
+@partial(jax.jit, static_argnames="epsilon")
+def normalise(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
+    """(..., C) with mean 0 and variance 1 over C, times `scale` plus `bias`; all in the dtype of `x`.
+
+    A function of its own under jit, so that the gradient of `x` is summed up in here and reaches the residual stream
+    as one array. Left to itself, XLA on a CPU computes the gradient of each block from the parts of all blocks above
+    it, again in every block (DeiT-Tiny: 9 % of forward and backward).
+    """
+    centred = x - x.mean(axis=-1, keepdims=True)
+    variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+    return centred * (jax.lax.rsqrt(variance + epsilon) * scale) + bias
+
+
 class LayerNorm(nn.Module):
     """Normalises the last axis: statistics in fp32, biased variance, result in `dtype`."""
 
@@ -89,10 +103,7 @@ class LayerNorm(nn.Module):
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
-        x = x.astype(jnp.float32)
-        centred = x - x.mean(axis=-1, keepdims=True)
-        variance = jnp.square(centred).mean(axis=-1, keepdims=True)
-        return (centred * (jax.lax.rsqrt(variance + self.epsilon) * scale) + bias).astype(self.dtype)
+        return normalise(x.astype(jnp.float32), scale, bias, epsilon=self.epsilon).astype(self.dtype)
 
 
 class Dropout(nn.Module):
@@ -153,10 +164,12 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        y = jnp.einsum("...c,cf->...f", x.astype(self.dtype), kernel.astype(self.dtype))
+        # One matrix product over all tokens: with the axes kept apart, XLA transposes both operands of the kernel's
+        # gradient in memory first.
+        y = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel.astype(self.dtype)
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
-        return y
+        return y.reshape(*x.shape[:-1], self.features)
 
 
 class PatchProjection(nn.Module):
@@ -180,11 +193,11 @@ class PatchProjection(nn.Module):
         init = patch_init(ph * pw * chans)
         kernel = self.param("kernel", init, (ph, pw, chans, self.features)).astype(self.dtype)
         x = images[:, : h * ph, : w * pw].astype(self.dtype).reshape(batch, h, ph, w, pw, chans)
-        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, h, w, ph * pw * chans)
-        x = jnp.einsum("bhwp,pc->bhwc", x, kernel.reshape(ph * pw * chans, self.features))
+        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch * h * w, ph * pw * chans)
+        x = x @ kernel.reshape(ph * pw * chans, self.features)  # two axes, as in `Linear`
         if self.use_bias:
             x = x + self.param("bias", init, (self.features,)).astype(self.dtype)
-        return x
+        return x.reshape(batch, h, w, self.features)
 
 
 class PatchEmbed(nn.Module):
@@ -224,11 +237,21 @@ class MLP(nn.Module):
 
 
 def split_heads(qkv: jax.Array, num_heads: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(..., N, 3C) of one fused product -> queries (scaled by D^-1/2), keys and values, each (..., N, H, D)."""
-    *lead, channels3 = qkv.shape
+    """(..., N, 3C) of one fused product -> queries (scaled by D^-1/2), keys and values, each (..., H, N, D).
+
+    Heads go in front once, here, and come back in `merge_heads`: the products between are then plain batched ones,
+    forwards and backwards.
+    """
+    *lead, tokens, channels3 = qkv.shape
     head_dim = channels3 // 3 // num_heads
-    q, k, v = (part.reshape(*lead, num_heads, head_dim) for part in jnp.split(qkv, 3, axis=-1))
+    q, k, v = jnp.moveaxis(qkv.reshape(*lead, tokens, 3, num_heads, head_dim), (-3, -2), (0, -3))
     return q * jnp.asarray(head_dim**-0.5, qkv.dtype), k, v
+
+
+def merge_heads(x: jax.Array) -> jax.Array:
+    """(..., H, N, D) -> (..., N, H D)."""
+    *lead, heads, tokens, head_dim = x.shape
+    return x.swapaxes(-3, -2).reshape(*lead, tokens, heads * head_dim)
 
 
 def softmax(logits: jax.Array) -> jax.Array:
@@ -257,13 +280,13 @@ class Attention(nn.Module):
         Returns:
           (B, N, C), and the attention probabilities (B, H, N, N) in fp32.
         """
-        batch, tokens, channels = x.shape
+        channels = x.shape[-1]
         qkv = Linear(3 * channels, self.qkv_bias, self.dtype, name="qkv")(x)
         q, k, v = split_heads(qkv, self.num_heads)
-        probs = softmax(jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32))
+        probs = softmax(jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32))
         if offset is not None:
             probs = add_offset(probs, offset, "attn")
         weights = Dropout(self.attn_drop, self.deterministic)(probs.astype(self.dtype))
-        out = jnp.einsum("bhnm,bmhd->bnhd", weights, v).reshape(batch, tokens, channels)
+        out = merge_heads(jnp.einsum("bhnm,bhmd->bhnd", weights, v))
         out = Linear(channels, dtype=self.dtype, name="proj")(out)
         return Dropout(self.proj_drop, self.deterministic)(out), probs

@@ -36,6 +36,7 @@ from jaxkd.models.layers import (
     PatchEmbed,
     activation,
     drop_path_rates,
+    merge_heads,
     softmax,
     split_heads,
 )
@@ -85,11 +86,11 @@ class WindowAttention(nn.Module):
             bias = bias + mask[:, None]
         qkv = Linear(3 * channels, self.qkv_bias, self.dtype, name="qkv")(x)
         q, k, v = split_heads(qkv, self.num_heads)
-        probs = softmax(jnp.einsum("bwnhd,bwmhd->bwhnm", q, k, preferred_element_type=jnp.float32) + bias)
+        probs = softmax(jnp.einsum("bwhnd,bwhmd->bwhnm", q, k, preferred_element_type=jnp.float32) + bias)
         if offset is not None:
             probs = add_offset(probs, offset, "attn")
         weights = Dropout(self.attn_drop, self.deterministic)(probs.astype(self.dtype))
-        out = jnp.einsum("bwhnm,bwmhd->bwnhd", weights, v).reshape(x.shape)
+        out = merge_heads(jnp.einsum("bwhnm,bwhmd->bwhnd", weights, v))
         out = Linear(channels, dtype=self.dtype, name="proj")(out)
         return Dropout(self.proj_drop, self.deterministic)(out), probs
 
