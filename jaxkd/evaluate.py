@@ -72,8 +72,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         runs = [p.parent.name for p in sorted(Path(args.weights).glob("*/config.json"))]
         if runs:
             raise ConfigError(
-                f'--weights="{args.weights}" holds several runs: {", ".join(runs)}. Each has weights of its own. Choose one, '
-                f"for example --weights={args.weights}/{runs[-1]}."
+                f'--weights="{args.weights}" holds several runs: {", ".join(runs)}. Each has weights of its own. '
+                f"Choose one, for example --weights={args.weights}/{runs[-1]}."
             )
         raise ConfigError(
             f'--model is missing, and --weights="{args.weights}" is not a work directory of jaxkd that would know it. '

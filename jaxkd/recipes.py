@@ -70,6 +70,8 @@ def base() -> ConfigDict:
     config.data = ConfigDict()
     config.data.source = ""  # a folder with train/<label>/* and val/<label>/*, or "embedded:digits"
     config.data.workers = 8  # processes that decode; 0 decodes in this one
+    config.data.repeats = 1  # copies of an image in an epoch, each augmented differently; 3: repeated augmentation
+    config.data.max_broken = 0.01  # share of unreadable images above which a run fails; fewer are skipped and named
     config.data.augment = ConfigDict()
     config.data.augment.kind = "random_resized_crop"  # or "pad_crop", "none"
     config.data.augment.scale = (0.08, 1.0)  # area of the crop

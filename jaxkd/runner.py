@@ -149,6 +149,7 @@ def run_one(config: ConfigDict, workdir: Path, console: Console | None, *, title
         "finished": step >= settings.total_steps,
         "seconds": clock.seconds,
         "images_trained": clock.images,
+        "broken_images": sorted(pipeline.broken.found.values()),
         "val_images": len(sources["val"]),
         "train_images": len(sources["train"]),
         "student": config.student.name,
@@ -244,7 +245,9 @@ def build_train_pipeline(config: ConfigDict, source: Any, image_size: tuple[int,
         image_size=image_size,
         seed=config.seed,
         augment=data.AugmentConfig(**augment),
+        repeats=config.data.repeats,
         workers=config.data.workers,
+        max_broken=config.data.max_broken,
         host_index=jax.process_index(),
         host_count=jax.process_count(),
     )
@@ -300,6 +303,7 @@ def build_evaluator(
             batch_size=batch_size,
             host_index=jax.process_index(),
             host_count=jax.process_count(),
+            max_broken=config.data.max_broken,
         )
         members = {"": (state.params, state.mutable)}
         if state.ema is not None:

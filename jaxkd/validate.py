@@ -22,10 +22,10 @@ CHOICES = {
     "teacher.variant": ("", "raw", "ema"),
 }
 POSITIVE = ("train.epochs", "train.batch_size", "eval.every_epochs", "optimizer.learning_rate", "optimizer.accumulate")
-POSITIVE += ("log.every_steps", "checkpoint.keep_last")
+POSITIVE += ("data.repeats", "log.every_steps", "checkpoint.keep_last")
 NOT_NEGATIVE = ("train.steps", "eval.batch_size", "optimizer.weight_decay", "optimizer.clip_norm", "data.workers")
 NOT_NEGATIVE += ("optimizer.reference_batch", "checkpoint.every_steps", "checkpoint.every_epochs", "data.augment.pad")
-FRACTIONS = ("label_smoothing", "ema.decay", "data.augment.hflip", "eval.crop_pct")
+FRACTIONS = ("data.max_broken", "label_smoothing", "ema.decay", "data.augment.hflip", "eval.crop_pct")
 
 
 def _no_teacher(c: ConfigDict) -> bool:

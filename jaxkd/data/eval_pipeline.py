@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from jaxkd.data.broken import BrokenImages
 from jaxkd.data.crops import INTERPOLATIONS, Size, centre_crop, resize_to_cover
 from jaxkd.data.sources import Source
-from jaxkd.errors import ConfigError, did_you_mean
+from jaxkd.errors import ConfigError, DataError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -62,16 +63,22 @@ class EvalBatches:
         host_index: int,
         host_count: int,
         threads: int,
+        max_broken: float,
     ):
         self._source, self._preprocess = source, preprocess
         self._batch_size, self._share = batch_size, batch_size // host_count
         self._host_index, self._threads = host_index, threads
+        self.broken = BrokenImages(len(source), max_broken)
 
     def __len__(self) -> int:
         return -(-len(self._source) // self._batch_size)
 
-    def _example(self, index: int) -> tuple[np.ndarray, int]:
-        return self._preprocess(self._source.image(index)), self._source.label(index)
+    def _example(self, index: int) -> tuple[np.ndarray, int] | None:
+        try:
+            return self._preprocess(self._source.image(index)), self._source.label(index)
+        except DataError as error:
+            self.broken.add({str(index): str(error)})
+            return None
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         # Decoding and resizing release Python's lock, so threads do; batches are prepared two ahead.
@@ -93,10 +100,13 @@ class EvalBatches:
         batch = {
             "image": np.zeros((self._share, *self._preprocess.image_size, 3), np.uint8),
             "label": np.zeros(self._share, np.int32),
-            "mask": np.arange(self._share) < len(futures),
+            "mask": np.zeros(self._share, bool),
         }
         for i, future in enumerate(futures):
-            batch["image"][i], batch["label"][i] = future.result()
+            example = future.result()
+            if example is not None:
+                batch["image"][i], batch["label"][i] = example
+                batch["mask"][i] = True
         return batch
 
 
@@ -108,6 +118,7 @@ def eval_batches(
     host_index: int = 0,
     host_count: int = 1,
     threads: int = 0,
+    max_broken: float = 0.01,
 ) -> EvalBatches:
     """Batches `{"image": (b, H, W, 3) uint8, "label": (b,) int32, "mask": (b,) bool}` of a whole split.
 
@@ -118,9 +129,11 @@ def eval_batches(
       host_index: which host this is.
       host_count: how many there are; every host yields the same number of batches.
       threads: that decode; 0 takes one per core, at most 16.
+      max_broken: share of the images that may be unreadable; they are masked, named in the log and kept in `broken`.
 
     Returns:
-      An iterable with a length that can be iterated again; iterating raises DataError for an image that cannot be
-      decoded.
+      An iterable with a length that can be iterated again; iterating raises DataError where more images than that
+      cannot be decoded.
     """
-    return EvalBatches(source, preprocess, batch_size, host_index, host_count, threads or min(os.cpu_count() or 1, 16))
+    threads = threads or min(os.cpu_count() or 1, 16)
+    return EvalBatches(source, preprocess, batch_size, host_index, host_count, threads, max_broken)

@@ -28,9 +28,9 @@ class EpochSampler:
       make an epoch of 1,281,024 samples of 427,008 images.
 
     The copies of a record are neighbours in the global batch. DeiT's processes take every world-th sample, which deals
-    the copies out to different GPUs; the samples of a global batch, and so the gradient of a step, are the same ones
-    (where the world's size divides the epoch). Here a host takes a contiguous share, so one device holds most copies.
-    The global order does not depend on the number of hosts.
+    the copies out to different GPUs; a global batch, and so the gradient of a step, has the same samples either way.
+    Here a host takes a contiguous share, so one device holds most copies. The global order does not depend on the
+    number of hosts.
 
     Args:
       records: how many there are.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import signal
 import sys
 from collections.abc import Iterator
@@ -12,10 +13,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from jaxkd.data.broken import BrokenImages
 from jaxkd.data.crops import INTERPOLATIONS, Size, centre_crop, random_resized_box, resize_to_cover
 from jaxkd.data.sampler import EpochSampler, record_rng
 from jaxkd.data.sources import Source
-from jaxkd.errors import CheckpointError, ConfigError
+from jaxkd.errors import CheckpointError, ConfigError, DataError
 
 Batch = dict[str, np.ndarray]
 
@@ -76,14 +78,21 @@ class _Batches:
         self._source, self._sampler, self._size, self._augment, self._seed = source, sampler, size, augment, seed
 
     def __getitem__(self, position: int) -> Batch:
-        epoch, records = self._sampler.batch(position)
-        images = np.empty((len(records), *self._size, 3), np.uint8)
-        labels = np.empty(len(records), np.int32)
-        for i, record in enumerate(records.tolist()):
-            rng = record_rng(self._seed, epoch, record)
-            images[i] = self._augment(self._source.image(record), self._size, rng)
-            labels[i] = self._source.label(record)
-        return {"image": images, "label": labels}
+        epoch, records, repeats = self._sampler.batch(position)
+        batch = {
+            "image": np.zeros((len(records), *self._size, 3), np.uint8),
+            "label": np.array([self._source.label(r) for r in records.tolist()], np.int32),
+            "mask": np.ones(len(records), bool),
+        }
+        broken = {}
+        for i, (record, repeat) in enumerate(zip(records.tolist(), repeats.tolist(), strict=True)):
+            rng = record_rng(self._seed, epoch, record, repeat)
+            try:
+                batch["image"][i] = self._augment(self._source.image(record), self._size, rng)
+            except DataError as error:
+                batch["mask"][i] = False
+                broken[record] = str(error)
+        return {**batch, "broken": np.array(json.dumps(broken))}
 
 
 class _From:
@@ -118,7 +127,9 @@ class TrainPipeline:
       image_size: (height, width) of the images that come out.
       seed: of the run.
       augment: what happens to an image.
+      repeats: copies of each image in an epoch (repeated augmentation); see `EpochSampler`.
       workers: processes that decode (grain); 0 decodes in this process.
+      max_broken: share of the records that may be unreadable before the run fails.
       host_index: which host this is.
       host_count: how many there are.
 
@@ -134,21 +145,24 @@ class TrainPipeline:
         image_size: Size,
         seed: int,
         augment: AugmentConfig,
+        repeats: int = 1,
         workers: int = 0,
+        max_broken: float = 0.01,
         host_index: int = 0,
         host_count: int = 1,
     ):
-        sampler = EpochSampler(len(source), batch_size, seed, host_index, host_count)
+        sampler = EpochSampler(len(source), batch_size, seed, host_index, host_count, repeats)
         self.steps_per_epoch = sampler.steps_per_epoch
         self._batches = _Batches(source, sampler, image_size, augment, seed)
-        self._identity = {"records": len(source), "batch_size": batch_size, "seed": seed}
+        self._identity = {"records": len(source), "batch_size": batch_size, "seed": seed, "repeats": repeats}
+        self.broken = BrokenImages(len(source), max_broken)
         self._workers = workers
         self._position = 0
         self._iterator: Iterator[Batch] | None = None
 
     def get_state(self) -> dict[str, Any]:
         """The position after the last batch handed out, JSON-able."""
-        return {"position": self._position, **self._identity}
+        return {"position": self._position, **self._identity, "broken": dict(self.broken.found)}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continues after the position of `state`.
@@ -164,21 +178,23 @@ class TrainPipeline:
                     "the data set and config of that run, or choose a new --workdir."
                 )
         self.close()
+        self.broken.found.update(state.get("broken", {}))
         self._position = int(state["position"])
 
     def __iter__(self) -> TrainPipeline:
         return self
 
     def __next__(self) -> Batch:
-        """`{"image": (b, H, W, 3) uint8, "label": (b,) int32}`, b images of this host.
+        """`{"image": (b, H, W, 3) uint8, "label": (b,) int32, "mask": (b,) bool}`, b images of this host.
 
         Raises:
-          DataError: an image that cannot be decoded.
+          DataError: more images than `max_broken` cannot be decoded.
         """
         if self._iterator is None:
             self._iterator = self._start()
         batch = next(self._iterator)
         self._position += 1
+        self.broken.add(json.loads(str(batch.pop("broken"))))
         return batch
 
     def _start(self) -> Iterator[Batch]:

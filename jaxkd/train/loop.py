@@ -167,6 +167,7 @@ def train_loop(
             number, arrays, asked = pending
             pending = None
             values = {k: float(v) for k, v in jax.device_get(arrays).items()}
+            clock.images += int(values.pop("images", settings.batch_size))
             check_finite(values, number, checkpoints.steps)
             window.add(values)
             agreed = bool(asked)
@@ -180,7 +181,6 @@ def train_loop(
         step += 1
         settle()  # of the step before, while this one runs
         pending = (step, metrics, False if alone else any_host(bool(stop.requested), mesh))
-        clock.images += settings.batch_size
         last = step == settings.total_steps
         evaluating = evaluate is not None and (last or step % settings.eval_every == 0)
         saving = last or evaluating or step % settings.checkpoint_every == 0

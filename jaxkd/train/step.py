@@ -47,6 +47,13 @@ def trainable_norm(grads: PyTree, frozen: PyTree | None) -> jax.Array:
     return optax.global_norm([g for g, f in zip(jax.tree.leaves(grads), jax.tree.leaves(frozen), strict=True) if not f])
 
 
+def count_images(batch: Batch) -> jax.Array:
+    """How many examples of a batch count: those whose `mask` is True, or all where there is none."""
+    if "mask" in batch:
+        return jnp.sum(batch["mask"], dtype=jnp.int32)
+    return jnp.asarray(jax.tree.leaves(batch)[0].shape[0], jnp.int32)
+
+
 def train_step(
     task: Task,
     tx: optax.GradientTransformation,
@@ -90,6 +97,7 @@ def train_step(
             ((grads, metrics), mutable), _ = jax.lax.scan(body, (zeros, state.mutable), parts)
             grads, metrics = jax.tree.map(lambda x: x / accumulate, (grads, metrics))
         metrics["grad_norm"] = trainable_norm(grads, task.frozen)
+        metrics["images"] = count_images(batch)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema

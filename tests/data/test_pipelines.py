@@ -32,8 +32,8 @@ def test_an_epoch_has_no_record_twice_and_every_epoch_another_order():
     orders = []
     for epoch in range(3):
         batches = [sampler.batch(4 * epoch + i) for i in range(4)]
-        assert {e for e, _ in batches} == {epoch}
-        records = np.concatenate([r for _, r in batches])
+        assert {e for e, _, _ in batches} == {epoch}
+        records = np.concatenate([r for _, r, _ in batches])
         assert len(set(records.tolist())) == 20 and records.min() >= 0 and records.max() < 23
         orders.append(tuple(records))
     assert len(set(orders)) == 3
@@ -99,7 +99,7 @@ def test_a_broken_image_in_a_worker_is_our_error(folder):
         path.write_text("no image")
     many = pipeline(root, workers=1)
     try:
-        with pytest.raises(DataError, match="cannot be read as an image"):
+        with pytest.raises(DataError, match="more than the share data.max_broken=0.01.*cannot be read as an image"):
             take(many, 3)
     finally:
         many.close()
@@ -154,3 +154,44 @@ def test_evaluation_may_be_run_again_and_stopped_halfway(folder):
     for _ in batches:
         break
     np.testing.assert_array_equal(first, [b["image"] for b in batches])
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_broken_images_are_skipped_named_and_counted(folder, caplog, workers):
+    root = folder()
+    bad = root / "train" / "cat" / "2.jpg"
+    bad.write_text("no image")
+    batches = pipeline(root, batch_size=3, workers=workers, max_broken=0.2)
+    shown = take(batches, 6)
+    batches.close()
+    assert sum(int(b["mask"].sum()) for b in shown) == 16  # two epochs of nine, of which one is broken
+    for batch in shown:
+        assert (batch["image"][~batch["mask"]] == 0).all() and batch["image"][batch["mask"]].max() > 0
+    assert [*batches.broken.found.values()] == [r.getMessage().removeprefix("Skipped. ") for r in caplog.records]
+    assert str(bad) in batches.get_state()["broken"]["2"] and len(caplog.records) == 1
+    again = pipeline(root, batch_size=3, max_broken=0.2)
+    again.set_state(batches.get_state())
+    assert again.broken.found == batches.broken.found
+
+
+def test_evaluation_masks_and_names_broken_images(folder, caplog):
+    root = folder()
+    bad = root / "val" / "cat" / "1.png"
+    bad.write_bytes(bad.read_bytes()[:200])
+    source = open_source(str(root), "val")
+    preprocess = EvalPreprocess((8, 8), 0.9, "bicubic")
+    batches = eval_batches(source, preprocess, batch_size=3, max_broken=0.5)
+    masks = np.concatenate([b["mask"] for b in batches])
+    assert masks.tolist() == [True, False, True, True, False, False]
+    assert str(bad) in caplog.text
+    with pytest.raises(DataError, match=f"1 of 4 images cannot be read.*{bad}"):
+        list(eval_batches(source, preprocess, batch_size=3))
+
+
+def test_repeats_show_an_image_several_times_with_different_crops(folder):
+    root = folder()
+    batch = next(pipeline(root, batch_size=6, repeats=3))
+    first, second = batch["image"][:3], batch["image"][3:]
+    assert len({i.tobytes() for i in batch["image"]}) == 6
+    assert len(set(batch["label"][:3].tolist())) == len(set(batch["label"][3:].tolist())) == 1
+    assert first.shape == second.shape

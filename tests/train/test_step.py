@@ -79,7 +79,7 @@ def test_metrics_are_every_term_weighted_and_not_the_loss_and_the_gradient(mesh)
     _, metrics = fn(state, batch, key(), task.constants)
     metrics = values(metrics)
     names = {"fit", "size", "edge"}
-    assert set(metrics) == {"loss", "grad_norm", *names, *(f"{n}_weighted" for n in names)}
+    assert set(metrics) == {"loss", "grad_norm", "images", *names, *(f"{n}_weighted" for n in names)}
     error = batch["x"] @ params["kernel"] + params["bias"] - batch["y"]
     expected = {"fit": np.mean(error**2), "size": np.mean(params["kernel"] ** 2)}
     expected["edge"] = 0.01 * np.mean(np.abs(params["kernel"]))
@@ -181,3 +181,14 @@ def test_paths_of_what_is_not_finite(mesh):
         mutable={"seen": jnp.float32(jnp.nan)},
     )
     assert non_finite_paths(bad, mesh) == ["mutable/seen", "ema/student/dense/kernel"]
+
+
+def test_a_masked_batch_counts_only_its_images(mesh):
+    task = Toy(noise=0.0)
+    fn, state = begin(mesh, task, train.make_optimizer(1e-2))
+    batch = draw(1)
+    size = jax.tree.leaves(batch)[0].shape[0]
+    mask = np.arange(size) % 4 != 0
+    assert int(train.step.count_images(batch)) == size
+    _, metrics = fn(state, {**batch, "mask": mask}, key(), task.constants)
+    assert int(metrics["images"]) == mask.sum()

@@ -1,0 +1,50 @@
+"""Images that cannot be read: named once, counted, and too many of them are an error."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from jaxkd.errors import DataError
+
+_LOG = logging.getLogger(__name__)
+
+
+class BrokenImages:
+    """Collects unreadable records of a split; safe to use from several threads.
+
+    Args:
+      records: of the split.
+      most: share of them that may be unreadable.
+
+    Attributes:
+      found: record number (as text, so that it can be JSON) -> what is wrong with it.
+    """
+
+    def __init__(self, records: int, most: float):
+        self.found: dict[str, str] = {}
+        self._records, self._most = records, most
+        self._lock = threading.Lock()
+
+    def add(self, broken: dict[str, str]) -> None:
+        """Notes unreadable records, each once.
+
+        Raises:
+          DataError: there are more of them than `most` allows.
+        """
+        with self._lock:
+            new = {k: v for k, v in broken.items() if k not in self.found}
+            self.found |= new
+            for reason in new.values():
+                _LOG.warning("Skipped. %s", reason)
+            if len(self.found) > self._most * self._records:
+                self._fail()
+
+    def _fail(self) -> None:
+        shown = " | ".join(list(self.found.values())[:20])
+        more = f" | and {len(self.found) - 20} more" if len(self.found) > 20 else ""
+        raise DataError(
+            f"{len(self.found)} of {self._records} images cannot be read, more than the share "
+            f"data.max_broken={self._most}. So many missing images would change what is learnt or scored. Mend or "
+            f"remove them, or raise data.max_broken. {shown}{more}"
+        )
