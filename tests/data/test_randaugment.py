@@ -1,0 +1,498 @@
+"""Augmentation policies: the grammar, the distributions by hand, and everything again against timm."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import random
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.stats import chi2_contingency, chisquare, ks_2samp, kstest
+
+from jaxkd.data.autoaugment import POLICIES, RAND_INCREASING_OPS, RAND_OPS, RAND_WEIGHTS, RAND_WEIGHTS_0
+from jaxkd.data.image_ops import OPS
+from jaxkd.data.randaugment import Mixture, auto_augment, fill_from_mean, uses_color_jitter
+from jaxkd.errors import ConfigError
+
+BILINEAR, BICUBIC = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC
+RECIPE = "rand-m9-mstd0.5-inc1"  # that of DeiT and most others
+ALL_KINDS = (RECIPE, "rand-m7-n4-p0.8-tweights", "rand-w0", "rand-t3a", "rand-t3aw-mstd101", *POLICIES, "augmix")
+SIGNED = {
+    name: 1.0 if name.endswith("Increasing") else 0.0 for name, op in OPS.items() if op.draws
+}  # the neutral value
+DRAWS = 10_000
+
+
+def draws(policy, count: int, seed: int = 0) -> list:
+    rng = np.random.default_rng(seed)
+    return [policy.draw(rng) for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),  # ops, weights, layers, probability, magnitude, std, max
+    [
+        ("rand", (RAND_OPS, False, 2, 0.5, 10, 0, 10)),
+        (RECIPE, (RAND_INCREASING_OPS, False, 2, 0.5, 9, 0.5, 10)),
+        ("rand-inc1-mstd0.5-m9", (RAND_INCREASING_OPS, False, 2, 0.5, 9, 0.5, 10)),
+        ("rand-n3-m9-p0.5-t1-mmax15", (RAND_OPS, False, 3, 0.5, 9, 0, 15)),
+        ("rand-m5-mstd101-inc0-p1", (RAND_OPS, False, 2, 1.0, 5, math.inf, 10)),
+        ("rand-mstd100", (RAND_OPS, False, 2, 0.5, 10, 100, 10)),
+        ("rand-mstd1-w0", (tuple(RAND_WEIGHTS_0), True, 2, 0.5, 10, 1, 10)),
+        ("rand-mstd1-tweights", (tuple(RAND_WEIGHTS["weights"]), True, 2, 0.5, 10, 1, 10)),
+        ("rand-t3aw", (tuple(RAND_WEIGHTS["3aw"]), True, 2, 0.5, 10, 0, 10)),
+        ("rand-n1-t3a", (("SolarizeIncreasing", "Desaturate", "GaussianBlur"), False, 1, 0.5, 10, 0, 10)),
+    ],
+)
+def test_the_grammar_of_randaugment(spec, expected):
+    got = auto_augment(spec)
+    style = got.style
+    found = (got.ops, got.weights is not None, got.layers, got.probability, got.magnitude)
+    assert (*found, style.magnitude_std, style.magnitude_max) == expected
+    if got.weights:
+        assert sum(got.weights) == pytest.approx(1)
+        assert dict(zip(got.ops, got.weights, strict=True))["Rotate"] == pytest.approx(
+            {"rand-mstd1-w0": 0.3, "rand-mstd1-tweights": 3 / 10.1, "rand-t3aw": 3 / 33}[spec]
+        )
+
+
+def test_the_grammar_of_the_others():
+    assert auto_augment("original-mstd0.5").style.magnitude_std == 0.5
+    assert auto_augment("v0").policy[15] == (("Rotate", 1.0, 7), ("TranslateYRel", 0.8, 9))
+    assert auto_augment("v0r").policy[12] == (("PosterizeIncreasing", 0.4, 6), ("AutoContrast", 0.4, 7))
+    assert auto_augment("originalr").policy[0][0] == ("PosterizeIncreasing", 0.4, 8)
+    assert [len(POLICIES[name]) for name in ("original", "originalr", "v0", "v0r", "3a")] == [25, 25, 25, 25, 3]
+    mix = auto_augment("augmix-m5-w4-d2-a0.5-mstd1")
+    assert (mix.magnitude, mix.width, mix.depth, mix.alpha, mix.style.magnitude_std) == (5, 4, 2, 0.5, 1)
+    assert auto_augment("augmix").style.magnitude_std == math.inf
+
+
+def test_what_the_caller_passes_reaches_the_operations():
+    style = auto_augment(RECIPE, fill=(1, 2, 3), interpolation="random", image_size=(160, 224)).style
+    assert style.fill == (1, 2, 3) and style.resampling == (BILINEAR, BICUBIC)
+    assert (style.ranges.translate_const, style.ranges.translate_pct) == (72, 0.45)  # 0.45 of the shorter side
+    assert auto_augment("augmix", image_size=100).style.ranges.translate_pct == 0.3
+    assert fill_from_mean((0.485, 0.456, 0.406)) == (124, 116, 104)
+    assert fill_from_mean((0.5, 1.0, 1.01)) == (128, 255, 255)
+    assert [uses_color_jitter(s) for s in (None, "", "3a", "rand-t3a", RECIPE, "v0")] == [True] * 4 + [False] * 2
+    assert uses_color_jitter(RECIPE, force=True)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("randd-m9", 'no policy "randd".* Did you mean "rand".*first dash.*Use one of: rand, augmix, original'),
+        ("", 'no policy ""'),
+        ("orignal-mstd1", 'no policy "orignal".* Did you mean "original" or "originalr"'),
+        ("rand-m9-q3", '"rand" has no section "q".*as in m9.*Use these: m, mstd, mmax, n, p, inc, w, t'),
+        ("rand-mst0.5", 'no section "mst".* Did you mean "mstd"'),
+        ("rand-9", 'no section "9"'),
+        ("rand-", 'no section ""'),
+        ("v0-m9", '"v0" has no section "m".*Use these: mstd'),
+        ("augmix-p0.5", '"augmix" has no section "p"'),
+        ("rand-inc", 'value "" of section "inc" is not possible.*whole number from 0 to 1.*behind the name'),
+        ("rand-m9.5", 'value "9.5" of section "m".*whole number from 0 on'),
+        ("rand-p1.5", 'value "1.5" of section "p".*a number from 0 to 1'),
+        ("rand-mmax0", 'value "0" of section "mmax".*from 1 on'),
+        ("rand-mstd0.5x", 'value "0.5x" of section "mstd"'),
+        ("rand-w1", 'value "1" of section "w"'),
+        ("augmix-b1", 'value "1" of section "b"'),
+        ("rand-t", 'value "" of section "t".*a name.*tweights'),
+        ("rand-m9-m8", '"m" appears twice.*Remove one'),
+        ("rand-tweigths", 'no set of operations "weigths".* Did you mean "weights".*tweights, t3aw, t3a'),
+        ("rand-w0-inc1", "w0 cannot go with inc1.*Remove one.*tweights"),
+        ("rand-w0-t3a", "w0 cannot go with t"),
+        ("rand-n14-w0", "n14 is more than this set has.*none is drawn twice.*at most n13"),
+    ],
+)
+def test_impossible_strings_say_what_why_and_what_to_do(spec, message):
+    with pytest.raises(ConfigError, match=f'auto_augment="{spec}".*{message}'):
+        auto_augment(spec)
+
+
+def test_impossible_interpolation():
+    with pytest.raises(
+        ConfigError, match='interpolation="lanczos" cannot.*any pixels.*nearest, bilinear, bicubic, ran'
+    ):
+        auto_augment(RECIPE, interpolation="lanczos")
+
+
+@pytest.mark.parametrize("spec", ALL_KINDS)
+def test_the_picture_is_a_function_of_the_generator_also_after_pickling(picture, spec):
+    image, policy = picture(24, 31), auto_augment(spec, interpolation="random")
+    copy = pickle.loads(pickle.dumps(policy))
+    assert copy == policy and len(pickle.dumps(policy)) < 8000
+    state = random.getstate(), np.random.get_state()[1].tolist()
+    first, again = (
+        [p(image, rng).tobytes() for _ in range(40)]
+        for p, rng in ((q, np.random.default_rng(5)) for q in (policy, copy))
+    )
+    assert first == again and len(set(first)) > 5
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == state  # nothing comes from elsewhere
+    got = policy(image, np.random.default_rng(1))
+    assert got.size == image.size and got.mode == "RGB"
+
+
+def test_operations_of_randaugment_are_uniform_and_applied_half_of_the_time():
+    steps = [step for drawn in draws(auto_augment(RECIPE), DRAWS) for step in drawn]
+    counts = Counter(step.name for step in steps)
+    assert set(counts) == set(RAND_INCREASING_OPS)
+    assert chisquare(list(counts.values())).pvalue > 1e-3
+    assert len(steps) == pytest.approx(DRAWS, rel=0.02)  # two operations, each with probability one half
+    assert all(step.resample == BICUBIC if OPS[step.name].moves else step.resample is None for step in steps)
+
+
+def test_magnitudes_and_signs_of_randaugment():
+    steps = [step for drawn in draws(auto_augment("rand-m7-mstd0.5-inc1-p1"), DRAWS) for step in drawn]
+    magnitudes = [step.magnitude for step in steps]
+    assert kstest(magnitudes, "norm", (7, 0.5)).pvalue > 1e-3
+    clipped = [s.magnitude for drawn in draws(auto_augment(RECIPE), DRAWS) for s in drawn]
+    assert max(clipped) == 10 and np.mean(np.equal(clipped, 10)) == pytest.approx(0.0228, abs=0.005)  # two sigma up
+    uniform = [s.magnitude for drawn in draws(auto_augment("rand-m8-mstd101"), DRAWS) for s in drawn]
+    assert kstest(uniform, "uniform", (0, 8)).pvalue > 1e-3
+    negative = [step.arguments[0] < SIGNED[step.name] for step in steps if step.name in SIGNED]
+    assert np.mean(negative) == pytest.approx(0.5, abs=0.015)
+    by_hand = {s.name: s for s in steps}["Rotate"]
+    assert abs(by_hand.arguments[0]) == pytest.approx(3 * by_hand.magnitude)
+
+
+def test_random_interpolation_chooses_both_alike():
+    steps = [s for drawn in draws(auto_augment(RECIPE, interpolation="random"), DRAWS) for s in drawn]
+    chosen = Counter(step.resample for step in steps if OPS[step.name].moves)
+    assert set(chosen) == {BILINEAR, BICUBIC} and chisquare(list(chosen.values())).pvalue > 1e-3
+
+
+def test_weighted_sets_repeat_nothing_and_follow_their_weights():
+    policy = auto_augment("rand-n1-p1-tweights")
+    counts = Counter(steps[0].name for steps in draws(policy, DRAWS))
+    expected = [weight * DRAWS for weight in policy.weights]
+    assert chisquare([counts[name] for name in policy.ops], expected).pvalue > 1e-3
+    names = [[step.name for step in steps] for steps in draws(auto_augment("rand-n5-p1-w0"), 500)]
+    assert all(len(set(five)) == 5 for five in names)
+    assert not {"Posterize", "Invert"} & {name for five in names for name in five}  # weight 0
+    assert any(a == b for a, b in draws_of_names("rand-p1", 300))  # without weights they may repeat
+
+
+def draws_of_names(spec: str, count: int) -> list[list[str]]:
+    return [[step.name for step in steps] for steps in draws(auto_augment(spec), count)]
+
+
+def test_three_augment_is_one_of_three_at_its_fixed_strength():
+    drawn = draws(auto_augment("3a"), DRAWS)
+    assert all(len(steps) == 1 for steps in drawn)
+    counts = Counter(steps[0].name for steps in drawn)
+    assert (
+        set(counts) == {"Solarize", "Desaturate", "GaussianBlurRand"} and chisquare(list(counts.values())).pvalue > 1e-3
+    )
+    assert {s[0].arguments for s in drawn if s[0].name == "Solarize"} == {(128,)}
+    assert {s[0].arguments for s in drawn if s[0].name == "Desaturate"} == {(1.0,)}
+    radii = [s[0].arguments[0] for s in drawn if s[0].name == "GaussianBlurRand"]
+    assert kstest(radii, "uniform", (0.1, 1.9)).pvalue > 1e-3
+
+
+def test_sub_policies_are_uniform_with_their_own_probabilities():
+    policy = auto_augment("v0")
+    drawn = draws(policy, DRAWS)
+    share = np.mean([[s.name for s in steps] == ["Rotate", "TranslateYRel"] for steps in drawn])
+    assert share == pytest.approx(0.8 / 25, abs=0.006)
+    applied = sum(len(steps) for steps in drawn) / DRAWS
+    assert applied == pytest.approx(sum(p for sub in policy.policy for _, p, _ in sub) / 25, abs=0.02)
+
+
+def test_mixture_by_hand(picture):
+    image, mix = picture(16, 20), auto_augment("augmix-w2")
+    alone = mix.apply(image, Mixture(np.float32([0.5, 0.5]), 1.0, [[], []]))
+    assert np.abs(np.asarray(alone).astype(int) - np.asarray(image)).max() == 0
+    invert = auto_augment("rand-p1-n1").style.draw(("Invert", 1.0, 10), np.random.default_rng(0))
+    grey = mix.apply(image, Mixture(np.float32([0.5, 0.5]), 1.0, [[], [invert]]))
+    assert set(np.asarray(grey).ravel().tolist()) == {127}  # (v + 255 - v) / 2, cut off
+    assert mix.apply(image, Mixture(np.float32([0.5, 0.5]), 0.0, [[], [invert]])).tobytes() == image.tobytes()
+    drawn = draws(auto_augment("augmix"), 3000)
+    assert all(m.weights.sum() == pytest.approx(1) and len(m.chains) == 3 for m in drawn)
+    depths = Counter(len(chain) for m in drawn for chain in m.chains)
+    assert set(depths) == {1, 2, 3} and chisquare(list(depths.values())).pvalue > 1e-3
+    assert kstest([m.share for m in drawn], "uniform").pvalue > 1e-3  # Beta(1, 1)
+    assert {len(chain) for m in draws(auto_augment("augmix-d2"), 20) for chain in m.chains} == {2}
+
+
+# Against timm.
+
+MEAN = (0.485, 0.456, 0.406)
+SPECS = (
+    "rand",
+    RECIPE,
+    "rand-m15-mmax20-n3-p0.8",
+    "rand-mstd101-inc1",
+    "rand-t1",
+    "rand-tweights-mstd1",
+    "rand-t3a-n1",
+    "rand-t3aw-n4",
+    "original",
+    "originalr",
+    "original-mstd0.5",
+    "v0",
+    "v0r-mstd1",
+    "3a",
+    "augmix",
+    "augmix-m5-w4-d2-mstd0.5",
+)
+
+
+def timms(spec: str, interpolation: str = "bicubic", size=224):
+    """timm's own policy, as its training transform builds it."""
+    from timm.data.transforms_factory import transforms_imagenet_train
+
+    stages = transforms_imagenet_train(size, auto_augment=spec, interpolation=interpolation, mean=MEAN, separate=True)
+    return stages[1].transforms[0]
+
+
+def ours(spec: str, interpolation: str = "bicubic", size=224):
+    return auto_augment(spec, fill=fill_from_mean(MEAN), interpolation=interpolation, image_size=size)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize(("interpolation", "size"), [("random", 224), ("bilinear", (160, 192))])
+def test_strings_mean_what_they_mean_to_timm(timm, spec, interpolation, size):
+    got, expected = ours(spec, interpolation, size), timms(spec, interpolation, size)
+    if spec.startswith("rand"):
+        entries = [(name, got.probability, got.magnitude) for name in got.ops]
+        reference = expected.ops
+        assert got.layers == expected.num_layers
+        if got.weights is None:
+            assert expected.choice_weights is None
+        else:
+            np.testing.assert_allclose(got.weights, expected.choice_weights, rtol=1e-12)
+    elif spec.startswith("augmix"):
+        from jaxkd.data.autoaugment import AUGMIX_OPS
+
+        entries = [(name, 1.0, got.magnitude) for name in AUGMIX_OPS]
+        reference = expected.ops
+        assert (got.width, got.depth or -1, got.alpha) == (expected.width, expected.depth, expected.alpha)
+    else:
+        assert [len(sub) for sub in got.policy] == [len(sub) for sub in expected.policy]
+        entries = [entry for sub in got.policy for entry in sub]
+        reference = [op for sub in expected.policy for op in sub]
+    assert entries == [(op.name, op.prob, op.magnitude) for op in reference]
+    for op in reference:
+        style, resample = got.style, op.kwargs["resample"]
+        assert style.magnitude_std == op.magnitude_std and style.magnitude_max == (op.magnitude_max or 10)
+        assert style.fill == op.kwargs["fillcolor"]
+        assert style.resampling == (resample if isinstance(resample, tuple) else (resample,))
+        assert style.ranges.translate_const == op.hparams["translate_const"]
+        assert style.ranges.translate_pct == op.hparams.get("translate_pct", 0.45)
+
+
+@pytest.fixture
+def recorded(timm, monkeypatch):
+    """`recorded(spec)` -> what 10,000 calls of timm's policy would apply: lists of (name, magnitude, arguments)."""
+    from timm.data import auto_augment as reference
+
+    def record(spec: str) -> list[list[tuple]]:
+        policy, log, level = timms(spec), [], []
+        for op in getattr(policy, "ops", None) or [op for sub in policy.policy for op in sub]:
+
+            def measured(magnitude, hparams, inner=op.level_fn):
+                level[:] = [magnitude]
+                return inner(magnitude, hparams) if inner else ()
+
+            op.level_fn = measured
+            op.aug_fn = lambda image, *arguments, name=op.name, **_: log[-1].append((name, level[0], arguments))
+        monkeypatch.setattr(reference, "random", random.Random(0))
+        before = np.random.get_state()
+        np.random.seed(0)
+        for _ in range(DRAWS):
+            log.append([])
+            policy(None)
+        np.random.set_state(before)
+        return log
+
+    return record
+
+
+def alike(first: list, second: list) -> float:
+    """p-value of two samples of a category coming from one distribution; rare categories together."""
+    counts = [Counter(first), Counter(second)]
+    frequent = [c for c in set(first) | set(second) if counts[0][c] + counts[1][c] >= 20]
+    table = [[c[name] for name in frequent] for c in counts]
+    rest = [sum(c.values()) - sum(row) for c, row in zip(counts, table, strict=True)]
+    return chi2_contingency([[*row, r] if sum(rest) else row for row, r in zip(table, rest, strict=True)]).pvalue
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(
+    "spec",
+    [RECIPE, "rand-m7-n3-p0.7-mstd101", "rand-m9-mstd0.5-tweights", "rand-t3aw-n4-mstd1", "original-mstd0.5", "v0"],
+)
+def test_draws_are_distributed_as_timms(recorded, spec):
+    """Which, how many, in which order, how strong, which sign; without touching a picture."""
+    expected, got = recorded(spec), [[step[:3] for step in steps] for steps in draws(ours(spec), DRAWS)]
+    assert alike([len(steps) for steps in expected], [len(steps) for steps in got]) > 1e-3
+    flat = [[step for steps in side for step in steps] for side in (expected, got)]
+    assert alike(*([name for name, *_ in side] for side in flat)) > 1e-3
+    # Pairs in a row: repetition, and what is drawn without replacement.
+    rows = [
+        [tuple(name for name, *_ in pair) for steps in side for pair in pairwise(steps)] for side in (expected, got)
+    ]
+    assert alike(*rows) > 1e-3
+    assert ks_2samp(*([magnitude for _, magnitude, _ in side] for side in flat)).pvalue > 1e-3
+    means, stds = ([statistic([m for _, m, _ in side]) for side in flat] for statistic in (np.mean, np.std))
+    assert means[0] == pytest.approx(means[1], rel=0.03) and stds[0] == pytest.approx(stds[1], rel=0.05)
+    signs = [[(n, a[0] < SIGNED[n]) for n, _, a in side if n in SIGNED] for side in flat]
+    assert alike(*signs) > 1e-3
+    for name in {name for name, *_ in flat[0] if OPS[name].arguments}:
+        samples = [[a[0] for n, _, a in side if n == name] for side in flat]
+        if min(map(len, samples)) >= 50:
+            assert ks_2samp(*samples).pvalue > 1e-4, name
+
+
+class Script:
+    """Stands for timm's random numbers: hands out what was decided, and insists on the order in which timm asks."""
+
+    def __init__(self):
+        self.answers: list[tuple[str, object]] = []
+
+    def _next(self, kind: str):
+        expected, value = self.answers.pop(0)
+        assert kind == expected, f"timm asks for {kind}, but {expected} was decided"
+        return value
+
+    def random(self):
+        return self._next("random")
+
+    def gauss(self, *_):
+        return self._next("gauss")
+
+    def uniform(self, *_):
+        return self._next("uniform")
+
+    def choice(self, *_, **__):
+        return self._next("choice")
+
+    def randint(self, *_):
+        return self._next("randint")
+
+    def dirichlet(self, *_):
+        return self._next("dirichlet")
+
+    def beta(self, *_):
+        return self._next("beta")
+
+    def decide(self, step, probability: float, style) -> None:
+        """The answers of one operation; `step` is None where it is left out."""
+        if probability < 1:
+            self.answers.append(("random", 0.0 if step else 1.0))
+        if step is None:
+            return
+        if style.magnitude_std:
+            self.answers.append(("uniform" if math.isinf(style.magnitude_std) else "gauss", step.magnitude))
+        if step.name == "GaussianBlurRand":
+            self.answers.append(("uniform", step.arguments[0]))
+        elif step.name in SIGNED:
+            self.answers.append(("random", 0.75 if step.arguments[0] < SIGNED[step.name] else 0.25))
+        if step.resample is not None and len(style.resampling) > 1:
+            self.answers.append(("choice", step.resample))
+
+
+class Numpy:
+    """numpy with a scripted `random`."""
+
+    def __init__(self, script: Script):
+        self.random = script
+
+    def __getattr__(self, name: str):
+        return getattr(np, name)
+
+
+@pytest.fixture
+def script(timm, monkeypatch):
+    from timm.data import auto_augment as reference
+
+    script = Script()
+    monkeypatch.setattr(reference, "random", script)
+    monkeypatch.setattr(reference, "np", Numpy(script))
+    # Pillow 12 and later refuse 0 bits; black is what keeping none means (and what Pillow gave before).
+    posterize = reference.ImageOps.posterize
+    monkeypatch.setattr(
+        reference.ImageOps,
+        "posterize",
+        lambda image, bits: posterize(image, bits) if bits >= 1 else Image.new("RGB", image.size),
+    )
+    return script
+
+
+@pytest.fixture
+def photograph(shared_data):
+    path = sorted(shared_data("imagenet_originals").glob("*.JPEG"))[1]
+    with Image.open(path) as image:
+        return image.convert("RGB").resize((96, 80), BICUBIC)
+
+
+@pytest.fixture(params=["drawn", "photograph"])
+def subject(request, picture):
+    return picture(80, 96) if request.param == "drawn" else request.getfixturevalue("photograph")
+
+
+def same(got: Image.Image, expected: Image.Image, said) -> None:
+    np.testing.assert_array_equal(np.asarray(got), np.asarray(expected), str(said))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("interpolation", ["bicubic", "random"])
+@pytest.mark.parametrize("spec", [s for s in SPECS if s.startswith("rand")])
+def test_whole_randaugment_is_timms_under_the_same_decisions(script, subject, spec, interpolation):
+    policy, reference = ours(spec, interpolation, 96), timms(spec, interpolation, 96)
+    by_name = {op.name: op for op in reference.ops}
+    rng, changed = np.random.default_rng(0), 0
+    for _ in range(60):
+        steps = policy.draw(rng)
+        slots = [*steps, *[None] * (policy.layers - len(steps))]
+        script.answers.append(("choice", [by_name[s.name] if s else reference.ops[0] for s in slots]))
+        for step in slots:
+            script.decide(step, policy.probability, policy.style)
+        got = policy.style.apply(subject, steps)
+        same(got, reference(subject), steps)
+        assert not script.answers
+        changed += got.tobytes() != subject.tobytes()
+    assert changed > 20
+    rng = np.random.default_rng(0)  # a call is a draw and its application
+    steps, rng2 = policy.draw(rng), np.random.default_rng(0)
+    assert policy(subject, rng2).tobytes() == policy.style.apply(subject, steps).tobytes()
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("spec", [*POLICIES, "original-mstd0.5"])
+def test_every_sub_policy_is_timms_under_the_same_decisions(script, subject, spec):
+    policy, reference = ours(spec, "random", 96), timms(spec, "random", 96)
+    rng = np.random.default_rng(0)
+    for sub, theirs in zip(policy.policy, reference.policy, strict=True):
+        for _ in range(3):
+            drawn = [policy.style.draw(entry, rng) for entry in sub]
+            script.answers.append(("choice", theirs))
+            for step, (_, probability, _) in zip(drawn, sub, strict=True):
+                script.decide(step, probability, policy.style)
+            steps = [step for step in drawn if step]
+            same(policy.style.apply(subject, steps), reference(subject), steps)
+            assert not script.answers
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("spec", [s for s in SPECS if s.startswith("augmix")])
+def test_whole_augmix_is_timms_under_the_same_decisions(script, subject, spec):
+    policy, reference = ours(spec, "bicubic", 96), timms(spec, "bicubic", 96)
+    by_name = {op.name: op for op in reference.ops}
+    rng = np.random.default_rng(0)
+    for _ in range(15):
+        mixture = policy.draw(rng)
+        script.answers += [("dirichlet", mixture.weights), ("beta", mixture.share)]
+        for chain in mixture.chains:
+            if not policy.depth:
+                script.answers.append(("randint", len(chain)))
+            script.answers.append(("choice", [by_name[step.name] for step in chain]))
+            for step in chain:
+                script.decide(step, 1.0, policy.style)
+        same(policy.apply(subject, mixture), reference(subject), mixture)
+        assert not script.answers
