@@ -17,7 +17,7 @@ from rich.console import Console
 from jaxkd import __version__, data, distill, models, parallel, tasks, train, weights
 from jaxkd.errors import ConfigError
 from jaxkd.stages import run_stages
-from jaxkd.validate import validate
+from jaxkd.validate import mixes, validate
 from jaxkd.workdir import check_teacher, claim_workdir
 
 PyTree = Any
@@ -54,7 +54,7 @@ def run_one(config: ConfigDict, workdir: Path, console: Console | None, *, title
     config = resolve(config, num_classes=len(sources["train"].class_names))
     task = build_task(config, num_classes=len(sources["train"].class_names))
     claim_workdir(config, workdir)
-    pipeline = build_train_pipeline(config, sources["train"], task.student.image_size)
+    pipeline = build_train_pipeline(config, sources["train"], task.student)
     settings = loop_settings(config, pipeline.steps_per_epoch)
     schedule = build_schedule(config, settings)
     optimizer = train.make_optimizer(
@@ -213,7 +213,25 @@ def build_task(config: ConfigDict, *, num_classes: int, load: bool = True) -> ta
     tasks.check_networks(student, teacher, objective, pairs)
     student = _loaded(student, config.student, config.seed, load)
     teacher = _loaded(teacher, config.teacher, config.seed, load)
-    return tasks.DistillationTask(student, teacher, objective, pairs=pairs, frozen=frozen)
+    return tasks.DistillationTask(student, teacher, objective, pairs=pairs, frozen=frozen, **_on_device(config))
+
+
+def _on_device(config: ConfigDict) -> dict[str, Any]:
+    """Erasing and mixing, which happen inside the step."""
+    erase, mix = None, None
+    if config.data.erase.probability:
+        count = config.data.erase.count
+        erase = data.EraseConfig(config.data.erase.probability, config.data.erase.mode, max_count=count)
+    if mixes(config):
+        mix = data.MixConfig(
+            mixup_alpha=config.data.mix.mixup,
+            cutmix_alpha=config.data.mix.cutmix,
+            cutmix_minmax=tuple(config.data.mix.cutmix_minmax) or None,
+            prob=config.data.mix.prob,
+            switch_prob=config.data.mix.switch_prob,
+            mode=config.data.mix.mode,
+        )
+    return {"erase": erase, "mix": mix}
 
 
 def _plain(value: Any) -> Any:
@@ -236,13 +254,14 @@ def _loaded(network: tasks.Network, config: ConfigDict, seed: int, load: bool) -
     )
 
 
-def build_train_pipeline(config: ConfigDict, source: Any, image_size: tuple[int, int]) -> data.TrainPipeline:
+def build_train_pipeline(config: ConfigDict, source: Any, network: tasks.Network) -> data.TrainPipeline:
     """This host's share of the endless, resumable sequence of training batches."""
     augment = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in config.data.augment.items()}
     return data.TrainPipeline(
         source,
         batch_size=config.train.batch_size,
-        image_size=image_size,
+        image_size=network.image_size,
+        fill=data.fill_from_mean(network.spec.mean),
         seed=config.seed,
         augment=data.AugmentConfig(**augment),
         repeats=config.data.repeats,

@@ -15,17 +15,21 @@ CHOICES = {
     "schedule.kind": ("cosine", "timm_epoch", "constant"),
     "precision.compute": ("float32", "bfloat16"),
     "data.augment.kind": ("random_resized_crop", "pad_crop", "none"),
-    "data.augment.interpolation": ("nearest", "bilinear", "bicubic", "lanczos"),
+    "data.augment.interpolation": ("nearest", "bilinear", "bicubic", "lanczos", "random"),
+    "data.erase.mode": ("const", "rand", "pixel"),
+    "data.mix.mode": ("batch", "pair", "elem"),
     "eval.interpolation": ("", "nearest", "bilinear", "bicubic", "lanczos"),
     "distill.spectral_method": ("", "fft", "closed"),
     "student.variant": ("", "raw", "ema"),
     "teacher.variant": ("", "raw", "ema"),
 }
 POSITIVE = ("train.epochs", "train.batch_size", "eval.every_epochs", "optimizer.learning_rate", "optimizer.accumulate")
-POSITIVE += ("data.repeats", "log.every_steps", "checkpoint.keep_last")
+POSITIVE += ("data.repeats", "data.erase.count", "log.every_steps", "checkpoint.keep_last")
 NOT_NEGATIVE = ("train.steps", "eval.batch_size", "optimizer.weight_decay", "optimizer.clip_norm", "data.workers")
+NOT_NEGATIVE += ("data.augment.color_jitter", "data.mix.mixup", "data.mix.cutmix")
 NOT_NEGATIVE += ("optimizer.reference_batch", "checkpoint.every_steps", "checkpoint.every_epochs", "data.augment.pad")
-FRACTIONS = ("data.max_broken", "label_smoothing", "ema.decay", "data.augment.hflip", "eval.crop_pct")
+FRACTIONS = ("data.erase.probability", "data.mix.prob", "data.mix.switch_prob", "data.max_broken")
+FRACTIONS += ("label_smoothing", "ema.decay", "data.augment.hflip", "eval.crop_pct")
 
 
 def _no_teacher(c: ConfigDict) -> bool:
@@ -56,12 +60,28 @@ USELESS: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], bool], str], ...] =
         'data.augment.kind other than "random_resized_crop"',
     ),
     (
+        ("data.erase.mode", "data.erase.count"),
+        lambda c: c.data.erase.probability == 0,
+        "data.erase.probability=0, which erases nothing",
+    ),
+    (("data.mix.",), lambda c: not mixes(c), "data.mix.mixup=0 and data.mix.cutmix=0, which mix nothing"),
+    (
+        ("data.mix.switch_prob",),
+        lambda c: not (c.data.mix.mixup and (c.data.mix.cutmix or c.data.mix.cutmix_minmax)),
+        "only one of mixup and cutmix",
+    ),
+    (
         ("student.variant", "student.resize", "student.new_head"),
         lambda c: not c.student.weights,
         "a student that starts from random weights",
     ),
     (("schedule.min_lr",), lambda c: c.schedule.kind == "constant", 'schedule.kind="constant"'),
 )
+
+
+def mixes(c: ConfigDict) -> bool:
+    """Whether training images are mixed at all."""
+    return bool(c.data.mix.mixup or c.data.mix.cutmix or c.data.mix.cutmix_minmax)
 
 
 def _has_features(c: ConfigDict) -> bool:

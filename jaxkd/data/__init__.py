@@ -4,20 +4,29 @@ The host decodes and crops uint8; normalising happens on the device, inside the 
 """
 
 from jaxkd.data.crops import INTERPOLATIONS
+from jaxkd.data.erasing import EraseConfig
 from jaxkd.data.eval_pipeline import EvalPreprocess, eval_batches
-from jaxkd.data.on_device import normalise
+from jaxkd.data.mixing import MixConfig
+from jaxkd.data.on_device import normalise, prepare_train_images
 from jaxkd.data.prefetch import Prefetcher
+from jaxkd.data.randaugment import auto_augment, fill_from_mean
 from jaxkd.data.sources import Source, open_source
-from jaxkd.data.train_pipeline import AugmentConfig, TrainPipeline
+from jaxkd.data.train_pipeline import AugmentConfig, TrainPipeline, TrainTransform
 
 __all__ = [
     "INTERPOLATIONS",
     "AugmentConfig",
+    "EraseConfig",
     "EvalPreprocess",
+    "MixConfig",
     "Prefetcher",
     "Source",
     "TrainPipeline",
+    "TrainTransform",
+    "auto_augment",
     "eval_batches",
+    "fill_from_mean",
     "normalise",
     "open_source",
+    "prepare_train_images",
 ]

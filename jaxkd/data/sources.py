@@ -1,4 +1,4 @@
-"""Where labelled images come from: a folder, or the digits that scikit-learn ships."""
+"""Where labelled images come from: a folder, shards, TFDS, or the digits that scikit-learn ships."""
 
 from __future__ import annotations
 
@@ -10,22 +10,38 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from jaxkd.data.decode import read_rgb
+from jaxkd.data.decode import decode_rgb, read_file
+from jaxkd.data.labels import PackedNames, read_class_words
+from jaxkd.data.shards import MANIFEST, ShardSource, is_shards
+from jaxkd.data.tfds_source import TFDS, TfdsSource
 from jaxkd.errors import DataError, did_you_mean
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
 SPLITS = ("train", "val")
 EMBEDDED = "embedded:"
 
+Encoded = bytes  # `bytes` is a method below
+
 
 class Source(Protocol):
-    """A split of a data set with random access; it must be picklable, since worker processes get a copy.
+    """A split of a data set with random access.
+
+    It must be picklable, since worker processes get a copy; files are opened by the process that reads them. Its
+    methods may be called from many threads.
 
     Attributes:
-      class_names: label -> name, in the order of the labels.
+      class_names: label -> name, in the order of the labels; for an ImageNet folder the wnids.
+      class_words: label -> words for people, where a file of the data set has them, else the name.
+      class_counts: (classes,) int64, label -> number of records.
+      exif: whether `image` obeys EXIF rotation; whoever decodes `bytes` should do the same.
     """
 
     class_names: tuple[str, ...]
+    class_words: tuple[str, ...]
+    exif: bool
+
+    @property
+    def class_counts(self) -> np.ndarray: ...
 
     def __len__(self) -> int:
         """Number of records."""
@@ -35,11 +51,23 @@ class Source(Protocol):
         """The label of a record, without decoding it."""
         ...
 
-    def image(self, index: int) -> Image.Image:
-        """The decoded RGB image of a record.
+    def name(self, index: int) -> str:
+        """Where a record lies, for logs and errors: a path, or a shard and the place in it."""
+        ...
+
+    def bytes(self, index: int) -> Encoded | None:
+        """The encoded file of a record, or None where images are stored as arrays.
 
         Raises:
-          DataError: it cannot be decoded.
+          DataError: it cannot be read.
+        """
+        ...
+
+    def image(self, index: int) -> Image.Image:
+        """The decoded RGB image of a record; jaxkd/data/decode.py says what becomes of grey, alpha, 16 bits, ...
+
+        Raises:
+          DataError: it cannot be read or decoded; the message has its `name`.
         """
         ...
 
@@ -47,16 +75,25 @@ class Source(Protocol):
 class FolderSource:
     """Images as `<root>/<split>/<label>/**/<file>`; labels are the sorted folder names of the training split.
 
+    For ImageNet, whose folders are wnids, these are the labels of torchvision, timm and the published weights.
+
     Args:
-      root: the data set's folder.
+      root: the data set's folder; `labels.WORDS_FILES` in it give the classes' words.
       split: "train" or "val".
+      exif: obey EXIF rotation.
+
+    Attributes:
+      root: see above.
+      split: see above.
+      relative_names: record -> "<label>/.../<file>", in the order of labels and then of paths.
+      labels: (records,) int32.
 
     Raises:
       DataError: a folder is missing or empty, a class has no images, or a class of `val` is not in `train`.
     """
 
-    def __init__(self, root: str | Path, split: str):
-        self.root, self.split = Path(root), split
+    def __init__(self, root: str | Path, split: str, *, exif: bool = False):
+        self.root, self.split, self.exif = Path(root), split, exif
         folder = self._folder(split)
         found = _class_folders(folder)
         if not found:
@@ -84,12 +121,19 @@ class FolderSource:
                     f'The class folder "{folder / name}" holds no images. A class without examples cannot be learnt or '
                     f"scored. Remove the folder, or put images ({', '.join(EXTENSIONS[:4])}, ...) into it."
                 )
-            paths += files
+            paths += (f"{name}/{file}" for file in files)
             counts.append(len(files))
         self.class_names = tuple(names)
+        self.class_words = read_class_words(self.root, names)
         # Arrays rather than lists of objects: millions of paths are pickled to every worker.
-        self._paths = np.array(paths)
-        self._labels = np.repeat(np.array([labels[n] for n in found], np.int32), counts)
+        self.relative_names = PackedNames.pack(paths)
+        self.labels = np.repeat(np.array([labels[n] for n in found], np.int32), counts)
+        self._prefix = os.path.join(folder, "")
+
+    @property
+    def class_counts(self) -> np.ndarray:
+        """See `Source`."""
+        return np.bincount(self.labels, minlength=len(self.class_names)).astype(np.int64)
 
     def _folder(self, split: str) -> Path:
         if not self.root.is_dir():
@@ -111,15 +155,23 @@ class FolderSource:
         return folder
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self.labels)
 
     def label(self, index: int) -> int:
         """See `Source`."""
-        return int(self._labels[index])
+        return int(self.labels[index])
+
+    def name(self, index: int) -> str:
+        """See `Source`: the path."""
+        return self._prefix + self.relative_names[index]
+
+    def bytes(self, index: int) -> Encoded:
+        """See `Source`."""
+        return read_file(self.name(index))
 
     def image(self, index: int) -> Image.Image:
         """See `Source`."""
-        return read_rgb(Path(str(self._paths[index])))
+        return decode_rgb(self.bytes(index), self.name(index), exif=self.exif)
 
 
 def _class_folders(folder: Path) -> list[str]:
@@ -127,12 +179,14 @@ def _class_folders(folder: Path) -> list[str]:
 
 
 def _image_files(folder: Path) -> list[str]:
-    """Paths of all images below `folder`, sorted, hidden files left out."""
+    """All images below `folder`, relative to it, sorted within each folder, hidden files left out."""
     found = []
+    skip = len(os.path.join(folder, ""))
     for where, folders, files in os.walk(folder, followlinks=True):
         folders.sort()
+        inside = where[skip:]
         found += [
-            os.path.join(where, f) for f in sorted(files) if f.lower().endswith(EXTENSIONS) and not f.startswith(".")
+            os.path.join(inside, f) for f in sorted(files) if f.lower().endswith(EXTENSIONS) and not f.startswith(".")
         ]
     return found
 
@@ -151,9 +205,16 @@ class DigitsSource:
         digits = load_digits()
         held_out = np.arange(len(digits.target)) % 5 == 4
         chosen = held_out if split == "val" else ~held_out
-        self.class_names = tuple(str(n) for n in digits.target_names)
+        self.class_names = self.class_words = tuple(str(n) for n in digits.target_names)
+        self.exif = False
+        self.split = split
         self._images = np.round(digits.images[chosen] * (255 / 16)).astype(np.uint8)
         self._labels = digits.target[chosen].astype(np.int32)
+
+    @property
+    def class_counts(self) -> np.ndarray:
+        """See `Source`."""
+        return np.bincount(self._labels, minlength=len(self.class_names)).astype(np.int64)
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -161,6 +222,14 @@ class DigitsSource:
     def label(self, index: int) -> int:
         """See `Source`."""
         return int(self._labels[index])
+
+    def name(self, index: int) -> str:
+        """See `Source`."""
+        return f"embedded:digits/{self.split}:{range(len(self))[index]}"
+
+    def bytes(self, index: int) -> None:
+        """See `Source`: digits are arrays, there is no file."""
+        return None
 
     def image(self, index: int) -> Image.Image:
         """See `Source`."""
@@ -170,12 +239,14 @@ class DigitsSource:
 _EMBEDDED = {"digits": DigitsSource}
 
 
-def open_source(spec: str, split: str) -> Source:
+def open_source(spec: str, split: str, *, exif: bool = False) -> Source:
     """The records of one split.
 
     Args:
-      spec: a folder with `train/<label>/*` and `val/<label>/*`, or "embedded:digits".
+      spec: a folder with `train/<label>/*` and `val/<label>/*`; a folder of shards that `python -m jaxkd.shards` made;
+        "tfds:NAME" or "tfds:NAME?data_dir=DIR" (see `tfds_source.TfdsSpec`); or "embedded:digits".
       split: "train" or "val".
+      exif: turn images as their EXIF orientation says; timm and torchvision do not.
 
     Raises:
       DataError: the data set does not exist, is empty, or is arranged otherwise.
@@ -186,11 +257,27 @@ def open_source(spec: str, split: str) -> Source:
         if name not in _EMBEDDED:
             raise DataError(
                 f'data.source="{spec}" does not exist.{did_you_mean(name, _EMBEDDED)} Embedded data come inside a '
-                "Python "
-                f"package. There is: {', '.join(EMBEDDED + n for n in _EMBEDDED)}."
+                f"Python package. There is: {', '.join(EMBEDDED + n for n in _EMBEDDED)}."
             )
         return _EMBEDDED[name](split)
-    return FolderSource(spec, split)
+    if spec.startswith(TFDS):
+        return TfdsSource(spec, split, exif=exif)
+    root = Path(spec)
+    if is_shards(root):
+        raise DataError(
+            f'"{root}" holds the shards of one split. A run reads two splits, and finds them by their names. Give the '
+            f"folder above it: {root.resolve().parent}."
+        )
+    if is_shards(root / split):
+        return ShardSource(root, split, exif=exif)
+    others = [s for s in SPLITS if is_shards(root / s)]
+    if others and not (root / split).is_dir():
+        raise DataError(
+            f'The shards in "{root}" have no split "{split}": there is no {root / split / MANIFEST}. There is only '
+            f'"{others[0]}". Convert the other split into the same folder: python -m jaxkd.shards --in=FOLDER '
+            f"--out={root}."
+        )
+    return FolderSource(root, split, exif=exif)
 
 
 def _check_split(split: str, known: Sequence[str]) -> None:

@@ -15,6 +15,8 @@ from PIL import Image, ImageOps
 
 from jaxkd.data.broken import BrokenImages
 from jaxkd.data.crops import INTERPOLATIONS, Size, centre_crop, random_resized_box, resize_to_cover
+from jaxkd.data.image_ops import color_jitter
+from jaxkd.data.randaugment import auto_augment, uses_color_jitter
 from jaxkd.data.sampler import EpochSampler, record_rng
 from jaxkd.data.sources import Source
 from jaxkd.errors import CheckpointError, ConfigError, DataError
@@ -24,16 +26,18 @@ Batch = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """What happens to a training image on the host.
+    """What happens to a training image on the host, in timm's order: crop, mirror, policy, colours.
 
     Attributes:
       kind: "random_resized_crop"; "pad_crop" (resize to the size, pad with black, crop at random); "none" (resize and
         centre crop).
       scale: smallest and largest share of the area that random_resized_crop keeps.
       ratio: smallest and largest width over height of that crop.
-      interpolation: a name of `INTERPOLATIONS`.
+      interpolation: a name of `INTERPOLATIONS`, or "random" (bilinear or bicubic, drawn for each image).
       pad: pixels on each side for pad_crop.
       hflip: probability of a mirror image.
+      auto_augment: a policy in timm's words, such as "rand-m9-mstd0.5-inc1"; "" is none. See `auto_augment`.
+      color_jitter: strength for brightness, contrast and saturation; like timm, only without a policy or with "3a".
     """
 
     kind: str = "random_resized_crop"
@@ -42,6 +46,8 @@ class AugmentConfig:
     interpolation: str = "bicubic"
     pad: int = 0
     hflip: float = 0.5
+    auto_augment: str = ""
+    color_jitter: float = 0.0
 
     def __post_init__(self) -> None:
         for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
@@ -51,31 +57,64 @@ class AugmentConfig:
                     f"0 < low <= high{' <= 1' if name == 'scale' else ''}, for example "
                     f"{(0.08, 1.0) if name == 'scale' else (0.75, 1.333)}."
                 )
+        if self.color_jitter and not uses_color_jitter(self.auto_augment):
+            raise ConfigError(
+                f'data.augment.color_jitter={self.color_jitter} with data.augment.auto_augment="{self.auto_augment}" '
+                "would never act. As in timm, a policy that changes colours replaces the jitter. Set one of them to "
+                "nothing."
+            )
 
-    def __call__(self, image: Image.Image, size: Size, rng: np.random.Generator) -> np.ndarray:
-        """An RGB image -> (height, width, 3) uint8; every random number comes from `rng`."""
-        height, width = size
-        resample = INTERPOLATIONS[self.interpolation]
-        if self.kind == "random_resized_crop":
-            box = random_resized_box((image.height, image.width), self.scale, self.ratio, rng)
+
+class TrainTransform:
+    """An RGB image -> (height, width, 3) uint8, as `config` says; a function of the image and `rng` alone. Picklable.
+
+    Args:
+      config: what happens.
+      size: (height, width) that comes out.
+      fill: colour of what a policy moves into the picture.
+
+    Raises:
+      ConfigError: a policy that does not exist.
+    """
+
+    def __init__(self, config: AugmentConfig, size: Size, fill: tuple[int, int, int] = (128, 128, 128)):
+        self._config, self._size = config, size
+        self._policy = (
+            auto_augment(config.auto_augment, fill=fill, interpolation=config.interpolation, image_size=size)
+            if config.auto_augment
+            else None
+        )
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+        """See the class; every random number comes from `rng`."""
+        config, size = self._config, self._size
+        if config.interpolation == "random":
+            resample = INTERPOLATIONS["bilinear" if rng.random() < 0.5 else "bicubic"]
+        else:
+            resample = INTERPOLATIONS[config.interpolation]
+        if config.kind == "random_resized_crop":
+            box = random_resized_box((image.height, image.width), config.scale, config.ratio, rng)
             # Crop, then resize, as timm: `resize(box=...)` would let pixels outside the box bleed in.
-            image = image.crop(box).resize((width, height), resample)
+            image = image.crop(box).resize(size[::-1], resample)
         else:
             image = centre_crop(resize_to_cover(image, size, resample), size)
-            if self.kind == "pad_crop":
-                padded = ImageOps.expand(image, self.pad)
-                left, top = (int(rng.integers(0, 2 * self.pad + 1)) for _ in range(2))
-                image = padded.crop((left, top, left + width, top + height))
-        if self.hflip and rng.random() < self.hflip:
+            if config.kind == "pad_crop":
+                left, top = (int(rng.integers(0, 2 * config.pad + 1)) for _ in range(2))
+                image = ImageOps.expand(image, config.pad).crop((left, top, left + size[1], top + size[0]))
+        if config.hflip and rng.random() < config.hflip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if self._policy is not None:
+            image = self._policy(image, rng)
+        if config.color_jitter:
+            image = color_jitter(image, config.color_jitter, rng)
         return np.asarray(image)
 
 
 class _Batches:
     """Random access to this host's batches, counted from 0 over all epochs; what worker processes get a copy of."""
 
-    def __init__(self, source: Source, sampler: EpochSampler, size: Size, augment: AugmentConfig, seed: int):
-        self._source, self._sampler, self._size, self._augment, self._seed = source, sampler, size, augment, seed
+    def __init__(self, source: Source, sampler: EpochSampler, size: Size, transform: TrainTransform, seed: int):
+        self._source, self._sampler, self._size, self._transform, self._seed = source, sampler, size, transform, seed
 
     def __getitem__(self, position: int) -> Batch:
         epoch, records, repeats = self._sampler.batch(position)
@@ -88,7 +127,7 @@ class _Batches:
         for i, (record, repeat) in enumerate(zip(records.tolist(), repeats.tolist(), strict=True)):
             rng = record_rng(self._seed, epoch, record, repeat)
             try:
-                batch["image"][i] = self._augment(self._source.image(record), self._size, rng)
+                batch["image"][i] = self._transform(self._source.image(record), rng)
             except DataError as error:
                 batch["mask"][i] = False
                 broken[record] = str(error)
@@ -127,6 +166,7 @@ class TrainPipeline:
       image_size: (height, width) of the images that come out.
       seed: of the run.
       augment: what happens to an image.
+      fill: colour of what a policy moves into the picture (timm: the model's mean).
       repeats: copies of each image in an epoch (repeated augmentation); see `EpochSampler`.
       workers: processes that decode (grain); 0 decodes in this process.
       max_broken: share of the records that may be unreadable before the run fails.
@@ -145,6 +185,7 @@ class TrainPipeline:
         image_size: Size,
         seed: int,
         augment: AugmentConfig,
+        fill: tuple[int, int, int] = (128, 128, 128),
         repeats: int = 1,
         workers: int = 0,
         max_broken: float = 0.01,
@@ -153,7 +194,7 @@ class TrainPipeline:
     ):
         sampler = EpochSampler(len(source), batch_size, seed, host_index, host_count, repeats)
         self.steps_per_epoch = sampler.steps_per_epoch
-        self._batches = _Batches(source, sampler, image_size, augment, seed)
+        self._batches = _Batches(source, sampler, image_size, TrainTransform(augment, image_size, fill), seed)
         self._identity = {"records": len(source), "batch_size": batch_size, "seed": seed, "repeats": repeats}
         self.broken = BrokenImages(len(source), max_broken)
         self._workers = workers

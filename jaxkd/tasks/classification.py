@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -22,12 +23,24 @@ class ClassificationTask:
       student: the network; its variables, if any, are the start.
       objective: what to minimise (here: cross-entropy).
       frozen: tree of bool like the parameters, or None.
+      erase: random erasing of training images, or None.
+      mix: mixup and cutmix of training images, or None; its labels stay unsmoothed, since the objective smooths.
     """
 
     constants: PyTree
 
-    def __init__(self, student: Network, objective: Objective, *, frozen: PyTree | None = None):
+    def __init__(
+        self,
+        student: Network,
+        objective: Objective,
+        *,
+        frozen: PyTree | None = None,
+        erase: data.EraseConfig | None = None,
+        mix: data.MixConfig | None = None,
+    ):
         self.student = student
+        self.erase = erase
+        self.mix = None if mix is None else replace(mix, smoothing=0.0)
         self.objective = objective
         self.frozen = frozen
         self.constants = {}
@@ -44,6 +57,27 @@ class ClassificationTask:
     def images(self, batch: Batch) -> jax.Array:
         """(B, H, W, 3) uint8 -> fp32, normalised with the student's constants."""
         return data.normalise(batch["image"], self.student.spec.mean, self.student.spec.std)
+
+    def train_images(self, key: jax.Array, batch: Batch) -> tuple[jax.Array, Batch]:
+        """Normalised, erased and mixed images, and the batch with the labels that belong to them."""
+        pixels, labels = batch["image"], batch["label"]
+        if self.mix is not None and "mask" in batch:
+            # An image that could not be read must not show in its partner: the partner is mixed with itself instead.
+            there = batch["mask"]
+            pixels = jnp.where(there[:, None, None, None], pixels, pixels[::-1])
+            labels = jnp.where(there, labels, labels[::-1])
+        spec = self.student.spec
+        images, labels = data.prepare_train_images(
+            key,
+            pixels,
+            labels,
+            mean=spec.mean,
+            std=spec.std,
+            erase=self.erase,
+            mix=self.mix,
+            num_classes=self.student.num_classes,
+        )
+        return images, {**batch, "label": labels}
 
     def forward(self, params: PyTree, images: jax.Array, *, train: bool, key: jax.Array | None = None) -> tuple:
         """The student's (output, features) with the features that the objective reads."""
@@ -63,9 +97,10 @@ class ClassificationTask:
         self, params: PyTree, mutable: PyTree, batch: Batch, key: jax.Array, step: jax.Array, constants: PyTree
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], PyTree]]:
         """See `train.Task.loss`."""
-        images = self.images(batch)
+        images_key, dropout_key = (jax.random.fold_in(key, purpose) for purpose in (0, 1))
+        images, batch = self.train_images(images_key, batch)
         teacher_out = self.teach(images, constants)
-        student_out = self.forward(params, images, train=True, key=key)
+        student_out = self.forward(params, images, train=True, key=dropout_key)
         loss, terms = self.objective(student_out, teacher_out, batch, step)
         return loss, (terms, mutable)
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd import weights
+from jaxkd import data, weights
 from jaxkd.distill import Objective, Teacher, check_pairs
 from jaxkd.errors import ConfigError
 from jaxkd.tasks.classification import ClassificationTask
@@ -26,6 +26,8 @@ class DistillationTask(ClassificationTask):
       objective: what to minimise.
       pairs: the (student tap, teacher tap) pairs that the objective compares, checked here before anything compiles.
       frozen: tree of bool like the parameters, or None.
+      erase: random erasing of training images, or None; the teacher sees the erased images.
+      mix: mixup and cutmix of training images, or None; the teacher sees the mixed images.
 
     Raises:
       ConfigError: if logits are compared and the networks have different numbers of classes.
@@ -41,8 +43,10 @@ class DistillationTask(ClassificationTask):
         *,
         pairs: tuple[tuple[str, str], ...] = (),
         frozen: PyTree | None = None,
+        erase: data.EraseConfig | None = None,
+        mix: data.MixConfig | None = None,
     ):
-        super().__init__(student, objective, frozen=frozen)
+        super().__init__(student, objective, frozen=frozen, erase=erase, mix=mix)
         self.teacher = teacher
         # A student with a distillation token learns the teacher from that token's own head, as in DeiT.
         self._two_heads = bool(getattr(student.model, "distillation_token", False))

@@ -1,6 +1,6 @@
 """Consumes training batches like a run does, for test_kill.py: logs what it saw, then saves its position, every step.
 
-    python consume.py FOLDER STATE LOG STEPS WORKERS REPEATS
+python consume.py FOLDER STATE LOG STEPS WORKERS REPEATS
 """
 
 from __future__ import annotations

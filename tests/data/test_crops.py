@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from jaxkd.data import AugmentConfig, EvalPreprocess
+from jaxkd.data import AugmentConfig, EvalPreprocess, TrainTransform
 from jaxkd.data.crops import centre_crop, random_resized_box, resize_to_cover
 from jaxkd.data.on_device import normalise
 from jaxkd.errors import ConfigError
@@ -53,8 +53,8 @@ def test_a_crop_larger_than_the_image_is_filled_with_black(picture):
 
 
 def test_augmentation_is_a_function_of_its_random_numbers(picture):
-    augment = AugmentConfig()
-    a, b, c = (augment(picture(60, 80), (16, 24), np.random.default_rng(seed)) for seed in (1, 1, 2))
+    augment = TrainTransform(AugmentConfig(), (16, 24))
+    a, b, c = (augment(picture(60, 80), np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert a.shape == (16, 24, 3) and a.dtype == np.uint8
     np.testing.assert_array_equal(a, b)
     assert (a != c).any()
@@ -63,8 +63,8 @@ def test_augmentation_is_a_function_of_its_random_numbers(picture):
 def test_flips_have_their_probability(picture):
     image = picture(8, 8)
     plain = np.asarray(image)
-    augment = AugmentConfig(kind="none", hflip=0.25)
-    results = [augment(image, (8, 8), np.random.default_rng(s)) for s in range(400)]
+    augment = TrainTransform(AugmentConfig(kind="none", hflip=0.25), (8, 8))
+    results = [augment(image, np.random.default_rng(s)) for s in range(400)]
     flipped = [bool((r == plain[:, ::-1]).all()) for r in results]
     assert all(f or (r == plain).all() for f, r in zip(flipped, results, strict=True))
     assert 70 <= sum(flipped) <= 130
@@ -74,10 +74,10 @@ def test_pad_crop_shifts_by_at_most_its_padding(picture):
     plain = np.asarray(picture(8, 8))
     padded = np.pad(plain, ((2, 2), (2, 2), (0, 0)))
     windows = {(i, j): padded[i : i + 8, j : j + 8] for i in range(5) for j in range(5)}
-    augment = AugmentConfig(kind="pad_crop", pad=2, hflip=0)
+    augment = TrainTransform(AugmentConfig(kind="pad_crop", pad=2, hflip=0), (8, 8))
     seen = set()
     for seed in range(300):
-        result = augment(picture(8, 8), (8, 8), np.random.default_rng(seed))
+        result = augment(picture(8, 8), np.random.default_rng(seed))
         where = [k for k, v in windows.items() if (v == result).all()]
         assert len(where) == 1
         seen.add(where[0])
@@ -89,6 +89,8 @@ def test_impossible_ranges_and_interpolations_are_refused():
         AugmentConfig(scale=(0.5, 1.5))
     with pytest.raises(ConfigError, match=r"data.augment.ratio=\(2, 1\)"):
         AugmentConfig(ratio=(2, 1))
+    with pytest.raises(ConfigError, match=r"color_jitter=0.4 with .* would never act"):
+        AugmentConfig(auto_augment="rand-m9", color_jitter=0.4)
     with pytest.raises(ConfigError, match='Did you mean "bicubic"'):
         EvalPreprocess((8, 8), 0.9, "bicubik")
     with pytest.raises(ConfigError, match="crop_pct=1.5"):
@@ -133,3 +135,30 @@ def test_the_fallback_box_is_timms(timm):
         )
         got = random_resized_box((height, width), (4.0, 4.0), (3 / 4, 4 / 3), np.random.default_rng(0))
         assert got == (j, i, j + w, i + h)
+
+
+def test_the_policy_acts_after_the_crop_and_fills_with_its_colour(picture):
+    plain = TrainTransform(AugmentConfig(kind="none", hflip=0), (32, 32))
+    policy = TrainTransform(
+        AugmentConfig(kind="none", hflip=0, auto_augment="rand-m9-p1.0-inc1"), (32, 32), (1, 250, 3)
+    )
+    results = [policy(picture(32, 32), np.random.default_rng(seed)) for seed in range(60)]
+    still = plain(picture(32, 32), np.random.default_rng(0))
+    assert all(r.shape == (32, 32, 3) and r.dtype == np.uint8 for r in results)
+    assert sum((r != still).any() for r in results) > 50
+    assert any((r == (1, 250, 3)).all(axis=-1).sum() > 20 for r in results)
+
+
+def test_colour_jitter_and_random_interpolation_act(picture):
+    jitter = TrainTransform(AugmentConfig(kind="none", hflip=0, color_jitter=0.4), (16, 16))
+    image = picture(16, 16)
+    a, b = (jitter(image, np.random.default_rng(seed)) for seed in (1, 2))
+    assert (a != np.asarray(image)).any() and (a != b).any()
+    options = {"kind": "none", "hflip": 0}
+    one = {
+        n: TrainTransform(AugmentConfig(interpolation=n, **options), (9, 9))(image, np.random.default_rng(0))
+        for n in ("bilinear", "bicubic")
+    }
+    either = TrainTransform(AugmentConfig(interpolation="random", **options), (9, 9))
+    drawn = [either(image, np.random.default_rng(seed)).tobytes() for seed in range(30)]
+    assert {v.tobytes() for v in one.values()} == set(drawn)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import os
 import pickle
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxkd.data import open_source
+from jaxkd.data.labels import PackedNames
 from jaxkd.errors import DataError
 
 
@@ -58,6 +62,89 @@ def test_the_embedded_digits_are_split_once_and_for_all():
     assert pixels.shape == (8, 8, 3)
     np.testing.assert_array_equal(pixels[..., 0], pixels[..., 2])
     np.testing.assert_array_equal(pixels[..., 0], np.round(digits.images[9] / 16 * 255).astype(np.uint8))
+
+
+def test_records_have_names_bytes_and_counts(folder):
+    root = folder()
+    train, val = open_source(str(root), "train"), open_source(str(root), "val")
+    assert train.name(0) == str(root / "train" / "cat" / "0.jpg")
+    assert train.bytes(8) == (root / "train" / "dog" / "3.png").read_bytes()
+    assert train.class_counts.tolist() == [5, 4] and val.class_counts.tolist() == [2, 2]
+    digits = open_source("embedded:digits", "val")
+    assert digits.bytes(0) is None and digits.name(3) == "embedded:digits/val:3" and digits.class_counts.sum() == 359
+
+
+def test_counts_of_a_class_without_validation_images(folder):
+    root = folder()
+    for path in (root / "val" / "cat").iterdir():
+        path.unlink()
+    (root / "val" / "cat").rmdir()
+    assert open_source(str(root), "val").class_counts.tolist() == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("classes.txt", "dog\tdog, domestic dog\ncat\tcat\n"),
+        ("synset_words.txt", "cat cat\ndog dog, domestic dog\n"),
+        ("LOC_synset_mapping.txt", "\ufeffcat cat\nemu emu\ndog dog, domestic dog\n\n"),
+        ("words.txt", "dog\tdog, domestic dog\n"),
+    ],
+)
+def test_words_for_the_classes_come_along(folder, file, content):
+    root = folder()
+    assert open_source(str(root), "val").class_words == ("cat", "dog")
+    (root / file).write_text(content, encoding="utf-8")
+    source = open_source(str(root), "val")
+    assert source.class_words == ("cat", "dog, domestic dog") and source.class_names == ("cat", "dog")
+
+
+def test_words_of_another_naming_are_left_alone(folder):
+    root = folder()
+    (root / "classes.txt").write_text("n01 tench\nn02 goldfish\n")
+    (root / "words.txt").write_text("cat a cat\n")
+    assert open_source(str(root), "train").class_words == ("a cat", "dog")
+
+
+def test_imagenet_labels_are_those_of_published_networks(shared_data, tmp_path):
+    # Output i of every published ImageNet network is row i of the index; the folders are made in another order.
+    with (shared_data("imagenet1k_sample_256") / "index.csv").open() as file:
+        wnids = [row["wnid"] for row in csv.DictReader(file)]
+    for label in np.random.default_rng(0).permutation(1000):
+        (tmp_path / "val" / wnids[label]).mkdir(parents=True)
+        (tmp_path / "val" / wnids[label] / "ILSVRC2012_val_00000001.JPEG").touch()
+    (tmp_path / "LOC_synset_mapping.txt").write_text("n01440764 tench, Tinca tinca\n")
+    source = open_source(str(tmp_path), "val")
+    assert source.class_names == tuple(wnids) and source.class_words[:2] == ("tench, Tinca tinca", "n01443537")
+    assert all(wnids[source.label(i)] in source.name(i) for i in range(1000))
+
+
+def test_exif_rotation_is_an_option_of_the_source(tmp_path):
+    where = tmp_path / "train" / "cat"
+    where.mkdir(parents=True)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (30, 20)).save(where / "a.jpg", exif=exif)
+    assert open_source(str(tmp_path), "train").image(0).size == (30, 20)
+    turned = pickle.loads(pickle.dumps(open_source(str(tmp_path), "train", exif=True)))
+    assert turned.exif and turned.image(0).size == (20, 30)
+
+
+def test_a_million_names_are_pickled_as_what_they_are():
+    names = [f"n{i % 1000:08d}/n{i % 1000:08d}_{i}.JPEG" for i in range(20_000)]
+    packed = PackedNames.pack(names)
+    assert (
+        len(packed) == 20_000 and packed[12_345] == names[12_345] and packed[-1] == names[-1] and packed[0] == names[0]
+    )
+    assert len(pickle.dumps(packed)) < 1.35 * sum(map(len, names))
+    with pytest.raises(IndexError):
+        packed[20_000]
+
+
+def test_any_file_name_is_kept():
+    names = ["a b.jpg", "größe\n.jpg", os.fsdecode(b"\xff\xfe.jpg")]
+    assert [PackedNames.pack(names)[i] for i in range(3)] == names
+    assert len(PackedNames.pack([])) == 0
 
 
 def _message(spec, split="train") -> str:

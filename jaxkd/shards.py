@@ -1,0 +1,223 @@
+"""Puts an image folder into shards: few large files with checksums, for disks that hate millions of small ones.
+
+    python -m jaxkd.shards --in=/data/imagenet --out=/data/imagenet_shards
+    python -m jaxkd.shards --in=/data/imagenet --out=/data/imagenet_256 --resize=256 --format=arrayrecord
+    python -m jaxkd.shards --verify=/data/imagenet_shards
+
+Files are kept byte for byte unless --resize is given; labels and order are the folder's, so that training from the
+shards (--config.data.source=/data/imagenet_shards) gives the same losses. The same command continues a conversion that
+was stopped, however it was stopped. Nothing is ever overwritten. Prints a line per split for people and a line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxkd.command import fail
+from jaxkd.data.conversion import Report, ShardOptions, convert, verify
+from jaxkd.data.shards import FORMATS, Manifest, is_shards
+from jaxkd.data.sources import SPLITS, FolderSource
+from jaxkd.errors import ConfigError, DataError, JaxkdError
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose complaints are ours: one paragraph, exit code 2."""
+
+    def error(self, message: str) -> None:
+        raise ConfigError(f"The command line was not understood: {message}. See python -m jaxkd.shards --help.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m jaxkd.shards", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--in", dest="source", default="", metavar="FOLDER", help="with <split>/<label>/<image>")
+    parser.add_argument("--out", default="", metavar="DIR", help="where <split>/manifest.json and the shards go")
+    parser.add_argument("--split", choices=SPLITS, help="only this one; default: those that the folder has")
+    parser.add_argument("--format", choices=tuple(FORMATS), default="tar", help="arrayrecord needs jaxkd[shards]")
+    parser.add_argument("--resize", type=int, default=0, metavar="N", help="shrink short sides to N pixels, as JPEG")
+    parser.add_argument("--quality", type=int, default=95, help="of JPEGs that --resize writes, 1 to 100")
+    parser.add_argument("--shard-size", type=float, default=256, metavar="MB", help="of a shard, in 10^6 bytes")
+    parser.add_argument("--workers", type=int, default=0, help="threads; default: one per core, at most 16")
+    parser.add_argument("--verify", default="", metavar="DIR", help="read all shards there and compare checksums")
+    return parser
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.verify:
+        if args.source or args.out:
+            raise ConfigError(
+                f'--verify="{args.verify}" came with --in or --out. Verifying reads shards, converting writes them. '
+                "Run the two one after the other."
+            )
+        return
+    for name, value in (("in", args.source), ("out", args.out)):
+        if not value:
+            raise ConfigError(
+                f"--{name} is missing. A conversion reads one folder and writes another. For example: python -m "
+                "jaxkd.shards --in=/data/imagenet --out=/data/imagenet_shards."
+            )
+    for name, value, good, meaning in (
+        ("resize", args.resize, args.resize >= 0, "the pixels of the short side, or 0 to keep files as they are"),
+        ("quality", args.quality, 1 <= args.quality <= 100, "the JPEG quality of resized images, from 1 to 100"),
+        ("shard-size", args.shard_size, 0 < args.shard_size < 1e6, "the size of a shard in MB, above 0"),
+        ("workers", args.workers, args.workers >= 0, "the number of threads, or 0 for one per core"),
+    ):
+        if not good:
+            raise ConfigError(f"--{name}={value} is out of range. It is {meaning}. Give such a number.")
+
+
+@contextlib.contextmanager
+def _progress(title: str, total: int) -> Iterator[Report]:
+    """A bar with images/s, MB/s and the time left on stderr; yields what is told of images and bytes that are done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(title, total=total, rate="")
+        start, images, size = time.perf_counter(), 0, 0
+
+        def report(more_images: int, more_bytes: int) -> None:
+            nonlocal images, size
+            images, size = images + more_images, size + more_bytes
+            seconds = max(time.perf_counter() - start, 1e-9)
+            rate = f"{images / seconds:,.0f} images/s, {size / seconds / 1e6:,.1f} MB/s"
+            progress.update(task, advance=more_images, rate=rate)
+
+        yield report
+
+
+def _splits_of(root: Path, only: str | None) -> list[str]:
+    return [only] if only else [s for s in SPLITS if (root / s).is_dir()] or ["train"]
+
+
+def _check_out(root: Path, out: Path, splits: Sequence[str]) -> None:
+    for split in splits:
+        if out.resolve().is_relative_to((root / split).resolve()):
+            raise DataError(
+                f'--out="{out}" lies inside "{root / split}", which is being converted. The shards would become a '
+                "class of it. Choose a folder outside of it."
+            )
+    if not out.is_dir():
+        return
+    foreign = sorted(e.name for e in out.iterdir() if e.name not in SPLITS and not e.name.startswith("."))
+    for split in SPLITS:
+        if (out / split).is_dir() and not is_shards(out / split) and any(e.is_dir() for e in (out / split).iterdir()):
+            foreign.append(split)
+    if foreign:
+        raise DataError(
+            f'--out="{out}" holds "{foreign[0]}"{f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""}, which '
+            "no conversion wrote. Shards are not mixed with other files, and nothing is overwritten. Choose a new "
+            "folder."
+        )
+
+
+def run_conversion(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Converts what `args` (see `--help`) names; returns what is printed as JSON, one dictionary a split."""
+    root, out = Path(args.source), Path(args.out)
+    options = ShardOptions(args.format, round(args.shard_size * 1e6), args.resize, args.quality)
+    splits = _splits_of(root, args.split)
+    _check_out(root, out, splits)
+    results = []
+    for split in splits:
+        source = FolderSource(root, split)
+        start = time.perf_counter()
+        with _progress(split, len(source)) as report:
+            manifest = convert(source, out / split, options, workers=args.workers, report=report)
+        results.append(_summary(manifest, time.perf_counter() - start))
+    return results
+
+
+def run_verification(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Compares all checksums below `args.verify`; returns what is printed as JSON, one dictionary a split.
+
+    Raises:
+      DataError: there are no shards, or some are damaged.
+    """
+    root = Path(args.verify)
+    splits = [s for s in SPLITS if is_shards(root / s)]
+    if not splits:
+        raise DataError(
+            f'--verify="{root}" holds no shards. They lie in {root}/train and {root}/val, each with a manifest. Give '
+            "the folder that was --out of the conversion."
+        )
+    results = []
+    for split in splits:
+        manifest = Manifest.load(root / split)
+        start = time.perf_counter()
+        with _progress(f"verify {split}", manifest.records) as report:
+            bad = verify(root / split, report=report)
+        if bad:
+            raise DataError(
+                f'{len(bad)} of {len(manifest.shards) + len(manifest.index)} files in "{root / split}" are damaged: '
+                f"{', '.join(bad[:10])}{', ...' if len(bad) > 10 else ''}. They have changed since the conversion, or "
+                "the disk is failing. Fetch them again; or delete those shards and repeat the command that made them, "
+                "which writes what is missing."
+            )
+        results.append(_summary(manifest, time.perf_counter() - start))
+    return results
+
+
+def _summary(manifest: Manifest, seconds: float) -> dict[str, Any]:
+    return {
+        "split": manifest.split,
+        "images": manifest.records,
+        "classes": len(manifest.class_names),
+        "shards": len(manifest.shards),
+        "bytes": sum(s["bytes"] for s in manifest.shards),
+        "format": manifest.format,
+        "unreadable": manifest.unreadable,
+        "images_per_second": manifest.records / max(seconds, 1e-9),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; exit code 0, 2 for what the user can mend, 3 stopped on request before the end."""
+    try:
+        args = _parser().parse_args(argv)
+        _check(args)
+        results = run_verification(args) if args.verify else run_conversion(args)
+    except JaxkdError as error:
+        fail(error)
+    except OSError as error:
+        where = f'"{error.filename}"' if error.filename else f'A file of "{args.out or args.verify}"'
+        fail(
+            DataError(
+                f"{where} cannot be read or written ({error.strerror or error}). What is finished stays. Free space "
+                "or mend permissions, then run the same command again; it continues."
+            )
+        )
+    except KeyboardInterrupt:
+        print("jaxkd: stopped; the same command continues.", file=sys.stderr)
+        return 3
+    for result in results:
+        print(
+            f"{result['split']}: {result['images']:,} images of {result['classes']:,} classes in "
+            f"{result['shards']:,} {result['format']} shards, {result['bytes'] / 1e6:,.1f} MB, "
+            f"{'verified' if args.verify else 'complete'}, {result['images_per_second']:,.0f} images/s"
+        )
+        if result["unreadable"]:
+            names = result["unreadable"]
+            print(
+                f"  {len(names):,} files could not be decoded and are kept as they are: {', '.join(names[:5])}"
+                f"{', ...' if len(names) > 5 else ''}"
+            )
+    print(json.dumps(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
