@@ -208,6 +208,7 @@ def published(config: ConfigDict) -> ConfigDict:
         "data.repeats": 3,
         "eval.crop_pct": 0.875,
         "schedule.kind": "timm_epoch",
+        "student.args.drop_path_rate": 0.0,  # timm's Swin would have 0.1
         "train.batch_size": 512,  # 2 GPUs x 256
     }
     return change(config, changes)
