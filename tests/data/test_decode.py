@@ -9,7 +9,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from jaxkd.data.decode import MAX_PIXELS, decode_rgb, read_rgb
 from jaxkd.errors import DataError
@@ -80,7 +80,7 @@ def test_alpha_is_dropped_not_composited():
     assert pixels(encoded(Image.new("LA", (1, 1), (90, 0)))) == [[[90, 90, 90]]]
 
 
-@pytest.mark.parametrize("transparency", [{}, {"transparency": 1}, {"transparency": bytes([255, 0])}])
+@pytest.mark.parametrize("transparency", [{}, {"transparency": 1}, {"transparency": bytes([0, 128])}])
 def test_a_palette_gives_its_colours_transparent_or_not(transparency):
     image = Image.new("P", (2, 1))
     image.putpalette([1, 2, 3, 200, 100, 50])
@@ -144,6 +144,13 @@ def test_a_truncated_file(picture, kind):
     decode_rgb(data, "x")
     for length in (len(data) // 2, 30, 1, 0):
         message(data[:length])
+
+
+def test_what_pillow_calls_a_value_error_is_ours_too(picture):
+    text = PngImagePlugin.PngInfo()
+    text.add_text("comment", "x" * (2 << 20), zip=True)  # decompresses to more than Pillow takes
+    assert "Decompressed data too large" in message(encoded(picture(4, 4), pnginfo=text))
+    assert "invalid literal" in message(b"P6\n2* 20\n255\n")
 
 
 def test_damaged_files_raise_nothing_but_our_error(picture):

@@ -92,6 +92,9 @@ def test_a_tar_is_one_that_others_can_read(folder, tmp_path):
     source = open_source(str(root), "train")
     with tarfile.open(tmp_path / "s" / "train" / "train-00000.tar") as tar:
         members = {m.name: tar.extractfile(m).read() for m in tar}
+        assert {(m.mtime, m.uid, m.gid, m.uname, m.mode) for m in tar} == {
+            (0, 0, 0, "", 0o644)
+        }  # always the same bytes
     assert len(members) == 18 and list(members)[:2] == ["00000000.jpg", "00000000.cls"]
     for i in range(9):
         assert members[f"{i:08d}.{'png' if source.name(i).endswith('png') else 'jpg'}"] == source.bytes(i)
