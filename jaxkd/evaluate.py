@@ -33,11 +33,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="", help="name in the zoo; not needed for a work directory")
     parser.add_argument("--model-arg", action="append", default=[], metavar="NAME=VALUE", help="constructor argument")
     parser.add_argument("--weights", required=True, help="file, Hugging Face id or work directory")
-    parser.add_argument("--data", required=True, help='folder with val/<label>/*, or "embedded:digits"')
+    parser.add_argument(
+        "--data", required=True, help='folder with val/<label>/*, shards, "tfds:NAME" or "embedded:digits"'
+    )
     parser.add_argument("--split", default="val", choices=("val", "train"))
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--ema", action="store_true", help="the moving average")
     which.add_argument("--raw", action="store_true", help="the raw weights (default)")
+    parser.add_argument("--step", default="", help='of a work directory: a number, "last" (default) or "best"')
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--crop-pct", type=float, default=0.0, help="default: the model's own")
     parser.add_argument("--interpolation", default="", help="default: the model's own")
@@ -65,8 +68,11 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
             )
         name = saved["student"]["name"]
         model_args = {k: v for k, v in saved["student"]["args"].items() if v is not None}
-        crop_pct = crop_pct or saved["eval"]["crop_pct"]
-        interpolation = interpolation or saved["eval"]["interpolation"]
+        scored = saved.get("eval", {})
+        crop_pct, interpolation = (
+            crop_pct or scored.get("crop_pct", 0),
+            interpolation or scored.get("interpolation", ""),
+        )
         model_args.setdefault("num_classes", len(source.class_names))
     if not name:
         runs = [p.parent.name for p in sorted(Path(args.weights).glob("*/config.json"))]
@@ -82,13 +88,15 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         )
     model_args |= dict(_model_arg(a) for a in args.model_arg)
     network = tasks.build_network(name, model_args, compute=args.compute)
-    if network.num_classes < len(source.class_names):
+    if network.num_classes != len(source.class_names):
         raise ConfigError(
-            f"{name} has {network.num_classes} outputs, but {args.data} has {len(source.class_names)} classes. Its "
-            "answers cannot be compared with these labels. Use weights that were trained for this data set."
+            f"{name} has {network.num_classes} outputs, but {args.data} has {len(source.class_names)} classes. A label "
+            "is the place of its folder among the sorted class folders, so the two would name different classes. Give "
+            "the folder all classes of the weights, or use "
+            "weights that were trained for this data set."
         )
     variant = "ema" if args.ema else "raw" if args.raw else ""
-    network = tasks.load_weights(network, args.weights, variant=variant, resize=args.resize)
+    network = tasks.load_weights(network, args.weights, variant=variant, step=args.step, resize=args.resize)
     mesh = parallel.make_mesh()
     parallel.check_batch("--batch-size", args.batch_size, mesh)
     task = tasks.ClassificationTask(network, distill.preset("none"))
@@ -114,7 +122,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "model": name,
         "weights": args.weights,
-        "variant": "ema" if args.ema else "raw",
+        "loaded": network.origin,
         "data": args.data,
         "split": args.split,
         "images": images,
@@ -133,7 +141,7 @@ def _saved_config(weights: str) -> dict[str, Any] | None:
     from jaxkd import train
 
     run = train.find_run(weights)
-    return None if run is None else json.loads((run / "config.json").read_text())
+    return None if run is None else train.read_config(run)
 
 
 def _model_arg(text: str) -> tuple[str, Any]:
@@ -154,6 +162,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = evaluate(args)
     except JaxkdError as error:
         fail(error)
+    except KeyboardInterrupt:
+        print("jaxkd: stopped.", file=sys.stderr)
+        return 130
     print(
         f"{result['model']}: top-1 {result['top1']:.3f} % · top-5 {result['top5']:.3f} % · loss {result['loss']:.4f} · "
         f"{result['images']:,} images · {result['images_per_second']:.1f} images/s"

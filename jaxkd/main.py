@@ -20,7 +20,8 @@ from ml_collections import ConfigDict, config_flags
 
 from jaxkd.command import fail, quiet
 from jaxkd.errors import ConfigError, JaxkdError, did_you_mean
-from jaxkd.recipes import base, flatten
+from jaxkd.recipes import base, flatten, kind_of
+from jaxkd.validate import forget_unread
 
 USAGE = "python -m jaxkd.main --config=configs/deit_cait.py:embedded --workdir=runs/first_light"
 
@@ -53,6 +54,11 @@ def parse(argv: Sequence[str]) -> tuple[ConfigDict, str, bool | None]:
             rest = values(sys.argv)
     except JaxkdError:
         raise
+    except (ImportError, NameError, SyntaxError) as error:
+        raise ConfigError(
+            f'The config file "{file}" cannot be run: {type(error).__name__}: {error}. It is a Python file with '
+            "get_config(). Mend it, or start from configs/supervised.py."
+        ) from None
     except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
         raise _flag_error(argv, error) from None
     finally:
@@ -61,7 +67,11 @@ def parse(argv: Sequence[str]) -> tuple[ConfigDict, str, bool | None]:
         raise ConfigError(f'"{rest[1]}" is not an option. Options start with two dashes. For example: {USAGE}')
     if not values.workdir:
         raise ConfigError(f"No --workdir was given. Checkpoints and metrics need a folder. For example: {USAGE}")
-    return values.config, values.workdir, values.distributed
+    given = {a.split("=", 1)[0].removeprefix("--config.") for a in argv if a.startswith("--config.")}
+    config = values.config
+    if "distill.preset" in given:
+        config = forget_unread(config, given)
+    return config, values.workdir, values.distributed
 
 
 def _flag_error(argv: Sequence[str], error: Exception) -> ConfigError:
@@ -77,10 +87,10 @@ def _flag_error(argv: Sequence[str], error: Exception) -> ConfigError:
                     "its default in force unseen. jaxkd/recipes.py lists every field."
                 )
             if str(error).find(value) >= 0 and name in str(error):
-                kind = type(known[field]).__name__
+                kind = kind_of(field)
                 return ConfigError(
-                    f'--{name}="{value}" has a value of the wrong type. The field holds a {kind}, by default '
-                    f"{known[field]!r}. Give such a value."
+                    f'--{name}="{value}" has a value of the wrong type. The field holds a value of type {kind}, by '
+                    f"default {known[field]!r}. Give such a value."
                 )
         elif name not in ("config", "workdir", "distributed") and arg.startswith("--"):
             return ConfigError(
@@ -94,7 +104,7 @@ def _flag_error(argv: Sequence[str], error: Exception) -> ConfigError:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0 finished, 2 user error, 3 stopped on request before the end."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or argv[0] in ("-h", "--help", "--helpfull"):
+    if not argv or any(a in ("-h", "--help", "--helpfull") for a in argv):
         print(__doc__)
         return 0
     try:
@@ -113,6 +123,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = runner.run(config, workdir, console=console)
     except JaxkdError as error:
         fail(error)
+    except KeyboardInterrupt:
+        print("jaxkd: stopped; what was saved stays, and the same command continues.", file=sys.stderr)
+        return 130
     return 0 if result["finished"] else 3
 
 

@@ -32,17 +32,24 @@ def network(name: str) -> ConfigDict:
     config.args = ConfigDict(
         {
             "img_size": placeholder(object),
-            "patch_size": placeholder(int),
+            "patch_size": placeholder(object),
             "embed_dim": placeholder(int),
             "depth": placeholder(int),
             "depths": placeholder(object),
             "num_heads": placeholder(object),
             "mlp_ratio": placeholder(float),
-            "window_size": placeholder(int),
+            "window_size": placeholder(object),
             "num_classes": placeholder(int),
             "drop_rate": placeholder(float),
             "drop_path_rate": placeholder(float),
             "init_values": placeholder(float),
+            "global_pool": placeholder(str),
+            "act_layer": placeholder(str),
+            "qkv_bias": placeholder(bool),
+            "class_token": placeholder(bool),
+            "reg_tokens": placeholder(int),
+            "no_embed_class": placeholder(bool),
+            "pre_norm": placeholder(bool),
         }
     )
     return config
@@ -63,13 +70,14 @@ def base() -> ConfigDict:
     config.distill.alpha = placeholder(
         object
     )  # weight of the logit term, 1 - alpha of the cross-entropy; or a schedule
-    config.distill.temperature = placeholder(float)
+    config.distill.temperature = placeholder(object)  # a number
     config.distill.feature_weight = placeholder(object)  # or a schedule: {"schedule": "linear", "from": ..., "to": ...}
     config.distill.spectral_method = ""  # "fft" or "closed"; "" is the faster
     config.label_smoothing = 0.1
 
     config.data = ConfigDict()
-    config.data.source = ""  # a folder with train/<label>/* and val/<label>/*, or "embedded:digits"
+    # A folder with train/<label>/* and val/<label>/*, a folder of shards, "tfds:NAME" or "embedded:digits".
+    config.data.source = ""
     config.data.workers = 8  # processes that decode; 0 decodes in this one
     config.data.repeats = 1  # copies of an image in an epoch, each augmented differently; 3: repeated augmentation
     config.data.max_broken = 0.01  # share of unreadable images above which a run fails; fewer are skipped and named
@@ -124,7 +132,7 @@ def base() -> ConfigDict:
     config.mesh = ConfigDict({"data": -1, "model": 1})  # devices along the batch (-1: the rest) and along wide matrices
 
     config.checkpoint = ConfigDict()
-    config.checkpoint.every_epochs = 1
+    config.checkpoint.every_epochs = 1  # every evaluation saves too, so that the best can be kept
     config.checkpoint.every_steps = 0  # besides every_epochs; 0: off
     config.checkpoint.keep_last = 2
     config.checkpoint.keep_best = 1
@@ -183,6 +191,15 @@ def change(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
     return config
 
 
+def kind_of(dotted: str) -> str:
+    """The type that a field holds, in a word, also where its default is None."""
+    *parents, leaf = dotted.split(".")
+    node = base()
+    for name in parents:
+        node = node[name]
+    return node.get_type(leaf).__name__
+
+
 def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
     """`{"train.epochs": 300, ...}`: every leaf field by its dotted name."""
     out: dict[str, Any] = {}
@@ -237,7 +254,6 @@ def digits(config: ConfigDict, student: dict[str, Any]) -> ConfigDict:
         "optimizer.learning_rate": 2e-3,
         "schedule.warmup_epochs": 2,
         "ema.decay": 0.99,
-        "checkpoint.every_epochs": 10,
         "log.every_steps": 44,
     }
     return change(config, changes | {f"student.args.{k}": v for k, v in student.items()})
@@ -256,7 +272,10 @@ def embedded(config: ConfigDict, *, student: dict[str, Any], teacher: dict[str, 
     alone |= {f"distill.{k}": None for k in ("pairs", "alpha", "temperature", "feature_weight")}
     alone |= {f"teacher.args.{k}": None for k in teacher}
     first = {"name": "teacher", **alone, "student.name": config.teacher.name}
-    first |= {f"student.args.{k}": None for k in student}
+    first |= {f"student.args.{k}": None for k in config.student.args}
+    # What a command line says of the student is not meant for its teacher.
+    first |= {"student.weights": "", "student.variant": "", "student.resize": False, "student.new_head": False}
+    first |= {"student.freeze": ()}
     first |= {f"student.args.{k}": v for k, v in teacher.items()}
     changes = {f"teacher.args.{k}": v for k, v in teacher.items()}
     changes |= {"distill.pairs": pairs, "teacher.weights": "stage:teacher"}

@@ -53,7 +53,6 @@ def run_one(config: ConfigDict, workdir: Path, console: Console | None, *, title
     sources = {split: data.open_source(config.data.source, split) for split in ("train", "val")}
     config = resolve(config, num_classes=len(sources["train"].class_names))
     task = build_task(config, num_classes=len(sources["train"].class_names))
-    claim_workdir(config, workdir)
     pipeline = build_train_pipeline(config, sources["train"], task.student)
     settings = loop_settings(config, pipeline.steps_per_epoch)
     schedule = build_schedule(config, settings)
@@ -66,6 +65,7 @@ def run_one(config: ConfigDict, workdir: Path, console: Console | None, *, title
         clip_norm=config.optimizer.clip_norm,
         frozen=task.frozen,
     )
+    claim_workdir(config, workdir)  # only now: a config that cannot run must not stand in the way of its correction
     task.constants = parallel.put_replicated(task.constants, mesh)
 
     def start() -> train.TrainState:
@@ -146,6 +146,7 @@ def run_one(config: ConfigDict, workdir: Path, console: Console | None, *, title
     result = {
         "metrics": scores,
         "step": step,
+        **_best(workdir),
         "finished": step >= settings.total_steps,
         "seconds": clock.seconds,
         "images_trained": clock.images,
@@ -160,6 +161,13 @@ def run_one(config: ConfigDict, workdir: Path, console: Console | None, *, title
     if result["finished"] and parallel.is_main_host():
         (workdir / "result.json").write_text(json.dumps(result, indent=2))
     return result
+
+
+def _best(workdir: Path) -> dict[str, Any]:
+    """The best held-out top-1 of the raw weights over the whole run, which is what papers print, and its step."""
+    rows = [row for row in train.read_metrics(workdir, "eval") if isinstance(row.get("top1"), int | float)]
+    best = max(rows, key=lambda row: (row["top1"], row["step"]), default=None)
+    return {} if best is None else {"best_top1": best["top1"], "best_step": best["step"]}
 
 
 def resolve(config: ConfigDict, *, num_classes: int) -> ConfigDict:
@@ -183,10 +191,11 @@ def build_task(config: ConfigDict, *, num_classes: int, load: bool = True) -> ta
       load: False leaves all weights random, for timing and planning.
     """
     student = _network(config.student, config.precision.compute, config.precision.remat)
-    if student.num_classes < num_classes:
+    if student.num_classes != num_classes:
         raise ConfigError(
-            f"student.args.num_classes={student.num_classes}, but the data have {num_classes} classes. Labels above "
-            f"the last output would train nothing. Set --config.student.args.num_classes={num_classes} or leave it out."
+            f"student.args.num_classes={student.num_classes}, but the data have {num_classes} classes. A label is the "
+            "place of its folder among the sorted class folders, so another number of outputs means other classes. "
+            "Leave student.args.num_classes out, or use a folder with all the classes of the weights."
         )
     frozen = None
     if config.student.freeze:
@@ -211,6 +220,12 @@ def build_task(config: ConfigDict, *, num_classes: int, load: bool = True) -> ta
         **{k: v for k, v in given.items() if v is not None},
     )
     tasks.check_networks(student, teacher, objective, pairs)
+    if config.teacher.new_head and any(term.name in ("kl", "hard") for term in objective.terms):
+        raise ConfigError(
+            f'teacher.new_head=True with distill.preset="{config.distill.preset}" would distil the logits of a random '
+            "classifier. Only a trained head teaches. Fine-tune the teacher on these classes first "
+            "(configs/supervised.py), or choose a preset without logits: spectral or mse."
+        )
     student = _loaded(student, config.student, config.seed, load)
     teacher = _loaded(teacher, config.teacher, config.seed, load)
     return tasks.DistillationTask(student, teacher, objective, pairs=pairs, frozen=frozen, **_on_device(config))
@@ -275,14 +290,14 @@ def build_train_pipeline(config: ConfigDict, source: Any, network: tasks.Network
 def loop_settings(config: ConfigDict, steps_per_epoch: int) -> train.LoopSettings:
     """Epochs of the config as optimiser steps."""
     total = config.train.steps or config.train.epochs * steps_per_epoch
-    every = [config.checkpoint.every_epochs * steps_per_epoch, config.checkpoint.every_steps]
+    every = (config.checkpoint.every_epochs * steps_per_epoch, config.checkpoint.every_steps)
     return train.LoopSettings(
         total_steps=total,
         steps_per_epoch=steps_per_epoch,
         batch_size=config.train.batch_size,
         log_every=config.log.every_steps,
         eval_every=max(1, round(config.eval.every_epochs * steps_per_epoch)),
-        checkpoint_every=min(e for e in every if e),
+        checkpoint_every=tuple(e for e in every if e),
     )
 
 
@@ -293,6 +308,13 @@ def build_schedule(config: ConfigDict, settings: train.LoopSettings) -> Any:
     """
     reference = config.optimizer.reference_batch
     scale = config.train.batch_size / reference if reference else 1.0
+    if config.schedule.kind == "cosine" and config.optimizer.learning_rate * scale < config.schedule.min_lr:
+        raise ConfigError(
+            f"The peak learning rate is optimizer.learning_rate={config.optimizer.learning_rate} x batch "
+            f"{config.train.batch_size} / {reference or config.train.batch_size} = "
+            f"{config.optimizer.learning_rate * scale:g}, below schedule.min_lr={config.schedule.min_lr:g}. The rate "
+            "would rise over the run. Raise the rate, set optimizer.reference_batch=0, or lower schedule.min_lr."
+        )
     return train.make_schedule(
         config.schedule.kind,
         learning_rate=config.optimizer.learning_rate * scale,

@@ -91,7 +91,17 @@ def _table(results: dict[str, dict[str, Any]]) -> Table:
     images = next(iter(results.values()))["val_images"]
     title = f"Top-1 on {images} held-out images, in percent (and how many images that is)"
     table = Table(title=title, title_justify="left")
-    for column in ("run", "network", "parameters", "top-1", "right of " + str(images), "EMA top-1", "loss", "seconds"):
+    for column in (
+        "run",
+        "network",
+        "parameters",
+        "top-1",
+        "right of " + str(images),
+        "best",
+        "EMA top-1",
+        "loss",
+        "seconds",
+    ):
         table.add_column(column, justify="left" if column in ("run", "network") else "right")
     for name, result in results.items():
         m = result["metrics"]
@@ -101,6 +111,7 @@ def _table(results: dict[str, dict[str, Any]]) -> Table:
             f"{result['parameters']:,}",
             f"{m['top1']:.2f}",
             str(round(m["top1"] * images / 100)),
+            f"{result['best_top1']:.2f}" if "best_top1" in result else "-",
             f"{m['ema_top1']:.2f}" if "ema_top1" in m else "-",
             f"{m['loss']:.4f}",
             f"{result['seconds']:.0f}",

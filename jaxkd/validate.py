@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxkd.errors import ConfigError, did_you_mean
-from jaxkd.recipes import base, flatten
+from jaxkd.recipes import base, change, flatten
 
 CHOICES = {
     "task": ("distillation", "classification"),
@@ -26,10 +26,14 @@ CHOICES = {
 POSITIVE = ("train.epochs", "train.batch_size", "eval.every_epochs", "optimizer.learning_rate", "optimizer.accumulate")
 POSITIVE += ("data.repeats", "data.erase.count", "log.every_steps", "checkpoint.keep_last")
 NOT_NEGATIVE = ("train.steps", "eval.batch_size", "optimizer.weight_decay", "optimizer.clip_norm", "data.workers")
+NOT_NEGATIVE += ("seed", "schedule.warmup_epochs", "schedule.warmup_lr", "schedule.min_lr", "checkpoint.keep_best")
+NOT_NEGATIVE += ("checkpoint.keep_every_epochs",)
+BELOW_ONE = ("ema.decay", "label_smoothing", "optimizer.b1", "optimizer.b2")
+RANGES = ("data.augment.scale", "data.augment.ratio")
 NOT_NEGATIVE += ("data.augment.color_jitter", "data.mix.mixup", "data.mix.cutmix")
 NOT_NEGATIVE += ("optimizer.reference_batch", "checkpoint.every_steps", "checkpoint.every_epochs", "data.augment.pad")
 FRACTIONS = ("data.erase.probability", "data.mix.prob", "data.mix.switch_prob", "data.max_broken")
-FRACTIONS += ("label_smoothing", "ema.decay", "data.augment.hflip", "eval.crop_pct")
+FRACTIONS += ("data.augment.hflip", "eval.crop_pct")
 
 
 def _no_teacher(c: ConfigDict) -> bool:
@@ -92,6 +96,19 @@ def _has_logits(c: ConfigDict) -> bool:
     return "soft" in c.distill.preset or "hard" in c.distill.preset
 
 
+def forget_unread(config: ConfigDict, given: set[str]) -> ConfigDict:
+    """A copy of `config` for another `distill.preset`: what the config file set for its own preset is taken back.
+
+    Args:
+      config: a config whose preset was changed on the command line.
+      given: fields that were given on the command line; these stay, and `validate` refuses them if nothing reads them.
+    """
+    known = flatten(base())
+    fields = [f for names, unread, _ in USELESS for f in names if unread(config)]
+    back = {f: known[f] for f in fields if f.startswith("distill.") and f != "distill.preset" and f not in given}
+    return change(config, back).lock()
+
+
 def validate(config: ConfigDict) -> None:
     """Raises ConfigError for an unknown, mistyped, impossible or useless field; says which, why and what instead."""
     known, given = flatten(base()), flatten(config)
@@ -117,6 +134,7 @@ def validate(config: ConfigDict) -> None:
         (POSITIVE, lambda v: v > 0, "above 0"),
         (NOT_NEGATIVE, lambda v: v >= 0, "0 or above"),
         (FRACTIONS, lambda v: 0 <= v <= 1, "between 0 and 1"),
+        (BELOW_ONE, lambda v: 0 <= v < 1, "from 0 to below 1"),
     ):
         for name in names:
             if not _number(given[name]) or not fine(given[name]):
@@ -124,6 +142,18 @@ def validate(config: ConfigDict) -> None:
                     f"{name}={given[name]!r} is out of range. It must be a number {words}. "
                     f"Its default is {known[name]!r}."
                 )
+    for name in RANGES:
+        value = given[name]
+        if not isinstance(value, tuple | list) or len(value) != 2 or not all(_number(v) for v in value):
+            raise ConfigError(
+                f"{name}={value!r} is not a range. A crop is drawn between its two ends. Give two numbers, for example "
+                f"{known[name]!r}."
+            )
+    if not all(isinstance(stage, dict | ConfigDict) for stage in config.stages):
+        raise ConfigError(
+            f"stages={config.stages!r} is not a list of stages. Each is a dict of changed fields with a name. Leave it "
+            "to the config file; recipes.embedded shows how."
+        )
     _check_useless(config, known, given)
     if config.checkpoint.every_epochs == 0 and config.checkpoint.every_steps == 0:
         raise ConfigError(

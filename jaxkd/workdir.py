@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from jaxkd import parallel
 from jaxkd.errors import CheckpointError
-from jaxkd.recipes import flatten
+from jaxkd.recipes import base, flatten
+from jaxkd.train import read_config
 
 # Fields that may differ between a run and its continuation: none of them changes what is computed.
 FREE_FIELDS = ("data.workers", "log.", "checkpoint.", "eval.batch_size")
@@ -20,39 +21,49 @@ FREE_FIELDS = ("data.workers", "log.", "checkpoint.", "eval.batch_size")
 def claim_workdir(config: ConfigDict, workdir: Path) -> None:
     """Writes the resolved config into a new work directory, or checks that an old one belongs to the same run.
 
+    A directory whose run never finished a checkpoint has nothing to lose: its config is replaced.
+
     Raises:
-      CheckpointError: the directory holds another run, or something that is no run.
+      CheckpointError: the directory holds another run, something that is no run, or cannot be written.
     """
-    fields = {k: json.loads(json.dumps(v, default=str)) for k, v in flatten(config).items()}
-    path = workdir / "config.json"
-    if path.exists():
-        old = flatten(ConfigDict(json.loads(path.read_text())))
-        differing = [
-            f"{k}: {old.get(k)!r} there, {fields.get(k)!r} now"
-            for k in sorted(set(old) | set(fields))
-            if not k.startswith(FREE_FIELDS) and _jsonable(old.get(k)) != _jsonable(fields.get(k))
-        ]
-        if differing:
-            raise CheckpointError(
-                f'--workdir="{workdir}" belongs to another run. Continuing it with another config would mix two '
-                "experiments in one set of checkpoints. Choose a new --workdir, or use the old config. They differ "
-                f"in: {'; '.join(differing[:8])}{f'; and {len(differing) - 8} more' if len(differing) > 8 else ''}."
-            )
+    path, checkpoints = workdir / "config.json", workdir / "checkpoints"
+    started = checkpoints.is_dir() and any(p.name.isdigit() for p in checkpoints.iterdir())
+    if started and path.exists():
+        _check_same_run(config, workdir)
         return
-    if workdir.exists() and not workdir.is_dir():
-        raise CheckpointError(
-            f'--workdir="{workdir}" is a file. A run needs a folder for checkpoints and metrics. Name a new folder.'
-        )
-    if (workdir / "checkpoints").exists():
+    if started:
         raise CheckpointError(
             f'--workdir="{workdir}" holds checkpoints but no config.json. Whose they are is unknown, and nothing saved '
             "may be lost. Choose a new --workdir."
         )
-    workdir.mkdir(parents=True, exist_ok=True)
-    if parallel.is_main_host():
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(config.to_dict(), indent=2, default=str))
-        temporary.replace(path)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if parallel.is_main_host():
+            temporary = path.with_suffix(f".{os.getpid()}.tmp")
+            temporary.write_text(json.dumps(config.to_dict(), indent=2, default=str))
+            temporary.replace(path)
+    except OSError as error:
+        raise CheckpointError(
+            f'--workdir="{workdir}" cannot be used ({error.strerror or error}). A run needs a folder that it can write '
+            "checkpoints and metrics to. Name another one."
+        ) from None
+
+
+def _check_same_run(config: ConfigDict, workdir: Path) -> None:
+    defaults, old, now = flatten(base()), flatten(ConfigDict(read_config(workdir))), flatten(config)
+    # A field that did not exist when the run was started had what is now its default.
+    differing = [
+        f"{k}: {old.get(k, defaults.get(k))!r} there, {now.get(k)!r} now"
+        for k in sorted(set(old) | set(now))
+        if not k.startswith(FREE_FIELDS) and _jsonable(old.get(k, defaults.get(k))) != _jsonable(now.get(k))
+    ]
+    if differing:
+        more = f"; and {len(differing) - 8} more" if len(differing) > 8 else ""
+        raise CheckpointError(
+            f'--workdir="{workdir}" belongs to another run. Continuing it with another config would mix two '
+            "experiments in one set of checkpoints. Choose a new --workdir, or use the old config. They differ in: "
+            f"{'; '.join(differing[:8])}{more}."
+        )
 
 
 def _jsonable(value: Any) -> Any:

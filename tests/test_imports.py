@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "validate": {*BASE, "recipes"},
     "curves": BASE,
     "command": BASE,
-    "workdir": {*BASE, "recipes", "parallel"},
+    "workdir": {*BASE, "recipes", "parallel", "train"},
     "stages": {*BASE, *SETTINGS, "curves", "train"},
     "runner": {*BELOW_RUNNER, *SETTINGS, "stages", "workdir"},
     # nobody imports an entry point

@@ -211,6 +211,9 @@ def test_other_images_or_options_are_another_conversion(images, tmp_path, compla
     shards.main(argv(images, out))
     before = files(out)
     assert "resize was 0 and is now 8" in complaint(argv(images, out, "--resize=8"))
+    with (images / "train" / "cat" / "0.jpg").open("ab") as file:
+        file.write(b"more")
+    assert 'train" holds another conversion: fingerprint was' in complaint(argv(images, out))
     shutil.copy(images / "train" / "cat" / "0.jpg", images / "train" / "cat" / "new.jpg")
     assert "fingerprint was" in complaint(argv(images, out)) and "fingerprint" in complaint(argv(images, out))
     assert files(out) == before

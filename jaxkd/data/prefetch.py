@@ -43,6 +43,13 @@ class Prefetcher:
         self._thread.start()
 
     def _fill(self) -> None:
+        try:
+            self._make()
+        finally:
+            # In the thread that started the workers: Linux kills them when it ends, and they should rather end well.
+            self._pipeline.close()
+
+    def _make(self) -> None:
         while not self._stop.is_set():
             try:
                 item = (next(self._pipeline), self._pipeline.get_state(), None)
@@ -83,4 +90,3 @@ class Prefetcher:
         """Ends the thread and the pipeline."""
         self._stop.set()
         self._thread.join()
-        self._pipeline.close()

@@ -19,7 +19,7 @@ def claimed(folder: Path, split: str, identity: dict[str, Any]) -> Iterator[None
     """Makes sure that `folder` belongs to this conversion, and for now to this process alone.
 
     Args:
-      folder: made if it does not exist; cleared of what a killed process left half written.
+      folder: made if it does not exist; what a killed process left half written (`*.partial`) is written anew.
       split: its shards are called `<split>-00000.*`.
       identity: what is converted and how; equal to the former one where a conversion is continued.
 
@@ -54,9 +54,6 @@ def claimed(folder: Path, split: str, identity: dict[str, Any]) -> Iterator[None
             )
         if known:
             _check_same(folder, Manifest.load(folder).source if known == MANIFEST else _read_identity(folder), identity)
-        for name in there:
-            if name.endswith(".partial"):
-                os.remove(folder / name)
         if not known:
             content = {"kind": KIND, "version": VERSION, "split": split, "source": identity}
             write(folder / CONVERSION, json.dumps(content, indent=1).encode())

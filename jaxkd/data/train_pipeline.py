@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from typing import Any
 
 import numpy as np
@@ -154,6 +156,24 @@ def _start_worker() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
+def _start_quiet_tracker() -> None:
+    """Starts Python's tracker of shared memory so that it frees what is left at the end without a warning.
+
+    When workers are stopped, batches that nobody will read are still on their way in shared memory; grain misses some
+    of them. The tracker frees them when this process ends, and would print that it did after everything a user wants to
+    read.
+    """
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (before, "ignore:resource_tracker:UserWarning")))
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before
+
+
 class TrainPipeline:
     """This host's training batches, for ever, from any position.
 
@@ -244,6 +264,7 @@ class TrainPipeline:
         import grain
         from absl import flags
 
+        _start_quiet_tracker()
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain reads absl's global flags, which only absl.app.run parses
         dataset = grain.MapDataset.source(_From(self._batches, self._position))

@@ -16,9 +16,12 @@ from jaxkd.models.contract import (
     TapRecorder,
     add_offset,
     check_images,
+    require,
     require_choice,
+    require_counts,
     require_grid,
     require_heads,
+    require_rates,
     size_pair,
 )
 from jaxkd.models.layers import (
@@ -217,6 +220,9 @@ class Cait(nn.Module):
         require_grid(self.img_size, self.patch_size)
         require_heads(self.embed_dim, self.num_heads)
         require_choice("global_pool", self.global_pool, ("token", "avg", ""))
+        require_rates(self)
+        require_counts(depth=self.depth)
+        require(self.mlp_ratio > 0, f"mlp_ratio={self.mlp_ratio} leaves no MLP. It is its width over C. Use 4.")
         activation(self.act_layer)
         super().__post_init__()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 
@@ -200,8 +201,29 @@ def require_grid(img_size: tuple[int, int], patch_size: tuple[int, int]) -> None
     )
 
 
+def require_counts(**values: int) -> None:
+    """Raises ConfigError unless every value is a positive integer."""
+    for name, value in values.items():
+        require(
+            isinstance(value, int) and not isinstance(value, bool) and value > 0,
+            f"{name}={value!r} is not a count. A network needs at least one of it. Give a positive whole number.",
+        )
+
+
+def require_rates(model: Any) -> None:
+    """Raises ConfigError unless every `*drop*_rate` is a probability below 1: what is kept is divided by 1 - rate."""
+    for name in (f"{what}_rate" for what in ("drop", "pos_drop", "proj_drop", "attn_drop", "drop_path")):
+        value = getattr(model, name, 0.0)
+        require(
+            isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1,
+            f"{name}={value!r} is out of range. It is the probability that something is dropped. Give a number from 0 "
+            "to below 1.",
+        )
+
+
 def require_heads(channels: int, num_heads: int, where: str = "") -> None:
     """Raises ConfigError unless `channels` divide evenly over `num_heads`."""
+    require_counts(num_heads=num_heads, embed_dim=channels)
     require(
         num_heads > 0 and channels % num_heads == 0,
         f"{channels} channels do not divide by num_heads={num_heads}{where}. Each head gets an equal share. Change "

@@ -17,8 +17,10 @@ from jaxkd.models.contract import (
     check_images,
     require,
     require_choice,
+    require_counts,
     require_grid,
     require_heads,
+    require_rates,
     size_pair,
 )
 from jaxkd.models.layers import (
@@ -137,6 +139,9 @@ class VisionTransformer(nn.Module):
             'A distilled ViT takes only global_pool="token", reg_tokens=0 and fc_norm=None. Its two heads read the '
             "class and the distillation token. Leave those arguments out, or choose a name without distilled in it.",
         )
+        require_rates(self)
+        require_counts(depth=self.depth)
+        require(self.mlp_ratio > 0, f"mlp_ratio={self.mlp_ratio} leaves no MLP. It is its width over C. Use 4.")
         activation(self.act_layer)
         super().__post_init__()
 

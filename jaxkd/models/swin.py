@@ -22,8 +22,10 @@ from jaxkd.models.contract import (
     check_images,
     require,
     require_choice,
+    require_counts,
     require_grid,
     require_heads,
+    require_rates,
     size_pair,
 )
 from jaxkd.models.layers import (
@@ -248,6 +250,9 @@ class SwinTransformer(nn.Module):
         for i, heads in enumerate(self.num_heads):
             require_heads(self.embed_dim * 2**i, heads, f" (stage {i})")
         require_choice("global_pool", self.global_pool, ("avg", ""))
+        require_rates(self)
+        require_counts(**{f"depths[{i}]": d for i, d in enumerate(self.depths)})
+        require(self.mlp_ratio > 0, f"mlp_ratio={self.mlp_ratio} leaves no MLP. It is its width over C. Use 4.")
         activation(self.act_layer)
         self.stage_windows  # noqa: B018 -- raises on a wrong window_size
         super().__post_init__()

@@ -63,6 +63,7 @@ def load_weights(
     source: str,
     *,
     variant: str = "",
+    step: str = "",
     resize: bool = False,
     new_head: bool = False,
     key: jax.Array | None = None,
@@ -73,6 +74,7 @@ def load_weights(
       network: where they go.
       source: a file, a Hugging Face id, or a work directory of ours.
       variant: "ema" or "raw" where the source holds both.
+      step: which checkpoint of a work directory: a number, "last" (default) or "best".
       resize: interpolate position embeddings and bias tables to this network's grid.
       new_head: replace a head of another size, drawn with `key`.
       key: for a new head.
@@ -83,10 +85,15 @@ def load_weights(
     """
     options = {"resize": resize, "new_head": new_head, "key": key}
     if find_run(source) is None:
+        if step:
+            raise ConfigError(
+                f'step="{step}" was given, but "{source}" is not a work directory of jaxkd. A file holds one set of '
+                "weights. Leave the step out."
+            )
         variables = weights.load(network.model, source, variant=variant or None, **options)
         return replace(network, variables=variables, origin=source)
     # Through the state dict, so that a run's weights obey the same checks, resizes and diffs as a file's.
-    saved, config, origin = load_run_weights(source, variant=variant or None)
+    saved, config, origin = load_run_weights(source, variant=variant or None, step=step)
     theirs = network_from_run(config)
     state_dict = weights.to_timm(theirs.model, saved)
     return replace(network, variables=weights.from_timm(network.model, state_dict, **options), origin=origin)

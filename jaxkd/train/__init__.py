@@ -1,6 +1,6 @@
 """Training: a task goes in, checkpoints and metrics come out."""
 
-from jaxkd.train.checkpoint import Checkpoints, find_run, load_run_weights
+from jaxkd.train.checkpoint import Checkpoints, find_run, load_run_weights, read_config
 from jaxkd.train.evaluation import evaluate
 from jaxkd.train.loop import Clock, LoopSettings, train_loop
 from jaxkd.train.optimizer import decay_mask, make_optimizer, make_schedule, timm_epoch_rates
@@ -29,6 +29,7 @@ __all__ = [
     "load_run_weights",
     "make_optimizer",
     "make_schedule",
+    "read_config",
     "read_metrics",
     "timm_epoch_rates",
     "train_loop",

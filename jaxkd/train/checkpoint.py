@@ -154,6 +154,27 @@ def find_run(path: str | Path) -> Path | None:
     return run if (run / "config.json").is_file() and (run / FOLDER).is_dir() else None
 
 
+def read_config(run: Path) -> dict[str, Any]:
+    """The resolved config of a work directory.
+
+    Raises:
+      CheckpointError: config.json is missing or is no JSON object.
+    """
+    try:
+        config = json.loads((run / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f'"{run / "config.json"}" cannot be read ({" ".join(str(error).split())}). It says which network and data '
+            "the run has. Restore the file, or use another work directory."
+        ) from None
+    if not isinstance(config, dict):
+        raise CheckpointError(
+            f'"{run / "config.json"}" holds no config. It should be one JSON object of fields. Restore the file, or '
+            "use another work directory."
+        )
+    return config
+
+
 def load_run_weights(
     path: str | Path, *, variant: str | None = None, step: str = "", best_metric: str = "top1"
 ) -> tuple[PyTree, dict, str]:
@@ -221,7 +242,7 @@ def load_run_weights(
             restored = restore_item(run / FOLDER / str(chosen) / item)
     finally:
         manager.close()
-    config = json.loads((run / "config.json").read_text())
+    config = read_config(run)
     said = f"step {chosen} of {run} ({'moving average' if item == 'ema' else 'raw weights'})"
     return {"params": restored["student"]}, config, said
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxkd.errors import NonFiniteLossError
+from jaxkd.errors import JaxkdError, NonFiniteLossError
 from jaxkd.parallel import any_host, put_batch
 from jaxkd.train.checkpoint import Checkpoints
 from jaxkd.train.preemption import StopRequest
@@ -32,7 +32,8 @@ class LoopSettings:
       batch_size: global images per optimiser step.
       log_every: steps between lines of metrics (means over the window).
       eval_every: steps between evaluations; the last step always evaluates.
-      checkpoint_every: steps between checkpoints; the last step always saves.
+      checkpoint_every: steps between checkpoints, perhaps two different rhythms; evaluations and the last step save
+        too.
     """
 
     total_steps: int
@@ -40,7 +41,7 @@ class LoopSettings:
     batch_size: int
     log_every: int
     eval_every: int
-    checkpoint_every: int
+    checkpoint_every: tuple[int, ...]
 
 
 @dataclass
@@ -183,7 +184,7 @@ def train_loop(
         pending = (step, metrics, False if alone else any_host(bool(stop.requested), mesh))
         last = step == settings.total_steps
         evaluating = evaluate is not None and (last or step % settings.eval_every == 0)
-        saving = last or evaluating or step % settings.checkpoint_every == 0
+        saving = last or evaluating or any(step % every == 0 for every in settings.checkpoint_every)
         logging = last or step % settings.log_every == 0
         if evaluating or saving or logging or step == start + 1:
             settle()
@@ -208,7 +209,12 @@ def train_loop(
         metrics_now: dict[str, float] | None = None
         if evaluating:
             progress.update(step, "evaluating")
-            scores = evaluate(state)
+            try:
+                scores = evaluate(state)
+            except JaxkdError:  # unreadable validation images must not cost the training since the last checkpoint
+                checkpoints.save(state, data=batches.get_state(), meta=meta(clock))
+                checkpoints.wait()
+                raise
             metrics_now = scores
             epoch = step / settings.steps_per_epoch
             writer.write("eval", step, {"epoch": round(epoch, 4), **scores})

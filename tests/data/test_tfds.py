@@ -96,6 +96,8 @@ def test_records_are_what_was_put_in(tiny):
         heights.append(number)
         assert source.bytes(i) == png(number) and source.label(i) == number % 2 and image.mode == "RGB"
     assert sorted(heights) == list(range(6))
+    for i in reversed(range(6)):
+        assert source.bytes(i) == png(heights[i])
     with pytest.raises(IndexError):
         source.name(6)
 
