@@ -205,9 +205,8 @@ def build_task(config: ConfigDict, *, num_classes: int, load: bool = True) -> ta
         frozen = {"student": weights.freeze_mask(shapes["params"], tuple(config.student.freeze)), "projectors": {}}
     if config.task == "classification":
         student = _loaded(student, config.student, config.seed, load)
-        return tasks.ClassificationTask(
-            student, distill.preset("none", smoothing=config.label_smoothing), frozen=frozen
-        )
+        objective = distill.preset("none", smoothing=config.label_smoothing)
+        return tasks.ClassificationTask(student, objective, frozen=frozen, **_on_device(config))
     teacher = _network(config.teacher, config.precision.compute, False, like=student)
     student_taps, teacher_taps = models.tap_names(student.model), models.tap_names(teacher.model)
     pairs = distill.resolve_pairs(config.distill.pairs or (), student_taps, teacher_taps)

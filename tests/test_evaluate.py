@@ -84,9 +84,20 @@ def test_wrong_commands(run, tmp_path, capsys):
     workdir, _ = run
     digits = "--data=embedded:digits"
     assert "trained deit_tiny_patch16_224" in complaint(capsys, f"--weights={workdir}", digits, "--model=cait_s24_224")
-    assert "has 10 outputs" not in complaint(capsys, f"--weights={workdir}", "--data=/nowhere")
+    assert '"/nowhere" does not exist' in complaint(capsys, f"--weights={workdir}", "--data=/nowhere")
+    assert "has no checkpoint of step 99" in complaint(capsys, f"--weights={workdir}", digits, "--step=99")
+    assert "is not a work directory" in complaint(
+        capsys,
+        f"--weights={tmp_path}/x",
+        digits,
+        "--model=deit_tiny_patch16_224",
+        "--model-arg=num_classes=10",
+        "--step=1",
+    )
     assert "--model is missing" in complaint(capsys, f"--weights={tmp_path}/x.safetensors", digits)
-    text = complaint(capsys, f"--weights={tmp_path}/x.safetensors", digits, "--model=deit_tiny_patch16_224")
+    file = [f"--weights={tmp_path}/x.safetensors", digits, "--model=deit_tiny_patch16_224"]
+    assert "has 1000 outputs, but embedded:digits has 10 classes" in complaint(capsys, *file)
+    text = complaint(capsys, *file, "--model-arg=num_classes=10")
     assert f'"{tmp_path}/x.safetensors"' in text and "do not exist" in text
     assert f"{workdir.name}" in complaint(capsys, f"--weights={workdir.parent}", digits)
     assert "The command line was not understood" in complaint(capsys, digits)

@@ -56,7 +56,8 @@ def test_deit_tiny_from_cait_s24_killed_and_resumed_is_the_uninterrupted_run(tim
     assert "continues after step 3" in again.stdout
 
     expected, got = (
-        [[row[k] for k in LOSSES] for row in train.read_metrics(tmp_path / name, "train")] for name in ("whole", "killed")
+        [[row[k] for k in LOSSES] for row in train.read_metrics(tmp_path / name, "train")]
+        for name in ("whole", "killed")
     )
     assert len(expected) == 6
     assert expected == got

@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 
 from jaxkd import main, models, weights
+from jaxkd.stages import stage_configs
+from jaxkd.validate import validate
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 3}
@@ -43,6 +45,7 @@ def supervised(source, workdir, *more: str) -> list[str]:
         "--config.train.batch_size=8",
         "--config.train.epochs=3",
         "--config.schedule.warmup_epochs=1",
+        "--config.optimizer.reference_batch=0",
         "--config.data.workers=0",
         "--config.log.tensorboard=False",
         *more,
@@ -142,7 +145,73 @@ def test_a_workdir_of_another_run(complaint, images, tmp_path):
 
 def test_a_workdir_that_is_a_file(complaint, images, tmp_path):
     (tmp_path / "run").write_text("")
-    assert "is a file" in complaint(supervised(images, tmp_path / "run"))
+    assert f'--workdir="{tmp_path}/run" cannot be used (File exists)' in complaint(supervised(images, tmp_path / "run"))
+    (tmp_path / "file").write_text("")
+    assert "cannot be used (Not a directory)" in complaint(supervised(images, tmp_path / "file" / "run"))
+
+
+def test_a_failed_start_does_not_stand_in_the_way_of_its_correction(complaint, images, tmp_path):
+    text = complaint(supervised(images, tmp_path / "run", "--config.schedule.warmup_epochs=9"))
+    assert "schedule.warmup_epochs" in text
+    assert main.main(supervised(images, tmp_path / "run", "--config.train.steps=1")) == 0
+
+
+def test_another_number_of_classes(complaint, images, tmp_path):
+    text = complaint(supervised(images, tmp_path / "run", "--config.student.args.num_classes=1000"))
+    assert "student.args.num_classes=1000, but the data have 2 classes" in text
+
+
+def test_a_random_head_teaches_no_logits(complaint, images, tmp_path):
+    argv = distilled(images, tmp_path / "run", "--config.distill.pairs=last", "--config.teacher.new_head=True")
+    assert "would distil the logits of a random classifier" in complaint(argv)
+
+
+def test_a_damaged_config_of_a_run(complaint, images, tmp_path):
+    assert main.main(supervised(images, tmp_path / "run", "--config.train.steps=1")) == 0
+    (tmp_path / "run" / "config.json").write_text('{"stu')
+    assert 'config.json" cannot be read' in complaint(supervised(images, tmp_path / "run", "--config.train.steps=1"))
+
+
+PRESETS = ("soft", "hard", "spectral", "mse", "soft+spectral", "hard+spectral", "soft+mse", "hard+mse")
+
+
+@pytest.mark.parametrize("name", ["deit_cait.py", "swin_swin.py", "dynamics.py", "deit_cait.py:embedded"])
+def test_every_preset_can_be_chosen_on_the_command_line(name, tmp_path):
+    for preset in PRESETS:
+        argv = [f"--config={ROOT}/configs/{name}", f"--workdir={tmp_path}", "--config.data.source=/data"]
+        config, _, _ = main.parse([*argv, f"--config.distill.preset={preset}"])
+        assert config.distill.preset == preset
+        for one in stage_configs(config, tmp_path).values() if config.stages else [config]:
+            validate(one)
+
+
+def test_commands_in_the_docstrings_of_the_configs_can_be_parsed():
+    found = 0
+    for path in sorted((ROOT / "configs").glob("*.py")):
+        for line in path.read_text().split('"""')[1].splitlines():
+            if line.strip().startswith("python -m jaxkd.main"):
+                words = line.split("(")[0].replace("...", "--workdir=runs/x").split()
+                main.parse([w.replace("configs/", f"{ROOT}/configs/") for w in words[3:]])
+                found += 1
+    assert found >= 8
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("seed", "-1", "seed=-1 is out of range"),
+        ("ema.decay", "1.0", "from 0 to below 1"),
+        ("optimizer.b1", "1.5", "from 0 to below 1"),
+        ("data.augment.scale", "(0.5,)", "is not a range"),
+        ("student.args.depth", "0", "depth=0 is not a count"),
+        ("student.args.drop_path_rate", "1.5", "drop_path_rate=1.5 is out of range"),
+        ("student.args.num_heads", "(3, 3)", "num_heads=(3, 3) is not a count"),
+        ("student.args.act_layer", "gelo", 'Did you mean "gelu"'),
+        ("optimizer.learning_rate", "1e-6", "below schedule.min_lr"),
+    ],
+)
+def test_a_value_out_of_range(complaint, images, tmp_path, field, value, words):
+    assert words in complaint(supervised(images, tmp_path / "run", f"--config.{field}={value}"))
 
 
 @pytest.mark.parametrize(
@@ -154,7 +223,10 @@ def test_a_workdir_that_is_a_file(complaint, images, tmp_path):
         (["--config=configs/deit_cait.py", "--workdri=x"], 'Did you mean "workdir"'),
         (["--config=configs/deit_cait.py", "--workdir=x", "train"], '"train" is not an option'),
         (["--config=configs/deit_cait.py:embeded", "--workdir=x"], 'Did you mean "embedded"'),
-        (["--config=configs/deit_cait.py", "--workdir=x", "--config.train.epochs=ten"], "The field holds a int"),
+        (
+            ["--config=configs/deit_cait.py", "--workdir=x", "--config.train.epochs=ten"],
+            "The field holds a value of type int",
+        ),
         (["--config=configs/deit_cait.py", "--workdir=x"], "data.source is empty"),
         (["--config=configs/supervised.py:vit_tinny_patch16_224", "--workdir=x"], "data.source is empty"),
     ],

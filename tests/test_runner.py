@@ -229,3 +229,23 @@ def test_every_config_builds_a_task(name, variant):
             assert isinstance(task.objective, distill.Objective)
             assert len(task.objective.student_taps) == {"deit_cait": 8, "swin_swin": 4}[name]
     assert len((ROOT / "configs" / f"{name}.py").read_text().splitlines()) <= 60
+
+
+@pytest.mark.parametrize("task", ["classification", "distillation"])
+def test_erasing_and_mixing_reach_the_images_of_every_task(teacher_file, task):
+    changes = {"data.erase.probability": 1.0, "data.erase.mode": "const", "data.mix.mixup": 0.8, "label_smoothing": 0.0}
+    one = with_teacher(teacher_file, **changes) if task == "distillation" else config(**changes)
+    built = runner.build_task(one, num_classes=10)
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(1, 255, (8, 16, 16, 3)).astype(np.uint8),
+        "label": np.arange(8, dtype=np.int32),
+        "mask": np.arange(8) != 2,
+    }
+    images, changed = jax.jit(built.train_images)(jax.random.key(1), batch)
+    assert changed["label"].shape == (8, 10)
+    np.testing.assert_allclose(changed["label"].sum(axis=1), 1, rtol=1e-5)
+    partner = changed["label"][5]  # of the image that could not be read: mixed with itself instead
+    assert partner[5] == pytest.approx(1.0) and partner[2] == 0
+    plain = built.images(batch)
+    assert (np.asarray(images) != np.asarray(plain)).any(axis=(1, 2, 3)).sum() >= 7

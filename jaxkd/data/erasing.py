@@ -47,32 +47,32 @@ class EraseConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.probability <= 1:
             raise ConfigError(
-                f"erase.probability={self.probability} is not a probability. It is the share of training images that "
-                "lose a box. Give a number from 0 to 1; published recipes use 0.25."
+                f"data.erase.probability={self.probability} is not a probability. It is the share of training images "
+                "that lose a box. Give a number from 0 to 1; published recipes use 0.25."
             )
         if self.mode not in ERASE_MODES:
             raise ConfigError(
-                f'erase.mode="{self.mode}" does not exist.{did_you_mean(self.mode, ERASE_MODES)} It says what fills '
-                f"an erased box. Use one of: {', '.join(ERASE_MODES)}."
+                f'data.erase.mode="{self.mode}" does not exist.{did_you_mean(self.mode, ERASE_MODES)} It says what '
+                f"fills an erased box. Use one of: {', '.join(ERASE_MODES)}."
             )
         if not 0 < self.min_area <= self.max_area <= 1:
             raise ConfigError(
-                f"erase.min_area={self.min_area}, erase.max_area={self.max_area} is not a range. The area of a box, "
-                "as a share of the image's, is drawn between them. Give 0 < min_area <= max_area <= 1, for example "
-                "0.02 and 0.333."
+                f"data.erase.min_area={self.min_area}, data.erase.max_area={self.max_area} is not a range. The area of "
+                "a box, as a share of the image's, is drawn between them. Give 0 < min_area <= max_area <= 1, for "
+                "example 0.02 and 0.333."
             )
         low, high = self.aspects
         if not 0 < low <= high:
             raise ConfigError(
-                f"erase.min_aspect={self.min_aspect}, erase.max_aspect={self.max_aspect} is not a range. Height over "
-                "width of a box is drawn between them, and max_aspect=None stands for 1 / min_aspect. Give "
+                f"data.erase.min_aspect={self.min_aspect}, data.erase.max_aspect={self.max_aspect} is not a range. "
+                "Height over width of a box is drawn between them, and max_aspect=None stands for 1 / min_aspect. Give "
                 "0 < min_aspect <= max_aspect, for example 0.3 and None."
             )
         if not 1 <= self.min_count <= self.most:
             raise ConfigError(
-                f"erase.min_count={self.min_count}, erase.max_count={self.max_count} is not a range. The number of "
-                "boxes in an erased image is drawn between them, and max_count=None stands for min_count. Give "
-                "1 <= min_count <= max_count."
+                f"data.erase.min_count={self.min_count}, data.erase.max_count={self.max_count} is not a range. The "
+                "number of boxes in an erased image is drawn between them, and max_count=None stands for min_count. "
+                "Give 1 <= min_count <= max_count."
             )
 
     @property

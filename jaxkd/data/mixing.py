@@ -48,42 +48,44 @@ class MixConfig:
         for name in ("mixup_alpha", "cutmix_alpha"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(
-                    f"mix.{name}={getattr(self, name)} is out of range. It is the parameter of a beta distribution. "
-                    "Give a number above 0, or 0 to turn it off; DeiT uses 0.8 for mixup and 1.0 for cutmix."
+                    f"data.mix.{name}={getattr(self, name)} is out of range. It is the parameter of a beta "
+                    "distribution. Give a number above 0, or 0 to turn it off; DeiT uses 0.8 for mixup and 1.0 for "
+                    "cutmix."
                 )
         for name in ("prob", "switch_prob"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(
-                    f"mix.{name}={getattr(self, name)} is not a probability. It says how often images are mixed (prob) "
-                    "and how often by cutmix (switch_prob). Give a number from 0 to 1."
+                    f"data.mix.{name}={getattr(self, name)} is not a probability. It says how often images are mixed "
+                    "(prob) and how often by cutmix (switch_prob). Give a number from 0 to 1."
                 )
         if not 0 <= self.smoothing < 1:
             raise ConfigError(
-                f"mix.smoothing={self.smoothing} is out of range. It is the share of the label that is spread over all "
-                "classes. Give a number from 0 (off) to below 1; published recipes use 0.1."
+                f"data.mix.smoothing={self.smoothing} is out of range. It is the share of the label that is spread "
+                "over all classes. Give a number from 0 (off) to below 1; published recipes use 0.1."
             )
         if self.mode not in MIX_MODES:
             raise ConfigError(
-                f'mix.mode="{self.mode}" does not exist.{did_you_mean(self.mode, MIX_MODES)} It says which images '
+                f'data.mix.mode="{self.mode}" does not exist.{did_you_mean(self.mode, MIX_MODES)} It says which images '
                 f"share one lambda. Use one of: {', '.join(MIX_MODES)}."
             )
         if self.cutmix_minmax is None:
             if not (self.mixup_alpha or self.cutmix_alpha):
                 raise ConfigError(
-                    "mix.mixup_alpha=0 and mix.cutmix_alpha=0 mix nothing. Labels would still become probabilities, "
-                    "to no end. Set one above 0, or leave mixing out altogether (mix=None)."
+                    "data.mix.mixup_alpha=0 and data.mix.cutmix_alpha=0 mix nothing. Labels would still become "
+                    "probabilities, to no end. Set one above 0, or leave mixing out altogether (mix=None)."
                 )
             return
         low, high = self.cutmix_minmax
         if not 0 <= low < high <= 1:
             raise ConfigError(
-                f"mix.cutmix_minmax={self.cutmix_minmax} is not a range. Height and width of the box, as shares of "
-                "the image's, are drawn between its ends. Give 0 <= low < high <= 1, for example (0.2, 0.8)."
+                f"data.mix.cutmix_minmax={self.cutmix_minmax} is not a range. Height and width of the box, as shares "
+                "of the image's, are drawn between its ends. Give 0 <= low < high <= 1, for example (0.2, 0.8)."
             )
         if self.cutmix_alpha not in (0, 1):
             raise ConfigError(
-                f"mix.cutmix_alpha={self.cutmix_alpha} is never read, because mix.cutmix_minmax={self.cutmix_minmax} "
-                "is set. The size of the box comes from one of them. Set cutmix_alpha=0, or cutmix_minmax=None."
+                f"data.mix.cutmix_alpha={self.cutmix_alpha} is never read, because "
+                f"data.mix.cutmix_minmax={self.cutmix_minmax} is set. The size of the box comes from one of them. Set "
+                "cutmix_alpha=0, or cutmix_minmax=None."
             )
 
 
@@ -234,7 +236,7 @@ def minmax_box(uniforms: jax.Array, size: tuple[int, int], minmax: tuple[float, 
         low, high = int(side * minmax[0]), int(side * minmax[1])
         if low >= high:
             raise ConfigError(
-                f"mix.cutmix_minmax={minmax} leaves no box for images {side} pixels high or wide. Sides are whole "
+                f"data.mix.cutmix_minmax={minmax} leaves no box for images {side} pixels high or wide. Sides are whole "
                 f"pixels from {low} to below {high}. Set the two further apart."
             )
         cut = low + (for_cut * (high - low)).astype(jnp.int32)

@@ -50,12 +50,12 @@ class EpochSampler:
     ):
         if repeats < 1 or repeats != int(repeats):
             raise ConfigError(
-                f"repeats={repeats} is not a number of copies. Repeated augmentation shows each chosen image that many "
-                "times in a row, augmented differently. Give 1 for none, or 3 as DeiT does."
+                f"data.repeats={repeats} is not a number of copies. Repeated augmentation shows each chosen image that "
+                "many times in a row, augmented differently. Give 1 for none, or 3 as DeiT does."
             )
         samples = records // _ROUND * _ROUND if repeats > 1 and records >= _ROUND else records
         if samples < batch_size:
-            cut = f", of which repeats={repeats} leaves {samples} samples an epoch (a multiple of {_ROUND})"
+            cut = f", of which data.repeats={repeats} leaves {samples} samples an epoch (a multiple of {_ROUND})"
             raise DataError(
                 f"The training split has {records} images{cut if samples < records else ''}, which is less than "
                 f"train.batch_size={batch_size}. An epoch is cut into whole batches, and there would be none. Set "

@@ -99,7 +99,7 @@ def test_every_copy_has_random_numbers_of_its_own():
 
 @pytest.mark.parametrize("repeats", [0, -1, 1.5])
 def test_a_number_of_copies_that_is_none_is_refused(repeats):
-    with pytest.raises(ConfigError, match=rf"repeats={repeats} is not a number of copies.*Give 1 for none, or 3"):
+    with pytest.raises(ConfigError, match=rf"data.repeats={repeats} is not a number of copies.*Give 1 for none, or 3"):
         EpochSampler(300, 8, seed=0, repeats=repeats)
 
 
@@ -107,7 +107,7 @@ def test_a_split_smaller_than_a_batch_is_refused():
     with pytest.raises(DataError, match="has 3 images, which is less than train.batch_size=8"):
         EpochSampler(3, 8, seed=0)
     with pytest.raises(
-        DataError, match=r"300 images, of which repeats=3 leaves 256 samples.*batch_size to 256 or less"
+        DataError, match=r"300 images, of which data.repeats=3 leaves 256 samples.*batch_size to 256 or less"
     ):
         EpochSampler(300, 260, seed=0, repeats=3)
     assert EpochSampler(300, 260, seed=0).steps_per_epoch == 1

@@ -22,7 +22,14 @@ TINY = {
     "cait": ("cait_xxs24_224", {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3}),
     "swin": (
         "swin_tiny_patch4_window7_224",
-        {"img_size": 36, "embed_dim": 8, "depths": (2, 2), "num_heads": (1, 2), "window_size": 3, "drop_path_rate": 0.0},
+        {
+            "img_size": 36,
+            "embed_dim": 8,
+            "depths": (2, 2),
+            "num_heads": (1, 2),
+            "window_size": 3,
+            "drop_path_rate": 0.0,
+        },
     ),
 }
 

@@ -85,7 +85,9 @@ def test_patch_projection_is_a_strided_convolution_that_drops_the_remainder():
     rng = np.random.default_rng(0)
     images, kernel = rng.normal(size=(2, 9, 14, 3)), rng.normal(size=(2, 4, 3, 5))
     layer = PatchProjection((2, 4), 5)
-    y = layer.apply({"params": {"kernel": jnp.asarray(kernel), "bias": jnp.arange(5.0)}}, jnp.asarray(images, jnp.float32))
+    y = layer.apply(
+        {"params": {"kernel": jnp.asarray(kernel), "bias": jnp.arange(5.0)}}, jnp.asarray(images, jnp.float32)
+    )
     assert y.shape == (2, 4, 3, 5)
     patch = images[1, 4:6, 8:12]  # row 2, column 2
     np.testing.assert_allclose(y[1, 2, 2], np.einsum("ijc,ijcf->f", patch, kernel) + np.arange(5), rtol=1e-4, atol=1e-4)

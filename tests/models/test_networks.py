@@ -113,7 +113,9 @@ def test_stochastic_depth_grows_with_depth(tiny, randomised, random_key, picture
     assert np.abs(still["block_2"] - still["block_1"]).max() > 1e-3
 
 
-def test_stochastic_depth_of_a_cait_is_the_same_everywhere_but_in_class_attention(tiny, randomised, random_key, pictures):
+def test_stochastic_depth_of_a_cait_is_the_same_everywhere_but_in_class_attention(
+    tiny, randomised, random_key, pictures
+):
     model = tiny("cait", drop_path_rate=0.99999)
     variables, images = randomised(model), pictures(model, 4)
     taps = ("block_0", "block_2", "cls_block_0", "cls_block_1")

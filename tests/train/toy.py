@@ -151,7 +151,7 @@ def run(
             train.compile_train_step(task, tx, mesh, abstract, accumulate=accumulate, ema_decay=ema_decay),
             state,
             batches,
-            train.LoopSettings(total, STEPS_PER_EPOCH, BATCH, log_every, eval_every, checkpoint_every),
+            train.LoopSettings(total, STEPS_PER_EPOCH, BATCH, log_every, eval_every, (checkpoint_every,)),
             constants=task.constants,
             key=jax.random.key(1, impl="rbg"),
             mesh=mesh,
