@@ -235,7 +235,7 @@ def test_every_config_builds_a_task(name, variant):
 def test_erasing_and_mixing_reach_the_images_of_every_task(teacher_file, task):
     changes = {"data.erase.probability": 1.0, "data.erase.mode": "const", "data.mix.mixup": 0.8, "label_smoothing": 0.0}
     one = with_teacher(teacher_file, **changes) if task == "distillation" else config(**changes)
-    built = runner.build_task(one, num_classes=10)
+    built = runner.build_task(runner.resolve(one, num_classes=10), num_classes=10)
     rng = np.random.default_rng(0)
     batch = {
         "image": rng.integers(1, 255, (8, 16, 16, 3)).astype(np.uint8),
