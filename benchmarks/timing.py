@@ -1,0 +1,97 @@
+"""Timing of several programs against one another on a machine that others may use at the same time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Run = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A compiled program and what the compiler says of it.
+
+    Attributes:
+      call: the program.
+      seconds: of tracing and compiling.
+      flops: floating-point operations of one call.
+    """
+
+    call: Any
+    seconds: float
+    flops: float
+
+
+def compile_program(function: Any, *args: Any) -> Compiled:
+    """Compiles a jitted function for the shapes of `args`."""
+    start = time.perf_counter()
+    lowered = function.lower(*args)
+    compiled = lowered.compile()
+    seconds = time.perf_counter() - start
+    flops, written = _flops(compiled.cost_analysis()), _flops(lowered.cost_analysis())
+    # Where a backend hands its matrix products to a library, the compiled program's count misses them; then the count
+    # of the program as it was written is the true one.
+    return Compiled(compiled, seconds, written if flops < written / 2 else flops)
+
+
+def _flops(analysis: Any) -> float:
+    analysis = analysis[0] if isinstance(analysis, list) else analysis
+    return float((analysis or {}).get("flops", 0.0))
+
+
+def interleaved(programs: Mapping[str, Run], repeats: int) -> dict[str, np.ndarray]:
+    """Seconds of each of `repeats` calls of every program, in turns: A B C A B C ...
+
+    Each timed call follows an untimed one of the same program: two frameworks share the cores here, and the first call
+    after the other's turn pays for threads that have to wake up or have not gone to sleep yet.
+
+    Args:
+      programs: name -> a function that returns when its work is done.
+      repeats: timed calls of each.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in programs}
+    for _ in range(repeats):
+        for name, run in programs.items():
+            run()
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: np.asarray(values) for name, values in seconds.items()}
+
+
+def summary(seconds: np.ndarray) -> dict[str, float]:
+    """Milliseconds: median, min, and spread (75th minus 25th percentile)."""
+    ms = 1e3 * seconds
+    low, high = np.percentile(ms, (25, 75))
+    return {"median": _rounded(np.median(ms)), "min": _rounded(ms.min()), "spread": _rounded(high - low)}
+
+
+def ratio(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
+    """How many times the images per second of `theirs` are ours; above 1 we are faster."""
+    return {
+        "median": round(float(np.median(theirs) / np.median(ours)), 3),
+        "min": round(float(theirs.min() / ours.min()), 3),
+    }
+
+
+def _rounded(value: Any) -> float:
+    return float(f"{float(value):.4g}")
+
+
+def matrix_products(dtype: Any) -> dict[int, tuple[float, Run]]:
+    """Side n -> (operations, run) of the square matrix products whose best rate is called the machine's peak."""
+    sides = (768, 1536, 2304) if jax.default_backend() == "cpu" else (4096, 8192, 16384)
+    product = jax.jit(jnp.matmul)
+    programs = {}
+    for side in sides:
+        a = jax.random.normal(jax.random.key(side), (side, side), jnp.float32).astype(dtype)
+        compiled = product.lower(a, a).compile()
+        programs[side] = (2.0 * side**3, lambda c=compiled, a=a: jax.block_until_ready(c(a, a)))
+    return programs
