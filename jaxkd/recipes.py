@@ -90,6 +90,8 @@ def base() -> ConfigDict:
     config.data.augment.hflip = 0.5
     config.data.augment.auto_augment = ""  # timm's words: "rand-m9-mstd0.5-inc1", "original", "v0", "3a", "augmix-m5"
     config.data.augment.color_jitter = 0.0  # strength; as in timm only without auto_augment, or with "3a"
+    config.data.augment.region_decode = "auto"  # decode only the crop of a JPEG, same pixels ("on", "off")
+    config.data.augment.dct_scaling = False  # shrink while decoding where a crop is large; changes pixels a little
     config.data.erase = ConfigDict({"probability": 0.0, "mode": "pixel", "count": 1})  # random erasing; 0: off
     config.data.mix = ConfigDict()
     config.data.mix.mixup = 0.0  # alpha; 0: off

@@ -16,6 +16,7 @@ CHOICES = {
     "precision.compute": ("float32", "bfloat16"),
     "data.augment.kind": ("random_resized_crop", "pad_crop", "none"),
     "data.augment.interpolation": ("nearest", "bilinear", "bicubic", "lanczos", "random"),
+    "data.augment.region_decode": ("auto", "on", "off"),
     "data.erase.mode": ("const", "rand", "pixel"),
     "data.mix.mode": ("batch", "pair", "elem"),
     "eval.interpolation": ("", "nearest", "bilinear", "bicubic", "lanczos"),
@@ -59,7 +60,7 @@ USELESS: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], bool], str], ...] =
     ),
     (("data.augment.pad",), lambda c: c.data.augment.kind != "pad_crop", 'data.augment.kind other than "pad_crop"'),
     (
-        ("data.augment.scale", "data.augment.ratio"),
+        ("data.augment.scale", "data.augment.ratio", "data.augment.region_decode", "data.augment.dct_scaling"),
         lambda c: c.data.augment.kind != "random_resized_crop",
         'data.augment.kind other than "random_resized_crop"',
     ),

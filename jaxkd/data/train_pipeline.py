@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from jaxkd.data.broken import BrokenImages
-from jaxkd.data.crops import INTERPOLATIONS, Size, centre_crop, random_resized_box, resize_to_cover
+from jaxkd.data.crops import INTERPOLATIONS, Box, Size, centre_crop, random_resized_box, resize_to_cover
+from jaxkd.data.fast_decode import DecodeOptions, decode_crop_resize
 from jaxkd.data.image_ops import color_jitter
 from jaxkd.data.randaugment import auto_augment, uses_color_jitter
 from jaxkd.data.sampler import EpochSampler, record_rng
@@ -40,6 +41,9 @@ class AugmentConfig:
       hflip: probability of a mirror image.
       auto_augment: a policy in timm's words, such as "rand-m9-mstd0.5-inc1"; "" is none. See `auto_augment`.
       color_jitter: strength for brightness, contrast and saturation; like timm, only without a policy or with "3a".
+      region_decode: "auto", "on" or "off": decode only the part of a JPEG that random_resized_crop shows. It changes no
+        pixel. See `DecodeOptions.region`.
+      dct_scaling: shrink a JPEG while decoding where its crop is large. It changes pixels. See `DecodeOptions`.
     """
 
     kind: str = "random_resized_crop"
@@ -50,6 +54,8 @@ class AugmentConfig:
     hflip: float = 0.5
     auto_augment: str = ""
     color_jitter: float = 0.0
+    region_decode: str = "auto"
+    dct_scaling: bool = False
 
     def __post_init__(self) -> None:
         for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
@@ -76,11 +82,12 @@ class TrainTransform:
       fill: colour of what a policy moves into the picture.
 
     Raises:
-      ConfigError: a policy that does not exist.
+      ConfigError: a policy that does not exist, or region_decode="on" without its library.
     """
 
     def __init__(self, config: AugmentConfig, size: Size, fill: tuple[int, int, int] = (128, 128, 128)):
         self._config, self._size = config, size
+        self._decode = DecodeOptions(config.region_decode, config.dct_scaling)
         self._policy = (
             auto_augment(config.auto_augment, fill=fill, interpolation=config.interpolation, image_size=size)
             if config.auto_augment
@@ -90,12 +97,9 @@ class TrainTransform:
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
         """See the class; every random number comes from `rng`."""
         config, size = self._config, self._size
-        if config.interpolation == "random":
-            resample = INTERPOLATIONS["bilinear" if rng.random() < 0.5 else "bicubic"]
-        else:
-            resample = INTERPOLATIONS[config.interpolation]
+        resample = self._resampling(rng)
         if config.kind == "random_resized_crop":
-            box = random_resized_box((image.height, image.width), config.scale, config.ratio, rng)
+            box = self._box((image.height, image.width), rng)
             # Crop, then resize, as timm: `resize(box=...)` would let pixels outside the box bleed in.
             image = image.crop(box).resize(size[::-1], resample)
         else:
@@ -103,6 +107,41 @@ class TrainTransform:
             if config.kind == "pad_crop":
                 left, top = (int(rng.integers(0, 2 * config.pad + 1)) for _ in range(2))
                 image = ImageOps.expand(image, config.pad).crop((left, top, left + size[1], top + size[0]))
+        return self._augmented(image, rng)
+
+    def of_record(self, source: Source, record: int, rng: np.random.Generator) -> np.ndarray:
+        """`self(source.image(record), rng)`, but decoding no more of a file than its crop needs.
+
+        Raises:
+          DataError: the record cannot be read or decoded.
+        """
+        data = source.bytes(record) if self._config.kind == "random_resized_crop" else None
+        if data is None:
+            return self(source.image(record), rng)
+        resample = self._resampling(rng)
+        image = decode_crop_resize(
+            data,
+            source.name(record),
+            self._size,
+            lambda image_size: self._box(image_size, rng),
+            resample=resample,
+            options=self._decode,
+            exif=source.exif,
+        )
+        return self._augmented(image, rng)
+
+    def _resampling(self, rng: np.random.Generator) -> Image.Resampling:
+        name = self._config.interpolation
+        if name == "random":
+            name = "bilinear" if rng.random() < 0.5 else "bicubic"
+        return INTERPOLATIONS[name]
+
+    def _box(self, image_size: Size, rng: np.random.Generator) -> Box:
+        return random_resized_box(image_size, self._config.scale, self._config.ratio, rng)
+
+    def _augmented(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+        """What comes after the crop."""
+        config = self._config
         if config.hflip and rng.random() < config.hflip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self._policy is not None:
@@ -129,7 +168,7 @@ class _Batches:
         for i, (record, repeat) in enumerate(zip(records.tolist(), repeats.tolist(), strict=True)):
             rng = record_rng(self._seed, epoch, record, repeat)
             try:
-                batch["image"][i] = self._transform(self._source.image(record), rng)
+                batch["image"][i] = self._transform.of_record(self._source, record, rng)
             except DataError as error:
                 batch["mask"][i] = False
                 broken[record] = str(error)
