@@ -10,6 +10,8 @@ from PIL import Image
 Size = tuple[int, int]  # height, width
 Box = tuple[int, int, int, int]  # left, upper, right, lower, as Pillow has it
 
+_MOST_PIXELS = 89_478_485  # of a resized image, as of a decoded one
+
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -54,7 +56,8 @@ def resize_to_cover(image: Image.Image, target: Size, resample: Image.Resampling
     """Resizes, keeping the aspect ratio, to the smallest size that covers `target`.
 
     A square target follows torchvision's Resize(int), which truncates the long side; any other follows timm's
-    ResizeKeepRatio, which rounds both.
+    ResizeKeepRatio, which rounds both. Where that would be more than 89 megapixels, which takes an image hundreds of
+    times longer than wide, only the middle is resized.
     """
     width, height = image.size
     if target[0] == target[1]:
@@ -64,6 +67,10 @@ def resize_to_cover(image: Image.Image, target: Size, resample: Image.Resampling
     else:
         ratio = min(height / target[0], width / target[1])
         size = (max(round(width / ratio), 1), max(round(height / ratio), 1))
+    if size[0] * size[1] > _MOST_PIXELS:
+        # An image 1 pixel wide and 10,000 high would become 224 x 2,240,000. Only its middle is ever shown.
+        keep = 16 * min(width, height) * max(target) // min(target)
+        return resize_to_cover(centre_crop(image, (min(height, keep), min(width, keep))), target, resample)
     return image if size == image.size else image.resize(size, resample)
 
 

@@ -162,3 +162,15 @@ def test_colour_jitter_and_random_interpolation_act(picture):
     either = TrainTransform(AugmentConfig(interpolation="random", **options), (9, 9))
     drawn = [either(image, np.random.default_rng(seed)).tobytes() for seed in range(30)]
     assert {v.tobytes() for v in one.values()} == set(drawn)
+
+
+@pytest.mark.parametrize(("height", "width"), [(10_000, 1), (1, 10_000)])
+def test_an_image_one_pixel_wide_does_not_fill_the_memory(height, width):
+    from PIL import Image
+
+    line = np.arange(10_000, dtype=np.uint8).reshape(height, width)
+    image = Image.fromarray(np.repeat(line[..., None], 3, axis=-1))
+    pixels = EvalPreprocess((224, 224), 0.9, "bicubic")(image)
+    assert pixels.shape == (224, 224, 3)
+    assert abs(int(pixels[112, 112, 0]) - 5000 % 256) <= 2
+    assert TrainTransform(AugmentConfig(), (32, 32))(image, np.random.default_rng(0)).shape == (32, 32, 3)
