@@ -39,7 +39,8 @@ def test_a_terminal_gets_a_bar():
     assert "4/10" in text and "12 images/s" in text and "kept" in text
 
 
-def test_other_hosts_are_silent():
+def test_other_hosts_are_silent(capsys):
     with TrainProgress(None, "toy", 10, 0, every_seconds=0.0) as progress:
         progress.update(1, "x")
         progress.say("x")
+    assert capsys.readouterr() == ("", "")
