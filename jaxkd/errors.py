@@ -8,6 +8,7 @@ paragraph and exit with code 2; anything else is a defect of ours and keeps its 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 
 Shape = tuple[int, ...]
@@ -78,6 +79,14 @@ def did_you_mean(name: str, candidates: Iterable[str], *, most: int = 3) -> str:
     if not close:
         return ""
     return " Did you mean " + " or ".join(f'"{c}"' for c in close) + "?"
+
+
+def in_words(names: Iterable[str]) -> str:
+    """'block_0 ... block_11, prefix_0 ... prefix_11, pre_logits': numbered names in few words; 'nothing' for none."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(re.sub(r"\d+", "#", name), []).append(name)
+    return ", ".join(g[0] if len(g) == 1 else f"{g[0]} ... {g[-1]}" for g in groups.values()) or "nothing"
 
 
 def key_diff(expected: Mapping[str, Shape], given: Mapping[str, Shape], *, most: int = 40) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
-from jaxkd.errors import ConfigError, ShapeError, TapError, UnknownNameError, did_you_mean
+from jaxkd.errors import ConfigError, ShapeError, TapError, UnknownNameError, did_you_mean, in_words
 from jaxkd.losses.arguments import check_features
 
 Pair = tuple[str, str]  # (student tap, teacher tap)
@@ -22,20 +22,12 @@ def _layers(taps: Iterable[str]) -> tuple[str, ...]:
     return tuple(t for t in taps if _STAGE.fullmatch(t)) or tuple(t for t in taps if _BLOCK.fullmatch(t))
 
 
-def _in_words(taps: Iterable[str]) -> str:
-    """'block_0 ... block_11, prefix_0 ... prefix_11, pre_logits': the taps in few words."""
-    groups: dict[str, list[str]] = {}
-    for tap in taps:
-        groups.setdefault(re.sub(r"\d+", "#", tap), []).append(tap)
-    return ", ".join(g[0] if len(g) == 1 else f"{g[0]} ... {g[-1]}" for g in groups.values()) or "nothing"
-
-
 def _ends(student: tuple[str, ...], teacher: tuple[str, ...], indices: tuple[int, ...]) -> tuple[Pair, ...]:
     for side, taps in (("student", student), ("teacher", teacher)):
         if not _layers(taps):
             raise TapError(
                 f"The {side} has no layers that could be paired by position. Those are taps block_i or stage_i, and "
-                f"it has {_in_words(taps)}. Name the taps in pairs, as (student tap, teacher tap)."
+                f"it has {in_words(taps)}. Name the taps in pairs, as (student tap, teacher tap)."
             )
     # A network of one layer has the same first and last.
     return tuple(dict.fromkeys((_layers(student)[i], _layers(teacher)[i]) for i in indices))
@@ -59,13 +51,13 @@ def _stages(student: tuple[str, ...], teacher: tuple[str, ...]) -> tuple[Pair, .
         if not stages:
             raise TapError(
                 f'pairs="stages" pairs every stage, but the {side} has none: its layers are '
-                f'{_in_words(_layers(taps))}. Only networks such as Swin are built in stages. Use "last" or '
+                f'{in_words(_layers(taps))}. Only networks such as Swin are built in stages. Use "last" or '
                 '"first+last", or give the pairs by number.'
             )
     if len(ours) != len(theirs):
         raise ConfigError(
-            f'pairs="stages" pairs stage i with stage i, but the student has {len(ours)} ({_in_words(ours)}) and the '
-            f"teacher {len(theirs)} ({_in_words(theirs)}). Some would be left out unseen. Give the pairs by number, "
+            f'pairs="stages" pairs stage i with stage i, but the student has {len(ours)} ({in_words(ours)}) and the '
+            f"teacher {len(theirs)} ({in_words(theirs)}). Some would be left out unseen. Give the pairs by number, "
             "as in ((0, 0), (1, 1))."
         )
     return tuple(zip(ours, theirs, strict=True))
@@ -183,7 +175,7 @@ def _tap(layer: Any, taps: tuple[str, ...], side: str, place: str) -> str:
         if layer not in taps:
             raise TapError(
                 f"{what}, which does not exist.{did_you_mean(layer, taps)} The {side} can only be read where it has "
-                f"taps: {_in_words(taps)}. Choose among those."
+                f"taps: {in_words(taps)}. Choose among those."
             )
         return layer
     if not isinstance(layer, Integral) or isinstance(layer, bool):
@@ -199,7 +191,7 @@ def _tap(layer: Any, taps: tuple[str, ...], side: str, place: str) -> str:
         )
     if layer >= len(layers):
         raise TapError(
-            f"{what}, which does not exist. The {side} has {len(layers)} layers: {_in_words(layers)}. Choose among "
+            f"{what}, which does not exist. The {side} has {len(layers)} layers: {in_words(layers)}. Choose among "
             "those."
         )
     return layers[layer]
@@ -226,7 +218,7 @@ def check_pairs(
             if tap not in shapes:
                 raise TapError(
                     f'The pair ("{ours}", "{theirs}") reads "{tap}" of the {side}, whose shape is not known. The '
-                    f'shapes given are of {_in_words(shapes)}. Ask the network for it: taps=("{tap}", ...).'
+                    f'shapes given are of {in_words(shapes)}. Ask the network for it: taps=("{tap}", ...).'
                 )
         names = (f'student\'s "{ours}"', f'teacher\'s "{theirs}"')
         try:

@@ -7,14 +7,13 @@ and the checks that turn a wrong name or size into an error that a user can act 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 
-from jaxkd.errors import ConfigError, ShapeError, TapError, did_you_mean
+from jaxkd.errors import ConfigError, ShapeError, TapError, did_you_mean, in_words
 
 Features = dict[str, jax.Array]
 Offsets = Mapping[str, jax.Array]
@@ -43,14 +42,6 @@ class ModelSpec:
     crop_pct: float
     interpolation: str
     num_classes: int
-
-
-def _compressed(names: Iterable[str]) -> str:
-    """'block_0 ... block_11, prefix_0 ... prefix_11, pre_logits': existing taps in few words."""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(re.sub(r"\d+", "#", name), []).append(name)
-    return ", ".join(g[0] if len(g) == 1 else f"{g[0]} ... {g[-1]}" for g in groups.values())
 
 
 def add_offset(value: jax.Array, offset: jax.Array, name: str) -> jax.Array:
@@ -96,7 +87,7 @@ class TapRecorder:
                 if name not in known:
                     raise TapError(
                         f'The {kind} "{name}" does not exist in {network}.{did_you_mean(name, existing)} '
-                        f"A network hands out only the features it has: {_compressed(existing)}. "
+                        f"A network hands out only the features it has: {in_words(existing)}. "
                         "Choose among those; models.tap_names(model) lists them all."
                     )
 

@@ -129,15 +129,6 @@ def to_torch_key(path: str) -> tuple[str, str]:
     )
 
 
-def from_torch_key(key: str) -> tuple[str, str] | None:
-    """timm's key, e.g. "blocks.0.attn.qkv.weight" -> our parameter path, and the layout; None if no rule matches."""
-    for rule in RULES:
-        path = _translate(key, rule.theirs, rule.ours, (".", "/"))
-        if path is not None:
-            return path, rule.layout
-    return None
-
-
 def to_torch_layout(array: np.ndarray, layout: str) -> np.ndarray:
     """Our array -> PyTorch's layout (a contiguous copy or the array itself)."""
     return np.ascontiguousarray(_TO_TORCH[layout](array)) if array.ndim else array
