@@ -23,9 +23,9 @@ def import_peer() -> tuple[Any, Any]:
     Raises:
       ConfigError: one of them is missing.
     """
-    from peer_torch import _import
+    from torch_import import import_timm
 
-    return _import()
+    return import_timm()
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ the JAX step does itself: what that costs counts against ours.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from torch_import import import_timm
 
 from jaxkd import distill, models, tasks, weights
 from jaxkd.distill.schedules import weight_schedule
@@ -21,28 +21,6 @@ from jaxkd.errors import ConfigError
 
 PyTree = Any
 TERMS = ("ce", "kl", "spectral", "mse")
-
-
-def _import() -> tuple[Any, Any]:
-    """(torch, timm), also beside a torchvision without compiled operators, of which timm needs only the schemas."""
-    try:
-        import torch
-
-        library = torch.library.Library("torchvision", "DEF")
-        for schema in (
-            "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-            "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-        ):
-            with contextlib.suppress(RuntimeError):  # a complete torchvision has them already
-                library.define(schema)
-        import timm
-    except ImportError as error:
-        raise ConfigError(
-            f"--peer=torch needs PyTorch and timm, and importing them failed: {error}. They are not needed to train. "
-            "Install the extra: pip install 'jaxkd[parity]', or leave --peer out."
-        ) from None
-    timm._jaxkd_library = library  # keeps the schemas alive
-    return torch, timm
 
 
 class TorchPeer:
@@ -76,7 +54,7 @@ class TorchPeer:
                 f"has the terms {', '.join(terms)}. The comparison would time two different things. Leave --peer out, "
                 "or change the config."
             )
-        self.torch, timm = _import()
+        self.torch, timm = import_timm()
         torch = self.torch
         self.threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         torch.set_num_threads(self.threads)  # as many as XLA takes

@@ -66,7 +66,8 @@ def base() -> ConfigDict:
 
     config.distill = ConfigDict()
     config.distill.preset = "none"  # soft hard spectral mse soft+spectral soft+mse hard+spectral hard+mse
-    config.distill.pairs = placeholder(object)  # ((student, teacher), ...), "last", "first", "first+last", "stages"
+    # ((student, teacher), ...), "last", "first", "first+last", "stages", or "auto": from the teacher's spectrum
+    config.distill.pairs = placeholder(object)
     config.distill.alpha = placeholder(
         object
     )  # weight of the logit term, 1 - alpha of the cross-entropy; or a schedule
@@ -141,6 +142,14 @@ def base() -> ConfigDict:
     config.checkpoint.keep_every_epochs = 0
 
     config.log = ConfigDict({"every_steps": 50, "tensorboard": True})
+
+    config.dynamics = ConfigDict()  # statistics of the student's layers while it trains
+    config.dynamics.every_steps = 0  # at the first step and every so many; 0: off
+    config.dynamics.images = 32  # the first of the batch (of its first micro-batch); a smaller batch gives all
+    config.dynamics.layers = ()  # taps of the student; (): all blocks or stages
+    config.dynamics.gradients = True  # of the training loss
+    config.dynamics.ranks = True  # energy ranks, participation ratio, stable rank
+    config.dynamics.rank_images = 8  # how many of the images these are of: the decompositions are the dear part
 
     # Runs after one another, each a dict of dotted changes with a "name"; a later one may take "stage:<name>" as
     # weights.

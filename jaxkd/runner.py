@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import platform
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from jaxkd import __version__, data, distill, models, parallel, tasks, train, weights
+from jaxkd import __version__, auto_pairs, data, distill, models, parallel, tasks, train, weights
+from jaxkd.announcement import announce
+from jaxkd.dynamics_tables import draw_tables, write_tables
 from jaxkd.errors import ConfigError
 from jaxkd.stages import run_stages
 from jaxkd.validate import mixes, validate
@@ -51,8 +53,10 @@ def run_one(config: ConfigDict, workdir: Path, console: Console | None, *, title
     eval_batch = config.eval.batch_size or config.train.batch_size
     parallel.check_batch("eval.batch_size", eval_batch, mesh)
     sources = {split: data.open_source(config.data.source, split) for split in ("train", "val")}
+    build = functools.partial(build_task, num_classes=len(sources["train"].class_names))
     config = resolve(config, num_classes=len(sources["train"].class_names))
-    task = build_task(config, num_classes=len(sources["train"].class_names))
+    config, chosen = auto_pairs.settle(config, workdir, sources["val"], build, console)
+    task = build(config)
     pipeline = build_train_pipeline(config, sources["train"], task.student)
     settings = loop_settings(config, pipeline.steps_per_epoch)
     schedule = build_schedule(config, settings)
@@ -65,7 +69,9 @@ def run_one(config: ConfigDict, workdir: Path, console: Console | None, *, title
         clip_norm=config.optimizer.clip_norm,
         frozen=task.frozen,
     )
+    dynamics = build_dynamics(config, task, mesh)
     claim_workdir(config, workdir)  # only now: a config that cannot run must not stand in the way of its correction
+    auto_pairs.keep(chosen, workdir)
     task.constants = parallel.put_replicated(task.constants, mesh)
 
     def start() -> train.TrainState:
@@ -88,11 +94,14 @@ def run_one(config: ConfigDict, workdir: Path, console: Console | None, *, title
         clock = train.Clock(**meta["clock"])
     else:
         state = parallel.put_replicated(start(), mesh)
-    _announce(console, config, task, sources, settings, mesh, workdir, resumed=done[-1] if done else None, state=state)
+    announce(console, config, task, sources, settings, mesh, workdir, resumed=done[-1] if done else None, state=state)
 
-    step_fn = train.compile_train_step(
-        task, optimizer, mesh, abstract, accumulate=config.optimizer.accumulate, ema_decay=config.ema.decay
-    )
+    stepping = {"accumulate": config.optimizer.accumulate, "ema_decay": config.ema.decay}
+    step_fn = train.compile_train_step(task, optimizer, mesh, abstract, **stepping)
+    observation = None
+    if dynamics is not None:
+        observed = train.compile_train_step(task, optimizer, mesh, abstract, **stepping, statistics=dynamics)
+        observation = train.Observation(observed, config.dynamics.every_steps, dynamics.layers)
     eval_step = train.compile_eval_step(task, mesh)
     evaluator = build_evaluator(config, task, sources["val"], eval_batch, eval_step, mesh)
     writer = train.MetricWriter(workdir, tensorboard=config.log.tensorboard, active=parallel.is_main_host())
@@ -136,12 +145,15 @@ def run_one(config: ConfigDict, workdir: Path, console: Console | None, *, title
                     meta=meta_of,
                     evaluate=evaluator,
                     schedule=lambda step: float(schedule(np.int32(step))),
+                    observation=observation,
                 )
     finally:
         if batches is not None:
             batches.close()
         writer.close()
         checkpoints.close()
+        if dynamics is not None and parallel.is_main_host():  # of a run that failed too: they may show why
+            _write_dynamics(config, workdir)
     step = int(state.step)
     result = {
         "metrics": scores,
@@ -161,6 +173,15 @@ def run_one(config: ConfigDict, workdir: Path, console: Console | None, *, title
     if result["finished"] and parallel.is_main_host():
         (workdir / "result.json").write_text(json.dumps(result, indent=2))
     return result
+
+
+def _write_dynamics(config: ConfigDict, workdir: Path) -> None:
+    """Tables and pictures of all statistics so far."""
+    rows = train.read_metrics(workdir, "dynamics")
+    images = min(config.dynamics.images, config.train.batch_size // config.optimizer.accumulate)
+    caption = f"{config.student.name} on {config.data.source}: the first {images} images of a training batch, "
+    write_tables(rows, workdir / "dynamics")
+    draw_tables(rows, workdir / "dynamics", caption=caption + f"as trained on; one run, seed {config.seed}.")
 
 
 def _best(workdir: Path) -> dict[str, Any]:
@@ -197,6 +218,7 @@ def build_task(config: ConfigDict, *, num_classes: int, load: bool = True) -> ta
             "place of its folder among the sorted class folders, so another number of outputs means other classes. "
             "Leave student.args.num_classes out, or use a folder with all the classes of the weights."
         )
+    tasks.resolve_layers(config.dynamics.layers, models.tap_names(student.model))
     frozen = None
     if config.student.freeze:
         shapes = jax.eval_shape(
@@ -228,6 +250,14 @@ def build_task(config: ConfigDict, *, num_classes: int, load: bool = True) -> ta
     student = _loaded(student, config.student, config.seed, load)
     teacher = _loaded(teacher, config.teacher, config.seed, load)
     return tasks.DistillationTask(student, teacher, objective, pairs=pairs, frozen=frozen, **_on_device(config))
+
+
+def build_dynamics(config: ConfigDict, task: tasks.ClassificationTask, mesh: Mesh) -> tasks.Dynamics | None:
+    """What is computed of the layers every `dynamics.every_steps` steps; None if that is 0."""
+    options = config.dynamics.to_dict()
+    if not options.pop("every_steps"):
+        return None
+    return tasks.Dynamics(task, mesh, **options)
 
 
 def _on_device(config: ConfigDict) -> dict[str, Any]:
@@ -352,35 +382,3 @@ def build_evaluator(
         return {prefix + name: value for prefix, values in means.items() for name, value in values.items()}
 
     return score
-
-
-def _announce(
-    console: Console | None,
-    config: ConfigDict,
-    task: tasks.ClassificationTask,
-    sources: dict,
-    settings: train.LoopSettings,
-    mesh: Mesh,
-    workdir: Path,
-    *,
-    resumed: int | None,
-    state: train.TrainState,
-) -> None:
-    if console is None or not parallel.is_main_host():
-        return
-    count = sum(p.size for p in jax.tree.leaves(state.params["student"]))
-    teacher = getattr(task, "teacher", None)
-    learns = f" <- {teacher.spec.name} ({teacher.origin})" if teacher else ""
-    lines = [
-        f"{config.student.name} ({count:,} parameters, {task.student.origin}){learns}",
-        f"objective {config.distill.preset if teacher else 'cross-entropy'}"
-        + (f" · {len(task.objective.student_taps)} layer pairs" if task.objective.student_taps else ""),
-        f"{len(sources['train']):,} training and {len(sources['val']):,} validation images of {config.data.source}, "
-        f"{len(sources['train'].class_names)} classes, {task.student.image_size[0]}x{task.student.image_size[1]}",
-        f"{settings.total_steps:,} steps of {settings.batch_size} on {mesh.devices.size} x "
-        f"{mesh.devices.flat[0].device_kind} · {workdir}"
-        + ("" if resumed is None else f" · continues after step {resumed:,}"),
-        time.strftime("%Y-%m-%d %H:%M:%S"),
-    ]
-    for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)

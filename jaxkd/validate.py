@@ -29,6 +29,8 @@ POSITIVE += ("data.repeats", "data.erase.count", "log.every_steps", "checkpoint.
 NOT_NEGATIVE = ("train.steps", "eval.batch_size", "optimizer.weight_decay", "optimizer.clip_norm", "data.workers")
 NOT_NEGATIVE += ("seed", "schedule.warmup_epochs", "schedule.warmup_lr", "schedule.min_lr", "checkpoint.keep_best")
 NOT_NEGATIVE += ("checkpoint.keep_every_epochs",)
+POSITIVE += ("dynamics.images", "dynamics.rank_images")
+NOT_NEGATIVE += ("dynamics.every_steps",)
 BELOW_ONE = ("ema.decay", "label_smoothing", "optimizer.b1", "optimizer.b2")
 RANGES = ("data.augment.scale", "data.augment.ratio")
 NOT_NEGATIVE += ("data.augment.color_jitter", "data.mix.mixup", "data.mix.cutmix")
@@ -80,6 +82,8 @@ USELESS: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], bool], str], ...] =
         lambda c: not c.student.weights,
         "a student that starts from random weights",
     ),
+    (("dynamics.",), lambda c: c.dynamics.every_steps == 0, "dynamics.every_steps=0, which computes no statistics"),
+    (("dynamics.rank_images",), lambda c: not c.dynamics.ranks, "dynamics.ranks=False, which computes no ranks"),
     (("schedule.min_lr",), lambda c: c.schedule.kind == "constant", 'schedule.kind="constant"'),
 )
 

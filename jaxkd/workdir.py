@@ -15,7 +15,13 @@ from jaxkd.recipes import base, flatten
 from jaxkd.train import read_config
 
 # Fields that may differ between a run and its continuation: none of them changes what is computed.
-FREE_FIELDS = ("data.workers", "log.", "checkpoint.", "eval.batch_size")
+FREE_FIELDS = ("data.workers", "log.", "checkpoint.", "dynamics.", "eval.batch_size")
+
+
+def has_checkpoints(workdir: Path) -> bool:
+    """Whether a run in `workdir` has finished a checkpoint, from which it would continue."""
+    checkpoints = workdir / "checkpoints"
+    return checkpoints.is_dir() and any(p.name.isdigit() for p in checkpoints.iterdir())
 
 
 def claim_workdir(config: ConfigDict, workdir: Path) -> None:
@@ -26,8 +32,7 @@ def claim_workdir(config: ConfigDict, workdir: Path) -> None:
     Raises:
       CheckpointError: the directory holds another run, something that is no run, or cannot be written.
     """
-    path, checkpoints = workdir / "config.json", workdir / "checkpoints"
-    started = checkpoints.is_dir() and any(p.name.isdigit() for p in checkpoints.iterdir())
+    path, started = workdir / "config.json", has_checkpoints(workdir)
     if started and path.exists():
         _check_same_run(config, workdir)
         return

@@ -22,7 +22,12 @@ NUMERICS = {"models", "losses", "metrics", "analysis", "data", "parallel"}  # th
 BELOW_TASKS = {*BASE, *NUMERICS, "weights", "distill", "distill.pairing", "train", "analysis.all", "analysis.stream"}
 BELOW_RUNNER = {*BELOW_TASKS, "tasks", "jaxkd"}
 SETTINGS = {"recipes", "validate"}
-READERS = {"analysis.figures", "analysis.report", "curves"}  # of results only
+READERS = {"analysis.figures", "analysis.report", "curves", "dynamics_tables"}  # of results only
+RESULT_READERS = {  # files beside figures.py and report.py that belong to them
+    **dict.fromkeys(("reading", "drawing", "captions", "sep_sentences", "depth_figures"), "analysis.figures"),
+    **dict.fromkeys(("spectrum_figures", "lowrank_figures", "sep_figures", "similarity_figures"), "analysis.figures"),
+    **dict.fromkeys(("tables", "report_style"), "analysis.report"),
+}
 ENTRY_POINTS = {"main", "evaluate", "analyze", "upscale", "study", "plan", "shards", "convert"}
 MAY_IMPORT: dict[str, set[str]] = {
     "jaxkd": set(),
@@ -36,15 +41,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "distill.pairing": {*BASE, "losses", "analysis"},  # layers from a spectrum
     "distill": {*BASE, "models", "losses", "distill.pairing"},
     "train": {*BASE, "data", "metrics", "parallel"},  # knows a Task, never a model
-    "tasks": BELOW_TASKS,
+    "tasks": {*BELOW_TASKS, "jaxkd"},
     # what a config may say imports no network and no JAX; a picture of results knows only its numbers
     "recipes": BASE,
     "validate": {*BASE, "recipes"},
     "curves": BASE,
+    "dynamics_tables": BASE,
     "command": BASE,
     "workdir": {*BASE, "recipes", "parallel", "train"},
     "stages": {*BASE, *SETTINGS, "curves", "train"},
-    "runner": {*BELOW_RUNNER, *SETTINGS, "stages", "workdir"},
+    "announcement": {*BASE, "parallel", "tasks", "train"},
+    "auto_pairs": {*BELOW_RUNNER, "recipes", "workdir"},
+    "runner": {*BELOW_RUNNER, *SETTINGS, "stages", "workdir", "auto_pairs", "announcement", "dynamics_tables"},
     # nobody imports an entry point
     **{unit: {*BELOW_RUNNER, *SETTINGS, *READERS, "command", "stages", "runner"} for unit in ENTRY_POINTS},
 }
@@ -57,6 +65,8 @@ def unit_of(parts: tuple[str, ...]) -> str:
     if parts[0] == "analysis":
         if len(parts) == 1:
             return "analysis.all"
+        if parts[1] in RESULT_READERS:
+            return RESULT_READERS[parts[1]]
         return f"analysis.{parts[1]}" if parts[1] in ("stream", "figures", "report") else "analysis"
     return "distill.pairing" if parts[:2] == ("distill", "pairing") else parts[0]
 

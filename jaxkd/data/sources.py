@@ -115,7 +115,7 @@ class FolderSource:
         paths: list[str] = []
         counts = []
         for name in found:
-            files = _image_files(folder / name)
+            files = image_files(folder / name)
             if not files:
                 raise DataError(
                     f'The class folder "{folder / name}" holds no images. A class without examples cannot be learnt or '
@@ -178,7 +178,7 @@ def _class_folders(folder: Path) -> list[str]:
     return sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
 
 
-def _image_files(folder: Path) -> list[str]:
+def image_files(folder: Path) -> list[str]:
     """All images below `folder`, relative to it, sorted within each folder, hidden files left out."""
     found = []
     skip = len(os.path.join(folder, ""))

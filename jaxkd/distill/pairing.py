@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
+from jaxkd.analysis.layers import Suggestion, suggest_pairs, suggest_stages
 from jaxkd.errors import ConfigError, ShapeError, TapError, UnknownNameError, did_you_mean, in_words
 from jaxkd.losses.arguments import check_features
 
@@ -63,34 +64,83 @@ def _stages(student: tuple[str, ...], teacher: tuple[str, ...]) -> tuple[Pair, .
     return tuple(zip(ours, theirs, strict=True))
 
 
-# Layers chosen from the teacher's spectrum ("auto") enter here once the analysis numerics exist.
+AUTO = "auto"
 _NAMED = {"first": _first, "last": _last, "first+last": _first_last, "stages": _stages}
 _WRITE = (
     'Write pairs such as ((0, 0), (6, 18)), or {"student": [0, 6], "teacher": [0, 18]}, or one of the names '
-    f"{', '.join(_NAMED)}."
+    f"{', '.join(_NAMED)}, {AUTO}."
 )
 
 
-def resolve_pairs(spec: Any, student_taps: Sequence[str], teacher_taps: Sequence[str]) -> tuple[Pair, ...]:
+def profile_taps(teacher_taps: Sequence[str]) -> tuple[str, ...]:
+    """Taps whose intensities, in this order, are the profile that "auto" reads; () where it reads none (stages)."""
+    layers = _layers(teacher_taps)
+    return () if layers and _STAGE.fullmatch(layers[0]) else layers
+
+
+def suggest(student_taps: Sequence[str], teacher_taps: Sequence[str], profile: Any = None) -> Suggestion:
+    """What SpectralKD's rule says of two networks; `jaxkd/analysis/layers.py` writes it down.
+
+    Args:
+      student_taps: all taps of the student in depth order (`models.tap_names`).
+      teacher_taps: likewise.
+      profile: (L,) intensities of the teacher at `profile_taps(teacher_taps)`; not read for two networks in stages.
+
+    Returns:
+      A Suggestion, whose pairs number the layers as `resolve_pairs` does.
+
+    Raises:
+      ConfigError: no profile where one is needed. ShapeError: a profile of another length. TapError: no layers.
+    """
+    _ends(tuple(student_taps), tuple(teacher_taps), ())  # both have layers
+    ours, theirs = _layers(student_taps), _layers(teacher_taps)
+    staged = [bool(_STAGE.fullmatch(layers[0])) for layers in (ours, theirs)]
+    if all(staged):
+        return suggest_stages(len(ours), len(theirs))
+    if any(staged):
+        reason = (
+            f"The student has {in_words(ours)} and the teacher {in_words(theirs)}. The rule pairs blocks with blocks "
+            "or stages with stages."
+        )
+        return Suggestion((), 0, 0, None, False, reason)
+    if profile is None:
+        raise ConfigError(
+            f'pairs="{AUTO}" was given without a profile of the teacher. The layers are chosen from the intensity of '
+            "its blocks, which takes its weights and images. A training run measures it; elsewhere pass profile=, or "
+            f"give the pairs by number as in ((0, 0), ({len(ours) - 1}, {len(theirs) - 1}))."
+        )
+    if len(profile) != len(theirs):
+        raise ShapeError(
+            f"The profile has {len(profile)} values, but the teacher has {len(theirs)} layers: {in_words(theirs)}. It "
+            "is one intensity per layer. Measure it at distill.profile_taps(teacher_taps)."
+        )
+    return suggest_pairs(profile, len(ours))
+
+
+def resolve_pairs(
+    spec: Any, student_taps: Sequence[str], teacher_taps: Sequence[str], *, profile: Any = None
+) -> tuple[Pair, ...]:
     """From what a config says to names of taps.
 
     Args:
       spec: one of
         "first", "last", "first+last": by position in depth;
         "stages": stage i with stage i, for two networks of equally many stages;
+        "auto": first and last blocks where the teacher's `profile` is high, or all stages; see `suggest`;
         a sequence of (student, teacher) pairs, each an integer that counts blocks (stages for Swin), or a tap's name;
         {"student": [0, 1, 6], "teacher": [0, 1, 18]}: the same in two columns of equal length;
         the text of any of these, as a command line gives it: "(0, 0), (6, 18)";
         "", None or (): no pairs.
       student_taps: all taps of the student in depth order (`models.tap_names`).
       teacher_taps: likewise.
+      profile: (L,) intensities of the teacher's blocks; read by "auto" only.
 
     Returns:
       (student tap, teacher tap) in the order of `spec`.
 
     Raises:
-      ConfigError: not of this form, columns or stages of unequal length, a negative number, or a pair that is there
-        twice.
+      ConfigError: not of this form, columns or stages of unequal length, a negative number, a pair that is there
+        twice, or "auto" where the profile is missing or does not support the rule.
       TapError: a layer that the network does not have; the message says which side and what exists.
       UnknownNameError: a name that is none of the above.
     """
@@ -98,7 +148,7 @@ def resolve_pairs(spec: Any, student_taps: Sequence[str], teacher_taps: Sequence
     if isinstance(spec, str):
         if spec in _NAMED:
             return _NAMED[spec](student_taps, teacher_taps)
-        spec = _parse(spec)
+        spec = _auto(student_taps, teacher_taps, profile) if spec == AUTO else _parse(spec)
     pairs = tuple(
         (_tap(ours, student_taps, "student", place), _tap(theirs, teacher_taps, "teacher", place))
         for ours, theirs, place in _explicit(spec)
@@ -112,6 +162,18 @@ def resolve_pairs(spec: Any, student_taps: Sequence[str], teacher_taps: Sequence
     return pairs
 
 
+def _auto(student: tuple[str, ...], teacher: tuple[str, ...], profile: Any) -> tuple[tuple[int, int], ...]:
+    found = suggest(student, teacher, profile)
+    if found.supported:
+        return found.pairs
+    values = "" if profile is None else f" The intensities are {', '.join(f'{float(v):.3g}' for v in profile)}."
+    ends = (0, 0), (len(_layers(student)) - 1, len(_layers(teacher)) - 1)
+    raise ConfigError(
+        f'pairs="{AUTO}" found no pairs. {found.reason}{values} To align layers anyway is your choice to make: write '
+        f'pairs="first+last", or numbers such as {ends}.'
+    )
+
+
 def _parse(text: str) -> Any:
     """Reads pairs written as text; any other text is an unknown name."""
     if not text.strip():
@@ -123,13 +185,9 @@ def _parse(text: str) -> Any:
             raise ConfigError(
                 f"pairs={text!r} cannot be read. It begins like a list of pairs but is not one. {_WRITE}"
             ) from None
-    if text == "auto":
-        raise UnknownNameError(
-            f'pairs="auto" is not possible yet. Layers cannot be chosen from the teacher\'s spectrum so far. {_WRITE}'
-        )
     raise UnknownNameError(
-        f'pairs="{text}" is not a way to pair layers.{did_you_mean(text, _NAMED)} A single text is the name of a '
-        f"set of pairs. {_WRITE}"
+        f'pairs="{text}" is not a way to pair layers.{did_you_mean(text, (*_NAMED, AUTO))} A single text is the name '
+        f"of a set of pairs. {_WRITE}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -79,25 +80,49 @@ class ClassificationTask:
         )
         return images, {**batch, "label": labels}
 
-    def forward(self, params: PyTree, images: jax.Array, *, train: bool, key: jax.Array | None = None) -> tuple:
-        """The student's (output, features) with the features that the objective reads."""
+    def forward(
+        self,
+        params: PyTree,
+        images: jax.Array,
+        *,
+        train: bool,
+        key: jax.Array | None = None,
+        taps: tuple[str, ...] = (),
+        offsets: Mapping[str, jax.Array] | None = None,
+    ) -> tuple:
+        """The student's (output, features): the features that the objective reads while it trains, and `taps`.
+
+        `offsets` are added at their taps, see `models.contract`.
+        """
         return self.student.model.apply(
             {"params": params["student"]},
             images,
             train=train,
-            taps=self.objective.student_taps if train else (),
+            taps=(*self.objective.student_taps, *taps) if train else taps,
+            offsets=offsets,
             rngs=None if key is None else {"dropout": key},
+            **self.options(train),
         )
+
+    def options(self, train: bool) -> dict[str, Any]:
+        """Further arguments of the student; a task whose student answers differently while it trains says so here."""
+        return {}
 
     def teach(self, images: jax.Array, constants: PyTree) -> tuple | None:
         """What a teacher says of `images`; here nobody does."""
         return None
 
+    @staticmethod
+    def keys(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The keys that a step with `key` prepares its images with, and that its student drops with."""
+        images_key, dropout_key = (jax.random.fold_in(key, purpose) for purpose in (0, 1))
+        return images_key, dropout_key
+
     def loss(
         self, params: PyTree, mutable: PyTree, batch: Batch, key: jax.Array, step: jax.Array, constants: PyTree
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], PyTree]]:
         """See `train.Task.loss`."""
-        images_key, dropout_key = (jax.random.fold_in(key, purpose) for purpose in (0, 1))
+        images_key, dropout_key = self.keys(key)
         images, batch = self.train_images(images_key, batch)
         teacher_out = self.teach(images, constants)
         student_out = self.forward(params, images, train=True, key=dropout_key)

@@ -55,18 +55,9 @@ class DistillationTask(ClassificationTask):
         self.constants = teacher.variables if teacher.variables is not None else _random_variables(teacher)
         self._fingerprint = weights.fingerprint(self.constants)
 
-    def forward(self, params: PyTree, images: jax.Array, *, train: bool, key: jax.Array | None = None) -> tuple:
-        """As in ClassificationTask, with both heads of a distilled student while it trains."""
-        if not (train and self._two_heads):
-            return super().forward(params, images, train=train, key=key)
-        return self.student.model.apply(
-            {"params": params["student"]},
-            images,
-            train=True,
-            taps=self.objective.student_taps,
-            distilled=True,
-            rngs=None if key is None else {"dropout": key},
-        )
+    def options(self, train: bool) -> dict[str, Any]:
+        """Both heads of a distilled student while it trains."""
+        return {"distilled": True} if train and self._two_heads else {}
 
     def teach(self, images: jax.Array, constants: PyTree) -> tuple | None:
         """The teacher's (logits, features), without gradient."""

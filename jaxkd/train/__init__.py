@@ -2,7 +2,7 @@
 
 from jaxkd.train.checkpoint import Checkpoints, find_run, load_run_weights, read_config
 from jaxkd.train.evaluation import evaluate
-from jaxkd.train.loop import Clock, LoopSettings, train_loop
+from jaxkd.train.loop import Clock, LoopSettings, Observation, train_loop
 from jaxkd.train.optimizer import decay_mask, make_optimizer, make_schedule, timm_epoch_rates
 from jaxkd.train.preemption import StopRequest
 from jaxkd.train.progress import TrainProgress
@@ -16,6 +16,7 @@ __all__ = [
     "Clock",
     "LoopSettings",
     "MetricWriter",
+    "Observation",
     "StopRequest",
     "Task",
     "TrainProgress",

@@ -52,6 +52,25 @@ class Clock:
     images: int = 0
 
 
+@dataclass(frozen=True)
+class Observation:
+    """A second compiled step, which also computes statistics, and when it takes the place of the first.
+
+    Attributes:
+      step_fn: as the plain step, with `{name: (L,)}` in `metrics["statistics"]`.
+      every: optimiser steps between two of them; the first step of a run is one too, the start of every curve.
+      layers: what the L values of each statistic belong to.
+    """
+
+    step_fn: Callable
+    every: int
+    layers: tuple[str, ...]
+
+    def due(self, done: int) -> bool:
+        """Whether the step after `done` steps is one; by its number alone, so that a resumed run takes the same."""
+        return done == 0 or (done + 1) % self.every == 0
+
+
 @dataclass
 class _Window:
     """Sums since the last line of metrics.
@@ -126,6 +145,7 @@ def train_loop(
     meta: Callable[[Clock], dict],
     evaluate: Callable[[TrainState], dict[str, float]] | None,
     schedule: Callable[[int], float],
+    observation: Observation | None = None,
 ) -> tuple[TrainState, dict[str, float]]:
     """Runs from `state.step` to `settings.total_steps`, or to a request to stop.
 
@@ -145,6 +165,8 @@ def train_loop(
       meta: what to write into a checkpoint besides the state.
       evaluate: scores a state, `{metric: mean}`; None if there is nothing to score on.
       schedule: step -> learning rate, for the log.
+      observation: which steps also compute statistics; None for none. They are written as rows of kind "dynamics" under
+        the number of the step that computed them, and are those of the parameters it started from.
 
     Returns:
       The last state and the last evaluation.
@@ -155,9 +177,10 @@ def train_loop(
     window = _Window()
     scores: dict[str, float] = {}
     pending: tuple[int, dict, Any] | None = None
+    compiled: set[bool] = set()  # which of the two programs, by whether it observes
     alone = jax.process_count() == 1
     agreed = False  # hosts are asked to stop at different moments, but must stop after the same step
-    start = step = int(state.step)
+    step = int(state.step)
     mark = time.perf_counter()
     waited = batches.wait_seconds
 
@@ -167,18 +190,39 @@ def train_loop(
         if pending is not None:
             number, arrays, asked = pending
             pending = None
-            values = {k: float(v) for k, v in jax.device_get(arrays).items()}
+            host = jax.device_get(arrays)
+            statistics = host.pop("statistics", None)
+            values = {k: float(v) for k, v in host.items()}
             clock.images += int(values.pop("images", settings.batch_size))
+            if statistics is not None:  # NaN too: they watch training and must not end it
+                epoch = round(number / settings.steps_per_epoch, 4)
+                writer.write_layers("dynamics", number, observation.layers, statistics, epoch=epoch)
             check_finite(values, number, checkpoints.steps)
             window.add(values)
             agreed = bool(asked)
+
+    def account(*, speed: bool) -> None:
+        """Adds the time since `mark` to the run, and to the window if it says how fast training is."""
+        nonlocal mark, waited
+        now = time.perf_counter()
+        clock.seconds += now - mark
+        if speed:
+            window.seconds += now - mark
+            window.waited += batches.wait_seconds - waited
+        mark, waited = now, batches.wait_seconds
 
     def stopping() -> bool:
         return bool(stop.requested) if alone else agreed
 
     while step < settings.total_steps and not stopping():
+        observing = observation is not None and observation.due(step)
+        fresh = observing not in compiled
+        if fresh and compiled:  # the steps before say how fast training is, the compilation that follows does not
+            settle()
+            account(speed=True)
+        compiled.add(observing)
         batch = put_batch(next(batches), mesh)
-        state, metrics = step_fn(state, batch, key, constants)
+        state, metrics = (observation.step_fn if observing else step_fn)(state, batch, key, constants)
         step += 1
         settle()  # of the step before, while this one runs
         pending = (step, metrics, False if alone else any_host(bool(stop.requested), mesh))
@@ -186,19 +230,13 @@ def train_loop(
         evaluating = evaluate is not None and (last or step % settings.eval_every == 0)
         saving = last or evaluating or any(step % every == 0 for every in settings.checkpoint_every)
         logging = last or step % settings.log_every == 0
-        if evaluating or saving or logging or step == start + 1:
+        if evaluating or saving or logging or fresh:
             settle()
-        if step == start + 1 and not logging:
-            progress.update(step, "compiled")
-        now = time.perf_counter()
-        if step == start + 1:  # compilation is not speed
-            clock.seconds += now - mark
-            window.steps, window.seconds, window.waited = 0, 0.0, 0.0
-        else:
-            window.seconds += now - mark
-            window.waited += batches.wait_seconds - waited
-            clock.seconds += now - mark
-        mark, waited = now, batches.wait_seconds
+        if fresh:
+            window.steps -= 1
+            if not logging:
+                progress.update(step, "compiled")
+        account(speed=not fresh)
         if window.steps:
             progress.update(step, _status(window, settings, step))
         if logging:

@@ -15,6 +15,8 @@ from jaxkd.train.state import TrainState
 from jaxkd.train.task import Batch, Task
 
 PyTree = Any
+# (params, mutable, batch, key, step, constants) -> {name: (L,)}, one value per layer; traced with the step.
+Statistics = Callable[[PyTree, PyTree, Batch, jax.Array, jax.Array, PyTree], dict[str, jax.Array]]
 
 
 def _micro_batches(batch: Batch, count: int, mesh: Mesh) -> Batch:
@@ -61,7 +63,8 @@ def train_step(
     *,
     accumulate: int = 1,
     ema_decay: float = 0.0,
-) -> Callable[[TrainState, Batch, jax.Array, PyTree], tuple[TrainState, dict[str, jax.Array]]]:
+    statistics: Statistics | None = None,
+) -> Callable[[TrainState, Batch, jax.Array, PyTree], tuple[TrainState, dict[str, Any]]]:
     """The un-jitted step `(state, batch, key, constants) -> (state, metrics)`; `compile_train_step` jits it.
 
     Args:
@@ -70,12 +73,15 @@ def train_step(
       mesh: where the batch is split.
       accumulate: micro-batches per optimiser step; gradients, terms and losses are their mean.
       ema_decay: decay of the moving average per optimiser step; 0 when it is off.
+      statistics: what else to compute of the parameters before the update, on the batch (of several micro-batches, the
+        first) and with the key of its loss; it lands in `metrics["statistics"]` and changes nothing else.
     """
 
     def step_fn(
         state: TrainState, batch: Batch, key: jax.Array, constants: PyTree
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
+    ) -> tuple[TrainState, dict[str, Any]]:
         key = jax.random.fold_in(key, state.step)
+        observed = (batch, key)
         if accumulate == 1:
             grads, metrics, mutable = _gradients(task, state.params, state.mutable, batch, key, state.step, constants)
         else:
@@ -90,6 +96,7 @@ def train_step(
 
             parts = (jnp.arange(accumulate), _micro_batches(batch, accumulate, mesh))
             first = jax.tree.map(lambda x: x[0], parts)
+            observed = (first[1], jax.random.fold_in(key, 0))
             shapes = jax.eval_shape(
                 lambda m: _gradients(task, state.params, state.mutable, m[1], key, state.step, constants)[:2], first
             )
@@ -98,6 +105,8 @@ def train_step(
             grads, metrics = jax.tree.map(lambda x: x / accumulate, (grads, metrics))
         metrics["grad_norm"] = trainable_norm(grads, task.frozen)
         metrics["images"] = count_images(batch)
+        if statistics is not None:
+            metrics["statistics"] = statistics(state.params, state.mutable, *observed, state.step, constants)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
@@ -116,14 +125,15 @@ def compile_train_step(
     *,
     accumulate: int = 1,
     ema_decay: float = 0.0,
-) -> Callable[[TrainState, Batch, jax.Array, PyTree], tuple[TrainState, dict[str, jax.Array]]]:
+    statistics: Statistics | None = None,
+) -> Callable[[TrainState, Batch, jax.Array, PyTree], tuple[TrainState, dict[str, Any]]]:
     """`train_step` as one jitted function: state donated, batch split over `data`, metrics replicated.
 
     `state` may be abstract (`jax.eval_shape`): only its shapes are read.
     """
     shardings = tree_shardings(state, mesh)
     return jax.jit(
-        train_step(task, tx, mesh, accumulate=accumulate, ema_decay=ema_decay),
+        train_step(task, tx, mesh, accumulate=accumulate, ema_decay=ema_decay, statistics=statistics),
         in_shardings=(shardings, batch_sharding(mesh), replicated(mesh), tree_shardings(task.constants, mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,

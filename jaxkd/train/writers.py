@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,14 +25,30 @@ class MetricWriter:
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Writes `values` of `step`; `kind` is "train" or "eval" and prefixes the TensorBoard tags."""
-        if self._file is not None:
-            clean = {k: _json_number(v) for k, v in values.items()}
-            self._file.write(json.dumps({"kind": kind, "step": step, **clean}) + "\n")
-            self._file.flush()
+        self._line(kind, step, values)
         if self._events is not None:
             for name, value in values.items():
                 if isinstance(value, int | float):
                     self._events.add_scalar(f"{kind}/{name}", value, step)
+
+    def write_layers(
+        self, kind: str, step: int, layers: Sequence[str], values: Mapping[str, Any], *, epoch: float
+    ) -> None:
+        """Writes one value per layer of each name: `{"layers": [...], name: [...]}`, tags `kind/name/layer`."""
+        # str gives the shortest number that is this fp32; float(v) alone would write 17 digits of it.
+        lists = {name: [float(str(v)) for v in value] for name, value in values.items()}
+        self._line(kind, step, {"epoch": epoch, "layers": list(layers), **lists})
+        if self._events is not None:
+            for name, numbers in lists.items():
+                for layer, value in zip(layers, numbers, strict=True):
+                    if math.isfinite(value):  # a curve has a gap there
+                        self._events.add_scalar(f"{kind}/{name}/{layer}", value, step)
+
+    def _line(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        if self._file is not None:
+            clean = {k: _json_number(v) for k, v in values.items()}
+            self._file.write(json.dumps({"kind": kind, "step": step, **clean}) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
         """Flushes and closes both."""
@@ -52,6 +69,8 @@ def _open_lines(path: Path) -> TextIO:
 
 def _json_number(value: Any) -> Any:
     """JSON has no NaN; a string keeps the line readable by every parser."""
+    if isinstance(value, list):
+        return [_json_number(v) for v in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 

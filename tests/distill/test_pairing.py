@@ -3,7 +3,7 @@
 import pytest
 from ml_collections import ConfigDict
 
-from jaxkd.distill import check_pairs, resolve_pairs
+from jaxkd.distill import check_pairs, profile_taps, resolve_pairs, suggest
 from jaxkd.errors import ConfigError, ShapeError, TapError, UnknownNameError
 
 
@@ -118,8 +118,19 @@ def test_names_numbers_and_taps(spec, student, teacher, expected):
         (((True, 1),), DEIT, CAIT, ConfigError, r"layer True of the student"),
         (11, DEIT, CAIT, ConfigError, r"pairs=11 is not a list of pairs"),
         ("((0, 0), (1, 1)", DEIT, CAIT, ConfigError, r"cannot be read"),
-        ("lst", DEIT, CAIT, UnknownNameError, r'pairs="lst".*Did you mean "last".*first, last, first\+last, stages'),
-        ("auto", DEIT, CAIT, UnknownNameError, r"not possible yet.*first, last, first\+last, stages"),
+        (
+            "lst",
+            DEIT,
+            CAIT,
+            UnknownNameError,
+            r'pairs="lst".*Did you mean "last".*first, last, first\+last, stages, auto',
+        ),
+        ("autos", DEIT, CAIT, UnknownNameError, 'Did you mean "auto"'),
+        ("auto", DEIT, CAIT, ConfigError, r"without a profile.*training run.*profile=.*\(\(0, 0\), \(11, 23\)\)"),
+        ("auto", DEIT, SWIN_S, ConfigError, r"student has block_0 ... block_11 and the teacher stage_0 ... stage_3"),
+        ("auto", SWIN_T, CAIT, ConfigError, r"blocks with blocks or stages with stages.*first\+last"),
+        ("auto", swin_taps((1, 1)), SWIN_S, ConfigError, r"student has 2 stages and the teacher 4"),
+        ("auto", ("pre_logits",), CAIT, TapError, r"The student has no layers.*pre_logits"),
         ("stages", DEIT, SWIN_S, TapError, r"the student has none: its layers are block_0 ... block_11.*first\+last"),
         ("stages", SWIN_T, CAIT, TapError, r"the teacher has none"),
         ("stages", swin_taps((1, 1)), SWIN_S, ConfigError, r"student has 2 \(stage_0 ... stage_1\) and the teacher 4"),
@@ -129,6 +140,43 @@ def test_names_numbers_and_taps(spec, student, teacher, expected):
 def test_mistakes_say_what_why_and_what_to_do(spec, student, teacher, error, text):
     with pytest.raises(error, match=text):
         resolve_pairs(spec, student, teacher)
+
+
+def high_at_the_ends(first, middle, last):
+    return [4.0] * first + [1.5] * middle + [5.0] * last
+
+
+@pytest.mark.parametrize(
+    ("profile", "student", "teacher", "expected"),
+    [
+        (high_at_the_ends(2, 16, 6), DEIT, CAIT, RESOLVED),
+        (tuple(high_at_the_ends(1, 21, 2)), DEIT, CAIT, (RESOLVED[0], ("block_10", "block_22"), RESOLVED[-1])),
+        (None, SWIN_T, SWIN_S, tuple((f"stage_{i}", f"stage_{i}") for i in range(4))),
+    ],
+)
+def test_auto_reads_the_profile_of_blocks_and_takes_all_stages(profile, student, teacher, expected):
+    assert resolve_pairs("auto", student, teacher, profile=profile) == expected
+    # what it found is what a config could have said
+    found = suggest(student, teacher, profile)
+    assert found.supported and resolve_pairs(found.pairs, student, teacher) == expected
+
+
+def test_auto_without_support_says_why_with_the_numbers_and_what_to_write():
+    with pytest.raises(ConfigError) as caught:
+        resolve_pairs("auto", vit_taps(4), vit_taps(5), profile=[0.1, 0.2, 0.3, 0.4, 0.5])
+    text = str(caught.value)
+    for words in ("rises from block to block", "intensities are 0.1, 0.2, 0.3, 0.4, 0.5.", 'pairs="first+last"'):
+        assert words in text
+    assert "((0, 0), (3, 4))" in text
+
+
+def test_the_profile_is_of_the_layers_that_numbers_count():
+    assert profile_taps(CAIT) == tuple(f"block_{i}" for i in range(24))  # no class-attention blocks
+    assert profile_taps(SWIN_S) == ()
+    with pytest.raises(ShapeError, match="23 values, but the teacher has 24 layers: block_0 ... block_23"):
+        resolve_pairs("auto", DEIT, CAIT, profile=[1.0] * 23)
+    # any other spec has no use for it
+    assert resolve_pairs("last", DEIT, CAIT, profile=[1.0]) == resolve_pairs("last", DEIT, CAIT)
 
 
 def test_check_pairs():

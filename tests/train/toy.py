@@ -117,9 +117,14 @@ def run(
     eval_every: int = 4,
     checkpoint_every: int = 100,
     mesh=None,
+    statistics=None,
+    every: int = 3,
     **options: Any,
 ) -> tuple[train.TrainState, dict[str, float], train.Clock]:
-    """Trains in `workdir` from its last checkpoint, if any: what the runner does, without config and data."""
+    """Trains in `workdir` from its last checkpoint, if any: what the runner does, without config and data.
+
+    `statistics` are computed at the first step and every `every`, of two layers that are called a and b.
+    """
     task = task or Toy()
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -145,10 +150,15 @@ def run(
         means, _, _ = train.evaluate(eval_step, validation(), members, task.constants, mesh)
         return {prefix + name: value for prefix, values in means.items() for name, value in values.items()}
 
+    how = {"accumulate": accumulate, "ema_decay": ema_decay}
+    observation = None
+    if statistics is not None:
+        observed = train.compile_train_step(task, tx, mesh, abstract, **how, statistics=statistics)
+        observation = train.Observation(observed, every, ("a", "b"))
     writer = train.MetricWriter(workdir)
     try:
         state, scores = train.train_loop(
-            train.compile_train_step(task, tx, mesh, abstract, accumulate=accumulate, ema_decay=ema_decay),
+            train.compile_train_step(task, tx, mesh, abstract, **how),
             state,
             batches,
             train.LoopSettings(total, STEPS_PER_EPOCH, BATCH, log_every, eval_every, (checkpoint_every,)),
@@ -163,6 +173,7 @@ def run(
             meta=lambda clock: {"clock": vars(clock), "task": task.metadata()},
             evaluate=score if evaluate else None,
             schedule=lambda step: float(schedule(step)),
+            observation=observation,
         )
     finally:
         writer.close()

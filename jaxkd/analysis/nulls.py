@@ -1,0 +1,123 @@
+"""Null models: tokens that keep a little of the real ones and nothing else, to draw beside every curve.
+
+A statistic that looks the same for real tokens and for a null shows only what that null keeps.
+Sizes: B images, N tokens, C channels.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxkd.analysis.lowrank import check_tokens, image_energies
+from jaxkd.errors import ShapeError, UnknownNameError, did_you_mean
+
+KINDS = ("gaussian", "subspace", "one_hot", "permutation")
+
+
+def _ranks_99(tokens: jax.Array) -> jax.Array:
+    """(B, N, C) -> (B,) 99 % energy ranks, 0 for an image of zeros; traceable, unlike `energy_ranks`."""
+    cumulative = jnp.cumsum(image_energies(tokens), axis=-1)
+    total = cumulative[:, -1:]
+    return jnp.where(total[:, 0] > 0, jnp.sum(cumulative < 0.99 * total, axis=-1) + 1, 0)
+
+
+def _rms(tokens: jax.Array) -> jax.Array:
+    """(B, 1, 1) root mean square of an image, scaled so that no square leaves fp32's range."""
+    largest = jnp.max(jnp.abs(tokens), axis=(1, 2), keepdims=True)
+    scaled = tokens / jnp.where(largest == 0, 1.0, largest)
+    return largest * jnp.sqrt(jnp.mean(jnp.square(scaled), axis=(1, 2), keepdims=True))
+
+
+def _gaussian(tokens: jax.Array, keys: jax.Array) -> jax.Array:
+    return _rms(tokens) * jax.vmap(lambda key: jax.random.normal(key, tokens.shape[1:]))(keys)
+
+
+def _subspace(tokens: jax.Array, keys: jax.Array, ranks: jax.Array) -> jax.Array:
+    _, n, c = tokens.shape
+    k = min(n, c)
+
+    def draw(key: jax.Array, rank: jax.Array) -> jax.Array:
+        directions, coefficients = jax.random.split(key)
+        # The first `rank` of k directions, so that the rank may differ between images inside one compiled function.
+        basis = jnp.linalg.qr(jax.random.normal(directions, (c, k)))[0]
+        kept = jax.random.normal(coefficients, (n, k)) * (jnp.arange(k) < rank)
+        # Expected square of an entry: rank / C.
+        return jnp.einsum("nk,ck->nc", kept, basis, precision=jax.lax.Precision.HIGHEST) * jnp.sqrt(
+            c / jnp.maximum(rank, 1)
+        )
+
+    return _rms(tokens) * jax.vmap(draw)(keys, ranks)
+
+
+def _one_hot(tokens: jax.Array, keys: jax.Array) -> jax.Array:
+    _, n, c = tokens.shape
+    channels = jax.vmap(lambda key: jax.random.randint(key, (n,), 0, c))(keys)
+    largest = jnp.max(jnp.abs(tokens), axis=-1, keepdims=True)
+    scaled = tokens / jnp.where(largest == 0, 1.0, largest)
+    norms = largest * jnp.sqrt(jnp.sum(jnp.square(scaled), axis=-1, keepdims=True))
+    return norms * jax.nn.one_hot(channels, c)
+
+
+def null_tokens(
+    kind: str,
+    tokens: jax.Array,
+    key: jax.Array | int = 2026,
+    *,
+    first: jax.Array | int = 0,
+    ranks: jax.Array | None = None,
+) -> jax.Array:
+    """Tokens of a null model, in the shape of the real ones. Traceable.
+
+    - "gaussian", independent normal entries. Keeps of each image the shape and the root mean square; its ranks are what
+      N x C noise has, its spectrum is flat.
+    - "subspace", normal inside a random subspace of the image's own. Keeps the shape, the expected mean square and the
+      dimension (`ranks`); not which directions, nor that some hold more energy, nor a mean. Its own 99 % rank is
+      therefore a few per cent below its dimension.
+    - "one_hot", one random channel per token. Keeps every token's norm; each token's SEP is the exact diagonal.
+    - "permutation", the real tokens with the channels in another order, one for all images. Keeps everything but that
+      order: ranks, PCA eigenvalues, norms, entropy are the real ones.
+
+    Image i of a call draws from `fold_in(key, first + i)`: with `first` the number of images before it, blocks of any
+    size give the same tokens. The order of "permutation" is drawn from `key` itself.
+
+    Args:
+      kind: one of the above.
+      tokens: (B, N, C) real tokens, any float type.
+      key: a JAX key, or a seed for one.
+      first: index of the first image in the data set.
+      ranks: (B,) integers, dimensions for "subspace"; None computes the images' 99 % energy ranks. 0 gives zero tokens.
+
+    Returns:
+      (B, N, C) fp32. An image of zeros stays zeros; a NaN in an image makes its null NaN (all of it, the token for
+      "one_hot", the entry for "permutation").
+
+    Raises:
+      UnknownNameError: another kind. ShapeError: tokens not (B, N, C), ranks not (B,). DataError: an empty axis.
+    """
+    if kind not in KINDS:
+        raise UnknownNameError(
+            f'Null model "{kind}" does not exist. Each keeps another part of the real tokens. Give one of '
+            f"{', '.join(KINDS)}.{did_you_mean(kind, KINDS)}"
+        )
+    check_tokens(tokens)
+    x = jnp.asarray(tokens).astype(jnp.float32)
+    if ranks is not None and np.shape(ranks) != x.shape[:1]:
+        raise ShapeError(
+            f"ranks has shape {np.shape(ranks)} and the tokens {x.shape}. The subspace of each image has that image's "
+            "dimension. Pass one rank per image, energy_ranks(tokens)[:, 0]."
+        )
+    return _draw(kind, x, jax.random.key(key) if isinstance(key, int) else key, first, ranks)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _draw(kind: str, x: jax.Array, key: jax.Array, first: jax.Array | int, ranks: jax.Array | None) -> jax.Array:
+    if kind == "permutation":
+        return x[..., jax.random.permutation(key, x.shape[-1])]
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(x.shape[0]))
+    if kind == "subspace":
+        return _subspace(x, keys, _ranks_99(x) if ranks is None else ranks)
+    return _gaussian(x, keys) if kind == "gaussian" else _one_hot(x, keys)

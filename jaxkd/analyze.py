@@ -1,0 +1,377 @@
+"""See what the features do: spectra, entropy, ranks, PCA, SEP, saliency of one or several networks, as a report.
+
+    python -m jaxkd.analyze --model=cait_s24_224 --weights=cait.safetensors \\
+        --model=deit_tiny_patch16_224 --weights=deit.safetensors --images=/data/imagenet/val --per-class=1 --out=report
+    python -m jaxkd.analyze --weights=runs/first_light/teacher --weights=runs/first_light/student_distilled \\
+        --images=embedded:digits --out=report
+    python -m jaxkd.analyze --checkpoints=runs/first_light/student_distilled --images=embedded:digits --out=dynamics
+    python -m jaxkd.analyze --model=my_package.my_module:features --image-size=224 --images=DIR --out=report
+
+Options that describe a network (--weights, --model-arg, --label, --variant, --step) belong to the --model before them;
+--weights with a work directory of jaxkd needs no --model. The first network is the teacher of the comparisons. A
+function of your own gets (B, H, W, 3) fp32 NumPy images in [0, 1] and answers {name: (B, N, C) or (B, h, w, C)}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jaxkd.command import fail, quiet
+from jaxkd.errors import ConfigError, JaxkdError
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose complaints are ours: one paragraph, exit code 2."""
+
+    def error(self, message: str) -> None:
+        raise ConfigError(f"The command line was not understood: {message}. See python -m jaxkd.analyze --help.")
+
+
+@dataclass
+class Wanted:
+    """One network of the command line."""
+
+    model: str = ""
+    weights: str = ""
+    args: dict[str, Any] = field(default_factory=dict)
+    label: str = ""
+    variant: str = ""
+    step: str = ""
+
+
+class _OfModel(argparse.Action):
+    """Collects options of networks in the order in which they stand on the command line."""
+
+    def __call__(self, parser, namespace, value, option=None) -> None:
+        wanted: list[Wanted] = namespace.wanted
+        name = self.dest
+        starts = name == "model" or (name == "weights" and (not wanted or wanted[-1].weights))
+        if starts:
+            wanted.append(Wanted())
+        elif not wanted:
+            raise ConfigError(
+                f"{option}={value} stands before any --model or --weights. It describes a network. Put it after it."
+            )
+        if name == "model_arg":
+            key, separator, text = value.partition("=")
+            if not separator:
+                raise ConfigError(
+                    f'--model-arg="{value}" has no value. It passes one constructor argument. Write NAME=VALUE.'
+                )
+            try:
+                wanted[-1].args[key] = ast.literal_eval(text)
+            except (ValueError, SyntaxError):
+                wanted[-1].args[key] = text
+        else:
+            setattr(wanted[-1], name, value)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m jaxkd.analyze",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(wanted=[])
+    networks = parser.add_argument_group("networks")
+    for name, text in (
+        ("--model", "name in the zoo, or module:function"),
+        ("--weights", "file, Hugging Face id or work directory of jaxkd; left out: initial weights"),
+        ("--model-arg", "constructor argument NAME=VALUE, may be repeated"),
+        ("--label", "what the report calls it"),
+        ("--variant", '"ema" or "raw", where the weights hold both'),
+        ("--step", 'of a work directory: a number, "last" or "best"'),
+    ):
+        networks.add_argument(name, action=_OfModel, default=argparse.SUPPRESS, help=text)
+    networks.add_argument("--checkpoints", default="", help="work directory of jaxkd: every kept checkpoint of it")
+    networks.add_argument("--resize", action="store_true", help="resize position embeddings to the network's grid")
+    networks.add_argument("--image-size", type=int, default=224, help="of a function of your own")
+    images = parser.add_argument_group("images")
+    images.add_argument("--images", required=True, help='folder of images, data set or "embedded:digits"')
+    images.add_argument("--per-class", type=int, default=0, help="first N files of each folder (published: 1); 0: all")
+    images.add_argument("--max-images", type=int, default=0, help="first N images; 0: all")
+    images.add_argument("--crop-pct", type=float, default=0.0, help="default: each network's own")
+    images.add_argument("--interpolation", default="", help="default: each network's own")
+    what = parser.add_argument_group("statistics")
+    what.add_argument("--layers", default="", help="taps, comma separated; default: blocks or stages")
+    what.add_argument("--last", default="", help="layer for ranks, PCA and SEP; default: the deepest")
+    what.add_argument("--entropy-range", default="chunk", metavar="chunk|exact|LOW:HIGH", help="of the histogram")
+    what.add_argument("--bins", type=int, default=100, help="of the histogram")
+    what.add_argument("--gradients", choices=("none", "class", "loss"), default="class")
+    what.add_argument("--no-ranks", action="store_true", help="leave out singular values")
+    what.add_argument("--permutations", type=int, default=100, help="channel permutations of SEP; 0: none")
+    what.add_argument("--bootstrap", type=int, default=2000, help="draws of the confidence intervals")
+    what.add_argument("--permutation-images", type=int, default=0, help="first N images; 0: all")
+    what.add_argument("--saliency", type=int, default=2, help="saliency maps of the first N images; 0: none")
+    what.add_argument("--no-compare", action="store_true", help="leave out CKA and principal angles")
+    what.add_argument("--seed", type=int, default=2026)
+    how = parser.add_argument_group("how")
+    how.add_argument("--out", required=True, help="folder for report.html, results.json, CSV and figures")
+    how.add_argument("--overwrite", action="store_true", help="replace an earlier report in --out")
+    how.add_argument("--batch-size", type=int, default=8, help="images at once; changes no number")
+    how.add_argument("--low-memory", action="store_true", help="features twice instead of holding a chunk; no CKA")
+    how.add_argument("--no-figures", action="store_true", help="numbers only")
+    return parser
+
+
+def analyze(args: argparse.Namespace, *, command: str = "") -> dict[str, Any]:
+    """Does what `args` (see `--help`) say; returns the results that results.json holds."""
+    from rich.console import Console
+
+    from jaxkd import parallel, tasks
+    from jaxkd.analysis.stream import StreamOptions
+    from jaxkd.analysis.summary import SummaryOptions
+    from jaxkd.analysis.tables import write_tables
+    from jaxkd.data.image_folder import open_images
+
+    out = _out_folder(args)
+    wanted = _networks(args)
+    entropy_range, value_range = _entropy_range(args.entropy_range)
+    _check_counts(args)
+    source, labelled = open_images(args.images, per_class=args.per_class, max_images=args.max_images)
+    mesh = parallel.make_mesh()
+    networks = [_features(w, args, mesh, source, labelled) for w in wanted]
+    counts = {n.label: n.num_classes for n in networks}
+    tasks.check_gradient_labels(args.gradients, labelled, source, args.images, counts)
+    options = tasks.AnalysisOptions(
+        stream=StreamOptions(
+            batch_size=args.batch_size,
+            bins=args.bins,
+            entropy_range=entropy_range,
+            value_range=value_range,
+            last=args.last,
+            ranks=not args.no_ranks,
+            gradients=args.gradients != "none",
+            low_memory=args.low_memory,
+        ),
+        summary=SummaryOptions(
+            permutations=0 if args.checkpoints else args.permutations,
+            bootstrap=args.bootstrap,
+            permutation_images=args.permutation_images,
+            seed=args.seed,
+        ),
+        compare=not (args.no_compare or args.checkpoints),
+        crop_pct=args.crop_pct,
+        interpolation=args.interpolation,
+    )
+    console = Console(stderr=True)
+    console.print(
+        f"{len(networks)} network{'s' if len(networks) > 1 else ''} over {len(source):,} images of {args.images}",
+        highlight=False,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    with _Progress(console) as progress:
+        results = tasks.analyse(networks, source, mesh, options, scratch=out, progress=progress)
+        results["settings"] |= {"source": args.images, "command": command}
+        if args.saliency and not args.checkpoints:
+            from jaxkd.tasks.saliency_maps import write_saliency
+
+            results["saliency"] = write_saliency(
+                networks, source, out / "saliency", count=args.saliency, seed=args.seed, progress=progress
+            )
+    (out / "results.json").write_text(json.dumps(results, indent=1, allow_nan=False))
+    write_tables(results, out)
+    if not args.no_figures:
+        from jaxkd.analysis.figures import write_figures
+        from jaxkd.analysis.report import write_report
+
+        console.print("drawing figures", highlight=False)
+        write_report(results, write_figures(results, out / "figures"), out / "report.html")
+    return results
+
+
+def _out_folder(args: argparse.Namespace) -> Path:
+    out = Path(args.out)
+    if (out / "results.json").exists() and not args.overwrite:
+        raise ConfigError(
+            f'--out="{out}" holds an earlier analysis (results.json). Nothing already saved is lost by accident. '
+            "Choose another folder, or add --overwrite."
+        )
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f'--out="{out}" is a file. A report is a folder of files. Name a folder.')
+    return out
+
+
+def _networks(args: argparse.Namespace) -> list[Wanted]:
+    """The networks of the command line, each with its own label."""
+    from jaxkd import train
+
+    wanted = list(args.wanted)
+    if args.checkpoints:
+        if wanted:
+            raise ConfigError(
+                f'--checkpoints="{args.checkpoints}" and --model or --weights were both given. The first analyses one '
+                "run over time, the others networks side by side. Use one of them."
+            )
+        run = train.find_run(args.checkpoints)
+        if run is None:
+            raise ConfigError(
+                f'--checkpoints="{args.checkpoints}" is not a work directory of jaxkd. It holds config.json and '
+                "checkpoints/. Give the --workdir of a run; checkpoint.keep_every_epochs keeps more of them."
+            )
+        steps = sorted(int(p.name) for p in (run / "checkpoints").iterdir() if p.name.isdigit())
+        wanted = [Wanted(weights=str(run), step=str(s), label=f"step {s}") for s in steps]
+    if not wanted:
+        raise ConfigError(
+            "No network was given. An analysis reads the features of at least one. Give --model=NAME with "
+            "--weights=FILE, --weights=WORKDIR, or --model=module:function."
+        )
+    for w in wanted:
+        run = train.find_run(w.weights) if w.weights else None
+        if not w.model and run is None:
+            raise ConfigError(
+                f'--weights="{w.weights}" came without --model, and is not a work directory of jaxkd that would know '
+                "it. Put --model=NAME before it; jaxkd.models.list_models() has the names."
+            )
+        w.label = w.label or (run.name if run is not None else w.model.rpartition(":")[2])
+    labels = [w.label for w in wanted]
+    for i, w in enumerate(wanted):
+        if labels.count(w.label) > 1:
+            w.label = f"{w.label} ({i + 1})"
+    return wanted
+
+
+def _entropy_range(text: str) -> tuple[str, tuple[float, float] | None]:
+    if text in ("chunk", "exact"):
+        return text, None
+    try:
+        low, high = (float(v) for v in text.split(":"))
+        if not low < high:
+            raise ValueError
+    except ValueError:
+        raise ConfigError(
+            f'--entropy-range="{text}" is not a range. It is the span of the histogram. Use "chunk" (as published), '
+            '"exact" (of all images, in a pass of its own), or two numbers such as -8:8.'
+        ) from None
+    return "given", (low, high)
+
+
+def _check_counts(args: argparse.Namespace) -> None:
+    for name, least in (
+        ("batch_size", 1),
+        ("bins", 2),
+        ("per_class", 0),
+        ("max_images", 0),
+        ("permutations", 0),
+        ("bootstrap", 1),
+        ("permutation_images", 0),
+        ("saliency", 0),
+        ("image_size", 1),
+    ):
+        value = getattr(args, name)
+        if value < least:
+            raise ConfigError(f"--{name.replace('_', '-')}={value} is out of range. It counts. Give {least} or more.")
+
+
+def _features(wanted: Wanted, args: argparse.Namespace, mesh: Any, source: Any, labelled: bool) -> Any:
+    from jaxkd import tasks, train
+
+    if ":" in wanted.model:
+        if wanted.weights or wanted.args:
+            raise ConfigError(
+                f'--model="{wanted.model}" is a function of your own, which builds its network itself. --weights and '
+                "--model-arg do not reach it. Leave them out."
+            )
+        size = (args.image_size, args.image_size)
+        return tasks.callable_features(wanted.model, image_size=size, label=wanted.label)
+    name, model_args = wanted.model, dict(wanted.args)
+    run = train.find_run(wanted.weights) if wanted.weights else None
+    if run is not None:
+        saved = train.read_config(run)
+        if name and name != saved["student"]["name"]:
+            raise ConfigError(
+                f'--model="{name}", but the work directory "{wanted.weights}" trained {saved["student"]["name"]}. Its '
+                "weights fit no other network. Leave --model out."
+            )
+        name = saved["student"]["name"]
+        model_args = {k: v for k, v in saved["student"]["args"].items() if v is not None} | model_args
+    network = tasks.build_network(name, model_args)
+    if wanted.weights:
+        network = tasks.load_weights(
+            network, wanted.weights, variant=wanted.variant, step=wanted.step, resize=args.resize
+        )
+    layers = tuple(filter(None, (t.strip() for t in args.layers.split(","))))
+    gradient_of = "class" if args.gradients == "none" else args.gradients
+    return tasks.network_features(
+        network, mesh, label=wanted.label, layers=layers, gradient_of=gradient_of, seed=args.seed
+    )
+
+
+class _Progress:
+    """One line per phase: how far, how fast, how long still."""
+
+    def __init__(self, console: Any):
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        rate = TextColumn("{task.fields[rate]}")
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
+        self._progress = Progress(*columns, console=console, transient=not console.is_terminal)
+        self._tasks: dict[tuple[str, str], tuple[Any, float]] = {}
+
+    def __enter__(self) -> _Progress:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, label: str, phase: str, done: int, total: int) -> None:
+        key = (label, phase)
+        if key not in self._tasks:
+            task = self._progress.add_task(f"{label}: {phase}", total=total, rate="")
+            self._tasks[key] = (task, time.perf_counter())
+        task, start = self._tasks[key]
+        seconds = max(time.perf_counter() - start, 1e-9)
+        self._progress.update(
+            task, completed=done, total=total, rate=f"{done / seconds:.1f}/s" if seconds > 0.5 else ""
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; exit code 0, or 2 for what the user can mend."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        args = _parser().parse_args(argv)
+        quiet()
+        results = analyze(args, command=shlex.join(["python", "-m", "jaxkd.analyze", *argv]))
+    except JaxkdError as error:
+        fail(error)
+    except KeyboardInterrupt:
+        print("jaxkd: stopped.", file=sys.stderr)
+        return 130
+    for model in results["models"]:
+        print(_line(model))
+        for note in model["notes"]:
+            print(f"  {note}")
+    written = Path(args.out) / ("results.json" if args.no_figures else "report.html")
+    print(f"{written} ({results['settings']['seconds']:.1f} s)")
+    return 0
+
+
+def _line(model: dict[str, Any]) -> str:
+    last, rows = model["last"], model["per_layer"]
+    parts = [f"{model['label']}: {model['images']} images, {len(model['layers'])} layers"]
+    if last and last["ranks"] and last["ranks"]["99"]["p99"] is not None:
+        parts.append(
+            f"{last['layer']} needs {last['ranks']['99']['p99']:.0f} of {last['D']} directions for 99 % of an image's "
+            "energy (99th percentile)"
+        )
+    if last and last["pca"] and last["pca"]["uncentred"]:
+        parts.append(f"{last['pca']['uncentred']['required_d']['99']['p99']:.0f} in a shared basis")
+    entropy = rows.get("entropy", {}).get("mean", [None])[-1]
+    if entropy is not None:
+        parts.append(f"entropy {entropy:.2f} bits")
+    return " · ".join(parts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""Tables and pictures of what every layer did over training: one CSV and one PNG per statistic.
+
+The lines of kind "dynamics" in metrics.jsonl are the source; everything here is made from them anew, so that a resumed
+run cannot leave a table with a row missing or twice.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+Rows = Sequence[dict[str, Any]]
+DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))  # lines over depth: so many moments
+LABELS = {
+    "intensity": ("Spectral intensity", "mean magnitude of the FFT over channels / C"),
+    "entropy": ("Shannon entropy, one range for all layers", "bits per position, 100 bins"),
+    "entropy_own_range": ("Shannon entropy, each layer's own range", "bits per position, 100 bins"),
+    "activation_mean": ("Activation magnitude", "mean |A|"),
+    "activation_max": ("Largest activation", "max |A| of an image, mean over images"),
+    "kurtosis": ("Kurtosis of the activations", "4th standardised moment (Gaussian: 3)"),
+    "massive_share": ("Massive activations", "share of the squared norm"),
+    "gradient": ("Gradient of the training loss", "mean |dL/dA| of one image's loss"),
+    "rank_99": ("Energy rank, 99 %", "directions of an image's tokens"),
+    "rank_95": ("Energy rank, 95 %", "directions of an image's tokens"),
+    "rank_90": ("Energy rank, 90 %", "directions of an image's tokens"),
+    "rank_80": ("Energy rank, 80 %", "directions of an image's tokens"),
+    "participation_ratio": ("Participation ratio of the energies", "directions of an image's tokens"),
+    "stable_rank": ("Stable rank", "energy / largest energy"),
+}
+LOGARITHMIC = ("gradient", "activation_max", "kurtosis")
+
+
+def statistics_of(rows: Rows) -> tuple[str, ...]:
+    """The statistics that `rows` hold, in their order."""
+    names = (name for row in rows for name, value in row.items() if isinstance(value, list) and name != "layers")
+    return tuple(dict.fromkeys(names))
+
+
+def layers_of(rows: Rows) -> tuple[str, ...]:
+    """Every layer in `rows`; those of the last row first, in its order."""
+    return tuple(dict.fromkeys(layer for row in reversed(rows) for layer in row["layers"]))
+
+
+def write_tables(rows: Rows, folder: Path) -> list[Path]:
+    """Writes `<statistic>.csv` for each statistic: `step,epoch,<layer>,<layer>,...`, a row per observed step.
+
+    The published tables have `Checkpoint,Layer_1,...,Layer_12`; here the first two columns say when, and layers have
+    the names that `taps` and `distill.pairs` take ("block_0" is Layer_1). Values that are not finite are "nan", "inf"
+    or "-inf"; a layer that a row does not have is left empty.
+
+    Args:
+      rows: `{"step": 100, "epoch": 0.5, "layers": ["block_0", ...], "entropy": [2.4, ...], ...}` by step, as
+        `train.read_metrics(workdir, "dynamics")` returns them.
+      folder: made if missing; a file of the same name is replaced, at once or not at all.
+
+    Returns:
+      The files; none for no rows.
+    """
+    layers, written = layers_of(rows), []
+    for name in statistics_of(rows):
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{name}.csv"
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        with temporary.open("w", newline="") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(("step", "epoch", *layers))
+            for row in rows:
+                table.writerow((row["step"], row.get("epoch", ""), *_cells(row, name, layers)))
+        temporary.replace(path)
+        written.append(path)
+    return written
+
+
+def _cells(row: dict[str, Any], name: str, layers: tuple[str, ...]) -> list[Any]:
+    known = dict(zip(row["layers"], row.get(name, ()), strict=False))
+    return [known.get(layer, "") for layer in layers]
+
+
+def draw_tables(rows: Rows, folder: Path, *, caption: str = "") -> list[Path]:
+    """Writes `<statistic>.png` for each statistic: a map of layer against step, and the profile over depth at times.
+
+    Args:
+      rows: as for `write_tables`.
+      folder: likewise.
+      caption: printed below.
+
+    Returns:
+      The files; none for no rows.
+    """
+    names, layers = statistics_of(rows), layers_of(rows)
+    for name in names:
+        folder.mkdir(parents=True, exist_ok=True)
+        values = [[_number(v) for v in _cells(row, name, layers)] for row in rows]
+        _draw(name, values, rows, layers, folder / f"{name}.png", caption)
+    return [folder / f"{name}.png" for name in names]
+
+
+def _number(value: Any) -> float:
+    """Of a number, "nan", or nothing; infinity has no place on an axis either."""
+    number = float(value) if value != "" else math.nan
+    return number if math.isfinite(number) else math.nan
+
+
+def _draw(name: str, values: list[list[float]], rows: Rows, layers: tuple[str, ...], path: Path, caption: str) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    from matplotlib.colors import LogNorm
+
+    title, unit = LABELS.get(name, (name.replace("_", " ").capitalize(), ""))
+    # A gradient is exactly 0 where a layer's tokens do not reach the loss: a gap on a logarithmic axis.
+    known = [v for row in values for v in row if v > 0]
+    logarithmic = name in LOGARITHMIC and len(set(known)) > 1
+    if logarithmic:
+        values = [[v if v > 0 else math.nan for v in row] for row in values]
+    figure, axes = plt.subplots(1, 2, figsize=(12.5, 4.2), layout="constrained", width_ratios=(1.15, 1))
+    # A colour map whose lightness is monotone: it survives a printer without colours.
+    norm = LogNorm(min(known), max(known)) if logarithmic else None
+    by_layer = [list(column) for column in zip(*values, strict=True)]
+    shown = axes[0].imshow(by_layer, aspect="auto", origin="lower", cmap="viridis", norm=norm, interpolation="nearest")
+    figure.colorbar(shown, ax=axes[0], label=unit)
+    ticks = _spread(len(rows), 7)
+    axes[0].set_xticks(ticks, [f"{rows[i]['step']:,}\n{_epoch(rows[i])}" for i in ticks])
+    every = _spread(len(layers), 14)
+    axes[0].set_yticks(every, [layers[i] for i in every])
+    axes[0].set(xlabel="step, and epoch below", title=title)
+    moments = _spread(len(rows), len(DASHES))
+    for place, (i, dash) in enumerate(zip(moments, DASHES, strict=False)):
+        colour = plt.get_cmap("viridis")(0.85 * (1 - place / max(len(moments) - 1, 1)))  # later is darker
+        label = f"step {rows[i]['step']:,}" + (f", epoch {_epoch(rows[i])}" if "epoch" in rows[i] else "")
+        axes[1].plot(
+            range(len(layers)), values[i], linestyle=dash, color=colour, label=label, linewidth=1.8, marker="."
+        )
+    axes[1].set_xticks(every, [layers[i] for i in every], rotation=60, ha="right", fontsize=8)
+    axes[1].set(xlabel="layer", ylabel=unit, title="Over depth", yscale="log" if logarithmic else "linear")
+    axes[1].grid(alpha=0.3)
+    axes[1].spines[["top", "right"]].set_visible(False)
+    axes[1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    if caption:
+        figure.supxlabel(caption, fontsize=8, color="#555555")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _epoch(row: dict[str, Any]) -> str:
+    return f"{row['epoch']:g}" if "epoch" in row else ""
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most `most` of 0 ... count - 1, the first and the last among them."""
+    if count <= most:
+        return list(range(count))
+    return sorted({round(i * (count - 1) / (most - 1)) for i in range(most)})

@@ -1,0 +1,259 @@
+"""What an analysis reads: images in, named feature maps out, whoever's network it is."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxkd import data, models, parallel
+from jaxkd.errors import ConfigError, DataError, ShapeError, did_you_mean, in_words
+from jaxkd.tasks.networks import Network
+
+PyTree = Any
+DEFAULT_LAYERS = ("stage_", "block_", "cls_block_")
+
+
+@dataclass
+class FeatureSource:
+    """A network as an analysis sees it; made by `network_features` or `callable_features`.
+
+    Attributes:
+      label: what tables and figures call it.
+      name: in the zoo, or `module:function`.
+      origin: where its weights came from, for people.
+      parameters: how many, None if unknown.
+      image_size: (height, width) that it takes.
+      crop_pct: of the evaluation crop.
+      interpolation: of the evaluation resize.
+      layers: tap names in depth order; of a callable known only after the first batch.
+      num_classes: outputs, 0 where there are none.
+      forward: batch of device images (B, H, W, 3) uint8 -> {layer: features}.
+      gradients: (images, labels or None) -> {layer: gradient of a score}, or None where there is none.
+      gradient_of: what `gradients` is of, "class" or "loss".
+      constants: the network's variables on the devices, an argument so that no program holds them as literals.
+      score: (constants, normalised images, classes) -> (B,) class scores, or None.
+      with_offsets: (constants, normalised images, offsets) -> logits, or None; for per-layer gradients.
+      normalise: uint8 -> what `score` takes.
+      shapes: batch size -> {layer: shape and dtype of its features}, for offsets.
+    """
+
+    label: str
+    name: str
+    origin: str
+    parameters: int | None
+    image_size: tuple[int, int]
+    crop_pct: float
+    interpolation: str
+    layers: tuple[str, ...]
+    num_classes: int
+    forward: Callable[[Any], dict[str, jax.Array]]
+    gradients: Callable[[Any, Any], dict[str, jax.Array]] | None = None
+    gradient_of: str = "class"
+    constants: PyTree = None
+    score: Callable | None = None
+    with_offsets: Callable | None = None
+    normalise: Callable | None = None
+    shapes: Callable[[int], dict[str, jax.ShapeDtypeStruct]] | None = None
+
+    @property
+    def last(self) -> str:
+        """The layer whose tokens are kept: the deepest that has any ("" for the last of a callable).
+
+        Class-attention layers hold one vector per image and have no rank.
+        """
+        deep = [name for name in self.layers if not name.startswith("cls_block_")]
+        return (deep or list(self.layers) or [""])[-1]
+
+
+def default_layers(model: Any) -> tuple[str, ...]:
+    """The taps that an analysis reads unless told otherwise: stages of a Swin, else blocks and class-attention blocks.
+
+    Args:
+      model: a network of the zoo.
+    """
+    taps = models.tap_names(model)
+    stages = tuple(t for t in taps if t.startswith("stage_") and "." not in t)
+    return stages or tuple(t for t in taps if t.startswith(DEFAULT_LAYERS[1:]) and "." not in t)
+
+
+def network_features(
+    network: Network,
+    mesh: Mesh,
+    *,
+    label: str = "",
+    layers: tuple[str, ...] = (),
+    gradient_of: str = "class",
+    seed: int = 0,
+) -> FeatureSource:
+    """Features of a network of the zoo, compiled at highest matmul precision.
+
+    Args:
+      network: with its weights; initial ones are drawn where it has none.
+      mesh: the batch is split over its `data` axis.
+      label: for tables; the network's name by default.
+      layers: taps; () for `default_layers`.
+      seed: of random weights.
+      gradient_of: "class" (the highest logit of each image) or "loss" (cross-entropy with the label).
+
+    Raises:
+      TapError: a layer that the network does not have.
+    """
+    model, spec = network.model, network.spec
+    taps = layers or default_layers(model)
+    variables = network.variables
+    if variables is None:
+        blank = jnp.zeros((1, *network.image_size, 3), jnp.float32)
+        variables = jax.jit(model.init)(jax.random.key(seed), blank)
+    constants = parallel.put_replicated(variables, mesh)
+
+    def normalise(images: jax.Array) -> jax.Array:
+        return data.normalise(images, spec.mean, spec.std)
+
+    def apply(constants: PyTree, x: jax.Array, offsets: Mapping[str, jax.Array] | None = None, taps: tuple = taps):
+        with jax.default_matmul_precision("highest"):
+            return model.apply(constants, x, train=False, taps=taps, offsets=offsets)
+
+    # Raises the TapError of an unknown layer before anything is compiled.
+    blank = jax.ShapeDtypeStruct((1, *network.image_size, 3), jnp.float32)
+    shapes = jax.eval_shape(lambda c, x: apply(c, x)[1], constants, blank)
+    order = tuple(t for t in models.tap_names(model) if t in taps)
+    split = parallel.batch_sharding(mesh)
+    forward = jax.jit(lambda c, images: apply(c, normalise(images))[1], in_shardings=(None, split), out_shardings=split)
+
+    def gradient_fn(constants: PyTree, images: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+        x = normalise(images)
+        zeros = {name: jnp.zeros((x.shape[0], *s.shape[1:]), s.dtype) for name, s in shapes.items()}
+
+        def scores(offsets: dict) -> jax.Array:
+            # A sum over images: each image's score depends on its own offsets only.
+            logits = apply(constants, x, offsets, ())[0].astype(jnp.float32)
+            if gradient_of == "loss":
+                return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1).sum()
+            return logits.max(axis=1).sum()
+
+        return jax.grad(scores)(zeros)
+
+    gradients = jax.jit(gradient_fn, in_shardings=(None, split, split), out_shardings=split)
+    return FeatureSource(
+        label=label or spec.name,
+        name=spec.name,
+        origin=network.origin,
+        parameters=int(sum(np.prod(p.shape) for p in jax.tree.leaves(variables["params"]))),
+        image_size=network.image_size,
+        crop_pct=spec.crop_pct,
+        interpolation=spec.interpolation,
+        layers=order,
+        num_classes=network.num_classes,
+        forward=lambda images: forward(constants, images),
+        gradients=(lambda images, labels: gradients(constants, images, labels)) if network.num_classes else None,
+        gradient_of=gradient_of,
+        constants=constants,
+        score=lambda c, x, classes: jnp.take_along_axis(apply(c, x, None, ())[0], classes[:, None], axis=1)[:, 0],
+        with_offsets=lambda c, x, offsets: apply(c, x, offsets, ())[0],
+        normalise=normalise,
+        shapes=lambda size: {n: jax.ShapeDtypeStruct((size, *shapes[n].shape[1:]), shapes[n].dtype) for n in order},
+    )
+
+
+def callable_features(spec: str, *, image_size: tuple[int, int], label: str = "", crop_pct: float = 1.0):
+    """Features of anyone's network: a Python function `images -> {name: features}`.
+
+    Args:
+      spec: "package.module:function". It is called with (B, H, W, 3) fp32 NumPy images in [0, 1], does its own
+        normalisation, and answers with arrays (B, N, C) or (B, h, w, C), the same names each time, in depth order. It
+        is called as it is: one that uses JAX should jit itself.
+      image_size: (height, width) of the images that it gets.
+      label: for tables; the function's name by default.
+      crop_pct: of the evaluation crop.
+
+    Raises:
+      ConfigError: no such module or function, or it is not callable with one argument.
+    """
+    function = _import(spec)
+
+    def forward(images: Any) -> dict[str, jax.Array]:
+        pixels = np.asarray(images, np.float32) / 255.0
+        answer = function(pixels)
+        if not isinstance(answer, Mapping) or not answer:
+            raise ShapeError(
+                f'"{spec}" answered with {type(answer).__name__}, not with named features. An analysis reads one array '
+                "per layer. Return a dict {name: (B, N, C) or (B, h, w, C)}."
+            )
+        features = {str(name): np.asarray(value, np.float32) for name, value in answer.items()}
+        for name, value in features.items():
+            if value.ndim not in (3, 4) or value.shape[0] != pixels.shape[0]:
+                raise ShapeError(
+                    f'The feature "{name}" of "{spec}" has shape {value.shape} for {pixels.shape[0]} images. Features '
+                    "are (B, N, C) tokens or (B, h, w, C) maps, channels last. Move the axes, e.g. "
+                    "x.transpose(0, 2, 3, 1) of an NCHW map."
+                )
+        return features
+
+    return FeatureSource(
+        label=label or spec.rpartition(":")[2],
+        name=spec,
+        origin="a Python function",
+        parameters=None,
+        image_size=image_size,
+        crop_pct=crop_pct,
+        interpolation="bicubic",
+        layers=(),
+        num_classes=0,
+        forward=forward,
+    )
+
+
+def _import(spec: str) -> Callable:
+    module_name, _, name = spec.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # the user's module may fail in any way
+        raise ConfigError(
+            f'--model="{spec}": the module "{module_name}" cannot be imported ({type(error).__name__}: '
+            f"{' '.join(str(error).split())}). It is looked for like any Python module. Run from its folder, or add "
+            "that folder to PYTHONPATH."
+        ) from None
+    function = getattr(module, name, None)
+    if not callable(function):
+        have = [n for n, v in vars(module).items() if inspect.isfunction(v)]
+        raise ConfigError(
+            f'--model="{spec}": "{module_name}" has no function "{name}".{did_you_mean(name, have)} A function of your '
+            f"own is given as module:function. It has: {in_words(have)}."
+        )
+    return function
+
+
+def check_gradient_labels(gradient_of: str, labelled: bool, source: Any, images: str, classes: dict[str, int]) -> None:
+    """Raises unless labels are known where the gradient of the loss is asked for.
+
+    Args:
+      gradient_of: "loss", "class" or "none".
+      labelled: whether the images have labels.
+      source: the images.
+      images: what the command line called them.
+      classes: label of a model -> its number of outputs.
+
+    Raises:
+      DataError: no labels. ConfigError: another number of classes than a model has.
+    """
+    if gradient_of != "loss":
+        return
+    if not labelled:
+        raise DataError(
+            f'--gradients=loss needs labels, but --images="{images}" is a plain folder of images. The loss compares '
+            "with the true class. Give a data set with val/<label>/*, or use --gradients=class."
+        )
+    for label, count in classes.items():
+        if count and count != len(source.class_names):
+            raise ConfigError(
+                f"--gradients=loss: {label} has {count} outputs, the images have {len(source.class_names)} classes. "
+                "Labels would name other classes. Use the data set of its weights, or --gradients=class."
+            )
