@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,13 +19,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+from process_memory import peak_megabytes, restart_peak
 
 HERE = Path(__file__).resolve().parent
-
-
-def megabytes() -> float:
-    """Peak resident memory of this process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def write_weights(path: Path) -> None:
@@ -71,9 +66,7 @@ def ours(images: str, weights: str, count: int, folder: str, batch: int, low_mem
     start = time.perf_counter()
     tasks.analyse([features], warm, mesh, options, scratch=folder)
     compile_seconds = time.perf_counter() - start
-    # A peak that the loading of the weights reached would hide what the analysis adds: it is read from now on.
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _resident()
+    before = restart_peak()
     start = time.perf_counter()
     results = tasks.analyse([features], source, mesh, options, scratch=folder)
     seconds = time.perf_counter() - start
@@ -83,8 +76,8 @@ def ours(images: str, weights: str, count: int, folder: str, batch: int, low_mem
     return {
         "seconds": seconds,
         "first_call_with_compilation": compile_seconds,
-        "memory_mb": megabytes(),
-        "memory_above_network_mb": _peak() - before,
+        "memory_mb": peak_megabytes(),
+        "memory_above_network_mb": peak_megabytes() - before,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "rank_mean": [model["per_layer"][f"rank_{p}"]["mean"] for p in percents],
         "rank_p99": [last["ranks"][p]["p99"] for p in percents],
@@ -93,21 +86,6 @@ def ours(images: str, weights: str, count: int, folder: str, batch: int, low_mem
         "sep": last["sep"]["full"]["mean"],
         "required_d_p99": [last["pca"]["uncentred"]["required_d"][p]["p99"] for p in percents],
     }
-
-
-def _status(field: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) / 1024
-    return float("nan")
-
-
-def _resident() -> float:
-    return _status("VmRSS")
-
-
-def _peak() -> float:
-    return _status("VmHWM")
 
 
 def entropy_alone() -> dict:

@@ -8,6 +8,13 @@ random, and so are weights that are not in a local file. With one step of statis
 (t_statistics - t_plain) / (n t_plain) of its time. Prints one JSON object; progress goes to stderr. Fields of the
 config are changed as on the command line of jaxkd.main (--config.dynamics.images=8).
 
+With --blocks, that is measured as well and not only computed: whole blocks of n steps, with one step of statistics and
+without, in turns (n steps of the full-size networks take long; meant for small ones).
+
+On a CPU the decompositions are LAPACK's, and OpenBLAS' own threads wait for one another where other processes want the
+same cores: the ranks then took tens of times as long, up to a whole step. Here they have one thread unless
+OPENBLAS_NUM_THREADS says otherwise.
+
 Besides, with --ranks, both ways to the energies of an image's tokens are timed as the step computes them: singular
 values of the tokens, and eigenvalues of the smaller Gram matrix.
 """
@@ -19,15 +26,17 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
 import numpy as np
 from step_time import prepare
-from timing import Compiled, compile_program, interleaved, summary
+from timing import Compiled, Run, compile_program, interleaved, summary
 
 from jaxkd.errors import ConfigError, JaxkdError
 
@@ -59,6 +68,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Any]:
     parser.add_argument("--batch-size", type=int, default=8, help="images a step (8)")
     parser.add_argument("--repeats", type=int, default=10, help="timed calls of each program (10)")
     parser.add_argument("--every", type=int, default=100, help="steps between two with statistics (100)")
+    parser.add_argument("--blocks", type=int, default=0, help="timed blocks of --every steps, of each kind (0)")
     parser.add_argument("--ranks", action="store_true", help="also time SVD against eigenvalues of the Gram matrix")
     options, rest = parser.parse_known_args(argv)
     if min(options.batch_size, options.repeats, options.every) < 1:
@@ -125,6 +135,7 @@ def measure(options: argparse.Namespace, config: Any) -> dict[str, Any]:
     say(f"timing {len(turns)} programs in turns, {options.repeats} times each ...")
     seconds = interleaved(turns, options.repeats)
     plain = seconds["plain_step"]
+    blocks = measured_blocks(turns, options.every, options.blocks) if options.blocks else {}
     device = mesh.devices.flat[0]
     return {
         "config": options.config,
@@ -145,8 +156,29 @@ def measure(options: argparse.Namespace, config: Any) -> dict[str, Any]:
             }
             for name, c in ((name, programs.get(name)) for name in turns)
         },
+        "openblas_threads": os.environ["OPENBLAS_NUM_THREADS"],
         "every_steps": options.every,
         "lost_percent": {name: lost(seconds[name], plain, options.every) for name in PARTS},
+        **blocks,
+    }
+
+
+def measured_blocks(turns: Mapping[str, Run], every: int, count: int) -> dict[str, Any]:
+    """Seconds of blocks of `every` steps, and what is lost where one of them computes statistics."""
+
+    def block(first: Run) -> Run:
+        def steps() -> None:
+            first()
+            for _ in range(every - 1):
+                turns["plain_step"]()
+
+        return steps
+
+    say(f"timing {count} blocks of {every} steps of each kind ...")
+    seconds = interleaved({name: block(turns[name]) for name in ("plain_step", "statistics_step")}, count)
+    return {
+        "blocks": {name: {"ms": summary(values)} for name, values in seconds.items()},
+        "measured_lost_percent": lost(seconds["statistics_step"], seconds["plain_step"], 1),
     }
 
 

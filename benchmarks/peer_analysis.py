@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
 from pathlib import Path
@@ -22,12 +21,8 @@ CHUNK, BINS = 32, 100
 LEVELS = (0.99, 0.95, 0.90, 0.80)
 
 
-def megabytes() -> float:
-    """Peak resident memory of this process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def main(images: str, weights: str, count: int, folder: str) -> dict:
+    from process_memory import peak_megabytes, restart_peak
     from torch_import import import_timm
 
     torch, timm = import_timm()
@@ -48,7 +43,7 @@ def main(images: str, weights: str, count: int, folder: str) -> dict:
     with torch.no_grad():
         model(torch.zeros(1, 3, 224, 224))
     taken.clear()
-    before = megabytes()
+    before = restart_peak()
 
     start = time.perf_counter()
     paths = []
@@ -113,8 +108,8 @@ def main(images: str, weights: str, count: int, folder: str) -> dict:
     return {
         "seconds": seconds,
         "total": sum(seconds.values()),
-        "memory_mb": megabytes(),
-        "memory_above_network_mb": megabytes() - before,
+        "memory_mb": peak_megabytes(),
+        "memory_above_network_mb": peak_megabytes() - before,
         "disk_mb": sum(p.stat().st_size for p in paths) / 2**20,
         "rank_mean": np.mean(dims, axis=0).T.tolist(),
         "rank_p99": np.percentile(np.asarray(dims)[:, -1], 99, axis=0).tolist(),

@@ -102,7 +102,9 @@ def _parser() -> argparse.ArgumentParser:
     images.add_argument("--crop-pct", type=float, default=0.0, help="default: each network's own")
     images.add_argument("--interpolation", default="", help="default: each network's own")
     what = parser.add_argument_group("statistics")
-    what.add_argument("--layers", default="", help="taps, comma separated; default: blocks or stages")
+    what.add_argument(
+        "--layers", default="", help="taps or patterns such as block_*,cls_block_*; default: blocks or stages"
+    )
     what.add_argument("--last", default="", help="layer for ranks, PCA and SEP; default: the deepest")
     what.add_argument("--entropy-range", default="chunk", metavar="chunk|exact|LOW:HIGH", help="of the histogram")
     what.add_argument("--bins", type=int, default=100, help="of the histogram")
@@ -118,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--out", required=True, help="folder for report.html, results.json, CSV and figures")
     how.add_argument("--overwrite", action="store_true", help="replace an earlier report in --out")
     how.add_argument("--batch-size", type=int, default=8, help="images at once; changes no number")
-    how.add_argument("--low-memory", action="store_true", help="features twice instead of holding a chunk; no CKA")
+    how.add_argument("--low-memory", action="store_true", help="features of a chunk wait on the disk, not in memory")
     how.add_argument("--no-figures", action="store_true", help="numbers only")
     return parser
 
@@ -367,9 +369,10 @@ def _line(model: dict[str, Any]) -> str:
         )
     if last and last["pca"] and last["pca"]["uncentred"]:
         parts.append(f"{last['pca']['uncentred']['required_d']['99']['p99']:.0f} in a shared basis")
-    entropy = rows.get("entropy", {}).get("mean", [None])[-1]
+    index = model["layers"].index(last["layer"]) if last else -1
+    entropy = rows["entropy"]["mean"][index]
     if entropy is not None:
-        parts.append(f"entropy {entropy:.2f} bits")
+        parts.append(f"entropy {entropy:.2f} bits there")
     return " · ".join(parts)
 
 

@@ -32,10 +32,10 @@ def test_two_networks_side_by_side(pictures, tmp_path, capsys):
     out = tmp_path / "out"
     assert analyze.main([*CAIT, "--label=teacher", *DEIT, f"--images={pictures}", f"--out={out}", *FEW]) == 0
     said = capsys.readouterr().out
-    assert "teacher: 6 images, 5 layers" in said and "deit_tiny_patch16_224: 6 images, 3 layers" in said
+    assert "teacher: 6 images, 3 layers" in said and "deit_tiny_patch16_224: 6 images, 3 layers" in said
     results = json.loads((out / "results.json").read_text())
     teacher, student = results["models"]
-    assert teacher["layers"] == ["block_0", "block_1", "block_2", "cls_block_0", "cls_block_1"]
+    assert teacher["layers"] == ["block_0", "block_1", "block_2"]
     assert teacher["last"]["layer"] == "block_2"
     assert set(teacher["per_layer"]) >= {
         "intensity",
@@ -47,11 +47,20 @@ def test_two_networks_side_by_side(pictures, tmp_path, capsys):
     }
     assert np.all(np.asarray(teacher["per_layer"]["gradient"]["mean"]) > 0)
     comparison = results["comparisons"][0]
-    assert comparison["teacher"] == "teacher" and np.shape(comparison["cka"]) == (3, 5)
+    assert comparison["teacher"] == "teacher" and np.shape(comparison["cka"]) == (3, 3)
     assert len(student["spectrum"]) == 3 and len(student["spectrum"][0]) == 24
     for name in ("per_layer", "spectrum", "ranks", "pca", "sep", "entropy_by_layer_teacher", "cka"):
         assert (out / f"{name}.csv").read_text().count("\n") > 1, name
     assert not list(out.glob("jaxkd-tokens-*")), "scratch files are deleted"
+
+
+def test_class_attention_blocks_by_pattern(pictures, tmp_path):
+    out = tmp_path / "o"
+    assert analyze.main([*CAIT, "--layers=cls_*,block_*", f"--images={pictures}", f"--out={out}", *FEW]) == 0
+    model = json.loads((out / "results.json").read_text())["models"][0]
+    assert model["layers"] == ["block_0", "block_1", "block_2", "cls_block_0", "cls_block_1"]
+    assert model["last"]["layer"] == "block_2" and model["tokens"][-1] == 1
+    assert model["per_layer"]["rank_99"]["mean"][-1] is None and model["per_layer"]["entropy"]["mean"][-1] > 0
 
 
 def test_one_image_of_each_folder(pictures, tmp_path, capsys):

@@ -28,7 +28,7 @@ RESULT_READERS = {  # files beside figures.py and report.py that belong to them
     **dict.fromkeys(("spectrum_figures", "lowrank_figures", "sep_figures", "similarity_figures"), "analysis.figures"),
     **dict.fromkeys(("tables", "report_style"), "analysis.report"),
 }
-ENTRY_POINTS = {"main", "evaluate", "analyze", "upscale", "study", "plan", "shards", "convert"}
+ENTRY_POINTS = {"main", "evaluate", "analyze", "upscale", "study", "plan", "shards", "convert", "subimages"}
 MAY_IMPORT: dict[str, set[str]] = {
     "jaxkd": set(),
     "errors": set(),

@@ -14,6 +14,7 @@ from jaxkd.analysis.reading import (
     array,
     figure_of,
     images_in_words,
+    kept_layer,
     label_of,
     listed,
     models_of,
@@ -143,7 +144,7 @@ def _entropy(results: Results) -> list[str]:
 def _shape(results: Results) -> list[str]:
     out = []
     for model in models_with(results, "per_layer", "participation_ratio", "mean"):
-        last = figure_of(pick(model, "per_layer", "participation_ratio", "mean", -1))
+        last = figure_of(pick(model, "per_layer", "participation_ratio", "mean", kept_layer(model)))
         sentence = f"{label_of(model)}: an image of the last layer has about {last} effective directions"
         null = pick(model, "last", "nulls", "gaussian", "participation_ratio")
         out.append(sentence + (f"; Gaussian tokens of that size have {figure_of(null)}." if null is not None else "."))

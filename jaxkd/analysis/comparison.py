@@ -37,7 +37,7 @@ def compare(teacher: Streamed, student: Streamed, *, energy: float = 0.99) -> di
 
 def _cka(teacher: Streamed, student: Streamed, notes: list[str]) -> np.ndarray | None:
     if not teacher.grams or not student.grams:
-        notes.append("CKA needs the features of a chunk at once; it is left out with low memory.")
+        notes.append("CKA needs Gram matrices over images, which were not asked for.")
         return None
     if teacher.images != student.images:
         notes.append(

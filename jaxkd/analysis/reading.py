@@ -55,6 +55,12 @@ def models_of(results: Results) -> list[dict[str, Any]]:
     return results.get("models") or []
 
 
+def kept_layer(model: dict[str, Any]) -> int:
+    """Where the layer of `last` stands among the layers: not always at the end, if class-attention blocks follow it."""
+    layers, name = model.get("layers") or [], pick(model, "last", "layer")
+    return layers.index(name) if name in layers else -1
+
+
 def label_of(model: dict[str, Any]) -> str:
     return str(model.get("label") or model.get("name") or "model")
 

@@ -21,6 +21,7 @@ from jaxkd.analysis.reading import (
     figure_of,
     has_numbers,
     images_in_words,
+    kept_layer,
     label_of,
     listed,
     models_of,
@@ -146,7 +147,7 @@ def _overview(results: Results) -> str:
         ("stable_rank", "Stable rank", "last layer, mean over images"),
         ("kurtosis", "Kurtosis", "last layer, mean over images; Gaussian: 3"),
     ):
-        add(name, null, (numbers(m, ("per_layer", key, "mean", -1)) for m in models))
+        add(name, null, (numbers(m, ("per_layer", key, "mean", kept_layer(m))) for m in models))
         add(f"{name}, null", "Gaussian", (numbers(m, ("last", "nulls", "gaussian", key)) for m in models))
     add(
         "SEP bandwidth b / D",

@@ -98,7 +98,7 @@ def image_sep(tokens: jax.Array, folded: bool = False) -> ImageSep:
     cumulative = jnp.cumsum(_bins(_half_power(unit), unit.shape[-1], folded, jnp), axis=-1)
     weight = used.astype(jnp.float32)[..., None]
     # In this order the last entry is 100 exactly, and so is its sum: no spread there.
-    curves = weight * (100.0 * (cumulative / jnp.where(used[..., None], cumulative[..., -1:], 1.0)))
+    curves = 100.0 * (cumulative / jnp.where(used[..., None], cumulative[..., -1:], 1.0))
     number = jnp.sum(used, axis=1)
     curve_sum = jnp.sum(curves, axis=1)
     mean = curve_sum / jnp.maximum(number, 1)[:, None]

@@ -1,9 +1,10 @@
 """One pass over a data set: features on the devices, statistics beside them, only small numbers back on the host.
 
-A network's features never leave the device, except the tokens of one layer, which go to a scratch file because PCA and
-the permutation test have to read them again. Images are taken in chunks of fixed size (32, as published), whatever the
-batch size and the number of devices, and every statistic is a number per image or an exact sum over images, added in
-float64 on the host: neither can change a result beyond rounding.
+A network's features stay on the devices for as long as their chunk takes (with `low_memory`, in a scratch file); only
+the tokens of one layer are kept in a file, because PCA and the permutation test have to read them again. Images are
+taken in chunks of fixed size (32, as published), whatever the batch size and the number of devices, and every statistic
+is a number per image or an exact sum over images, added in float64 on the host: neither can change a result beyond
+rounding.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,10 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
+from threadpoolctl import threadpool_limits
 
 from jaxkd.analysis.accumulators import Accumulator, Streamed
 from jaxkd.analysis.activation import activation_statistics, gradient_magnitude
 from jaxkd.analysis.entropy import entropy_map
+from jaxkd.analysis.holding import HeldInFile, HeldOnDevice
 from jaxkd.analysis.lowrank import image_energies, second_moment
 from jaxkd.analysis.sep import image_sep
 from jaxkd.analysis.similarity import gram_linear
@@ -64,7 +67,7 @@ class StreamOptions:
       ranks: singular values of every layer.
       gradients: gradient magnitudes.
       grams: Gram matrices over the images of a chunk, for CKA.
-      low_memory: compute the features of a chunk twice instead of holding them; no `grams` then.
+      low_memory: the features of a chunk wait in a scratch file instead of on the devices.
     """
 
     batch_size: int = 8
@@ -111,6 +114,20 @@ def _layer_statistics(x: jax.Array, ranges: jax.Array, *, bins: int, ranks: bool
     if ranks:
         out["energies"] = _small_gram(tokens) if host_eigh else image_energies(tokens)
     return out
+
+
+@cache
+def _compiled_statistics(mesh: Mesh, bins: int, ranks: bool, host_eigh: bool) -> Callable[[jax.Array, jax.Array], dict]:
+    """`_layer_statistics` over the mesh, compiled once for each shape, whatever network it belongs to."""
+    split = PartitionSpec("data")
+
+    def statistics(x: jax.Array, ranges: jax.Array) -> dict:
+        work = partial(_layer_statistics, bins=bins, ranks=ranks and x.ndim > 2, host_eigh=host_eigh)
+        # Under shard_map each device transforms and decomposes its own images; XLA could otherwise gather them.
+        specs = {"in_specs": (split, PartitionSpec()), "out_specs": split}
+        return jax.shard_map(work, mesh=mesh, check_vma=False, **specs)(x, ranges)
+
+    return jax.jit(statistics)
 
 
 def _small_gram(tokens: jax.Array) -> jax.Array:
@@ -169,19 +186,9 @@ class Stream:
             )
         self._features, self._mesh, self._options = features, mesh, options
         self._progress = progress or (lambda done, phase: None)
-        split = PartitionSpec("data")
+        # On a CPU NumPy finds eigenvalues faster than XLA, see `accumulators.host_energies`.
         self._host_eigh = jax.default_backend() == "cpu"
-
-        def statistics(x: jax.Array, ranges: jax.Array) -> dict:
-            work = partial(
-                _layer_statistics, bins=options.bins, ranks=options.ranks and x.ndim > 2, host_eigh=self._host_eigh
-            )
-            # Under shard_map each device transforms and decomposes its own images; XLA could otherwise gather them.
-            return jax.shard_map(work, mesh=mesh, in_specs=(split, PartitionSpec()), out_specs=split, check_vma=False)(
-                x, ranges
-            )
-
-        self._statistics = jax.jit(statistics)
+        self._statistics = _compiled_statistics(mesh, options.bins, options.ranks, self._host_eigh)
         self._layers: tuple[str, ...] = tuple(features.layers)
 
     def run(
@@ -217,15 +224,20 @@ class Stream:
                 own, fixed = np.stack([low, high], axis=1), np.array([low.min(), high.max()])
         last = options.last or getattr(self._features, "last", "")
         gathered = Accumulator(self._features.label, last, spool, gram_energies=self._host_eigh)
-        with ThreadPoolExecutor(2, thread_name_prefix="jaxkd-eigh") as pool:
+        held = HeldInFile(spool.with_suffix(".held")) if options.low_memory else HeldOnDevice()
+        # Eigenvalues of small matrices: two at a time, each on one thread, are twice as fast as one on two.
+        with ThreadPoolExecutor(2, thread_name_prefix="jaxkd-eigh") as pool, threadpool_limits(1, user_api="blas"):
             for images, labels, count in self._chunks(batches, gathered.out.broken, total, names):
-                self._chunk(gathered, images, labels, count, fixed, own, pool)
+                self._chunk(gathered, held, images, labels, count, fixed, own, pool)
                 self._progress(gathered.out.images, "statistics")
+            if options.low_memory:
+                held.close()
             return gathered.finish()
 
     def _chunk(
         self,
         gathered: Accumulator,
+        held: HeldOnDevice | HeldInFile,
         images: np.ndarray,
         labels: np.ndarray,
         count: int,
@@ -237,10 +249,14 @@ class Stream:
         options = self._options
         parts = list(self._parts(images, count))
         searching = fixed is None or own is None
-        hold = not options.low_memory and (options.grams or searching)
-        held = [self._forward(part) for part, _ in parts] if hold else []
+        hold = options.grams or searching
+        found = []
+        for part, mask in parts if hold else ():
+            features = self._forward(part)
+            if searching:
+                found.append(_ranges(features, mask))
+            held.put(features)
         if searching:
-            found = [_ranges(held[i] if hold else self._forward(part), mask) for i, (part, mask) in enumerate(parts)]
             low = np.min([np.asarray(lo, np.float64) for lo, _ in found], axis=0)
             high = np.max([np.asarray(hi, np.float64) for _, hi in found], axis=0)
             own = np.stack([low, high], axis=1)
@@ -248,25 +264,22 @@ class Stream:
         # No finite value at all: a range that does not matter, since nothing of it will be reported.
         own, fixed = np.where(np.isfinite(own), own, 0.0), np.where(np.isfinite(fixed), fixed, 0.0)
         gathered.out.ranges.append((float(fixed[0]), float(fixed[1])))
-        if options.grams and hold:
+        if options.grams:
             counted = np.concatenate([mask for _, mask in parts])
-            grams = [np.asarray(_gram([f[name] for f in held], counted))[:count, :count] for name in self._layers]
-            gathered.out.grams.append(np.stack(grams))
+            grams = [_gram([held.get(i, name) for i in range(len(parts))], counted) for name in self._layers]
+            gathered.out.grams.append(np.stack([np.asarray(g)[:count, :count] for g in grams]))
         for index, (part, mask) in enumerate(parts):
-            features = held.pop(0) if hold else self._forward(part)  # popped, so that memory falls as it goes
-            gathered.start({name: tuple(x.shape[1:]) for name, x in features.items()})
-            results = {
-                name: self._statistics(x, jnp.asarray(np.stack([fixed, own[i]]), jnp.float32))
-                for i, (name, x) in enumerate(features.items())
-            }
-            good, start, slopes = int(mask.sum()), index * options.batch_size, None
-            if options.gradients and self._features.gradients is not None:
-                targets = np.zeros(options.batch_size, np.int32)
-                targets[:good] = labels[start : start + good]
-                answer = self._features.gradients(part, put_batch(targets, self._mesh))
-                slopes = {name: gradient_magnitude(answer[name]) for name in features}
-            fit = gathered.add(results, slopes, good, pool)
-            x = features[gathered.out.last]
+            features = None if hold else self._forward(part)
+            get = partial(held.get, index) if hold else features.__getitem__
+            results, shapes = {}, {}
+            for i, name in enumerate(self._layers):
+                x = get(name)
+                shapes[name] = tuple(x.shape[1:])
+                results[name] = self._statistics(x, jnp.asarray(np.stack([fixed, own[i]]), jnp.float32))
+            gathered.start(shapes)
+            good = int(mask.sum())
+            fit = gathered.add(results, self._slopes(part, labels[index * options.batch_size :], good), good, pool)
+            x = get(gathered.out.last)
             if x.ndim > 2:
                 mask[:good] = fit
                 if gathered.shift is None and mask.any():
@@ -274,6 +287,18 @@ class Stream:
                     gathered.shift = np.asarray(_tokens(x)[mask].mean(axis=(0, 1)), np.float32)
                 shift = np.zeros(x.shape[-1], np.float32) if gathered.shift is None else gathered.shift
                 gathered.keep(*jax.device_get(_last_layer(x, mask, shift)), mask)
+            if hold:
+                held.forget(index)
+        held.clear()
+
+    def _slopes(self, part: jax.Array, labels: np.ndarray, good: int) -> dict[str, jax.Array] | None:
+        """Gradient magnitude of each layer and image, where the network has gradients."""
+        if not self._options.gradients or self._features.gradients is None:
+            return None
+        targets = np.zeros(self._options.batch_size, np.int32)
+        targets[:good] = labels[:good]
+        answer = self._features.gradients(part, put_batch(targets, self._mesh))
+        return {name: gradient_magnitude(answer[name]) for name in self._layers}
 
     def _chunks(
         self, batches: Iterable[dict], broken: list[str], total: int | None, names: Callable[[int], str]

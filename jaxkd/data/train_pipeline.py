@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
-import signal
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -20,11 +13,10 @@ from jaxkd.data.crops import INTERPOLATIONS, Box, Size, centre_crop, random_resi
 from jaxkd.data.fast_decode import DecodeOptions, decode_crop_resize
 from jaxkd.data.image_ops import color_jitter
 from jaxkd.data.randaugment import auto_augment, uses_color_jitter
+from jaxkd.data.resumable import Batch, ResumableBatches
 from jaxkd.data.sampler import EpochSampler, record_rng
 from jaxkd.data.sources import Source
-from jaxkd.errors import CheckpointError, ConfigError, DataError
-
-Batch = dict[str, np.ndarray]
+from jaxkd.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -175,49 +167,12 @@ class _Batches:
         return {**batch, "broken": np.array(json.dumps(broken))}
 
 
-class _From:
-    """`_Batches` from a position on, as grain wants it: a long sequence."""
-
-    def __init__(self, batches: _Batches, start: int):
-        self._batches, self._start = batches, start
-
-    def __len__(self) -> int:
-        return 1 << 40
-
-    def __getitem__(self, index: int) -> Batch:
-        return self._batches[self._start + index]
-
-
-def _start_worker() -> None:
-    """In a worker: leave Ctrl-C to the parent, and end with it even if it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-def _start_quiet_tracker() -> None:
-    """Starts Python's tracker of shared memory so that it frees what is left at the end without a warning.
-
-    When workers are stopped, batches that nobody will read are still on their way in shared memory; grain misses some
-    of them. The tracker frees them when this process ends, and would print that it did after everything a user wants to
-    read.
-    """
-    before = os.environ.get("PYTHONWARNINGS")
-    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (before, "ignore:resource_tracker:UserWarning")))
-    try:
-        resource_tracker.ensure_running()
-    finally:
-        if before is None:
-            del os.environ["PYTHONWARNINGS"]
-        else:
-            os.environ["PYTHONWARNINGS"] = before
-
-
-class TrainPipeline:
+class TrainPipeline(ResumableBatches):
     """This host's training batches, for ever, from any position.
 
-    A record's augmentation depends on (seed, epoch, record) alone, the order on (seed, epoch): the sequence is the same
-    for any number of workers, and after a restart.
+    They are `{"image": (b, H, W, 3) uint8, "label": (b,) int32, "mask": (b,) bool}`, b images of this host. A record's
+    augmentation depends on (seed, epoch, record) alone, the order on (seed, epoch): the sequence is the same for any
+    number of workers, and after a restart.
 
     Args:
       source: the records.
@@ -252,68 +207,10 @@ class TrainPipeline:
         host_count: int = 1,
     ):
         sampler = EpochSampler(len(source), batch_size, seed, host_index, host_count, repeats)
-        self.steps_per_epoch = sampler.steps_per_epoch
-        self._batches = _Batches(source, sampler, image_size, TrainTransform(augment, image_size, fill), seed)
-        self._identity = {"records": len(source), "batch_size": batch_size, "seed": seed, "repeats": repeats}
-        self.broken = BrokenImages(len(source), max_broken)
-        self._workers = workers
-        self._position = 0
-        self._iterator: Iterator[Batch] | None = None
-
-    def get_state(self) -> dict[str, Any]:
-        """The position after the last batch handed out, JSON-able."""
-        return {"position": self._position, **self._identity, "broken": dict(self.broken.found)}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Continues after the position of `state`.
-
-        Raises:
-          CheckpointError: it was taken with other data, another batch size or another seed.
-        """
-        for name, value in self._identity.items():
-            if state.get(name) != value:
-                raise CheckpointError(
-                    f"The checkpoint's place in the data was taken with {name}={state.get(name)}, but now there is "
-                    f"{name}={value}. The remaining images of the epoch would not be the ones that were left. Restore "
-                    "the data set and config of that run, or choose a new --workdir."
-                )
-        self.close()
-        self.broken.found.update(state.get("broken", {}))
-        self._position = int(state["position"])
-
-    def __iter__(self) -> TrainPipeline:
-        return self
-
-    def __next__(self) -> Batch:
-        """`{"image": (b, H, W, 3) uint8, "label": (b,) int32, "mask": (b,) bool}`, b images of this host.
-
-        Raises:
-          DataError: more images than `max_broken` cannot be decoded.
-        """
-        if self._iterator is None:
-            self._iterator = self._start()
-        batch = next(self._iterator)
-        self._position += 1
-        self.broken.add(json.loads(str(batch.pop("broken"))))
-        return batch
-
-    def _start(self) -> Iterator[Batch]:
-        if not self._workers:
-            return (self._batches[p] for p in range(self._position, 1 << 62))
-        import grain
-        from absl import flags
-
-        _start_quiet_tracker()
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # grain reads absl's global flags, which only absl.app.run parses
-        dataset = grain.MapDataset.source(_From(self._batches, self._position))
-        # One thread a process: what they would do holds Python's lock half of the time.
-        dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
-        options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=2)
-        return iter(dataset.mp_prefetch(options, worker_init_fn=lambda *_: _start_worker()))
-
-    def close(self) -> None:
-        """Ends the worker processes."""
-        iterator, self._iterator = self._iterator, None
-        if iterator is not None:
-            iterator.close()
+        super().__init__(
+            _Batches(source, sampler, image_size, TrainTransform(augment, image_size, fill), seed),
+            steps_per_epoch=sampler.steps_per_epoch,
+            identity={"records": len(source), "batch_size": batch_size, "seed": seed, "repeats": repeats},
+            broken=BrokenImages(len(source), max_broken),
+            workers=workers,
+        )

@@ -1,6 +1,25 @@
-"""Metrics as pairs (sum, count): made per batch on the device, added up, divided once at the end."""
+"""Metrics as pairs (sum, count): made per batch on the device, added up, divided once at the end.
+
+`psnr` and `ssim` measure two pictures on the host; averaged over a set, they go into such pairs as well.
+"""
 
 from jaxkd.metrics.aggregate import Metric, Metrics, finalise, merge, metric
 from jaxkd.metrics.classification import classification_metrics, top_k_correct
+from jaxkd.metrics.restoration import luma, name_of, parse_name, psnr, psnr_on_device, ssim, ssim_on_device
 
-__all__ = ["Metric", "Metrics", "classification_metrics", "finalise", "merge", "metric", "top_k_correct"]
+__all__ = [
+    "Metric",
+    "Metrics",
+    "classification_metrics",
+    "finalise",
+    "luma",
+    "merge",
+    "metric",
+    "name_of",
+    "parse_name",
+    "psnr",
+    "psnr_on_device",
+    "ssim",
+    "ssim_on_device",
+    "top_k_correct",
+]

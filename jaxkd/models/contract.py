@@ -32,6 +32,7 @@ class ModelSpec:
       crop_pct: share of the resized image that the centre crop of evaluation keeps.
       interpolation: of that resize, "bicubic" or "bilinear".
       num_classes: outputs of the weights' head; 0 where they have none.
+      task: what the network is for, "classification" or "restoration" (an image out for an image in).
     """
 
     name: str
@@ -42,6 +43,7 @@ class ModelSpec:
     crop_pct: float
     interpolation: str
     num_classes: int
+    task: str = "classification"
 
 
 def add_offset(value: jax.Array, offset: jax.Array, name: str) -> jax.Array:
@@ -165,6 +167,27 @@ def check_images(images: jax.Array, img_size: tuple[int, int], in_chans: int, ne
             f"Resize the images, or build the network with img_size=({shape[1]}, {shape[2]}) "
             "(its weights then load with resize=True)."
         )
+    raise ShapeError(f"{what} {why} {do}")
+
+
+def check_images_of_any_size(images: jax.Array, in_chans: int, network: str) -> None:
+    """Checks (B, H, W, C) images of a network that takes every size.
+
+    Raises:
+      ShapeError: another rank or number of channels, or no pixels; NCHW images are recognised.
+    """
+    shape = tuple(images.shape)
+    if len(shape) == 4 and shape[3] == in_chans and 0 not in shape[1:]:
+        return
+    what = f"The images have shape {shape}, but {network} takes (batch, height, width, {in_chans})."
+    if len(shape) == 4 and shape[3] == in_chans:
+        why, do = "There are no pixels in them.", "Give images of at least 1 x 1."
+    elif len(shape) == 4 and shape[1] == in_chans:
+        why, do = "These look like NCHW; jaxkd is NHWC.", "Transpose them with images.transpose(0, 2, 3, 1)."
+    elif len(shape) != 4:
+        why, do = "A network takes a batch of images, channels last.", "Add or remove axes, e.g. images[None]."
+    else:
+        why, do = "Its first convolution reads red, green and blue.", "Convert the images to RGB, without alpha."
     raise ShapeError(f"{what} {why} {do}")
 
 

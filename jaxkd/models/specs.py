@@ -169,3 +169,14 @@ SPECS: dict[str, dict[str, Row]] = {
         "ms_in22k": ((224, 224), *_IMAGENET, 0.9, "bicubic", 21841),
     },
 }
+
+# Networks from an image to a larger one. Nobody publishes their weights under a tag, so they have none, and what holds
+# for the name holds for all weights: images in [0, 1] as they are. Any input size will do; the one given here is that
+# of the low-resolution patches of MDBN's training recipe (256 pixels of the large image, 255 for x3).
+_PATCH = {2: 128, 3: 85, 4: 64, 8: 32}
+RESTORATION: dict[str, Row] = {
+    f"{family}_x{scale}": ((_PATCH[scale],) * 2, (0.0,) * 3, (1.0,) * 3, 1.0, "bicubic", 0)
+    for family, scales in (("mdbn", (2, 3, 4, 8)), ("edsr", (2, 3, 4)))
+    for scale in scales
+}
+SPECS |= {name: {} for name in RESTORATION}

@@ -2,7 +2,8 @@
 
 `create("deit_tiny_patch16_224", num_classes=10)` builds a network from timm's arguments; `name.tag` picks published
 weights, and with them mean, std, crop, interpolation, default image size and number of classes (timm 1.0.31,
-`default_cfgs`). Without a tag, timm's default tag, the first in the table of `specs.py`, is meant.
+`default_cfgs`). Without a tag, timm's default tag, the first in the table of `specs.py`, is meant. Super-resolution
+networks take BasicSR's arguments, `create("mdbn_x4", num_feat=32)`; their names end in the scale and have no tags.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from jaxkd.errors import ConfigError, UnknownNameError, did_you_mean
 from jaxkd.models.cait import Cait
 from jaxkd.models.contract import ModelSpec
 from jaxkd.models.deit import VisionTransformer
-from jaxkd.models.specs import SPECS
+from jaxkd.models.edsr import EDSR
+from jaxkd.models.mdbn import MDBN
+from jaxkd.models.specs import RESTORATION, SPECS
 from jaxkd.models.swin import SwinTransformer
 
 _TINY = {"embed_dim": 192, "depth": 12, "num_heads": 3}
@@ -86,10 +89,12 @@ REGISTRY: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
         SwinTransformer,
         {"embed_dim": 192, "depths": (2, 2, 18, 2), "num_heads": (6, 12, 24, 48)},
     ),
+    **{f"mdbn_x{scale}": (MDBN, {"scale": scale}) for scale in (2, 3, 4, 8)},
+    **{f"edsr_x{scale}": (EDSR, {"scale": scale}) for scale in (2, 3, 4)},
 }
 
-# Arguments that the name decides, or that belong to linen.
-_NOT_FOR_USERS = frozenset({"distillation_token", "parent", "name"})
+# Arguments that the name or a conversion of the weights decides, or that belong to linen.
+_NOT_FOR_USERS = frozenset({"distillation_token", "scale", "merged", "parent", "name"})
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -111,6 +116,13 @@ def spec(name: str) -> ModelSpec:
             "the networks that jaxkd implements are known. See jaxkd.models.list_models() for all of them."
         )
     tags = SPECS[base]
+    if base in RESTORATION and not tag:
+        return ModelSpec(base, "", *RESTORATION[base], task="restoration")
+    if base in RESTORATION:
+        raise UnknownNameError(
+            f'The model "{base}" has no tags, and "{tag}" was given. A tag decides mean, std and crop, which are the '
+            f'same for all of its weights. Write "{base}".'
+        )
     tag = tag or next(iter(tags))
     if tag not in tags:
         raise UnknownNameError(
@@ -126,8 +138,8 @@ def create(name: str, **kwargs: Any) -> nn.Module:
 
     Args:
       name: one of `list_models()`; its tag decides the default `img_size` and `num_classes`.
-      **kwargs: timm's constructor arguments, plus `dtype` (jnp.float32 or jnp.bfloat16: type of the arithmetic) and
-        `remat` (recompute blocks in the backward pass).
+      **kwargs: timm's constructor arguments (BasicSR's for super-resolution), plus `dtype` (jnp.float32 or
+        jnp.bfloat16: type of the arithmetic) and `remat` (recompute blocks in the backward pass).
 
     Returns:
       A linen module; see the contract in `models/contract.py`.
@@ -142,10 +154,13 @@ def create(name: str, **kwargs: Any) -> nn.Module:
     for key in kwargs:
         if key not in valid:
             raise ConfigError(
-                f'"{key}" is not an argument of {facts.name}.{did_you_mean(key, valid)} Arguments have timm\'s names. '
+                f'"{key}" is not an argument of {facts.name}.{did_you_mean(key, valid)} Arguments have the '
+                f"names of {'timm' if facts.task == 'classification' else 'BasicSR'}. "
                 f"It takes: {', '.join(valid)}."
             )
-    return family(**{"img_size": facts.input_size, "num_classes": facts.num_classes, **args, **kwargs})
+    if facts.task == "classification":
+        args = {"img_size": facts.input_size, "num_classes": facts.num_classes, **args}
+    return family(**{**args, **kwargs})
 
 
 def tap_names(model: nn.Module) -> tuple[str, ...]:

@@ -76,7 +76,7 @@ def analyse(
     options = options or AnalysisOptions()
     progress = progress or (lambda label, phase, done, total: None)
     pair = options.compare and len(networks) > 1
-    stream_options = replace(options.stream, grams=options.stream.grams or (pair and not options.stream.low_memory))
+    stream_options = replace(options.stream, grams=options.stream.grams or pair)
     models: list[dict[str, Any]] = []
     passes: list[Streamed] = []
     with tempfile.TemporaryDirectory(prefix="jaxkd-tokens-", dir=scratch) as folder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
@@ -18,7 +19,6 @@ from jaxkd.errors import ConfigError, DataError, ShapeError, did_you_mean, in_wo
 from jaxkd.tasks.networks import Network
 
 PyTree = Any
-DEFAULT_LAYERS = ("stage_", "block_", "cls_block_")
 
 
 @dataclass
@@ -74,14 +74,24 @@ class FeatureSource:
 
 
 def default_layers(model: Any) -> tuple[str, ...]:
-    """The taps that an analysis reads unless told otherwise: stages of a Swin, else blocks and class-attention blocks.
+    """The taps that an analysis reads unless told otherwise, as the papers: stages of a Swin, else all blocks.
+
+    CaiT's class-attention blocks hold one vector per image and are not among them; their small values in the common
+    range of the entropy would change every other layer's.
 
     Args:
       model: a network of the zoo.
     """
     taps = models.tap_names(model)
     stages = tuple(t for t in taps if t.startswith("stage_") and "." not in t)
-    return stages or tuple(t for t in taps if t.startswith(DEFAULT_LAYERS[1:]) and "." not in t)
+    return stages or tuple(t for t in taps if t.startswith("block_") and "." not in t)
+
+
+def _matching(model: Any, patterns: tuple[str, ...]) -> tuple[str, ...]:
+    """Taps by name or pattern; a name that does not exist stays, for the network's own error."""
+    taps = models.tap_names(model)
+    found = [fnmatch.filter(taps, p) or [p] for p in patterns]
+    return tuple(dict.fromkeys(t for names in found for t in names))
 
 
 def network_features(
@@ -99,7 +109,7 @@ def network_features(
       network: with its weights; initial ones are drawn where it has none.
       mesh: the batch is split over its `data` axis.
       label: for tables; the network's name by default.
-      layers: taps; () for `default_layers`.
+      layers: taps or patterns ("block_*"); () for `default_layers`.
       seed: of random weights.
       gradient_of: "class" (the highest logit of each image) or "loss" (cross-entropy with the label).
 
@@ -107,7 +117,7 @@ def network_features(
       TapError: a layer that the network does not have.
     """
     model, spec = network.model, network.spec
-    taps = layers or default_layers(model)
+    taps = _matching(model, layers) or default_layers(model)
     variables = network.variables
     if variables is None:
         blank = jnp.zeros((1, *network.image_size, 3), jnp.float32)

@@ -1,19 +1,27 @@
-"""Weights in and out: files and the Hugging Face Hub, timm's names, resizes, freezing and fingerprints."""
+"""Weights in and out: files and the Hub, timm's and BasicSR's names, resizes, merging, freezing and fingerprints."""
 
+from jaxkd.weights.basicsr import from_basicsr, to_basicsr
 from jaxkd.weights.fingerprints import fingerprint
 from jaxkd.weights.freezing import freeze_mask
-from jaxkd.weights.loading import load
+from jaxkd.weights.loading import load, load_with_origin
+from jaxkd.weights.merging import for_inference, merge_branches, split_branches
 from jaxkd.weights.resize import resize_position_embedding, resize_relative_bias_table
 from jaxkd.weights.timm import from_timm, to_timm
 from jaxkd.weights.writers import save_safetensors
 
 __all__ = [
     "fingerprint",
+    "for_inference",
     "freeze_mask",
+    "from_basicsr",
     "from_timm",
     "load",
+    "load_with_origin",
+    "merge_branches",
     "resize_position_embedding",
     "resize_relative_bias_table",
     "save_safetensors",
+    "split_branches",
+    "to_basicsr",
     "to_timm",
 ]

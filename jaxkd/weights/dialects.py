@@ -1,7 +1,8 @@
 """The shapes in which published and trained checkpoints come, brought to timm's names.
 
 Two questions are answered here: which of the state dicts in a training checkpoint is meant, and which names it uses.
-timm's own files need neither; the original files of DeiT, CaiT, Swin, MAE, DINO, DINOv2 and CLIP need one or both.
+timm's own files need neither; the original files of DeiT, CaiT, Swin, MAE, DINO, DINOv2 and CLIP need one or both, and
+BasicSR's files the first.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from jaxkd.weights.readers import Nested
 
 StateDict = dict[str, np.ndarray]
 
-# (raw weights, their moving average) in a training checkpoint: timm; DeiT, CaiT, Swin, MAE; DINO.
-CONTAINERS = (("state_dict", "state_dict_ema"), ("model", "model_ema"), ("student", "teacher"))
+# (raw weights, their moving average) in a training checkpoint: timm; DeiT, CaiT, Swin, MAE; DINO; BasicSR.
+BASICSR = ("params", "params_ema")
+CONTAINERS = (("state_dict", "state_dict_ema"), ("model", "model_ema"), ("student", "teacher"), BASICSR)
 VARIANTS = ("raw", "ema")
 
 # Put before every name by DistributedDataParallel and torch.compile, in either order.
@@ -27,16 +29,22 @@ _log = logging.getLogger(__name__)
 
 
 def choose(content: Nested, variant: str | None, origin: str) -> StateDict:
-    """The state dict of a checkpoint that `variant` names.
+    """The state dict of a checkpoint that `variant` names: `choose_named` without the words."""
+    return choose_named(content, variant, origin)[0]
+
+
+def choose_named(content: Nested, variant: str | None, origin: str) -> tuple[StateDict, str]:
+    """The state dict of a checkpoint that `variant` names, and which one it is.
 
     Args:
       content: what `readers.read` gave.
-      variant: "raw", "ema" (the moving average of the weights), or None: the raw ones where there are both, which the
-        log then says.
+      variant: "raw", "ema" (the moving average of the weights), or None: where there are both, the raw ones, but of
+        BasicSR's `params` and `params_ema` the average, which is what BasicSR itself validates; the log then says so.
       origin: the checkpoint's name in messages.
 
     Returns:
-      name -> array.
+      name -> array; and its description, e.g. `"params_ema", the moving average of the weights`, or "" where the
+      file holds one set of weights and nothing else.
 
     Raises:
       ConfigError: another variant.
@@ -47,6 +55,7 @@ def choose(content: Nested, variant: str | None, origin: str) -> StateDict:
             f'variant="{variant}" does not exist.{did_you_mean(variant, VARIANTS)} A checkpoint can hold its raw '
             'weights and their moving average. Use "raw", "ema" or None.'
         )
+    content = _nested(content)
     found = {
         kind: name
         for pair in reversed(CONTAINERS)
@@ -69,19 +78,34 @@ def choose(content: Nested, variant: str | None, origin: str) -> StateDict:
             f'variant="{variant}", but "{origin}" holds no {meant}: there is only {", ".join(held)}. jaxkd never takes '
             "the other in silence. Leave variant out to load what there is."
         )
-    chosen = variant or ("raw" if "raw" in found else "ema")
+    chosen = variant or ("ema" if "raw" not in found or tuple(found.values()) == BASICSR else "raw")
     if variant is None and len(found) > 1:
         _log.warning(
-            '"%s" holds raw weights ("%s") and their moving average ("%s"); the raw ones were taken. '
+            '"%s" holds raw weights ("%s") and their moving average ("%s"); the %s taken. '
             'Say variant="ema" or variant="raw" to choose.',
             origin,
             found["raw"],
             found["ema"],
+            "raw ones were" if chosen == "raw" else "average was",
         )
     elif chosen == "ema" and variant is None:
         _log.warning('"%s" holds only a moving average ("%s"), which was taken.', origin, found["ema"])
-    inner = content[found[chosen]]
-    return choose(inner, None, origin) if found[chosen] else inner
+    name = found[chosen]
+    if not name:
+        return content[name], ""
+    state, _ = choose_named(content[name], None, origin)
+    return state, f'"{name}", the {"raw weights" if chosen == "raw" else "moving average of the weights"}'
+
+
+def _nested(content: Nested) -> Nested:
+    """BasicSR's two levels, where a format without levels has written them as `params.NAME` and `params_ema.NAME`."""
+    split = {name: name.split(".", 1) for name in content}
+    if not content or not all(len(parts) == 2 and parts[0] in BASICSR for parts in split.values()):
+        return content
+    levels: Nested = {}
+    for name, (level, rest) in split.items():
+        levels.setdefault(level, {})[rest] = content[name]
+    return levels
 
 
 def to_timm_names(state: StateDict) -> StateDict:

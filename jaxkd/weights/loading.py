@@ -8,9 +8,10 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from jaxkd.errors import WeightMismatchError, WeightSourceError
+from jaxkd.errors import ConfigError, WeightMismatchError, WeightSourceError
 from jaxkd.models import list_models
 from jaxkd.weights import dialects, hub, readers
+from jaxkd.weights.basicsr import from_basicsr, is_upscaler
 from jaxkd.weights.timm import from_timm
 
 PyTree = Any
@@ -29,13 +30,15 @@ def load(
 
     A path that exists always wins. Otherwise "owner/name" (also "hf-hub:owner/name" and "...@revision") is a Hub id,
     unless it is spelt like a path: with the ending of a file of weights, beginning with a dot, a slash or a tilde, or
-    below a folder that exists. What is loaded is timm's format or one of the dialects in `dialects.py`.
+    below a folder that exists. What is loaded is timm's format or one of the dialects in `dialects.py`, for MDBN and
+    EDSR BasicSR's.
 
     Args:
       model: a network of `jaxkd.models`.
       source: `.safetensors`, its `.index.json`, `.npz`, with PyTorch also `.pth`, `.pt`, `.bin`, `.tar`; a folder that
         holds one; or a Hub id such as "timm/cait_s24_224.fb_dist_in1k".
-      variant: "raw" or "ema" of a training checkpoint that holds both; None takes the raw ones and logs it.
+      variant: "raw" or "ema" of a training checkpoint that holds both; None takes the raw ones, of BasicSR's files
+        (`params`, `params_ema`) the average, and logs it.
       resize: interpolate position embeddings and relative-bias tables to the network's image size.
       new_head: replace a classifier that is absent or of another size by one drawn with `key`; drop one that the
         network does not have.
@@ -47,25 +50,46 @@ def load(
     Raises:
       WeightSourceError: the source is missing, damaged, cannot be fetched or lacks the variant.
       WeightMismatchError: it does not fit the network; with a diff.
-      ConfigError: another variant.
+      ConfigError: another variant; `resize` or `new_head` for a network that has nothing of the kind.
     """
-    path = locate(source)
-    state = dialects.choose(readers.read(path), variant, str(source))
-    try:
-        return from_timm(
-            model,
-            dialects.to_timm_names(state),
-            resize=resize,
-            new_head=new_head,
-            key=key,
-            origin=f'The file "{path}"' if str(path) == str(source) else f'The file of "{source}" ("{path}")',
+    options = {"resize": resize, "new_head": new_head, "key": key}
+    return load_with_origin(model, source, variant=variant, **options)[0]
+
+
+def load_with_origin(
+    model: nn.Module,
+    source: str | Path,
+    *,
+    variant: str | None = None,
+    resize: bool = False,
+    new_head: bool = False,
+    key: jax.Array | None = None,
+) -> tuple[PyTree, str]:
+    """`load`, and in words what was loaded, e.g. `"net.pth" ("params_ema", the moving average of the weights)`.
+
+    Args, Raises: see `load`.
+    """
+    if is_upscaler(model) and (resize or new_head):
+        raise ConfigError(
+            f"{'resize' if resize else 'new_head'}=True, but this {type(model).__name__} takes images of any size and "
+            "has no classifier. There is nothing to resize or replace. Leave it out."
         )
+    path = locate(source)
+    state, which = dialects.choose_named(readers.read(path), variant, str(source))
+    file = f'The file "{path}"' if str(path) == str(source) else f'The file of "{source}" ("{path}")'
+    state, origin = dialects.to_timm_names(state), f"{file} ({which})" if which else file
+    try:
+        if is_upscaler(model):
+            variables = from_basicsr(model, state, origin=origin)
+        else:
+            variables = from_timm(model, state, resize=resize, new_head=new_head, key=key, origin=origin)
     except WeightMismatchError as error:
         hint = dialects.foreign(state)
         if not hint:
             raise
         first, *diff = str(error).split("\n", 1)
         raise WeightMismatchError("\n".join([f"{first} {hint}", *diff])) from None
+    return variables, f'"{source}" ({which})' if which else f'"{source}"'
 
 
 def locate(source: str | Path) -> Path:

@@ -1,4 +1,4 @@
-"""How our parameter paths and timm's state-dict keys name the same arrays, and how their layouts differ.
+"""How our parameter paths and the keys of timm and BasicSR name the same arrays, and how their layouts differ.
 
 Each rule is written once, as a pair of patterns with the same placeholders in braces, and read in both directions, so
 that the two directions cannot disagree. Layouts: "same"; "linear", PyTorch's (out, in) against our (in, out); "conv",
@@ -27,6 +27,10 @@ _PLACEHOLDERS = {
     "gamma": r"gamma_1|gamma_2",
     "ls": r"ls1|ls2",
     "head": r"head|head_dist|head/fc",
+    "base": r"baseblock1|baseblock2",
+    "base_conv": r"uconv1|uconv2|dconv",
+    "block_conv": r"conv1|conv2",
+    "image_conv": r"conv_first|conv_after_body|conv_last",
 }
 
 # Where blocks live: (ours, timm's).
@@ -60,6 +64,14 @@ _TOP = (
     ("{head}/bias", "{head}.bias", "same"),
 )
 
+# Convolutions of MDBN and EDSR: (ours, BasicSR's).
+_UPSCALER = (
+    ("{image_conv}", "{image_conv}"),
+    ("body_{i}/{base}/{base_conv}", "body.{i}.{base}.{base_conv}"),
+    ("body_{i}/{block_conv}", "body.{i}.{block_conv}"),
+    ("upsample_{i}", "upsample.{i}"),
+)
+
 # Keys of a state dict that hold no parameter: they follow from the configuration.
 BUFFERS = re.compile(r"(^|\.)(relative_position_index|attn_mask|relative_coords_table|num_batches_tracked)$")
 
@@ -80,7 +92,7 @@ _FROM_TORCH: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 @dataclass(frozen=True)
 class Rule:
-    """One line of the table: our pattern, timm's pattern, and the layout that joins them."""
+    """One line of the table: our pattern, PyTorch's pattern, and the layout that joins them."""
 
     ours: str
     theirs: str
@@ -90,6 +102,8 @@ class Rule:
 RULES: tuple[Rule, ...] = (
     *(Rule(*line) for line in _TOP),
     *(Rule(f"{a}/{b}", f"{c}.{d}", layout) for a, c in _BLOCKS for b, d, layout in _IN_BLOCK),
+    *(Rule(f"{a}/kernel", f"{b}.weight", "conv") for a, b in _UPSCALER),
+    *(Rule(f"{a}/bias", f"{b}.bias", "same") for a, b in _UPSCALER),
 )
 
 
@@ -114,7 +128,7 @@ def _translate(name: str, source: str, target: str, separators: tuple[str, str])
 
 
 def to_torch_key(path: str) -> tuple[str, str]:
-    """Our parameter path, e.g. "blocks_0/attn/qkv/kernel" -> timm's key, and the layout.
+    """Our parameter path, e.g. "blocks_0/attn/qkv/kernel" -> timm's (BasicSR's) key, and the layout.
 
     Raises:
       WeightMismatchError: no rule speaks of this path.
@@ -124,8 +138,8 @@ def to_torch_key(path: str) -> tuple[str, str]:
         if key is not None:
             return key, rule.layout
     raise WeightMismatchError(
-        f'The parameter "{path}" has no counterpart in a timm state dict. No line of jaxkd/weights/rules.py matches '
-        "it. Convert only networks of jaxkd.models, or add a line for it."
+        f'The parameter "{path}" has no counterpart in a state dict of timm or BasicSR. No line of '
+        "jaxkd/weights/rules.py matches it. Convert only networks of jaxkd.models, or add a line for it."
     )
 
 

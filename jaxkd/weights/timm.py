@@ -40,7 +40,8 @@ class Entry:
 
 
 def _images(model: nn.Module) -> jax.Array:
-    return jnp.zeros((1, *model.img_size, model.in_chans), jnp.float32)
+    # Networks without a size of their own take every size.
+    return jnp.zeros((1, *getattr(model, "img_size", (1, 1)), model.in_chans), jnp.float32)
 
 
 def manifest(model: nn.Module) -> dict[str, Entry]:

@@ -1,4 +1,4 @@
-"""Weights to a file that timm, jaxkd and the Hugging Face Hub read."""
+"""Weights to a file that timm (BasicSR), jaxkd and the Hugging Face Hub read."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from flax import linen as nn
 from safetensors.numpy import save_file
 
 from jaxkd.errors import WeightSourceError
+from jaxkd.weights.basicsr import is_upscaler, to_basicsr
 from jaxkd.weights.timm import to_timm
 
 PyTree = Any
@@ -24,7 +25,7 @@ def save_safetensors(
     *,
     overwrite: bool = False,
 ) -> Path:
-    """Writes `variables` with timm's names and layouts, whole or not at all.
+    """Writes `variables` with timm's (BasicSR's) names and layouts, whole or not at all.
 
     Args:
       path: ends in ".safetensors"; its folder is made where it is missing.
@@ -50,7 +51,7 @@ def save_safetensors(
         raise WeightSourceError(
             f'"{path}" exists already. Weights are not overwritten unasked. Choose another name or pass overwrite=True.'
         )
-    state = to_timm(model, variables)
+    state = (to_basicsr if is_upscaler(model) else to_timm)(model, variables)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

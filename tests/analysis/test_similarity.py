@@ -100,6 +100,8 @@ def test_minibatch_cka_divides_means():
     found = similarity.minibatch_cka(cross, np.array([[4.0], [4.0]]), np.array([[1.0, 0.0], [7.0, 0.0]]))
     np.testing.assert_allclose(found[0, 0], 2 / 4)
     assert np.isnan(found[0, 1])  # a layer that does not vary
+    # Unbiased estimates may be negative, and two of them would make a positive product.
+    assert np.isnan(similarity.minibatch_cka(np.ones((1, 1, 1)), -np.ones((1, 1)), -np.ones((1, 1)))).all()
 
 
 def test_minibatches_agree_with_the_whole_set():
@@ -173,7 +175,11 @@ def test_the_same_network_has_cosines_of_one_also_from_fp32_sums_and_a_shift():
 
 def test_angles_of_a_constant_network_and_of_nan():
     x = features((30, 4))
-    still = angles(x, np.full((30, 3), 2.0, np.float32))
+    constant = np.full((2, 15, 3), 0.3, np.float32)
+    moment = lowrank.second_moment(constant)
+    assert np.abs(similarity._centred(moment[0], moment[1], moment[1], 30)).max() > 0  # fp32 noise is not a direction
+    cross = similarity.cross_moment(x, constant.reshape(30, 3))
+    still = similarity.principal_angles(sums(x), moment, cross, 1.0)
     assert still.dims == (4, 0) and still.cosines.shape == (0,)
     broken = angles(x, np.full((30, 3), np.nan, np.float32))
     assert broken.dims == (0, 0) and np.isnan(broken.cosines).all()

@@ -50,6 +50,14 @@ PARAMETERS = {
     "vit_small_patch14_reg4_dinov2": 22_057_344,
     "vit_small_patch16_224": 22_050_664,
     "vit_tiny_patch16_224": 5_717_416,
+    # the papers' tables; x8 is x4 and one more convolution to 4 x 64 channels
+    "mdbn_x2": 1_517_571,
+    "mdbn_x3": 1_702_211,
+    "mdbn_x4": 1_665_283,
+    "mdbn_x8": 1_665_283 + 64 * 256 * 9 + 256,
+    "edsr_x2": 1_369_859,
+    "edsr_x3": 1_554_499,
+    "edsr_x4": 1_517_571,
 }
 
 REQUIRED = [
@@ -58,6 +66,8 @@ REQUIRED = [
     *(f"cait_{name}" for name in ("xxs24_224", "xxs24_384", "xxs36_224", "xxs36_384", "xs24_384")),
     *(f"cait_{name}" for name in ("s24_224", "s24_384", "s36_384")),
     *(f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base", "large")),
+    *(f"mdbn_x{scale}" for scale in (2, 3, 4, 8)),
+    *(f"edsr_x{scale}" for scale in (2, 3, 4)),
 ]
 
 MANIFESTS = [
@@ -65,6 +75,7 @@ MANIFESTS = [
     *("deit_base_patch16_224", "deit_small_distilled_patch16_224", "deit_small_patch16_224"),
     *("deit_tiny_distilled_patch16_224", "deit_tiny_patch16_224", "vit_base_patch16_224"),
     *(f"swin_{size}_patch4_window7_224" for size in ("base", "small", "tiny")),
+    "mdbn_x4",
 ]
 
 
@@ -74,9 +85,9 @@ def test_no_registered_name_escapes_the_tables():
 
 
 @pytest.mark.parametrize("name", sorted(REGISTRY))
-def test_parameter_count_is_timms(name):
+def test_parameter_count_is_the_references(name):
     model = models.create(name)
-    images = jnp.zeros((1, *model.img_size, 3))
+    images = jnp.zeros((1, *models.spec(name).input_size, 3))
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images))
     assert set(shapes) == {"params"}
     assert sum(x.size for x in jax.tree.leaves(shapes)) == PARAMETERS[name]
@@ -84,8 +95,8 @@ def test_parameter_count_is_timms(name):
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_state_dict_keys_and_shapes_are_timms(golden_path, name):
-    expected = json.loads(gzip.decompress(golden_path("manifests.json.gz").read_bytes()))[name]
+def test_state_dict_keys_and_shapes_are_the_references(golden_path, name):
+    expected = json.loads(gzip.decompress(golden_path("manifests.json.gz").read_bytes()))[name.replace("mdbn", "MDBN")]
     ours = {key: list(entry.shape) for key, entry in manifest(models.create(name)).items()}
     assert ours == expected
 
@@ -116,6 +127,21 @@ def test_the_tag_decides_size_and_classes_of_what_is_created():
     assert models.create("vit_large_patch16_224.mae", num_classes=10).num_classes == 10
 
 
+def test_super_resolution_networks_have_a_scale_and_no_tags():
+    assert models.list_models("mdbn*") == ["mdbn_x2", "mdbn_x3", "mdbn_x4", "mdbn_x8"]
+    assert models.list_models("edsr*") == ["edsr_x2", "edsr_x3", "edsr_x4"]
+    assert models.list_models("mdbn*.*") == []
+    facts = models.spec("mdbn_x3")
+    assert (facts.task, facts.tag, facts.num_classes) == ("restoration", "", 0)
+    assert (facts.mean, facts.std, facts.input_size) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (85, 85))
+    assert models.spec("cait_s24_224").task == "classification"
+    assert [models.create(f"mdbn_x{s}").scale for s in (2, 3, 4, 8)] == [2, 3, 4, 8]
+    with pytest.raises(UnknownNameError, match='"mdbn_x4" has no tags, and "df2k" was given'):
+        models.create("mdbn_x4.df2k")
+    with pytest.raises(UnknownNameError, match='Did you mean "edsr_x4"'):
+        models.create("edsr_x5")
+
+
 def test_unknown_name_suggests_the_nearest():
     with pytest.raises(UnknownNameError, match=r'Did you mean "deit_tiny_patch16_224".*list_models\(\)'):
         models.create("deit_tinny_patch16_224")
@@ -131,9 +157,13 @@ def test_unknown_argument_suggests_the_nearest():
         models.create("deit_tiny_patch16_224", drop_path=0.1)
 
 
-def test_internal_fields_are_no_arguments():
-    with pytest.raises(ConfigError, match='"distillation_token" is not an argument'):
-        models.create("deit_tiny_patch16_224", distillation_token=True)
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [("deit_tiny_patch16_224", "distillation_token"), ("mdbn_x4", "scale"), ("mdbn_x4", "merged")],
+)
+def test_internal_fields_are_no_arguments(name, field):
+    with pytest.raises(ConfigError, match=f'"{field}" is not an argument'):
+        models.create(name, **{field: True})
 
 
 @pytest.mark.parametrize(
@@ -150,6 +180,11 @@ def test_internal_fields_are_no_arguments():
         ("swin_tiny_patch4_window7_224", {"num_heads": (3, 6, 12, 25)}, r"768 channels.*num_heads=25 \(stage 3\)"),
         ("swin_tiny_patch4_window7_224", {"window_size": (7, 7, 7)}, "does not fit 4 stages"),
         ("swin_tiny_patch4_window7_224", {"global_pool": "token"}, 'Use one of: "avg", ""'),
+        ("mdbn_x4", {"num_feat": 0}, "num_feat=0 is not a count"),
+        ("mdbn_x4", {"res_scale": float("nan")}, "res_scale=nan is not a finite number"),
+        ("mdbn_x4", {"num_classes": 10}, '"num_classes" is not an argument of mdbn_x4.*names of BasicSR'),
+        ("edsr_x4", {"img_range": 0}, "img_range=0 is no range"),
+        ("edsr_x4", {"rgb_mean": (0.5, 0.5)}, r"rgb_mean=\(0\.5, 0\.5\) is not a colour"),
     ],
 )
 def test_impossible_arguments_are_errors(name, kwargs, message):

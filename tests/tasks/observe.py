@@ -63,7 +63,7 @@ def steps(mesh: jax.sharding.Mesh, *, images: int = 11, rank_images: int = 3, ac
         state, metrics = fn(state, parallel.put_batch(batch_of(step), mesh), key, constants)
         out |= {f"{step}.{name}": np.asarray(value) for name, value in metrics["statistics"].items()}
     sizes = [jnp.abs(x).sum() for x in jax.tree.leaves(state.params)]
-    shapes = re.findall(r"c64\[(\d+),16,13\]\S* fft\(", fn.as_text())
+    shapes = re.findall(r"c64\[(\d+),4,4,13\]\S* fft\(", fn.as_text())
     return out | {"params": np.asarray(sizes), "transformed": np.array(sorted(set(map(int, shapes))))}
 
 

@@ -56,8 +56,9 @@ def reference(task, batch, layers, *, key, step=0):
         jax.grad(lambda o: task.objective(apply(o, task.objective.student_taps), teacher, labelled, step)[0])
     )(zeros)
     counted = int(batch["mask"].sum()) if "mask" in batch else len(batch["image"])
-    return {k: np.asarray(v, np.float64) for k, v in features.items()}, {
-        k: counted * np.asarray(v, np.float64) for k, v in gradient.items()
+    # In the order of `layers`: what passes through JAX comes back sorted by name.
+    return {k: np.asarray(features[k], np.float64) for k in layers}, {
+        k: counted * np.asarray(gradient[k], np.float64) for k in layers
     }
 
 

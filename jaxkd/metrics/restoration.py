@@ -1,0 +1,299 @@
+"""PSNR and SSIM as the super-resolution field measures them.
+
+A figure means nothing without its convention, so a metric's name carries it: `psnr_y_crop4` is PSNR on the luma, 4
+pixels cut from each side. The formulas are BasicSR's `calculate_psnr` and `calculate_ssim`: 8-bit pictures; luma as
+MATLAB's `rgb2ycbcr` (BT.601, 16 to 235), not rounded; a peak of 255 also for the luma; SSIM with an 11x11 Gaussian of
+1.5 pixels where it fits entirely into the picture, colour being the mean over the channels. A set's figure is the mean
+over its pictures of the decibels.
+
+`psnr` and `ssim` run on the host in fp64 and are what is reported; their `_on_device` versions are traceable, in fp32,
+for curves during training. Luma is a sum of integers times 219/255000 and is compared as such, so that two pictures
+of equal luma compare as equal on either side.
+"""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxkd.errors import ConfigError, ShapeError, UnknownNameError, did_you_mean
+
+Array = np.ndarray | jax.Array
+
+PEAK = 255.0
+# 65.481, 128.553 and 24.966, MATLAB's weights of red, green and blue in [0, 1], are 219 times these thousandths.
+LUMA_THOUSANDTHS = (299, 587, 114)
+LUMA_STEP = 219.0 / 255_000.0
+LUMA_BLACK = 16.0
+RADIUS = 5  # of the window, pixels
+WINDOW = 2 * RADIUS + 1
+C1, C2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
+ROWS = 16  # per piece on the host, so that what is computed from them stays in the cache
+METRICS = ("psnr", "ssim")
+
+
+def _gaussian() -> tuple[float, ...]:
+    """The weights of the window along one axis, from its end to its middle; all eleven sum to one."""
+    weights = np.exp(-((np.arange(WINDOW) - RADIUS) ** 2) / (2 * 1.5**2))
+    return tuple(float(w) for w in (weights / weights.sum())[: RADIUS + 1])
+
+
+GAUSSIAN = _gaussian()
+
+
+def name_of(metric: str, crop_border: int, luma: bool) -> str:
+    """`psnr_y_crop4` of ("psnr", 4, True); RGB is called `rgb`.
+
+    Raises:
+      UnknownNameError: a metric that is neither psnr nor ssim.
+      ConfigError: a negative border.
+    """
+    if metric not in METRICS:
+        raise UnknownNameError(
+            f'There is no metric "{metric}" of pictures. Restored pictures are measured by {" and ".join(METRICS)}. '
+            f"Use one of these.{did_you_mean(metric, METRICS)}"
+        )
+    _check_border(crop_border)
+    return f"{metric}_{'y' if luma else 'rgb'}_crop{crop_border}"
+
+
+def parse_name(name: str) -> tuple[str, int, bool]:
+    """("psnr", 4, True), that is metric, crop_border and luma, of `psnr_y_crop4`; the inverse of `name_of`.
+
+    Raises:
+      UnknownNameError: a name of another form.
+    """
+    found = re.fullmatch(r"(psnr|ssim)_(y|rgb)_crop(0|[1-9]\d*)", name)
+    if not found:
+        usual = [f"{metric}_{colour}_crop{n}" for metric in METRICS for colour in ("y", "rgb") for n in (0, 2, 3, 4)]
+        raise UnknownNameError(
+            f'"{name}" is not the name of a metric of pictures. It must say what is measured, on luma or RGB, and how '
+            f"many pixels are cut from each side. Write it like psnr_y_crop4 or ssim_rgb_crop0."
+            f"{did_you_mean(name, usual)}"
+        )
+    return found[1], int(found[3]), found[2] == "y"
+
+
+def luma(image: np.ndarray) -> np.ndarray:
+    """BT.601 luma, 16 (black) to 235 (white), not rounded.
+
+    Args:
+      image: (..., 3) uint8 RGB.
+
+    Returns:
+      (...) fp64.
+
+    Raises:
+      ShapeError: other than uint8 with three channels.
+
+    Source: MATLAB's rgb2ycbcr, ITU-R BT.601.
+    """
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim < 1 or image.shape[-1] != 3:
+        raise ShapeError(
+            f"The picture is {image.dtype} of shape {image.shape}. Luma is a weighted sum of red, green and blue of 8 "
+            "bits. Pass uint8 RGB, (..., 3)."
+        )
+    return LUMA_BLACK + LUMA_STEP * _weighted(image.astype(np.int32))
+
+
+def _weighted(rgb: Array) -> Array:
+    """(..., 3) of whole numbers -> (...) thousandths of luma, 0 to 255,000: exact in int32 and in fp32."""
+    red, green, blue = LUMA_THOUSANDTHS
+    return red * rgb[..., 0] + green * rgb[..., 1] + blue * rgb[..., 2]
+
+
+def _check_border(crop_border: int) -> None:
+    if not isinstance(crop_border, int | np.integer) or crop_border < 0:
+        raise ConfigError(
+            f"crop_border={crop_border} is out of range. It is a number of pixels to leave out on each side. Give 0 or "
+            "more; the usual border is the factor of super-resolution."
+        )
+
+
+def _cropped(a: Array, b: Array, crop_border: int, least: int, floats: bool = False) -> tuple[Array, Array]:
+    """Both as (B, h, w, 3) without their border, after the checks that the host and the device share."""
+    _check_border(crop_border)
+    if a.shape != b.shape or a.ndim not in (3, 4) or a.shape[-1] != 3:
+        raise ShapeError(
+            f"The pictures have shapes {a.shape} and {b.shape}. They are compared pixel by pixel, in colour. Pass two "
+            "of one shape, (height, width, 3) or (batch, height, width, 3); repeat a greyscale channel three times."
+        )
+    for image in (a, b):
+        if not (image.dtype == np.uint8 or (floats and jnp.issubdtype(image.dtype, jnp.floating))):
+            raise ShapeError(
+                f"The pictures are {a.dtype} and {b.dtype}. The field compares 8-bit pictures, as a file holds them. "
+                "Pass uint8: a network's output as np.rint(255 * np.clip(output, 0, 1)).astype(np.uint8)."
+            )
+    height, width = a.shape[-3] - 2 * crop_border, a.shape[-2] - 2 * crop_border
+    if min(height, width) < least:
+        raise ShapeError(
+            f"The pictures of {a.shape[-3]}x{a.shape[-2]} pixels leave {max(height, 0)}x{max(width, 0)} after "
+            f"crop_border={crop_border}. This metric needs {least}x{least} at least. Compare larger pictures or crop "
+            "less."
+        )
+    rows, columns = slice(crop_border, crop_border + height), slice(crop_border, crop_border + width)
+    pair = tuple(image if image.ndim == 4 else image[None] for image in (a, b))
+    return pair[0][:, rows, columns], pair[1][:, rows, columns]
+
+
+def _returned(values: list[float], ndim: int) -> float | np.ndarray:
+    return np.asarray(values, np.float64) if ndim == 4 else values[0]
+
+
+def psnr(a: np.ndarray, b: np.ndarray, crop_border: int = 4, luma: bool = True) -> float | np.ndarray:
+    """Peak signal-to-noise ratio, in decibels.
+
+    Args:
+      a: (H, W, 3) or (B, H, W, 3) uint8 RGB.
+      b: the same shape; the order of the two does not matter.
+      crop_border: pixels to leave out on each side; the field crops the factor of super-resolution.
+      luma: compare BT.601 luma; False for all three channels together.
+
+    Returns:
+      A float, or (B,) fp64 for a batch. Pictures that are equal in what is compared give inf.
+
+    Raises:
+      ShapeError: other shapes or kinds, or nothing left after cropping.
+      ConfigError: a negative border.
+
+    Source: BasicSR, calculate_psnr.
+    """
+    a, b = np.asarray(a), np.asarray(b)
+    values = []
+    for x, y in zip(*_cropped(a, b, crop_border, 1), strict=True):
+        total = 0.0
+        for row in range(0, len(x), ROWS):
+            difference = (x[row : row + ROWS].astype(np.int16) - y[row : row + ROWS]).astype(np.float64)
+            if luma:
+                difference = _weighted(difference)
+            difference *= difference  # of whole numbers, so that summing them rounds next to nothing
+            total += float(difference.sum())
+        error = total * LUMA_STEP**2 / x[..., 0].size if luma else total / x.size
+        values.append(float(10.0 * np.log10(PEAK**2 / error)) if error else float("inf"))
+    return _returned(values, a.ndim)
+
+
+def _blur(x: Array) -> Array:
+    """(..., H, W) -> (..., H - 10, W - 10): the window's mean where it fits; sums of slices, so never in TF32."""
+    height, width = x.shape[-2] - 2 * RADIUS, x.shape[-1] - 2 * RADIUS
+    blurred = GAUSSIAN[RADIUS] * x[..., RADIUS : RADIUS + height, :]
+    for i in range(RADIUS):
+        blurred += GAUSSIAN[i] * (x[..., i : i + height, :] + x[..., WINDOW - 1 - i : WINDOW - 1 - i + height, :])
+    x, blurred = blurred, GAUSSIAN[RADIUS] * blurred[..., RADIUS : RADIUS + width]
+    for i in range(RADIUS):
+        blurred += GAUSSIAN[i] * (x[..., i : i + width] + x[..., WINDOW - 1 - i : WINDOW - 1 - i + width])
+    return blurred
+
+
+def _similarity(a: Array, b: Array) -> Array:
+    """(..., H, W) of values in 0..255 -> (..., H - 10, W - 10) SSIM of each window.
+
+    The two factors of SSIM are written as one minus a squared difference over a sum of squares: algebraically the
+    usual quotients, but exactly 1 for equal windows, and without the cancellation that costs fp32 its digits.
+    """
+    middle = PEAK / 2  # variances do not see a shift, and their rounding error is smallest around zero
+    a, b = a - middle, b - middle
+    difference = a - b
+    mean_a, mean_difference = _blur(a), _blur(difference)
+    mean_b = mean_a - mean_difference
+    variances = _blur(a * a + b * b) - mean_a * mean_a - mean_b * mean_b
+    mean_a, mean_b = mean_a + middle, mean_b + middle
+    squared = mean_difference * mean_difference
+    brightness = 1.0 - squared / (mean_a * mean_a + mean_b * mean_b + C1)
+    return brightness * (1.0 - (_blur(difference * difference) - squared) / (variances + C2))
+
+
+def ssim(a: np.ndarray, b: np.ndarray, crop_border: int = 4, luma: bool = True) -> float | np.ndarray:
+    """Structural similarity, at most 1.
+
+    Args:
+      a: (H, W, 3) or (B, H, W, 3) uint8 RGB; 11x11 pixels at least must remain after cropping.
+      b: the same shape; the order of the two does not matter.
+      crop_border: pixels to leave out on each side; the field crops the factor of super-resolution.
+      luma: compare BT.601 luma; False for the mean of the three channels' similarities.
+
+    Returns:
+      A float, or (B,) fp64 for a batch. Equal pictures give 1.
+
+    Raises:
+      ShapeError: other shapes or kinds, or too little left after cropping.
+      ConfigError: a negative border.
+
+    Source: BasicSR, calculate_ssim; Wang et al. 2004.
+    """
+    a, b = np.asarray(a), np.asarray(b)
+    values = []
+    for pair in zip(*_cropped(a, b, crop_border, WINDOW), strict=True):
+        total, windows = 0.0, len(pair[0]) - 2 * RADIUS
+        for row in range(0, windows, ROWS):
+            pieces = (image[row : row + ROWS + 2 * RADIUS].astype(np.float64) for image in pair)
+            total += float(_similarity(*(np.ascontiguousarray(_planes(piece, luma)) for piece in pieces)).sum())
+        values.append(total / (windows * (pair[0].shape[1] - 2 * RADIUS) * (1 if luma else 3)))
+    return _returned(values, a.ndim)
+
+
+def _planes(rgb: Array, luma: bool) -> Array:
+    """(..., H, W, 3) of whole numbers -> (..., 1 or 3, H, W) to be compared by SSIM."""
+    if luma:
+        return (LUMA_BLACK + LUMA_STEP * _weighted(rgb))[..., None, :, :]
+    return rgb.swapaxes(-1, -2).swapaxes(-2, -3)
+
+
+def _levels(image: jax.Array) -> jax.Array:
+    """fp32 whole numbers 0 to 255 of uint8, or of floats in [0, 1] as a file would hold them; NaN stays NaN."""
+    if image.dtype == jnp.uint8:
+        return image.astype(jnp.float32)
+    return jnp.round(jnp.clip(image.astype(jnp.float32), 0.0, 1.0) * PEAK)
+
+
+def psnr_on_device(a: jax.Array, b: jax.Array, crop_border: int = 4, luma: bool = True) -> jax.Array:
+    """`psnr` for the inside of a compiled evaluation step, within 1e-4 dB of it.
+
+    Args:
+      a: (H, W, 3) or (B, H, W, 3) RGB, uint8 or float in [0, 1]; floats are clipped and rounded to 8 bits first.
+      b: the same shape; it may be of another kind.
+      crop_border: as for `psnr`; static.
+      luma: as for `psnr`; static.
+
+    Returns:
+      () or (B,) fp32. Equal pictures give inf; a NaN in a picture gives NaN.
+
+    Raises:
+      ShapeError: other shapes or kinds, or nothing left after cropping.
+      ConfigError: a negative border.
+    """
+    a, b = jnp.asarray(a), jnp.asarray(b)
+    x, y = _cropped(a, b, crop_border, 1, floats=True)
+    difference = _levels(x) - _levels(y)
+    if luma:
+        difference = (LUMA_STEP * _weighted(difference))[..., None]
+    squares = jnp.mean(difference * difference, axis=(-2, -1))  # row by row first: shorter sums round less
+    values = 10.0 * jnp.log10(PEAK**2 / jnp.mean(squares, axis=-1))
+    return values if a.ndim == 4 else values[0]
+
+
+def ssim_on_device(a: jax.Array, b: jax.Array, crop_border: int = 4, luma: bool = True) -> jax.Array:
+    """`ssim` for the inside of a compiled evaluation step, within 1e-5 of it.
+
+    Args:
+      a: (H, W, 3) or (B, H, W, 3) RGB, uint8 or float in [0, 1]; floats are clipped and rounded to 8 bits first.
+      b: the same shape; it may be of another kind.
+      crop_border: as for `ssim`; static.
+      luma: as for `ssim`; static.
+
+    Returns:
+      () or (B,) fp32. Equal pictures give 1; a NaN in a picture gives NaN.
+
+    Raises:
+      ShapeError: other shapes or kinds, or too little left after cropping.
+      ConfigError: a negative border.
+    """
+    a, b = jnp.asarray(a), jnp.asarray(b)
+    x, y = _cropped(a, b, crop_border, WINDOW, floats=True)
+    similarity = jnp.mean(_similarity(_planes(_levels(x), luma), _planes(_levels(y), luma)), axis=-1)
+    values = jnp.mean(similarity, axis=(-2, -1))
+    return values if a.ndim == 4 else values[0]

@@ -1,0 +1,108 @@
+"""BasicSR's state dicts of MDBN and EDSR into our parameters and back: exact inverses of one another, bit for bit.
+
+The names, e.g. `body.0.baseblock1.uconv1.weight`, are lines of the table in `rules.py`; BasicSR's files put them under
+`params` and, for the moving average, `params_ema` (see `dialects.choose`).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flax import linen as nn
+
+from jaxkd.errors import WeightMismatchError
+from jaxkd.models.mdbn import MDBN
+from jaxkd.models.upscaler import Upscaler
+from jaxkd.weights.merging import merge_branches, split_branches
+from jaxkd.weights.timm import StateDict, from_timm, to_timm
+
+PyTree = Any
+
+
+def is_upscaler(model: nn.Module) -> bool:
+    """Whether BasicSR's names are the ones that `model` is known by."""
+    return isinstance(model, Upscaler)
+
+
+def _require_upscaler(model: nn.Module) -> None:
+    if not is_upscaler(model):
+        raise WeightMismatchError(
+            f"This {type(model).__name__} is no network of BasicSR. Its names are known for MDBN and EDSR only. Use "
+            "weights.from_timm and weights.to_timm for the others."
+        )
+
+
+def recognise(state_dict: Mapping[str, np.ndarray]) -> tuple[str, dict[str, int]] | None:
+    """The network that a state dict with BasicSR's names belongs to, by its names and shapes alone.
+
+    Args:
+      state_dict: name -> array.
+
+    Returns:
+      (registered name, e.g. "mdbn_x4", arguments num_feat and num_block), or None if it is neither MDBN nor EDSR.
+    """
+    families = {"mdbn": "body.0.baseblock1.uconv1.weight", "edsr": "body.0.conv1.weight"}
+    family = next((f for f, name in families.items() if name in state_dict), None)
+    first = state_dict.get("conv_first.weight")
+    if family is None or first is None or first.ndim != 4:
+        return None
+    factors = [
+        a.shape[0] / a.shape[1] for k, a in state_dict.items() if re.fullmatch(r"upsample\.\d+\.weight", k) and a.size
+    ]
+    blocks = {m[1] for m in (re.match(r"body\.(\d+)\.", k) for k in state_dict) if m}
+    scale = round(math.sqrt(math.prod(factors)))
+    return f"{family}_x{scale}", {"num_feat": first.shape[0], "num_block": len(blocks)}
+
+
+def from_basicsr(model: nn.Module, state_dict: Mapping[str, np.ndarray], *, origin: str = "The state dict") -> PyTree:
+    """Variables of `model` from a BasicSR state dict.
+
+    Args:
+      model: an MDBN, merged or not, or an EDSR.
+      state_dict: PyTorch names and layouts.
+      origin: what the error calls the state dict.
+
+    Returns:
+      `{"params": ...}`, fp32 arrays of JAX that share no memory with `state_dict`.
+
+    Raises:
+      WeightMismatchError: missing, unused or misshapen keys, all of them in one diff in PyTorch's names; or another
+        kind of network.
+    """
+    _require_upscaler(model)
+    if isinstance(model, MDBN) and model.merged:
+        plain = model.clone(merged=False)
+        return merge_branches(plain, from_basicsr(plain, state_dict, origin=origin))[1]
+    try:
+        return from_timm(model, state_dict, origin=origin)
+    except WeightMismatchError as error:
+        found = recognise(state_dict)
+        if found is None:
+            raise
+        first, *diff = str(error).split("\n", 1)
+        args = ", ".join(f"{k}={v}" for k, v in found[1].items())
+        hint = f'It has the arrays of models.create("{found[0]}", {args}).'
+        raise WeightMismatchError("\n".join([f"{first} {hint}", *diff])) from None
+
+
+def to_basicsr(model: nn.Module, variables: PyTree) -> StateDict:
+    """BasicSR state dict of `variables`, the exact inverse of `from_basicsr`.
+
+    Args:
+      model: the network that the variables belong to; a merged MDBN is taken apart first.
+      variables: `{"params": ...}`.
+
+    Returns:
+      PyTorch names and layouts, fp32 NumPy arrays, without the level `params` of BasicSR's files.
+
+    Raises:
+      WeightMismatchError: the variables belong to another network, or the network is of another kind.
+    """
+    _require_upscaler(model)
+    if isinstance(model, MDBN) and model.merged:
+        model, variables = split_branches(model, variables)
+    return to_timm(model, variables)
