@@ -182,6 +182,8 @@ def analyze(args: argparse.Namespace, *, command: str = "") -> dict[str, Any]:
             )
     (out / "results.json").write_text(json.dumps(results, indent=1, allow_nan=False))
     write_tables(results, out)
+    if args.checkpoints:
+        _over_time(results, out / "dynamics", figures=not args.no_figures)
     if not args.no_figures:
         from jaxkd.analysis.figures import write_figures
         from jaxkd.analysis.report import write_report
@@ -189,6 +191,23 @@ def analyze(args: argparse.Namespace, *, command: str = "") -> dict[str, Any]:
         console.print("drawing figures", highlight=False)
         write_report(results, write_figures(results, out / "figures"), out / "report.html")
     return results
+
+
+def _over_time(results: dict[str, Any], folder: Path, *, figures: bool) -> None:
+    """Tables and figures of each statistic by step and layer, in the form of those written during training."""
+    from jaxkd import dynamics_tables
+
+    rows = [
+        {"step": int(m["label"].split()[1]), "layers": m["layers"]} | {k: v["mean"] for k, v in m["per_layer"].items()}
+        for m in results["models"]
+    ]
+    rows = [
+        {k: ["nan" if x is None else x for x in v] if isinstance(v, list) else v for k, v in r.items()} for r in rows
+    ]
+    dynamics_tables.write_tables(rows, folder)
+    if figures:
+        caption = f"{results['settings']['images']} images of {results['settings']['source']}, mean over images"
+        dynamics_tables.draw_tables(rows, folder, caption=caption)
 
 
 def _out_folder(args: argparse.Namespace) -> Path:

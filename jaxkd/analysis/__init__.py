@@ -1,0 +1,59 @@
+"""What features do: spectra, entropy, ranks, PCA, SEP, saliency and similarity, as functions of arrays.
+
+`stream.py` runs them over a data set, `figures.py` and `report.py` show the results; `python -m jaxkd.analyze` does all
+of it.
+"""
+
+from jaxkd.analysis.activation import activation_statistics, gradient_magnitude
+from jaxkd.analysis.entropy import channel_entropy, entropy_map
+from jaxkd.analysis.layers import suggest_pairs, suggest_stages
+from jaxkd.analysis.lowrank import (
+    captured_energy,
+    dataset_pca,
+    energy_ranks,
+    image_energies,
+    participation_ratio,
+    pca_from_moments,
+    ranks_from_energies,
+    required_d,
+    second_moment,
+    stable_rank,
+)
+from jaxkd.analysis.nulls import null_tokens
+from jaxkd.analysis.saliency import integrated_gradients, layer_gradients, smooth_grad, vanilla_gradient
+from jaxkd.analysis.sep import bandwidths, sep_curve, sep_permutation
+from jaxkd.analysis.similarity import linear_cka, principal_angles
+from jaxkd.analysis.spectrum import channel_spectrum, image_channel_spectrum, radial_profile, spatial_spectrum
+
+__all__ = [
+    "activation_statistics",
+    "bandwidths",
+    "captured_energy",
+    "channel_entropy",
+    "channel_spectrum",
+    "dataset_pca",
+    "energy_ranks",
+    "entropy_map",
+    "gradient_magnitude",
+    "image_channel_spectrum",
+    "image_energies",
+    "integrated_gradients",
+    "layer_gradients",
+    "linear_cka",
+    "null_tokens",
+    "participation_ratio",
+    "pca_from_moments",
+    "principal_angles",
+    "radial_profile",
+    "ranks_from_energies",
+    "required_d",
+    "second_moment",
+    "sep_curve",
+    "sep_permutation",
+    "smooth_grad",
+    "spatial_spectrum",
+    "stable_rank",
+    "suggest_pairs",
+    "suggest_stages",
+    "vanilla_gradient",
+]

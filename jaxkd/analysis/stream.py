@@ -88,10 +88,13 @@ def _tokens(x: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _ranges(features: dict[str, jax.Array], mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Per layer, over the finite features of the images that count: ((L,) minima, (L,) maxima)."""
+def _ranges(features: list[jax.Array], mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Per layer, over the finite features of the images that count: ((L,) minima, (L,) maxima).
+
+    A list, because jit would hand a dict over in the order of its names.
+    """
     lows, highs = [], []
-    for x in features.values():
+    for x in features:
         fit = jnp.isfinite(x) & mask.reshape(-1, *[1] * (x.ndim - 1))
         lows.append(jnp.where(fit, x, jnp.inf).min())
         highs.append(jnp.where(fit, x, -jnp.inf).max())
@@ -215,7 +218,7 @@ class Stream:
             done, low, high = 0, None, None
             for images, _, count in self._chunks(batches, [], total, names):
                 for part, mask in self._parts(images, count):
-                    lo, hi = (np.asarray(v, np.float64) for v in _ranges(self._forward(part), mask))
+                    lo, hi = (np.asarray(v, np.float64) for v in _ranges(list(self._forward(part).values()), mask))
                     low = lo if low is None else np.minimum(low, lo)
                     high = hi if high is None else np.maximum(high, hi)
                 done += count
@@ -254,7 +257,7 @@ class Stream:
         for part, mask in parts if hold else ():
             features = self._forward(part)
             if searching:
-                found.append(_ranges(features, mask))
+                found.append(_ranges(list(features.values()), mask))
             held.put(features)
         if searching:
             low = np.min([np.asarray(lo, np.float64) for lo, _ in found], axis=0)

@@ -20,27 +20,27 @@ from jaxkd.errors import DataError, ShapeError, TapError
 
 HERE = Path(__file__).resolve().parent
 RNG = np.random.default_rng(3)
-WEIGHTS = {"early": RNG.normal(size=(3, 20)), "late": RNG.normal(size=(3, 24)) * 3}
+WEIGHTS = {"shallow": RNG.normal(size=(3, 20)), "deep": RNG.normal(size=(3, 24)) * 3}
 
 
 class Fake:
-    """Two layers whose features are a fixed function of the pixels; `late` is kept."""
+    """Two layers whose features are a fixed function of the pixels; `deep` is kept."""
 
-    label, layers, gradients, last = "fake", (), None, "late"
+    label, layers, gradients, last = "fake", (), None, "deep"
 
     def __init__(self, spoil=None, constant=False):
         self.spoil, self.constant = spoil, constant
 
     def forward(self, images):
         x = np.asarray(images, np.float32) / 255.0
-        early = np.sin(5 * x @ WEIGHTS["early"].astype(np.float32))  # (B, 4, 5, 20)
-        late = (x @ WEIGHTS["late"].astype(np.float32)).reshape(len(x), 20, 24) ** 3
+        early = np.sin(5 * x @ WEIGHTS["shallow"].astype(np.float32))  # (B, 4, 5, 20)
+        late = (x @ WEIGHTS["deep"].astype(np.float32)).reshape(len(x), 20, 24) ** 3
         if self.constant:
             late = np.ones_like(late)
         if self.spoil is not None:
             bad = x[:, 0, 0, 0] == np.float32(self.spoil) / 255.0
             late = np.where(bad[:, None, None], np.nan, late)
-        return {"early": early, "late": late}
+        return {"shallow": early, "deep": late}
 
 
 def images(count):
@@ -80,7 +80,7 @@ def test_every_statistic_is_numpys(tmp_path):
     pixels = images(11)
     got = run(tmp_path, pixels, chunk=4, grams=True)
     features = Fake().forward(pixels)
-    assert got.layers == ("early", "late") and got.images == 11 and got.valid.all()
+    assert got.layers == ("shallow", "deep") and got.images == 11 and got.valid.all()
     for i, (name, x) in enumerate(features.items()):
         tokens = x.reshape(11, 20, -1).astype(np.float64)
         amplitude = np.abs(np.fft.fft(tokens, axis=-1)).mean(axis=1) / tokens.shape[-1]
@@ -104,10 +104,10 @@ def test_every_statistic_is_numpys(tmp_path):
                 assert found == pytest.approx(plain_entropy(image, low, high), abs=1e-4)
                 own = got.scalars["entropy_own_range"][start + j, i]
                 assert own == pytest.approx(plain_entropy(image, x.min(), x.max()), abs=1e-4)
-    late = features["late"].reshape(-1, 24).astype(np.float64)
+    late = features["deep"].reshape(-1, 24).astype(np.float64)
     np.testing.assert_allclose(got.moment[0], late.T @ late, rtol=1e-5, atol=1e-5 * np.abs(late.T @ late).max())
     assert got.moment[2] == 220
-    np.testing.assert_array_equal(got.spool, features["late"].astype(np.float32))
+    np.testing.assert_array_equal(got.spool, features["deep"].astype(np.float32))
 
 
 def scalars(streamed):
@@ -160,7 +160,7 @@ def test_an_image_that_is_not_finite_is_left_out_and_said(tmp_path):
     assert got.valid.tolist() == [[True, i != 2] for i in range(6)]
     assert len(got.spool) == 5
     model = summarise(got, SummaryOptions(permutations=3, bootstrap=10))
-    assert model["notes"][0].startswith("late held NaN or infinity for 1 of 6 images")
+    assert model["notes"][0].startswith("deep held NaN or infinity for 1 of 6 images")
     json.dumps(model, allow_nan=False)
     rest = run(tmp_path, np.delete(pixels, 2, axis=0), name="b")
     other = summarise(rest, SummaryOptions(permutations=3, bootstrap=10))
@@ -172,7 +172,7 @@ def test_constant_features_are_defined(tmp_path):
     got = run(tmp_path, images(5), features=Fake(constant=True))
     model = summarise(got, SummaryOptions(permutations=3, bootstrap=10))
     json.dumps(model, allow_nan=False)
-    late = model["layers"].index("late")
+    late = model["layers"].index("deep")
     assert model["per_layer"]["entropy"]["mean"][late] == 0
     assert model["per_layer"]["rank_99"]["mean"][late] == 1
     assert model["last"]["pca"]["centred"] is None
@@ -200,7 +200,7 @@ def test_a_network_is_equal_to_itself_and_token_counts_may_differ(tmp_path):
     class Coarse(Fake):
         def forward(self, images):
             full = super().forward(images)
-            return {"early": full["early"], "late": full["late"][:, ::2]}
+            return {"shallow": full["shallow"], "deep": full["deep"][:, ::2]}
 
     other = run(tmp_path, pixels, features=Coarse(), grams=True, chunk=6, name="b")
     found = compare(got, other)
@@ -209,8 +209,8 @@ def test_a_network_is_equal_to_itself_and_token_counts_may_differ(tmp_path):
 
 
 def test_what_cannot_be_streamed_says_so(tmp_path):
-    with pytest.raises(TapError, match=r'last="lat".*Did you mean "late"'):
-        run(tmp_path, images(2), last="lat")
+    with pytest.raises(TapError, match=r'last="dee".*Did you mean "deep"'):
+        run(tmp_path, images(2), last="dee")
 
     class Growing(Fake):
         calls = 0
@@ -218,7 +218,7 @@ def test_what_cannot_be_streamed_says_so(tmp_path):
         def forward(self, images):
             self.calls += 1
             full = super().forward(images)
-            return {"early": full["early"], "late": full["late"][:, : 20 - self.calls]}
+            return {"shallow": full["shallow"], "deep": full["deep"][:, : 20 - self.calls]}
 
     with pytest.raises(ShapeError, match=r"changed its shape from \(19, 24\) to \(18, 24\)"):
         run(tmp_path, images(6), features=Growing(), batch=3)
