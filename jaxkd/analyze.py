@@ -296,6 +296,7 @@ def _check_counts(args: argparse.Namespace) -> None:
 def _features(wanted: Wanted, args: argparse.Namespace, mesh: Any, source: Any, labelled: bool) -> Any:
     from jaxkd import tasks, train
 
+    layers = tuple(filter(None, (t.strip() for t in args.layers.split(","))))
     if ":" in wanted.model:
         if wanted.weights or wanted.args:
             raise ConfigError(
@@ -303,7 +304,7 @@ def _features(wanted: Wanted, args: argparse.Namespace, mesh: Any, source: Any, 
                 "--model-arg do not reach it. Leave them out."
             )
         size = (args.image_size, args.image_size)
-        return tasks.callable_features(wanted.model, image_size=size, label=wanted.label)
+        return tasks.callable_features(wanted.model, image_size=size, label=wanted.label, layers=layers)
     name, model_args = wanted.model, dict(wanted.args)
     run = train.find_run(wanted.weights) if wanted.weights else None
     if run is not None:
@@ -320,7 +321,6 @@ def _features(wanted: Wanted, args: argparse.Namespace, mesh: Any, source: Any, 
         network = tasks.load_weights(
             network, wanted.weights, variant=wanted.variant, step=wanted.step, resize=args.resize
         )
-    layers = tuple(filter(None, (t.strip() for t in args.layers.split(","))))
     gradient_of = "class" if args.gradients == "none" else args.gradients
     return tasks.network_features(
         network, mesh, label=wanted.label, layers=layers, gradient_of=gradient_of, seed=args.seed

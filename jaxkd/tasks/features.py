@@ -173,7 +173,14 @@ def network_features(
     )
 
 
-def callable_features(spec: str, *, image_size: tuple[int, int], label: str = "", crop_pct: float = 1.0):
+def callable_features(
+    spec: str,
+    *,
+    image_size: tuple[int, int],
+    label: str = "",
+    layers: tuple[str, ...] = (),
+    crop_pct: float = 1.0,
+) -> FeatureSource:
     """Features of anyone's network: a Python function `images -> {name: features}`.
 
     Args:
@@ -182,6 +189,8 @@ def callable_features(spec: str, *, image_size: tuple[int, int], label: str = ""
         is called as it is: one that uses JAX should jit itself.
       image_size: (height, width) of the images that it gets.
       label: for tables; the function's name by default.
+      layers: which names to read, in depth order; () takes all as they come. What `jax.jit` returns is sorted by name,
+        so a jitted function with more than ten numbered layers needs this.
       crop_pct: of the evaluation crop.
 
     Raises:
@@ -215,7 +224,7 @@ def callable_features(spec: str, *, image_size: tuple[int, int], label: str = ""
         image_size=image_size,
         crop_pct=crop_pct,
         interpolation="bicubic",
-        layers=(),
+        layers=layers,
         num_classes=0,
         forward=forward,
     )
