@@ -7,17 +7,15 @@ from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 from rich.console import Console
 
-from jaxkd import parallel, tasks, train
+from jaxkd import parallel, train
+from jaxkd.problem import Problem
 
 
 def announce(
     console: Console | None,
-    config: ConfigDict,
-    task: tasks.ClassificationTask,
-    sources: dict,
+    problem: Problem,
     settings: train.LoopSettings,
     mesh: Mesh,
     workdir: Path,
@@ -28,23 +26,18 @@ def announce(
     """Prints networks, objective, data, length, devices and time; silent without a console and on other hosts."""
     if console is None or not parallel.is_main_host():
         return
+    config, task = problem.config, problem.task
     count = sum(p.size for p in jax.tree.leaves(state.params["student"]))
     teacher = getattr(task, "teacher", None)
     learns = f" <- {teacher.spec.name} ({teacher.origin})" if teacher else ""
+    every = config.dynamics.every_steps
     lines = [
         f"{config.student.name} ({count:,} parameters, {task.student.origin}){learns}",
-        f"objective {config.distill.preset if teacher else 'cross-entropy'}"
-        + (f" · {len(task.objective.student_taps)} layer pairs" if task.objective.student_taps else ""),
-        f"{len(sources['train']):,} training and {len(sources['val']):,} validation images of {config.data.source}, "
-        f"{len(sources['train'].class_names)} classes, {task.student.image_size[0]}x{task.student.image_size[1]}",
+        *problem.about,
         f"{settings.total_steps:,} steps of {settings.batch_size} on {mesh.devices.size} x "
         f"{mesh.devices.flat[0].device_kind} · {workdir}"
         + ("" if resumed is None else f" · continues after step {resumed:,}"),
-        *(
-            [f"statistics of the layers at step 1 and every {config.dynamics.every_steps:,} steps"]
-            if config.dynamics.every_steps
-            else []
-        ),
+        *([f"statistics of the layers at step 1 and every {every:,} steps"] if every else []),
         time.strftime("%Y-%m-%d %H:%M:%S"),
     ]
     for line in lines:

@@ -50,6 +50,9 @@ def network(name: str) -> ConfigDict:
             "reg_tokens": placeholder(int),
             "no_embed_class": placeholder(bool),
             "pre_norm": placeholder(bool),
+            "num_feat": placeholder(int),  # super-resolution
+            "num_block": placeholder(int),
+            "res_scale": placeholder(float),
         }
     )
     return config
@@ -58,7 +61,7 @@ def network(name: str) -> ConfigDict:
 def base() -> ConfigDict:
     """Every field of a training config; leaf files change values and lock it, they never add fields."""
     config = ConfigDict()
-    config.task = "classification"  # or "distillation": with a teacher
+    config.task = "classification"  # or "distillation": with a teacher; "restoration": super-resolution
     config.seed = 0
     config.student = network("deit_tiny_patch16_224")
     config.student.freeze = ()  # patterns over parameter paths, such as ("patch_embed", "blocks_0")
@@ -93,6 +96,10 @@ def base() -> ConfigDict:
     config.data.augment.color_jitter = 0.0  # strength; as in timm only without auto_augment, or with "3a"
     config.data.augment.region_decode = "auto"  # decode only the crop of a JPEG, same pixels ("on", "off")
     config.data.augment.dct_scaling = False  # shrink while decoding where a crop is large; changes pixels a little
+    # Super-resolution: patches of the large image, and what becomes of them.
+    config.data.patches = ConfigDict({"size": 256, "flips": True, "rotations": True, "small": "error"})
+    config.data.patches.per_image = 1  # patches of an image once it is decoded
+    config.data.patches.visits = 1  # of each image in an epoch
     config.data.erase = ConfigDict({"probability": 0.0, "mode": "pixel", "count": 1})  # random erasing; 0: off
     config.data.mix = ConfigDict()
     config.data.mix.mixup = 0.0  # alpha; 0: off
@@ -107,6 +114,11 @@ def base() -> ConfigDict:
     config.eval.batch_size = 0  # 0: train.batch_size
     config.eval.crop_pct = 0.0  # 0: the student's own
     config.eval.interpolation = ""  # "": the student's own
+    config.eval.every_steps = 0  # instead of every_epochs
+    config.eval.sets = ()  # super-resolution: "Set5=/data/Set5", ...; none: the validation split of data.source
+    config.eval.crop = "scale"  # border left out of PSNR and SSIM; "4": as the published MDBN files, at every scale
+    config.eval.luma = True  # BT.601 luma instead of RGB
+    config.restoration = ConfigDict({"loss": "l1", "fft_weight": 0.0})  # loss: or "charbonnier"
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 5e-4
@@ -123,6 +135,7 @@ def base() -> ConfigDict:
     config.schedule.warmup_epochs = 5
     config.schedule.warmup_lr = 1e-6
     config.schedule.min_lr = 1e-5
+    config.schedule.steps = 0  # length of the schedule, and of the run; 0: train.epochs
 
     config.ema = ConfigDict({"decay": 0.99996})  # 0: off
 
@@ -239,6 +252,44 @@ def published(config: ConfigDict) -> ConfigDict:
         "student.args.drop_path_rate": 0.0,  # timm's Swin would have 0.1
         "train.batch_size": 512,  # 2 GPUs x 256
     }
+    return change(config, changes)
+
+
+def super_resolution(config: ConfigDict, name: str, *, embedded: bool = False) -> ConfigDict:
+    """MDBN's protocol (its options/train files) for the network `name`; `embedded` shrinks it to minutes on a CPU."""
+    changes = {
+        "task": "restoration",
+        "student.name": name,
+        "data.patches.size": 255 if name.endswith("x3") else 256,
+        "optimizer.learning_rate": 2e-4,
+        "optimizer.reference_batch": 0,
+        "optimizer.weight_decay": 0.0,
+        "optimizer.b2": 0.99,
+        "schedule.warmup_epochs": 0,
+        "schedule.min_lr": 1e-7,
+        "schedule.steps": 2_000_000,
+        "ema.decay": 0.999,
+        "train.batch_size": 16,
+        "eval.every_steps": 5_000,
+        "checkpoint.every_epochs": 0,
+        "checkpoint.every_steps": 5_000,
+        "log.every_steps": 100,
+    }
+    if embedded:
+        changes |= {
+            "data.source": "embedded:photos",
+            "data.workers": 0,
+            "data.patches.size": 96,
+            "data.patches.visits": 64,
+            "student.args.num_feat": 32,
+            "student.args.num_block": 3,
+            "optimizer.learning_rate": 1e-3,
+            "schedule.steps": 1_000,
+            "ema.decay": 0.99,
+            "train.batch_size": 8,
+            "eval.every_steps": 250,
+            "checkpoint.every_steps": 250,
+        }
     return change(config, changes)
 
 

@@ -11,7 +11,10 @@ from jaxkd.errors import ConfigError, did_you_mean
 from jaxkd.recipes import base, change, flatten
 
 CHOICES = {
-    "task": ("distillation", "classification"),
+    "task": ("distillation", "classification", "restoration"),
+    "restoration.loss": ("l1", "charbonnier"),
+    "eval.crop": ("scale", "4"),
+    "data.patches.small": ("error", "skip"),
     "schedule.kind": ("cosine", "timm_epoch", "constant"),
     "precision.compute": ("float32", "bfloat16"),
     "data.augment.kind": ("random_resized_crop", "pad_crop", "none"),
@@ -29,6 +32,8 @@ POSITIVE += ("data.repeats", "data.erase.count", "log.every_steps", "checkpoint.
 NOT_NEGATIVE = ("train.steps", "eval.batch_size", "optimizer.weight_decay", "optimizer.clip_norm", "data.workers")
 NOT_NEGATIVE += ("seed", "schedule.warmup_epochs", "schedule.warmup_lr", "schedule.min_lr", "checkpoint.keep_best")
 NOT_NEGATIVE += ("checkpoint.keep_every_epochs",)
+POSITIVE += ("data.patches.size", "data.patches.per_image", "data.patches.visits")
+NOT_NEGATIVE += ("eval.every_steps", "schedule.steps", "restoration.fft_weight")
 POSITIVE += ("dynamics.images", "dynamics.rank_images")
 NOT_NEGATIVE += ("dynamics.every_steps",)
 BELOW_ONE = ("ema.decay", "label_smoothing", "optimizer.b1", "optimizer.b2")
@@ -84,6 +89,21 @@ USELESS: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], bool], str], ...] =
     ),
     (("dynamics.",), lambda c: c.dynamics.every_steps == 0, "dynamics.every_steps=0, which computes no statistics"),
     (("dynamics.rank_images",), lambda c: not c.dynamics.ranks, "dynamics.ranks=False, which computes no ranks"),
+    (
+        ("restoration.", "data.patches.", "eval.sets", "eval.crop", "eval.luma"),
+        lambda c: c.task != "restoration",
+        'a task other than "restoration"',
+    ),
+    (
+        ("label_smoothing", "data.augment.", "data.erase.", "data.mix.", "data.repeats", "dynamics."),
+        lambda c: c.task == "restoration",
+        'task="restoration"',
+    ),
+    (
+        ("eval.crop_pct", "eval.interpolation", "student.resize", "student.new_head", "precision.remat"),
+        lambda c: c.task == "restoration",
+        'task="restoration"',
+    ),
     (("schedule.min_lr",), lambda c: c.schedule.kind == "constant", 'schedule.kind="constant"'),
 )
 

@@ -22,11 +22,13 @@ NUMERICS = {"models", "losses", "metrics", "analysis", "data", "parallel"}  # th
 BELOW_TASKS = {*BASE, *NUMERICS, "weights", "distill", "distill.pairing", "train", "analysis.all", "analysis.stream"}
 BELOW_RUNNER = {*BELOW_TASKS, "tasks", "jaxkd"}
 SETTINGS = {"recipes", "validate"}
+PROBLEMS = {"problem", "classifying", "restoring"}
 READERS = {"analysis.figures", "analysis.report", "curves", "dynamics_tables"}  # of results only
 RESULT_READERS = {  # files beside figures.py and report.py that belong to them
     **dict.fromkeys(("reading", "drawing", "captions", "sep_sentences", "depth_figures"), "analysis.figures"),
     **dict.fromkeys(("spectrum_figures", "lowrank_figures", "sep_figures", "similarity_figures"), "analysis.figures"),
-    **dict.fromkeys(("tables", "report_style"), "analysis.report"),
+    "branch_figures": "analysis.figures",
+    **dict.fromkeys(("tables", "report_style", "branch_tables"), "analysis.report"),
 }
 ENTRY_POINTS = {"main", "evaluate", "analyze", "upscale", "study", "plan", "shards", "convert", "subimages"}
 MAY_IMPORT: dict[str, set[str]] = {
@@ -50,9 +52,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "command": BASE,
     "workdir": {*BASE, "recipes", "parallel", "train"},
     "stages": {*BASE, *SETTINGS, "curves", "train"},
-    "announcement": {*BASE, "parallel", "tasks", "train"},
+    "problem": {*BASE, "train"},
+    "announcement": {*BASE, "parallel", "problem", "train"},
+    "classifying": {*BELOW_RUNNER, "validate", "auto_pairs", "problem"},
+    "restoring": {*BELOW_RUNNER, "problem"},
     "auto_pairs": {*BELOW_RUNNER, "recipes", "workdir"},
-    "runner": {*BELOW_RUNNER, *SETTINGS, "stages", "workdir", "auto_pairs", "announcement", "dynamics_tables"},
+    "runner": {*BELOW_RUNNER, *SETTINGS, *PROBLEMS, "stages", "workdir", "announcement", "dynamics_tables"},
     # nobody imports an entry point
     **{unit: {*BELOW_RUNNER, *SETTINGS, *READERS, "command", "stages", "runner"} for unit in ENTRY_POINTS},
 }

@@ -6,6 +6,7 @@ from jaxkd.tasks.distillation import DistillationTask, check_networks
 from jaxkd.tasks.dynamics import Dynamics, resolve_layers
 from jaxkd.tasks.features import FeatureSource, callable_features, check_gradient_labels, network_features
 from jaxkd.tasks.networks import Network, build_network, load_weights, network_from_run
+from jaxkd.tasks.restoration import RestorationTask
 
 __all__ = [
     "AnalysisOptions",
@@ -14,6 +15,7 @@ __all__ = [
     "Dynamics",
     "FeatureSource",
     "Network",
+    "RestorationTask",
     "analyse",
     "build_network",
     "callable_features",

@@ -55,7 +55,9 @@ def build_network(name: str, args: dict[str, Any], *, compute: str = "float32", 
     model = models.create(name, **given, dtype=DTYPES[compute], remat=remat)
     spec = models.spec(name)
     num_classes = given.get("num_classes", spec.num_classes)
-    return Network(model, spec, model.img_size, int(num_classes), None, "random weights")
+    # A network for any image size, such as those for super-resolution, has the size of its training patches only.
+    size = getattr(model, "img_size", spec.input_size)
+    return Network(model, spec, size, int(num_classes), None, "random weights")
 
 
 def load_weights(
@@ -90,8 +92,8 @@ def load_weights(
                 f'step="{step}" was given, but "{source}" is not a work directory of jaxkd. A file holds one set of '
                 "weights. Leave the step out."
             )
-        variables = weights.load(network.model, source, variant=variant or None, **options)
-        return replace(network, variables=variables, origin=source)
+        variables, said = weights.load_with_origin(network.model, source, variant=variant or None, **options)
+        return replace(network, variables=variables, origin=said)
     # Through the state dict, so that a run's weights obey the same checks, resizes and diffs as a file's.
     saved, config, origin = load_run_weights(source, variant=variant or None, step=step)
     theirs = network_from_run(config)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -32,9 +33,10 @@ LUMA = (0.299, 0.587, 0.114)  # BT.601
 
 
 class Span(NamedTuple):
-    """A window along one axis: it starts at `start`, and [first, last) of the picture is kept of it."""
+    """A window [start, stop) along one axis, of which [first, last) is kept; both in pixels of the picture."""
 
     start: int
+    stop: int
     first: int
     last: int
 
@@ -74,11 +76,11 @@ def spans(length: int, side: int, overlap: int) -> list[Span]:
     Neighbours share at least 2 `overlap` pixels, so that at least `overlap` of them lie beyond what is kept.
     """
     if side >= length:
-        return [Span(0, 0, length)]
+        return [Span(0, length, 0, length)]
     count = -(-(length - 2 * overlap) // (side - 2 * overlap))
     starts = [i * (length - side) // (count - 1) for i in range(count)]
-    cuts = [0, *((after + before + side) // 2 for before, after in zip(starts, starts[1:], strict=False)), length]
-    return [Span(start, cuts[i], cuts[i + 1]) for i, start in enumerate(starts)]
+    cuts = [0, *((after + before + side) // 2 for before, after in pairwise(starts)), length]
+    return [Span(start, start + side, cuts[i], cuts[i + 1]) for i, start in enumerate(starts)]
 
 
 def _vary(x: jax.Array, variant: int) -> jax.Array:
@@ -142,6 +144,10 @@ class Enlarger:
         self._leave = jax.jit(_leave, static_argnames=("dtype", "grey"))
         self._compiled: set[tuple[int, int]] = set()
 
+    def use(self, variables: PyTree) -> None:
+        """Takes other weights of the same network; nothing is compiled again."""
+        self._params = jax.device_put(variables)
+
     def layout(self, height: int, width: int) -> Layout:
         """How a picture of H x W is cut."""
         lengths = (height, width)
@@ -180,9 +186,7 @@ class Enlarger:
         self._compiled.add(side)
         waiting: deque[tuple[list[Tile], jax.Array]] = deque()
         for batch in self._batches(tiles):
-            windows = [
-                image[t.rows.start : t.rows.start + side[0], t.columns.start : t.columns.start + side[1]] for t in batch
-            ]
+            windows = [image[t.rows.start : t.rows.stop, t.columns.start : t.columns.stop] for t in batch]
             waiting.append((batch, self._enlarged(np.stack(windows), side)))
             if len(waiting) > self._ahead:
                 yield from self._finished(*waiting.popleft(), side)
@@ -215,9 +219,7 @@ class Enlarger:
         except jax.errors.JaxRuntimeError as error:
             raise self._explained(error, side) from error
         for (rows, columns), window in zip(tiles, windows, strict=True):
-            r, c = (
-                slice(self.scale * (a.first - a.start), self.scale * (a.last - a.start)) for a in (rows, columns)
-            )
+            r, c = (slice(self.scale * (a.first - a.start), self.scale * (a.last - a.start)) for a in (rows, columns))
             yield Tile(rows, columns), window[r, c]
 
     def _explained(self, error: Exception, side: tuple[int, int]) -> Exception:

@@ -50,6 +50,12 @@ class MetricWriter:
             self._file.write(json.dumps({"kind": kind, "step": step, **clean}) + "\n")
             self._file.flush()
 
+    def write_images(self, kind: str, step: int, images: dict[str, Any]) -> None:
+        """Writes (H, W, 3) uint8 pictures to TensorBoard, where it is on."""
+        if self._events is not None:
+            for name, image in images.items():
+                self._events.add_image(f"{kind}/{name}", image, step, dataformats="HWC")
+
     def close(self) -> None:
         """Flushes and closes both."""
         if self._file is not None:

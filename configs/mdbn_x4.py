@@ -1,0 +1,28 @@
+"""MDBN, x4 super-resolution, by its authors' protocol (arXiv 2309.17334, options/train/MDBN).
+
+    python -m jaxkd.main --config=configs/mdbn_x4.py --workdir=runs/mdbn_x4 --config.data.source=/data/DF2K_sub
+           --config.eval.sets="('Set5=/data/Set5','Set14=/data/Set14')"
+    python -m jaxkd.main --config=configs/mdbn_x4.py:embedded --workdir=runs/enlarge      (no data, no GPU, 4 minutes)
+    python -m jaxkd.main --config=configs/mdbn_x4.py:scale=3 --workdir=runs/mdbn_x3 --config.data.source=/data/DF2K_sub
+    python -m jaxkd.main --config=configs/mdbn_x4.py:network=edsr --workdir=runs/edsr --config.data.source=/data/DF2K_sub
+
+L1, Adam 2e-4 (0.9, 0.99), cosine to 1e-7 over 2,000,000 steps of 16 patches of 256 pixels (255 for x3), moving average
+0.999, scored every 5,000 steps. `edsr` is EDSR-baseline, the control of equal size. Published figures were not found.
+"""
+
+from ml_collections import ConfigDict
+
+from jaxkd import recipes
+
+WORDS = {
+    "embedded": "photographs inside scikit-image, a small network, a few minutes",
+    "scale": "2, 3, 4 or 8",
+    "network": "mdbn or edsr",
+}
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """`arg`: words of `WORDS`."""
+    words = recipes.parse_arg(arg, WORDS)
+    name = f"{words.get('network') or 'mdbn'}_x{words.get('scale') or 4}"
+    return recipes.super_resolution(recipes.base(), name, embedded="embedded" in words).lock()

@@ -1,0 +1,276 @@
+"""Fourier analysis of parallel branches: what each of them carries, and how different that is.
+
+The MDBN paper (arXiv 2309.17334) shows by Fourier analysis that its deep branches carry fine structure and its shallow
+ones smooth content, and does not say how it computed that. The definitions here are ours:
+
+- Each channel of a branch output loses its mean over space, is multiplied by a Hann window and transformed in two
+  dimensions. The mean is left out because the network does not define it: adding a constant to one branch and taking it
+  off the other, two biases that are summed, changes nothing. The window keeps what happens at the edges, zero padding
+  and the jump from one edge to the opposite one, from looking like high frequencies.
+- Energy is the squared modulus, mean over channels. Frequencies are in cycles per pixel of the feature grid, which for
+  these networks is the small image's; 0.5 is the Nyquist frequency along an axis, 0.707 in the corners, which count.
+- The high/low ratio is the energy at and above a cut (0.25: waves of four pixels) over the energy below it.
+- Branch differentiation is the total variation distance between the two branches' distributions of energy over rings of
+  equal frequency: the share of one branch's energy that would have to move to other rings to match the other's. 0: the
+  same spectrum up to scale, 1: no frequency in common. It is chosen because it is a share that can be read as such,
+  and has no parameter but the rings; like any distance it has no sign, so the mean frequency of each branch stands
+  beside it.
+
+A number means little alone: two convolutions differ from one by their reach even before training. Compare with the same
+network untrained, and with the outputs of a network of one branch (EDSR).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxkd.analysis.spectrum import radial_frequencies, radial_profile, spatial_spectrum
+from jaxkd.errors import ShapeError
+
+Statistics = dict[str, jax.Array]
+CUT = 0.25  # cycles per pixel
+SMALLEST_GRID = 4  # below, there are no frequencies on either side of the cut
+BRANCHES = ("deep", "shallow")
+_CONSTANT = 1e-6  # standard deviation over RMS, below which a branch is constant but for rounding
+
+
+def branch_rings(h: int, w: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rings over which energy is distributed: those of `radial_profile`, and more of them out to the corners.
+
+    Args:
+      h: rows of the grid.
+      w: columns of the grid.
+
+    Returns:
+      Ring of each place of a centred spectrum, (h, w) int, and the frequency in the middle of each ring, (R,) in cycles
+      per pixel.
+    """
+    side = min(h, w)
+    u, v = np.arange(h)[:, None] - h // 2, np.arange(w)[None] - w // 2
+    ring = np.floor(np.hypot(u / h, v / w) * side + 0.5).astype(int)
+    return ring, np.arange(ring.max() + 1) / side
+
+
+def branch_statistics(maps: jax.Array, *, cut: float = CUT, window: bool = True) -> Statistics:
+    """Spectrum and distribution of energy of one branch, image by image; see the head of the file.
+
+    A branch that is constant over space has no spectrum: its energy is then all at frequency zero, its ratio 0, and
+    its amplitudes are 0.
+
+    Args:
+      maps: (B, h, w, C), any real type; h and w from `SMALLEST_GRID`.
+      cut: in cycles per pixel, below it is low, from it on high; inside (0, 0.5].
+      window: False multiplies by no window.
+
+    Returns:
+      amplitude: (B, h, w) mean modulus over channels, orthonormal, zero frequency at [h // 2, w // 2], in the unit of
+        the features.
+      profile: (B, R) the same over the rings of `radial_frequencies`.
+      distribution: (B, R') share of the energy in each ring of `branch_rings`, sum 1.
+      high_low: (B,) energy from the cut on over the energy below.
+      mean_frequency: (B,) cycles per pixel, weighted by energy.
+      mean_share: (B,) share of the energy of the maps in their channels' means, which all else leaves out, 0 to 1.
+      A non-finite feature makes the numbers of its image non-finite.
+
+    Raises:
+      ShapeError: another rank or too small a grid. ValueError: a cut that splits nothing.
+    """
+    if maps.ndim != 4 or 0 in maps.shape or min(maps.shape[1:3]) < SMALLEST_GRID:
+        raise ShapeError(
+            f"The branch output has shape {maps.shape}. Its spectrum needs at least {SMALLEST_GRID} x {SMALLEST_GRID} "
+            "positions. Pass (batch, height, width, channels) of larger images."
+        )
+    if not 0 < cut <= 0.5:
+        raise ValueError(f"cut={cut} splits no spectrum. It is in cycles per pixel. Give a number in (0, 0.5].")
+    _, h, w, _ = maps.shape
+    x = jnp.asarray(maps, jnp.promote_types(maps.dtype, jnp.float32))
+    # The size is taken out first, so that squares of tiny or huge features neither vanish nor overflow.
+    size = jnp.max(jnp.abs(x), axis=(1, 2, 3), keepdims=True)
+    unit = x / jnp.where(size > 0, size, 1)
+    centred = unit - jnp.mean(unit, axis=(1, 2), keepdims=True)
+    total, varying = (jnp.mean(jnp.square(v), axis=(1, 2, 3)) for v in (unit, centred))
+    constant = varying <= _CONSTANT**2 * total
+    weights = jnp.asarray(_hann(h, w) if window else np.ones((h, w, 1)), x.dtype)
+    # The mean under the window, so that nothing is left at frequency zero.
+    shaped = (centred - jnp.mean(centred * weights, axis=(1, 2), keepdims=True) / jnp.mean(weights)) * weights
+    shaped = jnp.where(constant[:, None, None, None], 0, shaped) / jnp.sqrt(jnp.mean(jnp.square(weights)))
+    energy = _energy(shaped)
+    ring, middles = branch_rings(h, w)
+    member = jnp.asarray(ring.reshape(-1, 1) == np.arange(len(middles)), x.dtype)
+    by_ring = jnp.matmul(energy.reshape(-1, h * w), member, precision=jax.lax.Precision.HIGHEST).at[:, 0].set(0)
+    whole = jnp.sum(by_ring, axis=-1, keepdims=True)
+    # A constant branch: all at zero. NaN is neither constant nor positive and stays NaN.
+    nothing = whole == 0
+    distribution = jnp.where(nothing, jnp.arange(len(middles)) == 0, by_ring / jnp.where(nothing, 1, whole))
+    frequency = _frequencies(h, w)
+    high = jnp.sum(jnp.where(frequency >= cut, energy, 0), axis=(1, 2))
+    low = jnp.sum(jnp.where((frequency < cut) & (frequency > 0), energy, 0), axis=(1, 2))
+    amplitude = spatial_spectrum(shaped) * size[..., 0]
+    amplitude = amplitude.at[:, h // 2, w // 2].set(jnp.where(jnp.isnan(amplitude[:, 0, 0]), jnp.nan, 0))
+    return {
+        "amplitude": amplitude,
+        "profile": radial_profile(amplitude),
+        "distribution": distribution,
+        "high_low": jnp.where(nothing[:, 0], 0, high / jnp.where(nothing[:, 0], 1, low)),
+        "mean_frequency": distribution @ jnp.asarray(middles, x.dtype),
+        "mean_share": jnp.where(total > 0, 1 - varying / jnp.where(total > 0, total, 1), total),
+    }
+
+
+def _hann(h: int, w: int) -> np.ndarray:
+    """(h, w, 1), one period of sine squared along both sides."""
+    rows, columns = (np.sin(np.pi * (np.arange(n) + 0.5) / n) ** 2 for n in (h, w))
+    return (rows[:, None] * columns[None])[..., None]
+
+
+def _frequencies(h: int, w: int) -> np.ndarray:
+    """(h, w) distance of each place of a centred spectrum from zero, in cycles per pixel."""
+    u, v = np.arange(h)[:, None] - h // 2, np.arange(w)[None] - w // 2
+    return np.hypot(u / h, v / w)
+
+
+def _energy(x: jax.Array) -> jax.Array:
+    """(B, h, w, C) -> (B, h, w) mean over channels of the squared modulus of the orthonormal FFT, zero in the middle.
+
+    The mean of moduli that `spatial_spectrum` gives cannot be squared instead: it would favour what few channels carry.
+    """
+    full = jnp.fft.fft2(x.transpose(0, 3, 1, 2), norm="ortho")
+    return jnp.fft.fftshift(jnp.mean(jnp.square(full.real) + jnp.square(full.imag), axis=1), axes=(1, 2))
+
+
+def differentiation(one: jax.Array, other: jax.Array) -> jax.Array:
+    """Total variation distance of two distributions of energy, sum |p - q| / 2.
+
+    Args:
+      one, other: (..., R), each with sum 1, over the same rings (`branch_statistics`).
+
+    Returns:
+      (...,) 0 where they are equal, 1 where they have no ring in common.
+
+    Raises:
+      ShapeError: other numbers of rings.
+    """
+    if one.shape != other.shape:
+        raise ShapeError(
+            f"The distributions have shapes {one.shape} and {other.shape}. Rings are compared one by one. Take both "
+            "branches from images of one size."
+        )
+    return jnp.sum(jnp.abs(one - other), axis=-1) / 2
+
+
+def branch_report(taps: Mapping[str, jax.Array], *, cut: float = CUT, window: bool = True) -> dict[str, Any]:
+    """Everything about the branches of one network from its features, as plain numbers.
+
+    Args:
+      taps: `block_i.deep_j` and `block_i.shallow_j` of MDBN and, also of networks with one branch, `block_i`; each (B,
+        h, w, C), all of the same images.
+      cut, window: see `branch_statistics`.
+
+    Returns:
+      See `summarise_branches`.
+
+    Raises:
+      ShapeError, ValueError: see `branch_statistics` and `summarise_branches`.
+    """
+    statistics = {name: branch_statistics(maps, cut=cut, window=window) for name, maps in taps.items()}
+    return summarise_branches([statistics], cut=cut, window=window)
+
+
+def summarise_branches(
+    batches: Iterable[Mapping[str, Statistics]], *, cut: float = CUT, window: bool = True
+) -> dict[str, Any]:
+    """Means and spreads over images of `branch_statistics`, so that features need not wait in memory for one another.
+
+    Args:
+      batches: each tap -> `branch_statistics` of some images of one size.
+      cut, window: what they were computed with; only written down.
+
+    Returns:
+      images, grid, cut, window, frequency (of a profile), ring_frequency (of a distribution), and blocks: of each block
+      its name, "differentiation" (mean and sd over images; of an image it is the mean over the block's pairs; None
+      without branches), "pairs" of deep and shallow outputs with their own differentiation, and "output", the block's.
+      A branch has log_amplitude (h, w) (log10, None at zero), profile, distribution, high_low, mean_frequency and
+      mean_share, the latter three with mean and sd. None: undefined.
+
+    Raises:
+      ShapeError: no features, of several sizes, or a deep branch without its shallow one.
+    """
+    batches = list(batches)
+    names = list(batches[0]) if batches else []
+    shapes = {s["amplitude"].shape[1:] for batch in batches for s in batch.values()}
+    if len(shapes) != 1 or any(list(batch) != names for batch in batches):
+        raise ShapeError(
+            f"The branches come in the sizes {sorted(shapes)}. Spectra of one size alone can be averaged, over the same "
+            "branches. Crop the images to a common size first."
+        )
+    stacked = {
+        name: {k: np.concatenate([np.asarray(b[name][k], np.float64) for b in batches]) for k in batches[0][name]}
+        for name in names
+    }
+    h, w = shapes.pop()
+    return {
+        "images": len(next(iter(stacked.values()))["high_low"]),
+        "grid": [h, w],
+        "cut": cut,
+        "window": "hann" if window else "none",
+        "frequency": radial_frequencies(h, w).tolist(),
+        "ring_frequency": branch_rings(h, w)[1].tolist(),
+        "blocks": [_block(prefix, stacked) for prefix in dict.fromkeys(n.split(".")[0] for n in names)],
+    }
+
+
+def _block(name: str, stacked: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
+    pairs, distances = [], []
+    numbers = sorted(
+        {int(m[1]) for m in (re.fullmatch(rf"{re.escape(name)}\.(?:deep|shallow)_(\d+)", n) for n in stacked) if m}
+    )
+    for j in numbers:
+        both = [f"{name}.{branch}_{j}" for branch in BRANCHES]
+        missing = [n for n in both if n not in stacked]
+        if missing:
+            raise ShapeError(
+                f"The features of {missing[0]} are missing. A branch is compared with the one beside it. Ask for both "
+                f"taps, {both[0]} and {both[1]}."
+            )
+        distance = np.asarray(differentiation(*(stacked[n]["distribution"] for n in both)))
+        distances.append(distance)
+        pairs.append(
+            {"pair": j, "differentiation": _spread(distance)}
+            | {branch: _branch(stacked[n]) for branch, n in zip(BRANCHES, both, strict=True)}
+        )
+    return {
+        "block": name,
+        "differentiation": _spread(np.mean(distances, axis=0)) if distances else None,
+        "pairs": pairs,
+        "output": _branch(stacked[name]) if name in stacked else None,
+    }
+
+
+def _branch(values: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    amplitude = values["amplitude"].mean(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_amplitude = np.log10(amplitude)
+    return {
+        "log_amplitude": [[_number(v, 4) for v in row] for row in log_amplitude],
+        **{k: [_number(v) for v in values[k].mean(axis=0)] for k in ("profile", "distribution")},
+        **{k: _spread(values[k]) for k in ("high_low", "mean_frequency", "mean_share")},
+    }
+
+
+def _spread(values: np.ndarray) -> dict[str, float | None]:
+    """Mean and standard deviation over images."""
+    return {"mean": _number(values.mean()), "sd": _number(values.std())}
+
+
+def _number(value: float, digits: int | None = None) -> float | None:
+    value = float(value)
+    if not math.isfinite(value):
+        return None
+    return value if digits is None else round(value, digits)

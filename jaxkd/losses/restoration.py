@@ -1,0 +1,86 @@
+"""Losses between images: L1, Charbonnier, and L1 with a Fourier term."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxkd.errors import ShapeError
+from jaxkd.losses.arguments import exclude, full_precision, include
+
+
+def _pair(output: jax.Array, target: jax.Array, where: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    if jnp.shape(output) != jnp.shape(target) or jnp.ndim(output) != 4:
+        raise ShapeError(
+            f"The output has shape {jnp.shape(output)} and the target {jnp.shape(target)}. Images are compared pixel by "
+            "pixel. Give two batches (B, H, W, C) of one size."
+        )
+    output, target = include(where, output, target)
+    return full_precision(output), full_precision(target)
+
+
+def l1(output: jax.Array, target: jax.Array, *, where: jax.Array | None = None) -> jax.Array:
+    """Mean absolute difference of each image, what MDBN and EDSR train on.
+
+    Args:
+      output: (B, H, W, C), any float type.
+      target: likewise.
+      where: (B,) bool, False for examples that give 0 and no gradient.
+
+    Returns:
+      (B,) in the unit of the pixels.
+
+    Raises:
+      ShapeError: the shapes differ.
+    """
+    output, target = _pair(output, target, where)
+    return exclude(where, jnp.mean(jnp.abs(output - target), axis=(1, 2, 3)))
+
+
+def charbonnier(
+    output: jax.Array, target: jax.Array, *, eps: float = 1e-12, where: jax.Array | None = None
+) -> jax.Array:
+    """Mean of sqrt(d^2 + eps), an L1 that is smooth at 0 (Charbonnier et al. 1994; BasicSR's CharbonnierLoss).
+
+    Args:
+      output: (B, H, W, C).
+      target: likewise.
+      eps: squared width of the rounded corner.
+      where: as in `l1`.
+
+    Returns:
+      (B,) in the unit of the pixels, at least sqrt(eps).
+
+    Raises:
+      ShapeError: the shapes differ.
+    """
+    output, target = _pair(output, target, where)
+    return exclude(where, jnp.mean(jnp.sqrt(jnp.square(output - target) + eps), axis=(1, 2, 3)))
+
+
+def fft_l1(output: jax.Array, target: jax.Array, *, where: jax.Array | None = None) -> jax.Array:
+    """Mean absolute difference of real and imaginary parts of the 2-D FFT over space (unnormalised).
+
+    BasicSR-based networks such as SAFMN add 0.05 of it to L1. A full FFT's mean, although half of it is computed.
+
+    Args:
+      output: (B, H, W, C).
+      target: likewise.
+      where: as in `l1`.
+
+    Returns:
+      (B,) in the unit of the pixels.
+
+    Raises:
+      ShapeError: the shapes differ.
+    """
+    output, target = _pair(output, target, where)
+    width = output.shape[2]
+    difference = jnp.fft.rfft2(output - target, axes=(1, 2))
+    size = jnp.abs(difference.real) + jnp.abs(difference.imag)
+    # The columns that rfft2 leaves out mirror those it has, all but the first and, of an even width, the last.
+    twice = jnp.full(size.shape[2], 2.0).at[0].set(1.0)
+    if width % 2 == 0:
+        twice = twice.at[-1].set(1.0)
+    total = jnp.sum(size * twice[:, None], axis=(1, 2, 3))
+    return exclude(where, total / (2 * output.shape[1] * width * output.shape[3]))

@@ -1,0 +1,78 @@
+"""Super-resolution: a network from a small image to a large one, trained on aligned patches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxkd import losses
+from jaxkd.errors import ConfigError, did_you_mean
+from jaxkd.tasks.networks import Network
+from jaxkd.train.task import Batch, Metrics
+
+PyTree = Any
+PIXEL_LOSSES = {"l1": losses.l1, "charbonnier": losses.charbonnier}
+
+
+class RestorationTask:
+    """Trains `student` to make the HR patch from the LR patch.
+
+    Args:
+      student: a super-resolution network; its variables, if any, are the start.
+      pixel: name of the loss between pixels, of `PIXEL_LOSSES`.
+      fft_weight: weight of `losses.fft_l1` beside it; 0 leaves it out.
+      frozen: tree of bool like the parameters, or None.
+
+    Raises:
+      ConfigError: another loss, or a network that is no super-resolution network.
+    """
+
+    constants: PyTree
+
+    def __init__(self, student: Network, *, pixel: str = "l1", fft_weight: float = 0.0, frozen: PyTree | None = None):
+        if pixel not in PIXEL_LOSSES:
+            raise ConfigError(
+                f'restoration.loss="{pixel}" is not a loss between images.{did_you_mean(pixel, PIXEL_LOSSES)} Choose one '
+                f"of: {', '.join(PIXEL_LOSSES)}."
+            )
+        if student.spec.task != "restoration":
+            raise ConfigError(
+                f'student.name="{student.spec.name}" classifies images, and task="restoration" trains a network from '
+                'image to image. Choose one such as "mdbn_x4" or "edsr_x4".'
+            )
+        self.student, self.frozen, self.constants = student, frozen, {}
+        self._pixel, self._fft_weight = pixel, fft_weight
+
+    def init(self, key: jax.Array) -> tuple[PyTree, PyTree]:
+        """Random parameters, or the given ones; no mutable collections."""
+        if self.student.variables is not None:
+            params = self.student.variables["params"]
+        else:
+            params = self.student.model.init(key, jnp.zeros((1, 8, 8, 3), jnp.float32))["params"]
+        return {"student": params, "projectors": {}}, {}
+
+    def loss(
+        self, params: PyTree, mutable: PyTree, batch: Batch, key: jax.Array, step: jax.Array, constants: PyTree
+    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], PyTree]]:
+        """Mean over the patches that could be read; pixels are in [0, 1]."""
+        small, large = (batch[k].astype(jnp.float32) / 255.0 for k in ("lr", "hr"))
+        output, _ = self.student.model.apply({"params": params["student"]}, small, train=True)
+        where = batch["mask"]
+        count = jnp.maximum(jnp.sum(where), 1)
+        terms = {self._pixel: jnp.sum(PIXEL_LOSSES[self._pixel](output, large, where=where)) / count}
+        if self._fft_weight:
+            terms["fft_l1"] = jnp.sum(losses.fft_l1(output, large, where=where)) / count
+        loss = terms[self._pixel] + self._fft_weight * terms.get("fft_l1", 0.0)
+        return loss, (terms, mutable)
+
+    def evaluate(self, params: PyTree, mutable: PyTree, batch: Batch, constants: PyTree) -> Metrics:
+        """L1 of patches; whole images are scored by `restoring.PairScorer`, since their sizes differ."""
+        _, (terms, _) = self.loss(params, mutable, batch, jax.random.key(0), jnp.zeros((), jnp.int32), constants)
+        count = jnp.sum(batch["mask"]).astype(jnp.float32)
+        return {name: (value * count, count) for name, value in terms.items()}
+
+    def metadata(self) -> dict[str, Any]:
+        """See `train.Task.metadata`."""
+        return {"student": self.student.spec.name}

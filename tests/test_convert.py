@@ -1,0 +1,159 @@
+"""`python -m jaxkd.convert`: each format, what it prints, and what it refuses in words."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxkd import convert, models, weights
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = ["--model-arg=num_feat=4", "--model-arg=num_block=1"]
+
+
+@pytest.fixture
+def mdbn(tmp_path):
+    """(network, variables, file) of a small MDBN."""
+    model = models.create("mdbn_x2", num_feat=4, num_block=1)
+    variables = jax.jit(model.init)(jax.random.key(0, impl="rbg"), jnp.zeros((1, 2, 2, 3)))
+    return model, variables, weights.save_safetensors(tmp_path / "in.safetensors", model, variables)
+
+
+def options(file: Path, out: Path, *more: str) -> list[str]:
+    return ["--model=mdbn_x2", *SMALL, f"--weights={file}", f"--out={out}", *more]
+
+
+def test_as_a_program_it_writes_onnx_and_says_so(mdbn, tmp_path):
+    pytest.importorskip("onnxruntime", reason="needs the extra `export`")
+    from jaxkd.weights.onnx_export import run_onnx
+
+    model, variables, file = mdbn
+    out = tmp_path / "m.onnx"
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxkd.convert", *options(file, out, "--to=onnx")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    words, line = done.stdout.strip().splitlines()
+    assert words.startswith(f'{out}: mdbn_x2 from "{file}", 0.') and "; run beside the network: at most " in words
+    data = json.loads(line)
+    assert data["format"] == "onnx" and data["bytes"] == out.stat().st_size and data["largest_difference"] < 1e-5
+    image = np.random.default_rng(0).uniform(size=(1, 3, 5, 3)).astype(np.float32)
+    np.testing.assert_allclose(run_onnx(out, image), model.apply(variables, image)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_stablehlo_by_the_ending_alone(mdbn, tmp_path, capsys):
+    pytest.importorskip("flatbuffers", reason="needs the extra `export`")
+    out = tmp_path / "m.stablehlo"
+    assert convert.main(options(mdbn[2], out)) == 0
+    data = json.loads(capsys.readouterr().out.splitlines()[1])
+    assert data["format"] == "stablehlo" and data["largest_difference"] < 1e-5 and out.is_file()
+
+
+def test_safetensors_of_the_moving_average_of_a_pickle_like_file(mdbn, tmp_path, capsys):
+    model, variables, _ = mdbn
+    raw = weights.to_basicsr(model, variables)
+    content = {f"params.{k}": v for k, v in raw.items()} | {f"params_ema.{k}": v + 1 for k, v in raw.items()}
+    file = tmp_path / "both.npz"
+    np.savez(file, **content)
+    for variant, shift, words in (("", 1, "params_ema"), ("raw", 0, '"params"')):
+        out = tmp_path / f"{variant or 'default'}.safetensors"
+        assert convert.main(options(file, out, f"--variant={variant}")) == 0
+        assert words in capsys.readouterr().out
+        kernel = weights.load(model, out)["params"]["conv_last"]["kernel"]
+        np.testing.assert_array_equal(kernel, variables["params"]["conv_last"]["kernel"] + shift)
+
+
+def test_other_networks_go_to_safetensors_only(tmp_path, capsys):
+    args = {"img_size": 32, "embed_dim": 24, "depth": 1, "num_heads": 2, "num_classes": 3}
+    model = models.create("deit_tiny_patch16_224", **args)
+    variables = jax.jit(model.init)(jax.random.key(0, impl="rbg"), jnp.zeros((1, 32, 32, 3)))
+    file = weights.save_safetensors(tmp_path / "in.safetensors", model, variables)
+    command = ["--model=deit_tiny_patch16_224", f"--weights={file}", *(f"--model-arg={k}={v}" for k, v in args.items())]
+    assert convert.main([*command, f"--out={tmp_path / 'out.safetensors'}"]) == 0
+    jax.tree.map(np.testing.assert_array_equal, weights.load(model, tmp_path / "out.safetensors"), variables)
+    with pytest.raises(SystemExit) as stop:
+        convert.main([*command, f"--out={tmp_path / 'out.onnx'}"])
+    assert stop.value.code == 2 and not (tmp_path / "out.onnx").exists()
+    assert "This VisionTransformer cannot be written as onnx." in capsys.readouterr().err
+
+
+def test_a_work_directory_knows_its_network(mdbn, tmp_path, capsys, monkeypatch):
+    from jaxkd import train
+
+    model, variables, _ = mdbn
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    student = {"name": "mdbn_x2", "args": {"num_feat": 4, "num_block": 1, "res_scale": None}}
+    (run / "config.json").write_text(json.dumps({"student": student}))
+    asked = []
+
+    def load(path, *, variant, step):
+        asked.append((str(path), variant, step))
+        return variables, {}, "step 7 of the run"
+
+    monkeypatch.setattr(train, "load_run_weights", load)
+    out = tmp_path / "m.safetensors"
+    assert convert.main([f"--weights={run}", f"--out={out}", "--variant=ema", "--step=7"]) == 0
+    assert asked == [(str(run), "ema", "7")] and "mdbn_x2 from step 7 of the run" in capsys.readouterr().out
+    jax.tree.map(np.testing.assert_array_equal, weights.load(model, out), variables)
+    with pytest.raises(SystemExit):
+        convert.main([f"--weights={run}", "--model=mdbn_x4", f"--out={tmp_path / 'n.safetensors'}"])
+    assert "trained mdbn_x2" in capsys.readouterr().err
+
+
+def test_a_program_that_computes_something_else_is_not_written(mdbn, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("onnxruntime", reason="needs the extra `export`")
+    from jaxkd.weights import onnx_export
+
+    monkeypatch.setattr(onnx_export, "run_onnx", lambda content, image: np.zeros((1, 38, 48, 3)))
+    out = tmp_path / "m.onnx"
+    with pytest.raises(SystemExit):
+        convert.main(options(mdbn[2], out))
+    assert "differ from the network's by" in capsys.readouterr().err and not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ((), "exists already. Files are not overwritten unasked"),
+        (("--out=x.pth",), '--out="x.pth" does not say the format'),
+        (("--to=onnx",), "does not end in .onnx"),
+        (("--to=tflite",), "was not understood: argument --to: invalid choice"),
+        (("--model=", "--out=new.safetensors"), "--model is missing"),
+        (("--model=mdbn_x5", "--out=new.safetensors"), 'Did you mean "mdbn_x'),
+        (("--model=mdbn_x4", "--out=new.safetensors"), 'It has the arrays of models.create("mdbn_x2"'),
+        (("--model-arg=num_feat", "--out=new.safetensors"), '--model-arg="num_feat" has no value'),
+        (("--weights=gone.safetensors", "--out=new.safetensors"), 'The weights "gone.safetensors" do not exist'),
+        (("--step=3", "--out=new.safetensors"), '--step="3" was given'),
+        (("--variant=best", "--out=new.safetensors"), 'variant="best"'),
+    ],
+)
+def test_one_paragraph_for_what_the_user_can_mend(mdbn, tmp_path, capsys, monkeypatch, more, words):
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "old.safetensors"
+    out.write_bytes(b"precious")
+    with pytest.raises(SystemExit) as stop:
+        convert.main(options(mdbn[2], out, *more))
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.startswith("jaxkd: ") and words in error and "Traceback" not in error
+    assert out.read_bytes() == b"precious"
+    assert {p.name for p in tmp_path.iterdir()} == {"in.safetensors", "old.safetensors"}
+
+
+def test_overwrite_replaces(mdbn, tmp_path):
+    out = tmp_path / "old.safetensors"
+    out.write_bytes(b"old")
+    assert convert.main(options(mdbn[2], out, "--overwrite")) == 0
+    assert out.stat().st_size > 100
