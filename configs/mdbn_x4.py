@@ -4,7 +4,7 @@
            --config.eval.sets="('Set5=/data/Set5','Set14=/data/Set14')"
     python -m jaxkd.main --config=configs/mdbn_x4.py:embedded --workdir=runs/enlarge      (no data, no GPU, 4 minutes)
     python -m jaxkd.main --config=configs/mdbn_x4.py:scale=3 --workdir=runs/mdbn_x3 --config.data.source=/data/DF2K_sub
-    python -m jaxkd.main --config=configs/mdbn_x4.py:network=edsr --workdir=runs/edsr --config.data.source=/data/DF2K_sub
+    python -m jaxkd.main --config=configs/mdbn_x4.py:network=edsr --workdir=runs/edsr --config.data.source=/data/DF2K
 
 L1, Adam 2e-4 (0.9, 0.99), cosine to 1e-7 over 2,000,000 steps of 16 patches of 256 pixels (255 for x3), moving average
 0.999, scored every 5,000 steps. `edsr` is EDSR-baseline, the control of equal size. Published figures were not found.

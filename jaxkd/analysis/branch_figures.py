@@ -1,4 +1,4 @@
-"""The figure of a branch analysis, from its results alone: spectra in two dimensions, profiles, and numbers by block."""
+"""The figure of a branch analysis, from its results alone: spectra in two dimensions, profiles, numbers by block."""
 
 from __future__ import annotations
 

@@ -207,8 +207,8 @@ def summarise_branches(
     shapes = {s["amplitude"].shape[1:] for batch in batches for s in batch.values()}
     if len(shapes) != 1 or any(list(batch) != names for batch in batches):
         raise ShapeError(
-            f"The branches come in the sizes {sorted(shapes)}. Spectra of one size alone can be averaged, over the same "
-            "branches. Crop the images to a common size first."
+            f"The branches come in the sizes {sorted(shapes)}. Spectra of one size alone can be averaged, over the "
+            "same branches. Crop the images to a common size first."
         )
     stacked = {
         name: {k: np.concatenate([np.asarray(b[name][k], np.float64) for b in batches]) for k in batches[0][name]}

@@ -176,7 +176,7 @@ def read_config(run: Path) -> dict[str, Any]:
 
 
 def load_run_weights(
-    path: str | Path, *, variant: str | None = None, step: str = "", best_metric: str = "top1"
+    path: str | Path, *, variant: str | None = None, step: str = "", best_metric: str = ""
 ) -> tuple[PyTree, dict, str]:
     """The student's parameters out of a run of ours, without its optimiser.
 
@@ -184,7 +184,7 @@ def load_run_weights(
       path: work directory, its `checkpoints` folder, or one checkpoint in it.
       variant: "raw" (default) or "ema".
       step: a step number, "last" (default) or "best" (by `best_metric`, the newest of equals).
-      best_metric: as in `Checkpoints`.
+      best_metric: as in `Checkpoints`; "" is top-1 accuracy or, of a super-resolution run, PSNR on its first set.
 
     Returns:
       `{"params": ...}`, the run's resolved config as a dict, and a sentence that says what was loaded.
@@ -215,7 +215,11 @@ def load_run_weights(
         name = Path(path).name
         wanted = step or (name if name.isdigit() and Path(path).parent.name == FOLDER else "last")
         if wanted == "best":
-            scores = {s: (manager.metrics(s) or {}).get(best_metric) for s in steps}
+            rows = {s: manager.metrics(s) or {} for s in steps}
+            if not best_metric:
+                psnr = [k for row in rows.values() for k in row if "psnr" in k and not k.startswith("ema_")]
+                best_metric = psnr[0] if psnr else "top1"
+            scores = {s: row.get(best_metric) for s, row in rows.items()}
             scored = {s: v for s, v in scores.items() if v is not None}
             if not scored:
                 raise CheckpointError(
