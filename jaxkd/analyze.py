@@ -17,15 +17,17 @@ from __future__ import annotations
 import argparse
 import ast
 import json
+import math
+import os
 import shlex
+import shutil
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jaxkd.command import fail, quiet
+from jaxkd.command import PhaseProgress, end_on_sigterm, fail, quiet
 from jaxkd.errors import ConfigError, JaxkdError
 
 
@@ -169,16 +171,24 @@ def analyze(args: argparse.Namespace, *, command: str = "") -> dict[str, Any]:
     console.print(
         f"{len(networks)} network{'s' if len(networks) > 1 else ''} over {len(source):,} images of {args.images}",
         highlight=False,
+        markup=False,
     )
-    out.mkdir(parents=True, exist_ok=True)
-    with _Progress(console) as progress:
+    with PhaseProgress(console) as progress:
         results = tasks.analyse(networks, source, mesh, options, scratch=out, progress=progress)
         results["settings"] |= {"source": args.images, "command": command}
+        _clear(out)
         if args.saliency and not args.checkpoints:
             from jaxkd.tasks.saliency_maps import write_saliency
 
             results["saliency"] = write_saliency(
-                networks, source, out / "saliency", count=args.saliency, seed=args.seed, progress=progress
+                networks,
+                source,
+                out / "saliency",
+                count=args.saliency,
+                crop_pct=args.crop_pct,
+                interpolation=args.interpolation,
+                seed=args.seed,
+                progress=progress,
             )
     (out / "results.json").write_text(json.dumps(results, indent=1, allow_nan=False))
     write_tables(results, out)
@@ -198,11 +208,9 @@ def _over_time(results: dict[str, Any], folder: Path, *, figures: bool) -> None:
     from jaxkd import dynamics_tables
 
     rows = [
-        {"step": int(m["label"].split()[1]), "layers": m["layers"]} | {k: v["mean"] for k, v in m["per_layer"].items()}
+        {"step": int(m["label"].split()[1]), "layers": m["layers"]}
+        | {k: ["nan" if x is None else x for x in v["mean"]] for k, v in m["per_layer"].items()}
         for m in results["models"]
-    ]
-    rows = [
-        {k: ["nan" if x is None else x for x in v] if isinstance(v, list) else v for k, v in r.items()} for r in rows
     ]
     dynamics_tables.write_tables(rows, folder)
     if figures:
@@ -217,9 +225,24 @@ def _out_folder(args: argparse.Namespace) -> Path:
             f'--out="{out}" holds an earlier analysis (results.json). Nothing already saved is lost by accident. '
             "Choose another folder, or add --overwrite."
         )
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f'--out="{out}" is a file. A report is a folder of files. Name a folder.')
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not os.access(out, os.W_OK):
+            raise PermissionError("no permission to write there")
+    except OSError as error:
+        raise ConfigError(
+            f'--out="{out}" cannot be used ({error.strerror or error}). A report is a folder of files. Name a folder '
+            "that can be written."
+        ) from None
     return out
+
+
+def _clear(out: Path) -> None:
+    """Removes what an earlier report left, once the new numbers are there."""
+    for path in (out / "results.json", out / "report.html", *out.glob("*.csv")):
+        path.unlink(missing_ok=True)
+    for folder in ("figures", "saliency", "dynamics"):
+        shutil.rmtree(out / folder, ignore_errors=True)
 
 
 def _networks(args: argparse.Namespace) -> list[Wanted]:
@@ -266,7 +289,7 @@ def _entropy_range(text: str) -> tuple[str, tuple[float, float] | None]:
         return text, None
     try:
         low, high = (float(v) for v in text.split(":"))
-        if not low < high:
+        if not -math.inf < low < high < math.inf:
             raise ValueError
     except ValueError:
         raise ConfigError(
@@ -287,6 +310,7 @@ def _check_counts(args: argparse.Namespace) -> None:
         ("permutation_images", 0),
         ("saliency", 0),
         ("image_size", 1),
+        ("seed", 0),
     ):
         value = getattr(args, name)
         if value < least:
@@ -317,6 +341,11 @@ def _features(wanted: Wanted, args: argparse.Namespace, mesh: Any, source: Any, 
         name = saved["student"]["name"]
         model_args = {k: v for k, v in saved["student"]["args"].items() if v is not None} | model_args
     network = tasks.build_network(name, model_args)
+    if network.spec.task == "restoration":
+        raise ConfigError(
+            f"{name} makes images of images. These statistics are of networks that classify. For its branches call "
+            "jaxkd.tasks.branch_analysis.analyse_branches and jaxkd.analysis.branch_tables.write_branches."
+        )
     if wanted.weights:
         network = tasks.load_weights(
             network, wanted.weights, variant=wanted.variant, step=wanted.step, resize=args.resize
@@ -327,42 +356,13 @@ def _features(wanted: Wanted, args: argparse.Namespace, mesh: Any, source: Any, 
     )
 
 
-class _Progress:
-    """One line per phase: how far, how fast, how long still."""
-
-    def __init__(self, console: Any):
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        rate = TextColumn("{task.fields[rate]}")
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
-        self._progress = Progress(*columns, console=console, transient=not console.is_terminal)
-        self._tasks: dict[tuple[str, str], tuple[Any, float]] = {}
-
-    def __enter__(self) -> _Progress:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def __call__(self, label: str, phase: str, done: int, total: int) -> None:
-        key = (label, phase)
-        if key not in self._tasks:
-            task = self._progress.add_task(f"{label}: {phase}", total=total, rate="")
-            self._tasks[key] = (task, time.perf_counter())
-        task, start = self._tasks[key]
-        seconds = max(time.perf_counter() - start, 1e-9)
-        self._progress.update(
-            task, completed=done, total=total, rate=f"{done / seconds:.1f}/s" if seconds > 0.5 else ""
-        )
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; exit code 0, or 2 for what the user can mend."""
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
         args = _parser().parse_args(argv)
         quiet()
+        end_on_sigterm()
         results = analyze(args, command=shlex.join(["python", "-m", "jaxkd.analyze", *argv]))
     except JaxkdError as error:
         fail(error)
@@ -380,7 +380,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _line(model: dict[str, Any]) -> str:
     last, rows = model["last"], model["per_layer"]
-    parts = [f"{model['label']}: {model['images']} images, {len(model['layers'])} layers"]
+    images, layers = model["images"], len(model["layers"])
+    parts = [f"{model['label']}: {images} image{'s'[: images > 1]}, {layers} layer{'s'[: layers > 1]}"]
     if last and last["ranks"] and last["ranks"]["99"]["p99"] is not None:
         parts.append(
             f"{last['layer']} needs {last['ranks']['99']['p99']:.0f} of {last['D']} directions for 99 % of an image's "

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from typing import NoReturn
+import threading
+import time
+from typing import Any, NoReturn
 
 
 def fail(error: BaseException) -> NoReturn:
@@ -17,3 +20,45 @@ def quiet() -> None:
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)
+
+
+def end_on_sigterm() -> None:
+    """Lets SIGTERM end a program as Ctrl-C does, so that its scratch files go."""
+
+    def stop(number: int, frame: Any) -> NoReturn:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stop)
+
+
+class PhaseProgress:
+    """One line per phase: how far, how fast, how long still."""
+
+    def __init__(self, console: Any):
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        rate = TextColumn("{task.fields[rate]}")
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
+        self._progress = Progress(*columns, console=console, transient=not console.is_terminal)
+        self._tasks: dict[tuple[str, str], tuple[Any, float]] = {}
+
+    def __enter__(self) -> PhaseProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, label: str, phase: str, done: int, total: int) -> None:
+        key = (label, phase)
+        if key not in self._tasks:
+            from rich.markup import escape
+
+            task = self._progress.add_task(escape(f"{label}: {phase}"), total=total, rate="")
+            self._tasks[key] = (task, time.perf_counter())
+        task, start = self._tasks[key]
+        seconds = max(time.perf_counter() - start, 1e-9)
+        self._progress.update(
+            task, completed=done, total=total, rate=f"{done / seconds:.1f}/s" if seconds > 0.5 else ""
+        )

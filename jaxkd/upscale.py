@@ -277,7 +277,7 @@ def _enlarge(
             canvas, target, partial, exif=picture.exif, icc=picture.icc, quality=args.quality
         )
     if page is not None:
-        page.add(str(info.path), picture.pixels, canvas, scale, icc=picture.icc)
+        page.add(info.path.name, picture.pixels, canvas, scale, icc=picture.icc)
     return {
         "in": str(info.path),
         "out": str(target),

@@ -124,6 +124,10 @@ def failing(argv, capsys):
         ([*DEIT, "--model-arg=depth"], "has no value"),
         (["--model=no_such_module:f"], "cannot be imported"),
         ([*DEIT, "--intrpolation=x"], "was not understood"),
+        ([*DEIT, "--layers=attn_*"], "holds attention"),
+        ([*DEIT, "--entropy-range=-inf:inf"], "is not a range"),
+        ([*DEIT, "--seed=-1"], "--seed=-1 is out of range"),
+        (["--model=mdbn_x2"], "makes images of images"),
     ],
     ids=lambda v: v[-1] if isinstance(v, list) and v else None,
 )
@@ -143,6 +147,21 @@ def test_missing_and_empty_folders_and_earlier_results(pictures, tmp_path, capsy
     said = failing([*DEIT, f"--images={pictures}", f"--out={tmp_path / 'old'}", *FEW], capsys)
     assert "holds an earlier analysis" in said
     assert (tmp_path / "old" / "results.json").read_text() == "{}"
+
+
+def test_an_unusable_out_folder(pictures, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    said = failing([*DEIT, f"--images={pictures}", f"--out={tmp_path / 'file' / 'sub'}", *FEW], capsys)
+    assert "cannot be used" in said and "Traceback" not in said
+
+
+def test_overwriting_leaves_nothing_of_the_earlier_report(pictures, tmp_path):
+    out = tmp_path / "o"
+    assert analyze.main([*DEIT, f"--images={pictures}", f"--out={out}", *FEW]) == 0
+    assert (out / "permutation.csv").exists()
+    again = ["--permutations=0", "--saliency=0", "--no-figures", "--overwrite"]
+    assert analyze.main([*DEIT, f"--images={pictures}", f"--out={out}", *again]) == 0
+    assert not (out / "permutation.csv").exists() and (out / "results.json").exists()
 
 
 def test_labels_are_made_distinct():

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from jaxkd.analysis.lowrank import unshift
+from jaxkd.analysis.lowrank import participation_ratio, ranks_from_energies, stable_rank, unshift
 from jaxkd.analysis.sep import ImageSep, SepStatistics, sep_statistics
 from jaxkd.errors import DataError, ShapeError, TapError, did_you_mean, in_words
 
 Shapes = dict[str, tuple[int, ...]]
+PERCENTS = (99, 95, 90, 80)
 
 
 @dataclass
@@ -26,9 +26,9 @@ class Streamed:
       shapes: layer -> shape of one image's feature, (N, C) or (h, w, C).
       last: the layer that was spooled.
       images: n.
-      scalars: statistic -> (n, L) float64, NaN where undefined.
+      scalars: statistic -> (n, L) float64, NaN where undefined; with ranks, rank_99 ... rank_80, participation_ratio
+        and stable_rank among them.
       valid: (n, L) bool, False where a feature held NaN or infinity.
-      energies: layer -> (n, K) float64 squared singular values, descending; empty without ranks.
       spectrum: layer -> (C,) sums of the channel spectrum over valid images, and of its square.
       spatial: layer -> (h, w) sum of the 2-D spatial amplitude over valid images; maps only.
       moment: (C, C) float64 sum of x x^T over the tokens of the last layer, (C,) sum of x, number of tokens.
@@ -45,7 +45,6 @@ class Streamed:
     images: int = 0
     scalars: dict[str, np.ndarray] = field(default_factory=dict)
     valid: np.ndarray | None = None
-    energies: dict[str, np.ndarray] = field(default_factory=dict)
     spectrum: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     spatial: dict[str, np.ndarray] = field(default_factory=dict)
     moment: tuple[np.ndarray, np.ndarray, int] | None = None
@@ -80,6 +79,16 @@ def _merge_sep(a: SepStatistics | None, b: SepStatistics) -> SepStatistics:
     return SepStatistics(mean, np.sqrt(square / count), count, a.zero_tokens + b.zero_tokens)
 
 
+def low_rank(energies: np.ndarray) -> dict[str, np.ndarray]:
+    """(n, K) energies -> (n,) ranks, participation ratio and stable rank; NaN where an energy is not finite."""
+    fit = np.isfinite(energies).all(axis=1)
+    safe = np.where(fit[:, None], energies, 0.0)
+    ranks = ranks_from_energies(safe, tuple(p / 100 for p in PERCENTS))
+    out = {f"rank_{p}": ranks[:, i].astype(np.float64) for i, p in enumerate(PERCENTS)}
+    out |= {"participation_ratio": participation_ratio(safe), "stable_rank": stable_rank(safe)}
+    return {name: np.where(fit, value, np.nan) for name, value in out.items()}
+
+
 class Accumulator:
     """Adds up what the devices hand back for one batch after the other.
 
@@ -96,7 +105,7 @@ class Accumulator:
         self._file = spool.open("wb")
         self._rows: dict[str, list[np.ndarray]] = {}
         self._valid: list[np.ndarray] = []
-        self._energies: dict[str, list[Future]] = {}
+        self._ranks: list[list[Future | None]] = []  # of each batch, by layer
         self._spooled = 0
         self._sums: list = [0.0, 0.0, 0]  # about `shift`
         self.shift: np.ndarray | None = None
@@ -137,7 +146,7 @@ class Accumulator:
           (good,) bool: images whose last layer is finite.
         """
         rows: dict[str, list[np.ndarray]] = {}
-        valid = []
+        valid, ranks = [], []
         for name in self.out.layers:
             got = {k: np.asarray(v)[:good] for k, v in results[name].items()}
             fit = got.pop("finite")
@@ -149,15 +158,15 @@ class Accumulator:
             if "spatial" in got:
                 spatial = got.pop("spatial")[fit].astype(np.float64).sum(axis=0)
                 self.out.spatial[name] = self.out.spatial.get(name, 0.0) + spatial
-            if "energies" in got:
-                work = host_energies if self._gram_energies else partial(np.asarray, dtype=np.float64)
-                self._energies.setdefault(name, []).append(pool.submit(work, got.pop("energies")))
+            raw = got.pop("energies", None)
+            ranks.append(None if raw is None else pool.submit(_ranks, raw, self._gram_energies))
             for key, value in got.items():
                 rows.setdefault(key, []).append(value.astype(np.float64))
             if slopes is not None:
                 rows.setdefault("gradient", []).append(np.asarray(slopes[name])[:good].astype(np.float64))
         fits = np.stack(valid, axis=1)
         self._valid.append(fits)
+        self._ranks.append(ranks)
         for key, columns in rows.items():
             self._rows.setdefault(key, []).append(np.where(fits, np.stack(columns, axis=1), np.nan))
         self.out.images += good
@@ -198,10 +207,31 @@ class Accumulator:
             )
         out.valid = np.concatenate(self._valid)
         out.scalars = {key: np.concatenate(rows) for key, rows in self._rows.items()}
-        out.energies = {name: np.concatenate([f.result() for f in futures]) for name, futures in self._energies.items()}
+        self._add_ranks(out)
         if self._spooled:
             out.moment = (*unshift(*self._sums, self.shift), self._sums[2])
             shape = out.shapes[out.last]
             dims = (self._spooled, int(np.prod(shape[:-1])), shape[-1])
             out.spool = np.memmap(self._path, np.float32, "r", shape=dims)
         return out
+
+    def _add_ranks(self, out: Streamed) -> None:
+        """Ranks and their like as rows beside the other statistics; NaN for layers without tokens."""
+        if not any(future is not None for batch in self._ranks for future in batch):
+            return
+        columns: list[dict[str, np.ndarray]] = []
+        for layer in range(len(out.layers)):
+            parts = [batch[layer] for batch in self._ranks]
+            if any(p is None for p in parts):
+                columns.append({})
+                continue
+            found = [p.result() for p in parts]
+            columns.append({key: np.concatenate([f[key] for f in found]) for key in found[0]})
+        nothing = np.full(out.images, np.nan)
+        for key in next(c for c in columns if c):
+            table = np.stack([c.get(key, nothing) for c in columns], axis=1)
+            out.scalars[key] = np.where(out.valid, table, np.nan)
+
+
+def _ranks(raw: np.ndarray, gram: bool) -> dict[str, np.ndarray]:
+    return low_rank(host_energies(raw) if gram else np.asarray(raw, np.float64))

@@ -37,21 +37,27 @@ def branch_caption(results: Results) -> str:
 
 
 def _numbers(network: dict[str, Any]) -> str:
-    by_block = [number(pick(b, "differentiation", "mean")) for b in network["blocks"]]
-    if not np.isfinite(by_block).any():
-        ratio = np.nanmean([number(pick(b, "output", "high_low", "mean")) for b in network["blocks"]] or [np.nan])
+    blocks = network["blocks"]
+    if not any(b["pairs"] for b in blocks):
+        ratio = _mean([number(pick(b, "output", "high_low", "mean")) for b in blocks])
         return f"{network['label']} has one branch per block; its outputs have a high/low ratio of {figure_of(ratio)}."
-    deep, shallow = (
-        np.nanmean([number(p[branch]["high_low"]["mean"]) for b in network["blocks"] for p in b["pairs"]])
-        for branch in BRANCHES
-    )
-    low, high = int(np.nanargmin(by_block)), int(np.nanargmax(by_block))
-    names = [b["block"] for b in network["blocks"]]
+    distances = {b["block"]: number(pick(b, "differentiation", "mean")) for b in blocks}
+    finite = {name: value for name, value in distances.items() if np.isfinite(value)}
+    if not finite:
+        return f"{network['label']}: differentiation is undefined, since its features are not finite."
+    deep, shallow = (_mean([_over_pairs(b, branch) for b in blocks]) for branch in BRANCHES)
+    low, high = min(finite, key=finite.get), max(finite, key=finite.get)
     return (
-        f"{network['label']}: differentiation {figure_of(np.nanmean(by_block))} on average, from "
-        f"{figure_of(by_block[low])} in {names[low]} to {figure_of(by_block[high])} in {names[high]}; high/low ratio "
-        f"{figure_of(deep)} in the deep and {figure_of(shallow)} in the shallow branches."
+        f"{network['label']}: differentiation {figure_of(_mean(list(finite.values())))} on average, from "
+        f"{figure_of(finite[low])} in {low} to {figure_of(finite[high])} in {high}; high/low ratio {figure_of(deep)} "
+        f"in the deep and {figure_of(shallow)} in the shallow branches."
     )
+
+
+def _mean(values: list[float]) -> float:
+    """Mean of those that are finite; NaN if none is."""
+    finite = [v for v in values if np.isfinite(v)]
+    return float(np.mean(finite)) if finite else np.nan
 
 
 def draw_branches(results: Results, path: str | Path) -> tuple[Path, Path]:
@@ -72,14 +78,14 @@ def draw_branches(results: Results, path: str | Path) -> tuple[Path, Path]:
     first = branched[0] if branched else results["networks"][0]
     with drawing.look():
         figure = Figure(figsize=(11.5, 11.2), layout="constrained")
-        maps, profiles, numbers = figure.subfigures(3, 1, height_ratios=(1.12 if branched else 0.7, 0.95, 1.0))
+        maps, profiles, numbers = figure.subfigures(3, 1, height_ratios=(1.1 if branched else 0.65, 0.95, 1.1))
         _draw_maps(maps, first)
         _draw_profiles(profiles, results["networks"], first)
         _draw_numbers(numbers, results, bool(branched))
         settings = results["settings"]
         sides = " x ".join(str(s) for s in settings["crop"])
         count = f"n = {settings['images']} image{'s' if settings['images'] != 1 else ''} of {sides} pixels"
-        footer = f"{count}; bars: ± 1 standard deviation over images. {OURS}"
+        footer = f"{count}; lines: mean over images, bars: ± 1 standard deviation. {OURS}"
         return drawing.save(drawing.finish(figure, footer), path.parent, path.stem)
 
 
@@ -169,22 +175,18 @@ def _curve(axis: Any, network: dict[str, Any], branch: dict[str, Any], i: int, l
 
 def _draw_numbers(part: Any, results: Results, branched: bool) -> None:
     """High/low ratio of every branch and output, and differentiation, by block."""
-    axes = part.subplots(1, 2, squeeze=False, width_ratios=(1, 1))[0]
-    place, ratios = 0, []
+    axes = part.subplots(1, 2, squeeze=False)[0]
+    ratios = []
     for network in results["networks"]:
         x = drawing.positions({"layers": network["blocks"]}, relative=_relative(results))
-        for branch in (*BRANCHES, "output"):
-            values = [_over_pairs(b, branch) for b in network["blocks"]]
-            mean, sd = (np.array(v) for v in zip(*values, strict=True))
-            if branch == "output" and any(b["pairs"] for b in network["blocks"]):
-                continue  # of the whole residual stream; in the table
+        # of a network with branches the output, the whole residual stream, is left to the table
+        names = BRANCHES if any(b["pairs"] for b in network["blocks"]) else ("output",)
+        for branch in names:
+            mean = np.array([_over_pairs(b, branch) for b in network["blocks"]])
             if np.isfinite(mean).any():
                 label = network["label"] if branch == "output" else f"{network['label']}, {branch}"
-                low = np.minimum(sd, mean * 0.9)  # a logarithmic axis has no place for zero
-                options = drawing.style(place) | {"capsize": 2, "elinewidth": 0.8}
-                axes[0].errorbar(x, mean, yerr=(low, sd), label=drawing.plain(label, 36), **options)
+                axes[0].plot(x, mean, label=drawing.plain(label, 36), **drawing.style(len(ratios)))
                 ratios.append(mean)
-            place += 1
     drawing.log_if_wide(axes[0], np.concatenate(ratios) if ratios else np.zeros(0), ratio=5)
     axes[0].set(ylabel=f"energy from {results['settings']['cut']:g} on / below", title="High/low ratio")
     for i, network in enumerate(n for n in results["networks"] if any(b["pairs"] for b in n["blocks"])):
@@ -202,15 +204,15 @@ def _draw_numbers(part: Any, results: Results, branched: bool) -> None:
         drawing.label_depth(axis, _relative(results))
         axis.set_xlabel(axis.get_xlabel().replace("layer", "block"))
         if axis.get_legend_handles_labels()[1]:
-            axis.legend(fontsize=8)
+            axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
 
 
 def _relative(results: Results) -> bool:
     return drawing.relative_depth([{"layers": n["blocks"]} for n in results["networks"]])
 
 
-def _over_pairs(block: dict[str, Any], branch: str) -> tuple[float, float]:
-    """Mean and standard deviation of the high/low ratio, averaged over the pairs of a block."""
+def _over_pairs(block: dict[str, Any], branch: str) -> float:
+    """Mean high/low ratio of a branch, averaged over the pairs of a block."""
     of = [block["output"]] if branch == "output" else [pair[branch] for pair in block["pairs"]]
-    values = [[number(b["high_low"][k]) for k in ("mean", "sd")] for b in of if b]
-    return tuple(np.mean(values, axis=0)) if values else (np.nan, np.nan)
+    values = [number(b["high_low"]["mean"]) for b in of if b]
+    return float(np.mean(values)) if values else np.nan

@@ -25,6 +25,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -32,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd.analysis.spectrum import radial_frequencies, radial_profile, spatial_spectrum
-from jaxkd.errors import ShapeError
+from jaxkd.errors import ConfigError, ShapeError
 
 Statistics = dict[str, jax.Array]
 CUT = 0.25  # cycles per pixel
@@ -58,6 +59,7 @@ def branch_rings(h: int, w: int) -> tuple[np.ndarray, np.ndarray]:
     return ring, np.arange(ring.max() + 1) / side
 
 
+@partial(jax.jit, static_argnames=("cut", "window"))
 def branch_statistics(maps: jax.Array, *, cut: float = CUT, window: bool = True) -> Statistics:
     """Spectrum and distribution of energy of one branch, image by image; see the head of the file.
 
@@ -80,7 +82,7 @@ def branch_statistics(maps: jax.Array, *, cut: float = CUT, window: bool = True)
       A non-finite feature makes the numbers of its image non-finite.
 
     Raises:
-      ShapeError: another rank or too small a grid. ValueError: a cut that splits nothing.
+      ShapeError: another rank or too small a grid. ConfigError: a cut that splits nothing.
     """
     if maps.ndim != 4 or 0 in maps.shape or min(maps.shape[1:3]) < SMALLEST_GRID:
         raise ShapeError(
@@ -88,7 +90,7 @@ def branch_statistics(maps: jax.Array, *, cut: float = CUT, window: bool = True)
             "positions. Pass (batch, height, width, channels) of larger images."
         )
     if not 0 < cut <= 0.5:
-        raise ValueError(f"cut={cut} splits no spectrum. It is in cycles per pixel. Give a number in (0, 0.5].")
+        raise ConfigError(f"cut={cut} splits no spectrum. It is in cycles per pixel. Give a number in (0, 0.5].")
     _, h, w, _ = maps.shape
     x = jnp.asarray(maps, jnp.promote_types(maps.dtype, jnp.float32))
     # The size is taken out first, so that squares of tiny or huge features neither vanish nor overflow.
@@ -104,7 +106,7 @@ def branch_statistics(maps: jax.Array, *, cut: float = CUT, window: bool = True)
     energy = _energy(shaped)
     ring, middles = branch_rings(h, w)
     member = jnp.asarray(ring.reshape(-1, 1) == np.arange(len(middles)), x.dtype)
-    by_ring = jnp.matmul(energy.reshape(-1, h * w), member, precision=jax.lax.Precision.HIGHEST).at[:, 0].set(0)
+    by_ring = jnp.matmul(energy.reshape(-1, h * w), member, precision=jax.lax.Precision.HIGHEST)
     whole = jnp.sum(by_ring, axis=-1, keepdims=True)
     # A constant branch: all at zero. NaN is neither constant nor positive and stays NaN.
     nothing = whole == 0
@@ -177,7 +179,7 @@ def branch_report(taps: Mapping[str, jax.Array], *, cut: float = CUT, window: bo
       See `summarise_branches`.
 
     Raises:
-      ShapeError, ValueError: see `branch_statistics` and `summarise_branches`.
+      ShapeError, ConfigError: see `branch_statistics` and `summarise_branches`.
     """
     statistics = {name: branch_statistics(maps, cut=cut, window=window) for name, maps in taps.items()}
     return summarise_branches([statistics], cut=cut, window=window)

@@ -89,11 +89,6 @@ def hsic1(gram_a: jax.Array | np.ndarray, gram_b: jax.Array | np.ndarray) -> Any
     return jnp.tensordot(a, b, axes=(-1, -1), precision=jax.lax.Precision.HIGHEST) / (n * (n - 3))
 
 
-def hsic1_matrix(grams_a: jax.Array | np.ndarray, grams_b: jax.Array | np.ndarray) -> Any:
-    """`hsic1` of (A, n, n) and (B, n, n): (A, B)."""
-    return hsic1(grams_a, grams_b)
-
-
 def minibatch_cka(cross: np.ndarray, self_a: np.ndarray, self_b: np.ndarray) -> np.ndarray:
     """Linear CKA from the unbiased HSICs of chunks (Nguyen, Raghu, Kornblith 2021). On the host, in float64.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -187,6 +187,9 @@ class Stream:
                 'entropy_range="given" came without a range. A histogram needs its lowest and highest value. Give '
                 "value_range=(low, high)."
             )
+        # More than a chunk at once would be padding.
+        devices = mesh.shape["data"]
+        options = replace(options, batch_size=min(options.batch_size, -(-options.chunk // devices) * devices))
         self._features, self._mesh, self._options = features, mesh, options
         self._progress = progress or (lambda done, phase: None)
         # On a CPU NumPy finds eigenvalues faster than XLA, see `accumulators.host_energies`.

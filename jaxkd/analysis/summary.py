@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from jaxkd.analysis import lowrank, nulls, sep
-from jaxkd.analysis.accumulators import Streamed
+from jaxkd.analysis.accumulators import PERCENTS, Streamed, low_rank
 from jaxkd.analysis.activation import activation_statistics
 from jaxkd.analysis.spectrum import radial_frequencies, radial_profile
 
-PERCENTS = (99, 95, 90, 80)
 SHARES = (50, 60, 70, 80, 90)
 BLOCK = 32  # images that are read back from the scratch file at once
 Progress = Callable[[int, int, str], None]
@@ -98,8 +97,9 @@ def summarise(streamed: Streamed, options: SummaryOptions, *, progress: Progress
         spectrum.append(mean)
         deviation.append(np.sqrt(np.maximum(square / counts[i] - mean**2, 0.0)))
         if name in streamed.spatial:
-            amplitude = streamed.spatial[name] / counts[i]
-            spatial.append(np.log10(np.maximum(amplitude, 1e-12)))
+            some = streamed.valid[:, i].any()
+            amplitude = streamed.spatial[name] / counts[i] if some else np.full_like(streamed.spatial[name], np.nan)
+            spatial.append(np.log10(np.maximum(amplitude, 1e-12)))  # NaN stays
             radial.append(np.asarray(radial_profile(amplitude.astype(np.float32))))
             frequency.append(radial_frequencies(*amplitude.shape))
         else:
@@ -152,43 +152,24 @@ def _notes(streamed: Streamed) -> list[str]:
 
 
 def _per_layer(streamed: Streamed) -> dict[str, Any]:
-    table = {key: spread(values) for key, values in streamed.scalars.items()}
-    if streamed.energies:
-        columns: dict[str, list[np.ndarray]] = {}
-        for i, name in enumerate(streamed.layers):
-            found = _low_rank(streamed.energies.get(name), streamed.valid[:, i])
-            for key, value in found.items():
-                columns.setdefault(key, []).append(value)
-        table |= {key: spread(np.stack(values, axis=1)) for key, values in columns.items()}
-    return table
-
-
-def _low_rank(energies: np.ndarray | None, valid: np.ndarray) -> dict[str, np.ndarray]:
-    """Per image (n,): ranks, participation ratio, stable rank; NaN for images that do not count."""
-    out = {f"rank_{p}": np.full(len(valid), np.nan) for p in PERCENTS}
-    out |= {key: np.full(len(valid), np.nan) for key in ("participation_ratio", "stable_rank")}
-    if energies is None or not valid.any():
-        return out
-    fit = energies[valid]
-    ranks = lowrank.ranks_from_energies(fit, tuple(p / 100 for p in PERCENTS))
-    for column, p in enumerate(PERCENTS):
-        out[f"rank_{p}"][valid] = ranks[:, column]
-    out["participation_ratio"][valid] = np.asarray(lowrank.participation_ratio(fit))
-    out["stable_rank"][valid] = np.asarray(lowrank.stable_rank(fit))
-    return out
+    return {key: spread(values) for key, values in streamed.scalars.items()}
 
 
 def _last(streamed: Streamed, options: SummaryOptions, notes: list[str], progress: Progress) -> dict[str, Any] | None:
     name = streamed.last
     if streamed.spool is None:
-        notes.append(f"{name}: no image has finite tokens there, so ranks, PCA and SEP do not exist.")
+        if len(streamed.shapes[name]) < 2:
+            why = "it holds one vector per image and no tokens"
+        else:
+            why = "no image has finite features there"
+        notes.append(f"{name}: {why}, so ranks, PCA and SEP do not exist.")
         return None
     tokens = streamed.spool
     size, width = tokens.shape[1:]
     out: dict[str, Any] = {"layer": name, "D": width, "N": size, "ranks": None}
-    if streamed.energies:
-        ranks = _low_rank(streamed.energies[name], streamed.valid[:, streamed.layers.index(name)])
-        out["ranks"] = {str(p): spread(ranks[f"rank_{p}"], keep=True) for p in PERCENTS}
+    if "rank_99" in streamed.scalars:
+        column = streamed.layers.index(name)
+        out["ranks"] = {str(p): spread(streamed.scalars[f"rank_{p}"][:, column], keep=True) for p in PERCENTS}
     moment, total, count = streamed.moment
     if count < width:
         notes.append(
@@ -213,21 +194,27 @@ def _last(streamed: Streamed, options: SummaryOptions, notes: list[str], progres
         zero = out["sep"]["full"]["zero_tokens"]
         notes.append(f"{name}: {zero} tokens without energy are left out of SEP, which divides by it.")
     out["permutation"] = _permutation(tokens, options, name, notes, progress)
-    out["nulls"] = _nulls(tokens[: options.null_images], options, ranks=bool(streamed.energies), progress=progress)
+    out["nulls"] = _nulls(
+        tokens[: options.null_images], options, ranks="rank_99" in streamed.scalars, progress=progress
+    )
     return out
 
 
 def _captured(tokens: np.ndarray, pca: Any, progress: Callable[[int, int], None]) -> dict[str, Any]:
     """Captured energy of every image in the shared basis, read back in blocks."""
-    curves = []
-    for start in range(0, len(tokens), BLOCK):
+    size, width = len(tokens), pca.eigenvectors.shape[1]
+    # Beside the tokens' scratch file, and deleted with it: percentiles over images need all curves.
+    curve = np.memmap(f"{tokens.filename}.curves", np.float32, "w+", shape=(size, width))
+    required = np.zeros((size, len(PERCENTS)), np.int64)
+    for start in range(0, size, BLOCK):
         block = np.asarray(tokens[start : start + BLOCK])
-        curves.append(np.asarray(lowrank.captured_energy(block, pca.eigenvectors, pca.mean)))
-        progress(min(start + BLOCK, len(tokens)), len(tokens))
-    curve = np.concatenate(curves)
-    required = lowrank.required_d(curve, tuple(p / 100 for p in PERCENTS))
+        found = np.asarray(lowrank.captured_energy(block, pca.eigenvectors, pca.mean))
+        curve[start : start + BLOCK] = found
+        required[start : start + BLOCK] = lowrank.required_d(found, tuple(p / 100 for p in PERCENTS))
+        progress(min(start + BLOCK, size), size)
     overall = lowrank.global_d(pca.eigenvalues, tuple(p / 100 for p in PERCENTS))
-    median, p10, p1 = np.percentile(curve, (50, 10, 1), axis=0)
+    columns = [np.percentile(curve[:, i : i + BLOCK], (50, 10, 1), axis=0) for i in range(0, width, BLOCK)]
+    median, p10, p1 = np.concatenate(columns, axis=1)
     return {
         "eigenvalues": pca.eigenvalues,
         "global_d": {str(p): overall[i] for i, p in enumerate(PERCENTS)},
@@ -285,7 +272,7 @@ def _nulls(tokens: np.ndarray, options: SummaryOptions, *, ranks: bool, progress
             "kurtosis": float(np.mean(activation_statistics(drawn)["kurtosis"])),
         }
         if ranks:
-            found = _low_rank(np.asarray(lowrank.image_energies(drawn), np.float64), np.ones(len(drawn), bool))
+            found = low_rank(np.asarray(lowrank.image_energies(drawn), np.float64))
             row["ranks"] = {str(p): float(np.mean(found[f"rank_{p}"])) for p in PERCENTS}
             row |= {key: float(np.mean(found[key])) for key in ("participation_ratio", "stable_rank")}
         out[kind] = row

@@ -105,8 +105,9 @@ def inspect(path: Path) -> PictureInfo:
     """
     with _opened(path) as image:
         height, width = image.height, image.width
-        # Pillow turns TIFF, size and pixels, by itself.
-        if image.format != "TIFF" and image.getexif().get(_ORIENTATION) in _TURNED:
+        # Pillow turns TIFF, size and pixels, by itself; and of PNG it would decode all to look for tags behind.
+        tagged = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
+        if tagged and image.getexif().get(_ORIENTATION) in _TURNED:
             height, width = width, height
         return PictureInfo(path, height, width, _mode(image, path), _notes(image))
 
@@ -222,7 +223,7 @@ def _converted(image: Image.Image, mode: str, icc: bytes) -> Image.Image:
 def _described(image: Image.Image) -> bytes:
     """The EXIF tags that stay true of other pixels, encoded; b"" where there are none or they are damaged."""
     with contextlib.suppress(Exception):  # EXIF of cameras breaks its rules in many ways; it is not worth a picture
-        old, new = image.getexif(), Image.Exif()
+        old, new, found = image.getexif(), Image.Exif(), False
         for tag in _DESCRIPTIVE:
             if tag in old:
                 new[tag] = old[tag]
@@ -230,7 +231,8 @@ def _described(image: Image.Image) -> bytes:
             tags = {k: v for k, v in old.get_ifd(directory).items() if k not in _PIXEL_SIZE}
             if tags:
                 new.get_ifd(directory).update(tags)
-        if any((len(new), new.get_ifd(_EXIF), new.get_ifd(_GPS))):
+                found = True
+        if len(new) or found:
             return new.tobytes()
     return b""
 
@@ -313,11 +315,12 @@ def replacing(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
-def unwritable(target: Path, error: OSError) -> DataError:
+def unwritable(target: Path, error: Exception) -> DataError:
     """What to say where a file cannot be written."""
+    reason = getattr(error, "strerror", None) or error
     return DataError(
-        f'"{target}" cannot be written ({error.strerror or error}). The system refuses it. Check the path, its '
-        "permissions and the space on the disk."
+        f'"{target}" cannot be written ({reason}). The system refuses it. Check the path, its permissions and the '
+        "space on the disk."
     )
 
 
@@ -328,7 +331,7 @@ def write_picture(
 
     Args:
       image: of a mode of `PictureInfo`.
-      target: its ending decides the format; PNG and TIFF (deflate) are lossless.
+      target: its ending decides the format; PNG and TIFF are lossless, the latter deflated unless EXIF has details.
       partial: see `replacing`.
       exif, icc: as in `Picture`.
       quality: of JPEG (with full colour resolution) and WebP, 1 to 100; at 100 WebP is lossless.
@@ -353,12 +356,26 @@ def write_picture(
         icc = icc if icc[16:20] == b"RGB " else b""  # its pixels are always colour
     else:
         big = _raw_bytes(image) > 2**32 - 2**24  # beyond what the offsets of plain TIFF reach
-        options = {"compression": "tiff_adobe_deflate", "tiffinfo": {_PREDICTOR: 2}, "big_tiff": big}
-    options |= {k: v for k, v in (("exif", exif), ("icc_profile", icc)) if v}
+        options = {"compression": "tiff_adobe_deflate", "big_tiff": big}
+    options |= {"icc_profile": icc} if icc else {}
+    if exif and kind == "TIFF":
+        tags = Image.Exif()
+        tags.load(exif)
+        if any(directory in tags for directory in (_EXIF, _GPS)):
+            options["compression"] = "raw"  # Pillow cannot write directories of tags beside compressed pixels
+        else:
+            tags[_PREDICTOR] = 2
+        options["exif"] = tags
+    elif kind == "TIFF":
+        options["tiffinfo"] = {_PREDICTOR: 2}  # differences of neighbours, which deflate to far less
+    elif exif:
+        options["exif"] = exif
     try:
         with partial.open("wb") as file:
             image.save(file, kind, **options)
-    except OSError as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's writers raise whatever a strange tag leads to
         raise unwritable(target, error) from None
     return notes
 

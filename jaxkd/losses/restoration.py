@@ -12,8 +12,8 @@ from jaxkd.losses.arguments import exclude, full_precision, include
 def _pair(output: jax.Array, target: jax.Array, where: jax.Array | None) -> tuple[jax.Array, jax.Array]:
     if jnp.shape(output) != jnp.shape(target) or jnp.ndim(output) != 4:
         raise ShapeError(
-            f"The output has shape {jnp.shape(output)} and the target {jnp.shape(target)}. Images are compared pixel by "
-            "pixel. Give two batches (B, H, W, C) of one size."
+            f"The output has shape {jnp.shape(output)} and the target {jnp.shape(target)}. Images are compared pixel "
+            "by pixel. Give two batches (B, H, W, C) of one size."
         )
     output, target = include(where, output, target)
     return full_precision(output), full_precision(target)

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxkd import data, models, parallel
-from jaxkd.errors import ConfigError, DataError, ShapeError, did_you_mean, in_words
+from jaxkd.errors import ConfigError, DataError, ShapeError, TapError, did_you_mean, in_words
 from jaxkd.tasks.networks import Network
 
 PyTree = Any
@@ -67,9 +67,10 @@ class FeatureSource:
     def last(self) -> str:
         """The layer whose tokens are kept: the deepest that has any ("" for the last of a callable).
 
-        Class-attention layers hold one vector per image and have no rank.
+        Class-attention blocks and pre-logits hold one vector per image, prefixes only a few tokens.
         """
-        deep = [name for name in self.layers if not name.startswith("cls_block_")]
+        shapes = self.shapes(1) if self.shapes is not None else {}
+        deep = [name for name in self.layers if name not in shapes or len(shapes[name].shape) == 4]
         return (deep or list(self.layers) or [""])[-1]
 
 
@@ -135,6 +136,12 @@ def network_features(
     blank = jax.ShapeDtypeStruct((1, *network.image_size, 3), jnp.float32)
     shapes = jax.eval_shape(lambda c, x: apply(c, x)[1], constants, blank)
     order = tuple(t for t in models.tap_names(model) if t in taps)
+    attention = [t for t in order if t.startswith("attn_") or ".attn" in t]
+    if attention:
+        raise TapError(
+            f'The layer "{attention[0]}" holds attention, (batch, heads, tokens, tokens). Its last axis is no channels '
+            "and spectra and ranks along it would mean nothing. Leave it out, or use a function of your own."
+        )
     split = parallel.batch_sharding(mesh)
     forward = jax.jit(lambda c, images: apply(c, normalise(images))[1], in_shardings=(None, split), out_shardings=split)
 
@@ -200,15 +207,22 @@ def callable_features(
 
     def forward(images: Any) -> dict[str, jax.Array]:
         pixels = np.asarray(images, np.float32) / 255.0
-        answer = function(pixels)
+        try:
+            answer = function(pixels)
+        except Exception as error:  # the user's function may fail in any way
+            raise ConfigError(
+                f'--model="{spec}" failed on images of shape {pixels.shape} ({type(error).__name__}: '
+                f"{' '.join(str(error).split())[:300]}). It is called with fp32 NumPy images in [0, 1], channels last. "
+                "Run it on such an array to see where."
+            ) from error
         if not isinstance(answer, Mapping) or not answer:
             raise ShapeError(
                 f'"{spec}" answered with {type(answer).__name__}, not with named features. An analysis reads one array '
                 "per layer. Return a dict {name: (B, N, C) or (B, h, w, C)}."
             )
-        features = {str(name): np.asarray(value, np.float32) for name, value in answer.items()}
+        features = {str(name): _real(spec, str(name), value) for name, value in answer.items()}
         for name, value in features.items():
-            if value.ndim not in (3, 4) or value.shape[0] != pixels.shape[0]:
+            if value.ndim not in (3, 4) or value.shape[0] != pixels.shape[0] or 0 in value.shape:
                 raise ShapeError(
                     f'The feature "{name}" of "{spec}" has shape {value.shape} for {pixels.shape[0]} images. Features '
                     "are (B, N, C) tokens or (B, h, w, C) maps, channels last. Move the axes, e.g. "
@@ -228,6 +242,20 @@ def callable_features(
         num_classes=0,
         forward=forward,
     )
+
+
+def _real(spec: str, name: str, value: Any) -> np.ndarray:
+    """`value` as fp32."""
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
+            raise TypeError(f"its type is {array.dtype}")
+        return array.astype(np.float32)
+    except (TypeError, ValueError) as error:
+        raise ShapeError(
+            f'The feature "{name}" of "{spec}" is no array of real numbers ({" ".join(str(error).split())}). All '
+            "statistics are of real features. Return (B, N, C) or (B, h, w, C) floats; of complex ones, their parts."
+        ) from None
 
 
 def _import(spec: str) -> Callable:

@@ -34,8 +34,8 @@ class RestorationTask:
     def __init__(self, student: Network, *, pixel: str = "l1", fft_weight: float = 0.0, frozen: PyTree | None = None):
         if pixel not in PIXEL_LOSSES:
             raise ConfigError(
-                f'restoration.loss="{pixel}" is not a loss between images.{did_you_mean(pixel, PIXEL_LOSSES)} Choose one '
-                f"of: {', '.join(PIXEL_LOSSES)}."
+                f'restoration.loss="{pixel}" does not exist.{did_you_mean(pixel, PIXEL_LOSSES)} It compares images '
+                f"pixel by pixel. Choose one of: {', '.join(PIXEL_LOSSES)}."
             )
         if student.spec.task != "restoration":
             raise ConfigError(

@@ -27,6 +27,8 @@ def write_saliency(
     folder: Path,
     *,
     count: int,
+    crop_pct: float = 0.0,
+    interpolation: str = "",
     seed: int = 0,
     progress: Callable[[str, str, int, int], None] | None = None,
 ) -> list[dict[str, Any]]:
@@ -37,6 +39,8 @@ def write_saliency(
       source: images; the first `count` that can be read are taken.
       folder: for `<network>_<i>.png` and `.gif`; made if missing.
       count: how many images.
+      crop_pct: of the evaluation crop; 0 is each network's own.
+      interpolation: likewise; "" is each network's own.
       seed: of SmoothGrad's noise.
       progress: called with (label, phase, done, total).
 
@@ -46,16 +50,20 @@ def write_saliency(
     progress = progress or (lambda label, phase, done, total: None)
     found = []
     folder.mkdir(parents=True, exist_ok=True)
-    for network in networks:
+    for number, network in enumerate(networks, start=1):
         if network.score is None:
             continue
-        shown = _first_images(network, source, count)
+        crop = data.EvalPreprocess(
+            network.image_size, crop_pct or network.crop_pct, interpolation or network.interpolation
+        )
+        shown = _first_images(crop, source, count)
         explain = jax.jit(partial(_explain, network))
         layers = jax.jit(partial(_layer_maps, network))
         for i, (name, pixels) in enumerate(shown):
             x = network.normalise(jnp.asarray(pixels)[None])
             classes, maps, error = explain(network.constants, x, jax.random.fold_in(jax.random.key(seed), i))
-            stem = f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', network.label)}_{i}"
+            # Numbered, since two labels may differ in signs only that no file name should have.
+            stem = f"{number}_{re.sub(r'[^A-Za-z0-9_.-]+', '_', network.label)}_{i}"
             image = pixels[None].astype(np.float32) / 255.0
             saliency_figures.draw_saliency(
                 image,
@@ -85,8 +93,7 @@ def write_saliency(
     return found
 
 
-def _first_images(network: FeatureSource, source: Any, count: int) -> list[tuple[str, np.ndarray]]:
-    preprocess = data.EvalPreprocess(network.image_size, network.crop_pct, network.interpolation)
+def _first_images(preprocess: data.EvalPreprocess, source: Any, count: int) -> list[tuple[str, np.ndarray]]:
     shown = []
     for i in range(len(source)):
         if len(shown) == count:

@@ -62,9 +62,7 @@ def batches(pixels, size, broken=()):
 def run(tmp_path, pixels, *, features=None, batch=4, size=5, broken=(), name="tokens", devices=1, **options):
     mesh = parallel.make_mesh(devices=jax.devices()[:devices])
     stream = Stream(features or Fake(), mesh, StreamOptions(batch_size=batch, **options))
-    return stream.run(
-        batches(pixels, size, broken), tmp_path / name, total=len(pixels), names=lambda i: f"image {i}"
-    )
+    return stream.run(batches(pixels, size, broken), tmp_path / name, total=len(pixels), names=lambda i: f"image {i}")
 
 
 def plain_entropy(x, low, high):
@@ -89,7 +87,11 @@ def test_every_statistic_is_numpys(tmp_path):
         np.testing.assert_allclose(got.scalars["activation_mean"][:, i], np.abs(tokens).mean(axis=(1, 2)), rtol=1e-5)
         np.testing.assert_allclose(got.scalars["activation_max"][:, i], np.abs(tokens).max(axis=(1, 2)), rtol=1e-6)
         singular = np.linalg.svd(tokens, compute_uv=False) ** 2
-        np.testing.assert_allclose(got.energies[name], singular, atol=1e-6 * singular.max())
+        share = np.cumsum(singular, axis=1) / singular.sum(axis=1, keepdims=True)
+        np.testing.assert_array_equal(got.scalars["rank_95"][:, i], 1 + (share < 0.95).sum(axis=1))
+        ratio = singular.sum(axis=1) ** 2 / (singular**2).sum(axis=1)
+        np.testing.assert_allclose(got.scalars["participation_ratio"][:, i], ratio, rtol=1e-5)
+        np.testing.assert_allclose(got.scalars["stable_rank"][:, i], singular.sum(1) / singular.max(1), rtol=1e-5)
         flat = tokens.reshape(11, -1)
         for chunk, gram in enumerate(got.grams):
             part = flat[4 * chunk : 4 * chunk + 4]
@@ -111,7 +113,7 @@ def test_every_statistic_is_numpys(tmp_path):
 
 
 def scalars(streamed):
-    return {**streamed.scalars, **streamed.energies}
+    return streamed.scalars
 
 
 @pytest.mark.parametrize("options", [{}, {"grams": True}, {"low_memory": True}, {"entropy_range": "exact"}])
@@ -177,6 +179,17 @@ def test_constant_features_are_defined(tmp_path):
     assert model["per_layer"]["rank_99"]["mean"][late] == 1
     assert model["last"]["pca"]["centred"] is None
     assert any("all tokens are equal" in note for note in model["notes"])
+
+
+def test_a_layer_that_is_never_finite_has_no_numbers(tmp_path):
+    class Broken(Fake):
+        def forward(self, images):
+            full = super().forward(images)
+            return {"shallow": full["shallow"] * np.nan, "deep": full["deep"]}
+
+    model = summarise(run(tmp_path, images(3), features=Broken()), SummaryOptions(permutations=0))
+    assert model["radial"][0] == [None] * 3 and model["spatial"][0] == [[None] * 5] * 4
+    assert model["spectrum"][0] == [None] * 20 and model["per_layer"]["rank_99"]["mean"][0] is None
 
 
 def test_one_image(tmp_path):
