@@ -17,6 +17,7 @@ from jaxkd.analysis import saliency, saliency_figures
 from jaxkd.errors import DataError
 from jaxkd.tasks.features import FeatureSource
 
+TITLES = ("vanilla gradient", "SmoothGrad", "integrated gradients")
 SAMPLES, STEPS = 16, 16  # of SmoothGrad and of integrated gradients
 IMAGES_PER_PASS = 8  # that memory follows; a CaiT-S24 keeps about 200 MB an image for its backward pass
 
@@ -67,16 +68,17 @@ def write_saliency(
             image = pixels[None].astype(np.float32) / 255.0
             saliency_figures.draw_saliency(
                 image,
-                {title: np.asarray(m) for title, m in maps.items()},
+                {title: np.asarray(maps[title]) for title in TITLES},
                 folder / f"{stem}.png",
                 labels=(Path(name).name,),
                 caption=f"{network.label}, class {int(classes[0])} (highest score) · SmoothGrad: {SAMPLES} samples, "
                 f"noise 15 %, seed {seed} · integrated gradients: {STEPS} steps from the mean colour, completeness "
                 f"error {100 * float(error[0]):.1f} %",
             )
+            by_layer = layers(network.constants, x, classes)  # in the order of names, as jit hands a dict back
             saliency_figures.draw_layer_animation(
                 image[0],
-                {k: np.asarray(v)[0] for k, v in layers(network.constants, x, classes).items()},
+                {name: np.asarray(by_layer[name])[0] for name in network.layers},
                 folder / f"{stem}.gif",
             )
             found.append(
@@ -115,9 +117,9 @@ def _explain(
     return (
         classes,
         {
-            "vanilla gradient": saliency.vanilla_gradient(score, x, classes),
-            "SmoothGrad": saliency.smooth_grad(score, x, classes, key, samples=SAMPLES, batch=IMAGES_PER_PASS),
-            "integrated gradients": saliency.attribution_map(attributions),
+            TITLES[0]: saliency.vanilla_gradient(score, x, classes),
+            TITLES[1]: saliency.smooth_grad(score, x, classes, key, samples=SAMPLES, batch=IMAGES_PER_PASS),
+            TITLES[2]: saliency.attribution_map(attributions),
         },
         error,
     )
