@@ -93,7 +93,7 @@ def load_weights(
                 "weights. Leave the step out."
             )
         variables, said = weights.load_with_origin(network.model, source, variant=variant or None, **options)
-        return replace(network, variables=variables, origin=said)
+        return replace(network, variables=variables, origin=source if said == f'"{source}"' else said)
     # Through the state dict, so that a run's weights obey the same checks, resizes and diffs as a file's.
     saved, config, origin = load_run_weights(source, variant=variant or None, step=step)
     theirs = network_from_run(config)
