@@ -15,7 +15,6 @@ function of your own gets (B, H, W, 3) fp32 NumPy images in [0, 1] and answers {
 from __future__ import annotations
 
 import argparse
-import ast
 import json
 import math
 import os
@@ -27,15 +26,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jaxkd.command import PhaseProgress, end_on_sigterm, fail, quiet
+from jaxkd.command import Parser, PhaseProgress, end_on_sigterm, fail, model_argument, quiet
 from jaxkd.errors import ConfigError, JaxkdError
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse whose complaints are ours: one paragraph, exit code 2."""
-
-    def error(self, message: str) -> None:
-        raise ConfigError(f"The command line was not understood: {message}. See python -m jaxkd.analyze --help.")
 
 
 @dataclass
@@ -64,21 +56,14 @@ class _OfModel(argparse.Action):
                 f"{option}={value} stands before any --model or --weights. It describes a network. Put it after it."
             )
         if name == "model_arg":
-            key, separator, text = value.partition("=")
-            if not separator:
-                raise ConfigError(
-                    f'--model-arg="{value}" has no value. It passes one constructor argument. Write NAME=VALUE.'
-                )
-            try:
-                wanted[-1].args[key] = ast.literal_eval(text)
-            except (ValueError, SyntaxError):
-                wanted[-1].args[key] = text
+            key, argument = model_argument(value)
+            wanted[-1].args[key] = argument
         else:
             setattr(wanted[-1], name, value)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m jaxkd.analyze",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

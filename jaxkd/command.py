@@ -2,11 +2,47 @@
 
 from __future__ import annotations
 
+import argparse
+import ast
 import signal
 import sys
 import threading
 import time
 from typing import Any, NoReturn
+
+from jaxkd.errors import ConfigError, DataError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaints are ours: one paragraph, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises ConfigError instead of printing the usage."""
+        raise ConfigError(f"The command line was not understood: {message}. See {self.prog} --help.")
+
+
+def model_argument(text: str) -> tuple[str, Any]:
+    """`--model-arg`'s "depth=3" -> ("depth", 3); what is no Python value stays text.
+
+    Raises:
+      ConfigError: there is no value.
+    """
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise ConfigError(f'--model-arg="{text}" has no value. It passes one constructor argument. Write NAME=VALUE.')
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def disk_error(error: OSError, folder: str) -> DataError:
+    """What a command that can be continued says when the disk fails it in `folder`."""
+    where = f'"{error.filename}"' if error.filename else f'A file of "{folder}"'
+    return DataError(
+        f"{where} cannot be read or written ({error.strerror or error}). What is finished stays. Free space or mend "
+        "permissions, then run the same command again; it continues."
+    )
 
 
 def fail(error: BaseException) -> NoReturn:

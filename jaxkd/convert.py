@@ -12,29 +12,21 @@ it before the program ends. Prints a line for people and a line of JSON.
 from __future__ import annotations
 
 import argparse
-import ast
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxkd.command import fail, quiet
+from jaxkd.command import Parser, fail, model_argument, quiet
 from jaxkd.errors import ConfigError, JaxkdError, WeightSourceError
 
 FORMATS = ("onnx", "stablehlo", "safetensors")
 TOLERANCE = 1e-4  # of an exported program against the network, for images in [0, 1]
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse whose complaints are ours: one paragraph, exit code 2."""
-
-    def error(self, message: str) -> None:
-        raise ConfigError(f"The command line was not understood: {message}. See python -m jaxkd.convert --help.")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m jaxkd.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="", help="name in the zoo; not needed for a work directory")
@@ -102,21 +94,8 @@ def _network(args: argparse.Namespace) -> tuple[str, Any]:
             "A file of weights does not say which network it is of. Give --model=NAME; jaxkd.models.list_models() has "
             "the names."
         )
-    model_args |= dict(_model_arg(a) for a in args.model_arg)
+    model_args |= dict(model_argument(a) for a in args.model_arg)
     return name, models.create(name, **{k: tuple(v) if isinstance(v, list) else v for k, v in model_args.items()})
-
-
-def _model_arg(text: str) -> tuple[str, Any]:
-    """NAME=VALUE -> (name, Python value)."""
-    name, separator, value = text.partition("=")
-    if not separator:
-        raise ConfigError(
-            f'--model-arg="{text}" has no value. It passes one constructor argument. Write --model-arg=num_feat=32.'
-        )
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
 
 
 def _weights(args: argparse.Namespace, model: Any) -> tuple[Any, str]:

@@ -10,26 +10,18 @@ people and a line of JSON.
 from __future__ import annotations
 
 import argparse
-import ast
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxkd.command import fail, quiet
+from jaxkd.command import Parser, fail, model_argument, quiet
 from jaxkd.errors import ConfigError, JaxkdError
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse whose complaints are ours: one paragraph, exit code 2."""
-
-    def error(self, message: str) -> None:
-        raise ConfigError(f"The command line was not understood: {message}. See python -m jaxkd.evaluate --help.")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m jaxkd.evaluate", description=__doc__.split("\n\n")[0])
+    parser = Parser(prog="python -m jaxkd.evaluate", description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", default="", help="name in the zoo; not needed for a work directory")
     parser.add_argument("--model-arg", action="append", default=[], metavar="NAME=VALUE", help="constructor argument")
     parser.add_argument("--weights", required=True, help="file, Hugging Face id or work directory")
@@ -86,7 +78,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
             "A file of weights does not say which network it is of. Give --model=NAME; jaxkd.models.list_models() has "
             "the names."
         )
-    model_args |= dict(_model_arg(a) for a in args.model_arg)
+    model_args |= dict(model_argument(a) for a in args.model_arg)
     network = tasks.build_network(name, model_args, compute=args.compute)
     if network.num_classes != len(source.class_names):
         raise ConfigError(
@@ -142,16 +134,6 @@ def _saved_config(weights: str) -> dict[str, Any] | None:
 
     run = train.find_run(weights)
     return None if run is None else train.read_config(run)
-
-
-def _model_arg(text: str) -> tuple[str, Any]:
-    name, separator, value = text.partition("=")
-    if not separator:
-        raise ConfigError(f'--model-arg="{text}" has no value. It passes one constructor argument. Write NAME=VALUE.')
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
+from threadpoolctl import threadpool_limits
 
 from jaxkd import __version__, classifying, data, parallel, restoring, train
 from jaxkd.announcement import announce
@@ -132,6 +133,8 @@ def run_one(config: ConfigDict, workdir: Path, console: Console | None, *, title
             with (
                 train.StopRequest() as stop,
                 train.TrainProgress(console, title, settings.total_steps, int(state.step)) as progress,
+                # On a CPU the statistics' small decompositions wait for one another where several BLAS threads work.
+                threadpool_limits(None if dynamics is None else 1, user_api="blas"),
             ):
                 state, scores = train.train_loop(
                     step_fn,

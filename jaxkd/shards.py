@@ -20,22 +20,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxkd.command import fail
+from jaxkd.command import Parser, disk_error, fail
 from jaxkd.data.conversion import Report, ShardOptions, convert, verify
 from jaxkd.data.shards import FORMATS, Manifest, is_shards
 from jaxkd.data.sources import SPLITS, FolderSource
 from jaxkd.errors import ConfigError, DataError, JaxkdError
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse whose complaints are ours: one paragraph, exit code 2."""
-
-    def error(self, message: str) -> None:
-        raise ConfigError(f"The command line was not understood: {message}. See python -m jaxkd.shards --help.")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m jaxkd.shards", description=__doc__.split("\n\n")[0])
+    parser = Parser(prog="python -m jaxkd.shards", description=__doc__.split("\n\n")[0])
     parser.add_argument("--in", dest="source", default="", metavar="FOLDER", help="with <split>/<label>/<image>")
     parser.add_argument("--out", default="", metavar="DIR", help="where <split>/manifest.json and the shards go")
     parser.add_argument("--split", choices=SPLITS, help="only this one; default: those that the folder has")
@@ -193,13 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except JaxkdError as error:
         fail(error)
     except OSError as error:
-        where = f'"{error.filename}"' if error.filename else f'A file of "{args.out or args.verify}"'
-        fail(
-            DataError(
-                f"{where} cannot be read or written ({error.strerror or error}). What is finished stays. Free space "
-                "or mend permissions, then run the same command again; it continues."
-            )
-        )
+        fail(disk_error(error, args.out or args.verify))
     except KeyboardInterrupt:
         print("jaxkd: stopped; the same command continues.", file=sys.stderr)
         return 3

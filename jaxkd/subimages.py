@@ -18,20 +18,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from jaxkd.command import fail
+from jaxkd.command import Parser, disk_error, fail
 from jaxkd.data.subimages import CutOptions, CutResult, cut_folder
-from jaxkd.errors import ConfigError, DataError, JaxkdError
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse whose complaints are ours: one paragraph, exit code 2."""
-
-    def error(self, message: str) -> None:
-        raise ConfigError(f"The command line was not understood: {message}. See python -m jaxkd.subimages --help.")
+from jaxkd.errors import ConfigError, JaxkdError
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m jaxkd.subimages", description=__doc__.split("\n\n")[0])
+    parser = Parser(prog="python -m jaxkd.subimages", description=__doc__.split("\n\n")[0])
     parser.add_argument("--in", dest="source", default="", metavar="DIR", help="images, in subfolders too")
     parser.add_argument("--out", default="", metavar="DIR", help="where sub-images go, as PNG, in the same subfolders")
     parser.add_argument("--size", type=int, default=480, help="pixels of a side (480)")
@@ -85,13 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except JaxkdError as error:
         fail(error)
     except OSError as error:
-        where = f'"{error.filename}"' if error.filename else f'A file of "{args.out}"'
-        fail(
-            DataError(
-                f"{where} cannot be read or written ({error.strerror or error}). What is finished stays. Free space "
-                "or mend permissions, then run the same command again; it continues."
-            )
-        )
+        fail(disk_error(error, args.out))
     except KeyboardInterrupt:
         print("jaxkd: stopped; the same command continues.", file=sys.stderr)
         return 3

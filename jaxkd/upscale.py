@@ -14,7 +14,6 @@ that cannot be done is named and the others are done. Prints a line for people a
 from __future__ import annotations
 
 import argparse
-import ast
 import json
 import sys
 import time
@@ -23,22 +22,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jaxkd.command import fail, quiet
+from jaxkd.command import Parser, fail, model_argument, quiet
 from jaxkd.errors import ConfigError, DataError, JaxkdError
 
 ENDINGS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}
 PAGE = "compare.html"
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse whose complaints are ours: one paragraph, exit code 2."""
-
-    def error(self, message: str) -> None:
-        raise ConfigError(f"The command line was not understood: {message}. See python -m jaxkd.upscale --help.")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m jaxkd.upscale", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     network = parser.add_argument_group("network")
@@ -200,7 +192,7 @@ def _network(args: argparse.Namespace) -> tuple[Any, Any]:
             f"{name} classifies images and cannot enlarge them. Its answer is a class, not a picture. Use one of: "
             f"{', '.join(_upscalers())}."
         )
-    model_args |= dict(_model_arg(a) for a in args.model_arg)
+    model_args |= dict(model_argument(a) for a in args.model_arg)
     network = tasks.build_network(name, model_args, compute=args.compute)
     network = tasks.load_weights(network, args.weights, variant=variant, step=args.step)
     model, variables = weights.for_inference(network.model, network.variables)
@@ -211,16 +203,6 @@ def _upscalers() -> list[str]:
     from jaxkd import models
 
     return [name for name in models.list_models() if models.spec(name).task == "restoration"]
-
-
-def _model_arg(text: str) -> tuple[str, Any]:
-    name, separator, value = text.partition("=")
-    if not separator:
-        raise ConfigError(f'--model-arg="{text}" has no value. It passes one constructor argument. Write NAME=VALUE.')
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
 
 
 def _jobs(

@@ -100,10 +100,12 @@ USELESS: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], bool], str], ...] =
         'task="restoration"',
     ),
     (
-        ("eval.crop_pct", "eval.interpolation", "student.resize", "student.new_head", "precision.remat"),
+        ("eval.crop_pct", "eval.interpolation", "student.resize", "student.new_head", "eval.batch_size"),
         lambda c: c.task == "restoration",
         'task="restoration"',
     ),
+    (("train.epochs",), lambda c: c.schedule.steps > 0, "schedule.steps above 0, which is the length of the run"),
+    (("eval.every_epochs",), lambda c: c.eval.every_steps > 0, "eval.every_steps above 0"),
     (("schedule.min_lr",), lambda c: c.schedule.kind == "constant", 'schedule.kind="constant"'),
 )
 

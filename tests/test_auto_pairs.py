@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
+from stopping import StopAfter
 
 from jaxkd import auto_pairs, data, main, models, recipes, runner, tasks, train, weights
 from jaxkd.errors import CheckpointError, ConfigError, DataError
@@ -65,24 +66,6 @@ def save_teacher(path, heights):
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     return save_teacher(tmp_path_factory.mktemp("teacher") / "ends.safetensors", HIGH_AT_THE_ENDS)
-
-
-class StopAfter:
-    """A stop request that comes after a number of steps."""
-
-    def __init__(self, steps: int):
-        self._left = steps + 1
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return None
-
-    @property
-    def requested(self) -> str:
-        self._left -= 1
-        return "SIGTERM" if self._left <= 0 else ""
 
 
 def never(*_, **__):

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from stopping import StopAfter
 
 from jaxkd import distill, models, recipes, runner, train, weights
 from jaxkd.errors import CheckpointError, ConfigError
@@ -57,24 +58,6 @@ def teacher_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("teacher") / "cait.safetensors"
     weights.save_safetensors(path, model, variables)
     return path
-
-
-class StopAfter:
-    """A stop request that comes after a number of steps; stands in for SIGTERM."""
-
-    def __init__(self, steps: int):
-        self._left = steps + 1
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return None
-
-    @property
-    def requested(self) -> str:
-        self._left -= 1
-        return "SIGTERM" if self._left <= 0 else ""
 
 
 def final_params(workdir, variant="raw"):

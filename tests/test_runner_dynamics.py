@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
-from test_runner import SMALL, StopAfter, assert_trees_equal, config, final_params, with_teacher
+from stopping import StopAfter
+from test_runner import SMALL, assert_trees_equal, config, final_params, with_teacher
 
 from jaxkd import models, parallel, runner, train, validate, weights, workdir
 from jaxkd.errors import ConfigError, TapError

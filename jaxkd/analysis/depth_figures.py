@@ -32,6 +32,7 @@ SHAPES = {
 
 
 def footer_of(results: Results, models: Sequence[dict[str, Any]], band: str) -> str:
+    """The line below a figure: number of images, seed, and what the band is."""
     return f"{images_in_words(results, models)}, {seed_in_words(results)}; {band}"
 
 
@@ -63,10 +64,12 @@ def draw_profiles(results: Results, labels: dict[str, str], band: str = SD_BAND)
 
 
 def draw_intensity(results: Results) -> Any:
+    """Model-wise spectral intensity by depth (SpectralKD, eq. 5), every model in one axis."""
     return draw_profiles(results, {"intensity": "intensity: mean spectral amplitude\n(activation units)"})
 
 
 def draw_entropy(results: Results) -> Any:
+    """Shannon entropy by depth in bits: over the common range, and over each layer's own."""
     kinds = {"chunk": "range of each chunk", "given": "given range", "exact": "range of the whole set"}
     kind = kinds.get(pick(results, "settings", "entropy_range"), "global range")
     labels = {
@@ -77,6 +80,7 @@ def draw_entropy(results: Results) -> Any:
 
 
 def draw_activation(results: Results) -> Any:
+    """Mean and largest |activation| by depth."""
     labels = {
         "activation_mean": "mean |activation| (activation units)",
         "activation_max": "largest |activation| of an image\n(activation units)",
@@ -85,6 +89,7 @@ def draw_activation(results: Results) -> Any:
 
 
 def draw_gradient(results: Results) -> Any:
+    """Mean |gradient| by depth, of the class score or of the loss, as the results say."""
     of = {m.get("gradient_of") for m in models_with(results, "per_layer", "gradient", "mean")} - {None}
     score = {"class": "class score", "loss": "training loss"}.get(of.pop(), "score") if len(of) == 1 else "score"
     return draw_profiles(results, {"gradient": f"mean |gradient of the {score}|\n({score} per activation unit)"})

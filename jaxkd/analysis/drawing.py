@@ -141,6 +141,7 @@ def positions(model: dict[str, Any], relative: bool) -> np.ndarray:
 
 
 def label_depth(axis: Any, relative: bool) -> None:
+    """Names and ticks the axis of depth: shares of it for models of different depth, else layer numbers."""
     from matplotlib.ticker import MaxNLocator
 
     if relative:
@@ -190,4 +191,5 @@ def log_scale(axis: Any) -> None:
 
 
 def title_of(model: dict[str, Any], more: str = "") -> str:
+    """Title of a model's panel: its shortened label and, on a second line, `more`."""
     return plain(label_of(model), 34) + (f"\n{more}" if more else "")

@@ -17,7 +17,7 @@ from jaxkd.errors import ConfigError, ShapeError
 
 # Counters per position on CPU: neighbouring channels use different ones. Most values of real features share a bin (one
 # massive activation stretches the range), and an increment then waits for the previous one to reach memory: 4.7 ms
-# with one counter, 2.1 ms with four, for 4704 positions of 384 channels on two cores. See benchmarks/analysis.py.
+# with one counter, 2.1 ms with four, for 4704 positions of 384 channels on two cores.
 _COUNTERS = 4
 
 

@@ -52,6 +52,7 @@ def models_with(results: Results, *keys: str | int) -> list[dict[str, Any]]:
 
 
 def models_of(results: Results) -> list[dict[str, Any]]:
+    """The analysed networks, in their order; none if the results have none."""
     return results.get("models") or []
 
 
@@ -62,6 +63,7 @@ def kept_layer(model: dict[str, Any]) -> int:
 
 
 def label_of(model: dict[str, Any]) -> str:
+    """What tables and figures call a model."""
     return str(model.get("label") or model.get("name") or "model")
 
 
@@ -117,5 +119,6 @@ def images_in_words(results: Results, models: Sequence[dict[str, Any]] | None = 
 
 
 def seed_in_words(results: Results) -> str:
+    """ "seed 2026", or that it was not recorded."""
     seed = pick(results, "settings", "seed")
     return "seed not recorded" if seed is None else f"seed {seed}"

@@ -171,8 +171,8 @@ def integrated_gradients(
         images, e.g. (C,) or (B, H, W, C). 0 is the mean colour of the data set; `black_baseline(mean, std)` is black.
       steps: gradients along the straight path from baseline to image; of the trapezoid rule, intervals.
       rule: how the path is integrated: "gauss" (Gauss-Legendre), "trapezoid" (steps + 1 gradients, both ends included),
-        "midpoint", "left" or "right" (the paper's sum). A vision transformer bends most near a baseline of one colour,
-        where LayerNorm sees almost nothing: Gauss points crowd there, and 20 of them beat 50 of any other rule.
+        "midpoint", "left" or "right" (the paper's sum). On two images and a DeiT-Tiny of random weights, 20 Gauss
+        points left an error below 5e-5, 50 of any other rule 2e-3 and more.
       batch: most images in one pass through the network (at least 2 B); memory follows it, the result does not.
 
     Returns:

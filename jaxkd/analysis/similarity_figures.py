@@ -12,6 +12,7 @@ from jaxkd.analysis.reading import Results, array, has_numbers, label_of, models
 
 
 def comparisons_with(results: Results, key: str) -> list[dict[str, Any]]:
+    """The comparisons whose `key` holds a finite number."""
     return [c for c in results.get("comparisons") or [] if has_numbers(pick(c, key))]
 
 

@@ -47,8 +47,8 @@ class Dynamics:
     tokens. Both are right: `image_energies` shows that no rank up to 99.9 % differs. On CPU neither is clearly faster
     (8 images of 12 layers, one LAPACK thread: 173 ms against 138 for 196 x 192 tokens, 217 against 277 for 196 x 384);
     on an accelerator the SVD is the larger algorithm (XLA's for TPU is a polar decomposition followed by this very
-    eigh), and an eigh of the Gram costs min(N, C), not N. Where other processes want the same cores, set
-    OPENBLAS_NUM_THREADS=1: threads that wait for one another made it tens of times slower (benchmarks/dynamics.py).
+    eigh), and an eigh of the Gram costs min(N, C), not N. Several BLAS threads that wait for one another made it tens
+    of times slower where other processes wanted the same cores (benchmarks/dynamics.py), so the runner allows one.
 
     Spectra come from `jnp.fft`. A patch token behind the last block does not reach the loss of a network that reads its
     class token, so the gradient there is 0 unless a feature term reads that layer.

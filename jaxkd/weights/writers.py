@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from flax import linen as nn
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
-from jaxkd.errors import WeightSourceError
 from jaxkd.weights.basicsr import is_upscaler, to_basicsr
 from jaxkd.weights.timm import to_timm
+from jaxkd.weights.whole_files import checked_path, write_whole
 
 PyTree = Any
 
@@ -41,23 +40,7 @@ def save_safetensors(
       WeightSourceError: the file exists, or has another ending.
       WeightMismatchError: the variables belong to another network.
     """
-    path = Path(path).expanduser()
-    if path.suffix != ".safetensors":
-        raise WeightSourceError(
-            f'"{path}" does not end in .safetensors. The ending tells readers the format. Write e.g. '
-            f'"{path.with_suffix(".safetensors")}".'
-        )
-    if path.exists() and not overwrite:
-        raise WeightSourceError(
-            f'"{path}" exists already. Weights are not overwritten unasked. Choose another name or pass overwrite=True.'
-        )
+    path = checked_path(path, ".safetensors", overwrite=overwrite)
     state = (to_basicsr if is_upscaler(model) else to_timm)(model, variables)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        # "pt" says that names and layouts are PyTorch's; some readers insist on it.
-        save_file(state, temporary, metadata={"format": "pt", **(metadata or {})})
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    # "pt" says that names and layouts are PyTorch's; some readers insist on it.
+    return write_whole(path, save(state, metadata={"format": "pt", **(metadata or {})}))
