@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         networks.add_argument(name, action=_OfModel, default=argparse.SUPPRESS, help=text)
     networks.add_argument("--checkpoints", default="", help="work directory of jaxkd: every kept checkpoint of it")
     networks.add_argument("--resize", action="store_true", help="resize position embeddings to the network's grid")
-    networks.add_argument("--image-size", type=int, default=224, help="of a function of your own")
+    networks.add_argument("--image-size", type=int, default=0, help="of a function of your own (224)")
     images = parser.add_argument_group("images")
     images.add_argument("--images", required=True, help='folder of images, data set or "embedded:digits"')
     images.add_argument("--per-class", type=int, default=0, help="first N files of each folder (published: 1); 0: all")
@@ -294,7 +294,7 @@ def _check_counts(args: argparse.Namespace) -> None:
         ("bootstrap", 1),
         ("permutation_images", 0),
         ("saliency", 0),
-        ("image_size", 1),
+        ("image_size", 0),
         ("seed", 0),
     ):
         value = getattr(args, name)
@@ -312,8 +312,13 @@ def _features(wanted: Wanted, args: argparse.Namespace, mesh: Any, source: Any, 
                 f'--model="{wanted.model}" is a function of your own, which builds its network itself. --weights and '
                 "--model-arg do not reach it. Leave them out."
             )
-        size = (args.image_size, args.image_size)
+        size = (args.image_size or 224, args.image_size or 224)
         return tasks.callable_features(wanted.model, image_size=size, label=wanted.label, layers=layers)
+    if args.image_size:
+        raise ConfigError(
+            f"--image-size={args.image_size} is the size that a function of your own gets, and {wanted.label} is a "
+            "network of the zoo. Use --model-arg=img_size=SIZE, with --resize for weights of another grid."
+        )
     name, model_args = wanted.model, dict(wanted.args)
     run = train.find_run(wanted.weights) if wanted.weights else None
     if run is not None:

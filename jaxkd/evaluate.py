@@ -49,8 +49,9 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
     from jaxkd import data, distill, parallel, tasks, train
 
-    source = data.open_source(args.data, args.split)
     saved = _saved_config(args.weights)
+    _refuse_restoration(args.model or (saved or {}).get("student", {}).get("name", ""))
+    source = data.open_source(args.data, args.split)
     name, model_args, crop_pct, interpolation = args.model, {}, args.crop_pct, args.interpolation
     if saved is not None:
         if args.model and args.model != saved["student"]["name"]:
@@ -126,6 +127,16 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         "compute": args.compute,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
+
+
+def _refuse_restoration(name: str) -> None:
+    from jaxkd import models
+
+    if name and models.spec(name).task == "restoration":
+        raise ConfigError(
+            f"{name} enlarges images, and this command counts right classes. PSNR and SSIM are measured during "
+            "training (eval.sets) or by jaxkd.restoring.PairScorer. Give a network that classifies."
+        )
 
 
 def _saved_config(weights: str) -> dict[str, Any] | None:

@@ -54,11 +54,11 @@ def build_task(config: ConfigDict, *, load: bool = True) -> tasks.RestorationTas
     )
 
 
-def build_pipeline(config: ConfigDict, scale: int) -> data.PatchPipeline:
+def build_pipeline(config: ConfigDict, source: data.PairSource) -> data.PatchPipeline:
     """This host's endless, resumable patches of the training pairs."""
     patches = config.data.patches
     return data.PatchPipeline(
-        data.open_pairs(config.data.source, scale, split="train"),
+        source,
         batch_size=config.train.batch_size,
         seed=config.seed,
         config=data.PatchConfig(
@@ -165,7 +165,8 @@ def open_problem(config: ConfigDict, workdir: Path, mesh: Mesh, console: Console
     scale = scale_of(config)
     config = config.copy_and_resolve_references().lock()
     task = build_task(config)
-    pipeline = build_pipeline(config, scale)
+    source = data.open_pairs(config.data.source, scale, split="train")
+    pipeline = build_pipeline(config, source)
     sets = open_sets(config, scale)
     scorer = PairScorer(task.student.model, sets, crop=CROPS[config.eval.crop] or scale, luma=config.eval.luma)
     bicubic = scorer.compare_bicubic()
@@ -178,7 +179,7 @@ def open_problem(config: ConfigDict, workdir: Path, mesh: Mesh, console: Console
         pipeline=pipeline,
         dynamics=None,
         best_metric=scorer.names[0],
-        train_images=len(data.open_pairs(config.data.source, scale, split="train")) - len(pipeline.skipped),
+        train_images=len(source) - len(pipeline.skipped),
         val_images=sum(len(s) for s in sets.values()),
         about=(
             f"loss {config.restoration.loss}"

@@ -65,7 +65,8 @@ CANNOT = {
     "removes that, but not an outlier of the layer itself. It is no measure of information about the image.",
     "activation": "Scale alone: a layer norm behind the layer removes it. The largest value is that of a single entry.",
     "gradient": "A small gradient may mean large activations rather than an unimportant layer, since it is per unit of "
-    "activation; gradients of a single score do not add up to importance.",
+    "activation; gradients of a single score do not add up to importance. Patch tokens behind the last block of a "
+    "network that reads its class token do not reach the score: their gradient is exactly 0.",
     "feature_shape": "Uncentred: a shared mean direction or one massive activation pushes both counts towards 1, "
     "however rich the rest is. The null levels hold for the size of the last layer, not for layers of another size.",
     "channel_spectrum_map": "The order of channels is arbitrary, so a frequency along them has no meaning of its own; "
