@@ -9,6 +9,7 @@ factor of one upsampling.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -42,22 +43,78 @@ class Conv3x3(nn.Module):
     dtype: jnp.dtype = jnp.float32
     out_dtype: jnp.dtype | None = None
 
-    @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, H, W, C) -> (B, H, W, K)."""
-        init = patch_init(9 * x.shape[-1])
-        kernel = self.param("kernel", init, (3, 3, x.shape[-1], self.features))
-        bias = self.param("bias", init, (self.features,))
+        return self.function(x.shape[-1])(x)
+
+    @nn.compact
+    def function(self, channels: int) -> Callable[..., jax.Array]:
+        """The convolution as a function of the image alone, which may be called inside of `lax.scan`.
+
+        Args:
+          channels: C.
+
+        Returns:
+          (B, H, W, C), rows=1 -> (B, H - 2 + 2 rows, W, K), with `rows` rows of zeros above and below.
+        """
+        init = patch_init(9 * channels)
+        kernel = self.param("kernel", init, (3, 3, channels, self.features)).astype(self.dtype)
         out_dtype = self.out_dtype or self.dtype
-        y = lax.conv_general_dilated(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            window_strides=(1, 1),
-            padding="SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            preferred_element_type=out_dtype,
-        )
-        return y + bias.astype(out_dtype)
+        bias = self.param("bias", init, (self.features,)).astype(out_dtype)
+
+        def convolve(x: jax.Array, rows: int = 1) -> jax.Array:
+            y = lax.conv_general_dilated(
+                x.astype(self.dtype),
+                kernel,
+                window_strides=(1, 1),
+                padding=((rows, rows), (1, 1)),
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                preferred_element_type=out_dtype,
+            )
+            return y + bias
+
+        return convolve
+
+
+def enlarge_by_strips(
+    x: jax.Array, enlarge: Callable[..., jax.Array], finish: Callable[..., jax.Array], factor: int, rows: int
+) -> jax.Array:
+    """finish(pixel_shuffle(enlarge(x))), a strip of rows at a time: same pixels, without the large maps between.
+
+    Of what `enlarge` made of one strip the last two rows are kept for the first rows of the next, so that nothing is
+    computed twice. Half of the time of x4 goes into these two convolutions on a CPU, where maps of hundreds of
+    megabytes do not fit into any cache.
+
+    Args:
+      x: (B, H, W, C).
+      enlarge: a 3x3 convolution to C' r^2 channels, from `Conv3x3.function`.
+      finish: a 3x3 convolution from C' channels, likewise.
+      factor: r.
+      rows: of x in a strip; what is left at the bottom is a strip of its own.
+
+    Returns:
+      (B, H r, W r, K).
+    """
+    batch, height, width, _ = x.shape
+    rows = min(rows, height)
+    padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0)))
+
+    def strip(above: jax.Array, start: jax.Array | int, size: int) -> tuple[jax.Array, jax.Array]:
+        """Two rows of the large map above, first row of x -> the strip's own two, and rows of the result one higher."""
+        part = lax.dynamic_slice_in_dim(padded, start, size + 2, axis=1)
+        large = jnp.concatenate([above, pixel_shuffle(enlarge(part, rows=0), factor)], axis=1)
+        return large[:, -2:], finish(large, rows=0)
+
+    count, left = divmod(height, rows)
+    shape = jax.eval_shape(lambda: pixel_shuffle(enlarge(padded[:, :3], rows=0), factor))
+    above = jnp.zeros((batch, 2, width * factor, shape.shape[-1]), shape.dtype)
+    above, strips = lax.scan(lambda carry, i: strip(carry, i * rows, rows), above, jnp.arange(count))
+    parts = [strips.swapaxes(0, 1).reshape(batch, count * rows * factor, width * factor, -1)]
+    if left:
+        above, part = strip(above, count * rows, left)
+        parts.append(part)
+    parts.append(finish(jnp.pad(above, ((0, 0), (0, 1), (0, 0), (0, 0))), rows=0))
+    return jnp.concatenate(parts, axis=1)[:, 1:]  # the first row is of the zeros above the image
 
 
 class Upscaler(nn.Module):
@@ -70,6 +127,8 @@ class Upscaler(nn.Module):
       res_scale: factor on the branch of a residual block.
       dtype: type of the arithmetic; parameters, input and output are fp32.
       remat: recompute each block in the backward pass instead of storing it.
+      strip_pixels: the last upsampling and the last convolution take rows of about so many pixels at a time (see
+        `enlarge_by_strips`); 0: the whole. For inference: a backward pass would hold the maps anyway.
     """
 
     scale: int = 4
@@ -78,6 +137,7 @@ class Upscaler(nn.Module):
     res_scale: float = 1.0
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
+    strip_pixels: int = 0
 
     def __post_init__(self):
         require(
@@ -86,6 +146,10 @@ class Upscaler(nn.Module):
             f"{', '.join(map(str, SCALES))}.",
         )
         require_counts(num_feat=self.num_feat, num_block=self.num_block)
+        require(
+            isinstance(self.strip_pixels, int) and self.strip_pixels >= 0,
+            f"strip_pixels={self.strip_pixels!r} is out of range. It counts pixels. Use 0 for none, or 8192.",
+        )
         require(
             isinstance(self.res_scale, int | float) and math.isfinite(self.res_scale),
             f"res_scale={self.res_scale!r} is not a finite number. It multiplies the branch of every residual block. "
@@ -157,9 +221,18 @@ class Upscaler(nn.Module):
         for i in range(self.num_block):
             x = tap(f"block_{i}", self._block(i, x, tap))
         x = first + Conv3x3(self.num_feat, self.dtype, name="conv_after_body")(x)
-        for i, factor in enumerate(SCALES[self.scale]):
-            # Named as in BasicSR, where every second entry of the sequence is a PixelShuffle without parameters.
-            x = pixel_shuffle(Conv3x3(self.num_feat * factor**2, self.dtype, name=f"upsample_{2 * i}")(x), factor)
+        # Named as in BasicSR, where every second entry of the sequence is a PixelShuffle without parameters.
+        *others, last = [
+            (Conv3x3(self.num_feat * factor**2, self.dtype, name=f"upsample_{2 * i}"), factor)
+            for i, factor in enumerate(SCALES[self.scale])
+        ]
+        for convolution, factor in others:
+            x = pixel_shuffle(convolution(x), factor)
+        enlarge, factor = last[0].function(self.num_feat), last[1]
         # The sums of the last convolution stay in fp32: bf16 has fewer levels between 0.5 and 1 than an 8-bit image.
-        x = Conv3x3(RGB, self.dtype, jnp.float32, name="conv_last")(x)
+        finish = Conv3x3(RGB, self.dtype, jnp.float32, name="conv_last").function(self.num_feat)
+        if self.strip_pixels:
+            x = enlarge_by_strips(x, enlarge, finish, factor, rows=max(1, self.strip_pixels // x.shape[2]))
+        else:
+            x = finish(pixel_shuffle(enlarge(x), factor))
         return self._left(x), tap.features

@@ -235,3 +235,38 @@ def test_an_unknown_tap_says_what_exists():
     model = build("edsr")
     with pytest.raises(TapError, match=r'"block_0\.deep_0" does not exist in this EDSR.*block_0 \.\.\. block_1'):
         model.apply(drawn(model), picture(1, 2, 2, 3), taps=("block_0.deep_0",))
+
+
+@pytest.mark.parametrize("name", ["mdbn_x2", "mdbn_x3", "mdbn_x4", "edsr_x4"])
+@pytest.mark.parametrize(("height", "strip_pixels"), [(1, 9), (2, 9), (7, 1), (7, 18), (7, 27), (8, 36), (8, 10_000)])
+def test_strips_change_no_pixel(name, height, strip_pixels):
+    """One row to more than all, with and without a smaller strip at the bottom; two images, nine pixels wide."""
+    model = models.create(name, num_feat=6, num_block=1)
+    rng = np.random.default_rng(1)
+    images = jnp.asarray(rng.uniform(size=(2, height, 9, 3)), jnp.float32)
+    variables = model.init(jax.random.key(0), images)
+    whole, _ = jax.jit(model.apply)(variables, images)
+    striped = model.clone(strip_pixels=strip_pixels)
+    got, features = jax.jit(lambda v, x: striped.apply(v, x, taps=("block_0",)))(variables, images)
+    np.testing.assert_allclose(got, whole, rtol=1e-5, atol=1e-6)
+    assert features["block_0"].shape == (2, height, 9, 6)
+    assert jax.tree.map(jnp.shape, striped.init(jax.random.key(0), images)) == jax.tree.map(jnp.shape, variables)
+
+
+def test_strips_hold_no_large_map():
+    """What the last upsampling makes of the whole image is never there: 64 channels of 256 x 256 pixels, fp32."""
+    model = models.create("mdbn_x4", num_block=1)
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    images, large = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32), 256 * 256 * 64 * 4
+
+    def held(strip_pixels):
+        network = model.clone(strip_pixels=strip_pixels)
+        return jax.jit(network.apply).lower(variables, images).compile().memory_analysis().temp_size_in_bytes
+
+    assert held(0) > large > held(512)
+
+
+@pytest.mark.parametrize("wrong", [-1, 1.5])
+def test_strips_that_are_none_are_refused(wrong):
+    with pytest.raises(ConfigError, match="strip_pixels"):
+        models.create("mdbn_x2", strip_pixels=wrong)
