@@ -1,11 +1,18 @@
-"""The picture of a comparison: accuracy and loss of several runs over their epochs."""
+"""The pictures of a comparison: accuracy and loss of several runs over their epochs, or PSNR over their steps."""
 
 from __future__ import annotations
 
+import json
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 STYLES = (("#1f3b73", "-"), ("#c44536", "--"), ("#2a8c55", "-."), ("#8b5fbf", ":"))
+MARKERS = ("o", "s", "^", "D")
+COLUMNS = 3  # panels beside one another
+AVERAGE = "ema_"  # before the metric of a moving average
 
 
 def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path, *, caption: str = "") -> None:
@@ -41,3 +48,118 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path, *, caption: s
         figure.supxlabel(caption, fontsize=8, color="#555555")
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def read_bicubic(workdir: Path) -> dict[str, float]:
+    """What bicubic scores on the sets of a super-resolution run, from its bicubic.json; {} where there is none."""
+    try:
+        return json.loads((workdir / "bicubic.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def score_names(rows: Mapping[str, Any], bicubic: Mapping[str, float]) -> tuple[str, ...]:
+    """The metrics `<set>/psnr_y_crop4` and so on of raw weights, in the order of the sets.
+
+    Args:
+      rows: an evaluation's metrics.
+      bicubic: what bicubic scores; its names are the raw ones, also of a set called "ema_x".
+    """
+    scores = [name for name in rows if "/psnr" in name or "/ssim" in name]
+    return tuple(n for n in scores if n in bicubic or not (n.startswith(AVERAGE) and n.removeprefix(AVERAGE) in scores))
+
+
+def scores_caption(source: str, seed: int, result: Mapping[str, Any], runs: int = 1) -> str:
+    """What the picture of super-resolution runs was measured on.
+
+    Args:
+      source: data.source.
+      seed: of the run, or of each.
+      result: of one run.
+      runs: how many there are.
+    """
+    trained, scored = result["train_images"], result["val_images"]
+    return (
+        f"{source}: {trained:,} training image{'s' if trained != 1 else ''}; {scored:,} scored over all sets. "
+        f"{'One run' if runs == 1 else 'One run each'}, seed {seed}."
+    )
+
+
+def draw_scores(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, *, bicubic: Mapping[str, float], caption: str = ""
+) -> None:
+    """Writes a PNG with the PSNR of each run against its steps, a panel for each set of images.
+
+    Solid lines are the moving average and dashed ones the raw weights; a run without an average has a solid one.
+
+    Args:
+      runs: name -> lines of evaluation, as `train.read_metrics(workdir, "eval")` returns them.
+      path: of the PNG.
+      bicubic: metric -> what bicubic scores, in dB; a horizontal line.
+      caption: printed below.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    found = [name for rows in runs.values() for row in rows for name in score_names(row, bicubic)]
+    names = [name for name in dict.fromkeys(found) if "/psnr" in name] or [""]
+    across = min(COLUMNS, len(names))
+    down = math.ceil(len(names) / across)
+    size = (max(6.4, 4.2 * across), 3.8 * down + 0.5)
+    figure, axes = plt.subplots(down, across, figsize=size, layout="constrained", squeeze=False)
+    hidden = sum(_draw_set(axis, name, runs, bicubic.get(name)) for axis, name in zip(axes.flat, names, strict=False))
+    for axis in axes.flat[len(names) :]:
+        axis.set_visible(False)
+    averaged = any(name.startswith(AVERAGE) for rows in runs.values() for row in rows for name in row)
+    said = (
+        "Solid, and the first number: moving average of the weights; dashed, second: raw weights. " if averaged else ""
+    )
+    if hidden:
+        said += f"Left out, below an axis: {hidden} score{'s' if hidden > 1 else ''}."
+    lines = (line for part in (caption, said.strip()) for line in textwrap.wrap(part, width=int(14 * size[0])))
+    text = "\n".join(lines)
+    if text:
+        figure.supxlabel(text, fontsize=8, color="#555555")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _draw_set(axis: Any, name: str, runs: Mapping[str, Sequence[Mapping[str, Any]]], bicubic: float | None) -> int:
+    """One panel; returns how many points are left out because they lie below it."""
+    curves = {run: {kind: _points(rows, kind + name) for kind in (AVERAGE, "")} for run, rows in runs.items()}
+    shown = sorted(v for kinds in curves.values() for points in kinds.values() for _, v in points)
+    lines = [bicubic] if bicubic is not None and math.isfinite(bicubic) else []
+    bottom = -math.inf
+    if shown:
+        # The first scores, above all of an average that still remembers random weights, would flatten what matters.
+        ends = [points[-1][1] for kinds in curves.values() for points in kinds.values() if points]
+        low, high = min([shown[len(shown) // 4], *ends, *lines]), max([shown[-1], *lines])
+        room = max(high - low, 0.05)
+        bottom = low - 0.45 * room  # room for the legend
+        axis.set_ylim(bottom, high + 0.08 * room)
+    styles = zip(curves.items(), STYLES * len(curves), MARKERS * len(curves), strict=False)
+    for (run, kinds), (colour, _), marker in styles:
+        ends = " / ".join(f"{points[-1][1]:.2f}" for points in kinds.values() if points)
+        label = f"{run.replace('_', ' ')}  {ends or 'no score'}"
+        for kind, points in kinds.items():
+            main = bool(points) if kind else not kinds[AVERAGE]
+            style = {"linewidth": 1.8, "label": label} if main else {"linewidth": 1.1, "linestyle": (0, (4, 2))}
+            points = [(step, value) for step, value in points if value >= bottom]
+            steps, values = [step for step, _ in points], [value for _, value in points]
+            axis.plot(steps, values, color=colour, marker=marker, markersize=4 if main else 2.5, **style)
+    for value in lines:
+        axis.axhline(value, color="#777777", linestyle=":", linewidth=1.5, label=f"bicubic  {value:.2f}")
+    group, _, metric = name.partition("/")
+    axis.set(xlabel="step", ylabel=f"{metric} (dB)", title=group)
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(loc="lower right", frameon=False, fontsize=8)
+    return sum(value < bottom for value in shown)
+
+
+def _points(rows: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
+    """(step, score) of one curve where it is finite; metrics.jsonl has a text, such as "nan", elsewhere."""
+    kept = [(row["step"], row.get(name)) for row in rows]
+    return [(step, value) for step, value in kept if isinstance(value, int | float) and math.isfinite(value)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,15 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from jaxkd import data, metrics, models, tasks, train, weights
-from jaxkd.errors import ConfigError
+from jaxkd.curves import draw_scores, read_bicubic, scores_caption
+from jaxkd.errors import ConfigError, DataError, ShapeError
 from jaxkd.problem import Problem
 from jaxkd.tasks.tiling import Enlarger
 
 SHOWN = 3  # images of the first set that go to TensorBoard
+NAMED = 20  # unreadable files that an error names
 CROPS = {"scale": None, "4": 4}  # eval.crop: the field's convention; what the published MDBN files say at every scale
+Progress = Callable[[int], None]
 
 
 def scale_of(config: ConfigDict) -> int:
@@ -82,10 +86,11 @@ def open_sets(config: ConfigDict, scale: int) -> dict[str, data.PairSource]:
     Raises:
       ConfigError: an entry without a name. DataError: a folder is missing or empty.
     """
+    entries = (config.eval.sets,) if isinstance(config.eval.sets, str) else config.eval.sets
     named: dict[str, str] = {}
-    for entry in (config.eval.sets,) if isinstance(config.eval.sets, str) else config.eval.sets:
-        name, separator, folder = str(entry).partition("=")
-        if not (name and separator and folder) or name in named:
+    for entry in entries:
+        name, folder = split_entry(str(entry))
+        if not name or name in named:
             raise ConfigError(
                 f'eval.sets holds "{entry}". Each entry names a set of images once. Write NAME=FOLDER, for example '
                 "\"('Set5=/data/Set5',)\"."
@@ -93,6 +98,28 @@ def open_sets(config: ConfigDict, scale: int) -> dict[str, data.PairSource]:
         named[name] = folder
     named = named or {"val": config.data.source}
     return {name: data.open_pairs(spec, scale, split="val") for name, spec in named.items()}
+
+
+def split_entry(entry: str) -> tuple[str, str]:
+    """`"Set5=/data/Set5"` -> ("Set5", "/data/Set5"); ("", entry) where there is no name before a folder.
+
+    A name has no "/" and no "?", so that "/data/a=b" and "Set5?lr=LR" are folders; so is whatever exists as one.
+    """
+    found = re.fullmatch(r"([^/?=]+)=(.+)", entry)
+    return ("", entry) if found is None or Path(entry).is_dir() else (found[1].strip(), found[2])
+
+
+def _read_all(name: str, source: data.PairSource) -> list[data.Pair]:
+    """Every pair of a set. Raises DataError that names the files which cannot be read."""
+    whole = data.whole_pairs(source, max_broken=1.0)  # all of them, so that the error below can name more than one
+    pairs, broken = list(whole), list(whole.broken.found.values())
+    if broken:
+        more = f" | and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
+        raise DataError(
+            f'{len(broken)} of {len(source)} images of the set "{name}" cannot be read. The mean over the others would '
+            f"be that of another set. Mend or remove them. {' | '.join(broken[:NAMED])}{more}"
+        )
+    return pairs
 
 
 class PairScorer:
@@ -107,6 +134,10 @@ class PairScorer:
     Attributes:
       names: metrics, `<set>/psnr_y_crop4` and so on; the first is what "best" means.
       bicubic: the same metrics of MATLAB's bicubic, once computed.
+      images: name -> how many the set has.
+
+    Raises:
+      DataError: an image cannot be read; when scoring, one that is too small for its metric.
     """
 
     def __init__(self, model: Any, sets: dict[str, data.PairSource], *, crop: int, luma: bool):
@@ -116,33 +147,50 @@ class PairScorer:
         self.bicubic: dict[str, float] = {}
         self.pictures: list[tuple[str, np.ndarray]] = []
         self._enlarger: Enlarger | None = None
-        self._pairs = {name: list(data.whole_pairs(source)) for name, source in sets.items()}
+        self._pairs = {name: _read_all(name, source) for name, source in sets.items()}
+        self.images = {name: len(pairs) for name, pairs in self._pairs.items()}
 
-    def _scores(self, enlarge: Callable[[np.ndarray], np.ndarray], keep: bool = False) -> dict[str, float]:
+    def _scores(
+        self, enlarge: Callable[[np.ndarray], np.ndarray], progress: Progress, keep: bool = False
+    ) -> dict[str, float]:
         out: dict[str, float] = {}
+        done = 0
         for name, pairs in self._pairs.items():
             rows = []
             for pair in pairs:
                 made = enlarge(pair.lr)
-                rows.append([getattr(metrics, k)(made, pair.hr, self._crop, self._luma) for k in self._kinds])
+                try:
+                    rows.append([getattr(metrics, k)(made, pair.hr, self._crop, self._luma) for k in self._kinds])
+                except ShapeError as error:
+                    raise DataError(f'"{pair.name}" cannot be scored. {error}') from None
                 if keep and len(self.pictures) < SHOWN:
                     self.pictures.append((f"{name}/{Path(pair.name).stem}", made))
+                done += 1
+                progress(done)
             out |= dict(zip((f"{name}/{k}" for k in self._kinds.values()), np.mean(rows, axis=0).tolist(), strict=True))
         return out
 
-    def __call__(self, params: Any, *, keep_pictures: bool = False) -> dict[str, float]:
-        """`params` of the network -> {metric: mean over the images of its set}; each image counts the same."""
+    def __call__(
+        self, params: Any, *, keep_pictures: bool = False, progress: Progress = lambda done: None
+    ) -> dict[str, float]:
+        """`params` of the network -> {metric: mean over the images of its set}; each image counts the same.
+
+        Args:
+          params: as `init` gives them below "params".
+          keep_pictures: keep the first results in `pictures`.
+          progress: told after each image how many of all sets are done.
+        """
         variables = {"params": params}
         if self._enlarger is None:
             self._enlarger = Enlarger(self._model, variables)
         self._enlarger.use(variables)
         self.pictures = []
-        return self._scores(self._enlarger, keep_pictures)
+        return self._scores(self._enlarger, progress, keep_pictures)
 
-    def compare_bicubic(self) -> dict[str, float]:
-        """MATLAB's bicubic on the same pairs."""
+    def compare_bicubic(self, progress: Progress = lambda done: None) -> dict[str, float]:
+        """MATLAB's bicubic on the same pairs; `progress` as above."""
         if not self.bicubic:
-            self.bicubic = self._scores(lambda lr: data.imresize(lr, self._model.scale))
+            self.bicubic = self._scores(lambda lr: data.imresize(lr, self._model.scale), progress)
         return self.bicubic
 
 
@@ -199,3 +247,20 @@ def _check_mesh(mesh: Mesh) -> None:
             f'mesh.model={mesh.shape["model"]} with task="restoration" splits nothing: the rules are for the matrices '
             "of transformers. Leave mesh.model at 1; the batch is split over mesh.data."
         )
+
+
+def draw_run(config: ConfigDict, workdir: Path, result: dict[str, Any]) -> Path | None:
+    """Writes `curves.png` of one run into its work directory; None where it was never scored.
+
+    Args:
+      config: of the run.
+      workdir: with metrics.jsonl and bicubic.json.
+      result: as `runner.run` returns it.
+    """
+    rows = train.read_metrics(workdir, "eval")
+    if not rows:
+        return None
+    path = workdir / "curves.png"
+    caption = scores_caption(config.data.source, config.seed, result)
+    draw_scores({config.student.name: rows}, path, bicubic=read_bicubic(workdir), caption=caption)
+    return path

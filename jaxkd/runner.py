@@ -179,6 +179,10 @@ def run_one(config: ConfigDict, workdir: Path, console: Console | None, *, title
     }
     if result["finished"] and parallel.is_main_host():
         (workdir / "result.json").write_text(json.dumps(result, indent=2))
+    if config.task == "restoration" and parallel.is_main_host():  # of a run that was stopped too
+        figure = restoring.draw_run(config, workdir, result)
+        if figure is not None and console is not None:
+            console.print(f"Curves: {figure}", markup=False, highlight=False, soft_wrap=True)
     return result
 
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from jaxkd.curves import draw_curves
+from jaxkd.curves import AVERAGE, draw_curves, draw_scores, read_bicubic, score_names, scores_caption
 from jaxkd.errors import ConfigError, did_you_mean
 from jaxkd.recipes import change
 from jaxkd.train import read_metrics
@@ -24,7 +24,8 @@ def stage_configs(config: ConfigDict, workdir: Path) -> dict[str, ConfigDict]:
     """name -> the stage's own config: its changes applied, `stage:<name>` replaced by that stage's folder.
 
     Raises:
-      ConfigError: a stage without a name, two of one name, or one that takes weights of a stage not before it.
+      ConfigError: a stage without a name, two of one name, one that takes weights of a stage not before it, or stages
+        that classify beside stages that enlarge.
     """
     configs: dict[str, ConfigDict] = {}
     for stage in config.stages:
@@ -46,6 +47,13 @@ def stage_configs(config: ConfigDict, workdir: Path) -> dict[str, ConfigDict]:
                     )
                 network.weights = str(workdir / wanted)
         configs[name] = one.lock()
+    kinds = {name: one.task for name, one in configs.items()}
+    if 0 < sum(task == "restoration" for task in kinds.values()) < len(kinds):
+        raise ConfigError(
+            f"The stages have the tasks {', '.join(f'{n}: {t}' for n, t in kinds.items())}. They are compared at the "
+            "end, and top-1 and PSNR have nothing in common. Give stages of classification and of restoration configs "
+            "of their own."
+        )
     return configs
 
 
@@ -71,9 +79,17 @@ def run_stages(
     (workdir / "summary.json").write_text(json.dumps(summary, indent=2))
     figure = workdir / "curves.png"
     curves = {name: read_metrics(workdir / name, "eval") for name in configs}
-    draw_curves(curves, figure, caption=_caption(config, results))
+    if next(iter(configs.values())).task == "restoration":
+        bicubic = {k: v for name in configs for k, v in read_bicubic(workdir / name).items()}
+        one, result = next(iter(configs.values())), next(iter(results.values()))
+        caption = scores_caption(one.data.source, config.seed, result, runs=len(results))
+        draw_scores(curves, figure, bicubic=bicubic, caption=caption)
+        table = score_table(results, bicubic)
+    else:
+        draw_curves(curves, figure, caption=_caption(config, results))
+        table = _table(results)
     if console is not None:
-        console.print(_table(results))
+        console.print(table)
         console.print(f"Curves: {figure}", markup=False, highlight=False, soft_wrap=True)
     return summary
 
@@ -117,3 +133,44 @@ def _table(results: dict[str, dict[str, Any]]) -> Table:
             f"{result['seconds']:.0f}",
         )
     return table
+
+
+def score_table(results: dict[str, dict[str, Any]], bicubic: dict[str, float]) -> Table:
+    """PSNR and SSIM of super-resolution runs at their end, raw weights and moving average, and of bicubic.
+
+    Args:
+      results: name -> what the run returned.
+      bicubic: metric -> what bicubic scores.
+    """
+    metrics = [result["metrics"] for result in results.values()]
+    names = tuple(dict.fromkeys(name for scores in metrics for name in score_names(scores, bicubic)))
+    sets: dict[tuple[str, str], list[str]] = {}  # a set and its convention, such as ("Set5", "y_crop4") -> metrics
+    for name in names:
+        group, _, metric = name.partition("/")
+        sets.setdefault((group, metric.partition("_")[2]), []).append(name)
+    images = next(iter(results.values()))["val_images"]
+    conventions = ", ".join(dict.fromkeys(convention for _, convention in sets))
+    title = f"PSNR in dB above SSIM, {conventions}: means over the images of a set, {images} in all"
+    table = Table(title=title, title_justify="left")
+    for column in ("run", "network", "parameters", "weights"):
+        table.add_column(column, justify="right" if column == "parameters" else "left", no_wrap=True)
+    for group, convention in sets:
+        table.add_column(group if ", " not in conventions else f"{group} {convention}", justify="right")
+    table.add_column("seconds", justify="right", no_wrap=True)
+
+    def cells(scores: dict[str, Any], prefix: str = "") -> list[str]:
+        # below one another: side by side, three sets are wider than a terminal
+        return ["\n".join(_score(scores.get(prefix + name), name) for name in group) for group in sets.values()]
+
+    table.add_row("", "bicubic", "", "", *cells(bicubic), "")
+    for name, result in results.items():
+        scores = result["metrics"]
+        about = (name, result["student"], f"{result['parameters']:,}")
+        table.add_row(*about, "raw", *cells(scores), f"{result['seconds']:.0f}")
+        if any(AVERAGE + metric in scores for metric in names):
+            table.add_row("", "", "", "EMA", *cells(scores, AVERAGE), "")
+    return table
+
+
+def _score(value: Any, name: str) -> str:
+    return "-" if value is None else f"{float(value):.{2 if '/psnr' in name else 4}f}"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxkd import data, evaluate, metrics, models, recipes, restoring, runner, tasks
+from jaxkd import data, metrics, models, recipes, restoring, runner, tasks
 from jaxkd.errors import JaxkdError
 from jaxkd.train import load_run_weights
 
@@ -124,12 +124,6 @@ def test_mistakes_are_explained(folder, tmp_path, changes, words):
         runner.run(config_of(folder, **changes), tmp_path / "run")
     assert words in str(error.value)
     assert not (tmp_path / "run" / "config.json").exists()
-
-
-def test_evaluate_says_where_such_networks_are_scored(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        evaluate.main(["--model=mdbn_x4", "--weights=w.pth", "--data=embedded:digits"])
-    assert stopped.value.code == 2 and "PSNR and SSIM are measured during training" in capsys.readouterr().err
 
 
 def test_a_classification_run_refuses_what_only_super_resolution_reads(tmp_path):

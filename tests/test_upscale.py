@@ -15,6 +15,7 @@ from PIL import Image
 
 from jaxkd import models, upscale, weights
 from jaxkd.data import imresize
+from jaxkd.tasks.tiling import SIDES
 
 SMALL = {"num_feat": 8, "num_block": 1}
 ARGS = [f"--model-arg={k}={v}" for k, v in SMALL.items()]
@@ -175,7 +176,7 @@ def test_ensemble_bf16_and_small_windows_are_passed_on(network, tmp_path, capsys
         out = tmp_path / option
         data, _ = enlarged(capsys, *network[2], f"--in={tmp_path / 'a.png'}", f"--out={out}", option)
         results[option] = np.asarray(Image.open(out / "a.png")).astype(int)
-    assert (data["compute"], data["tile"], data["ensemble"]) == ("bfloat16", 448, False)
+    assert (data["compute"], data["tile"], data["ensemble"]) == ("bfloat16", SIDES[2], False)
     difference = {k: np.abs(v - results["--tile=0"]).max() for k, v in results.items()}
     assert difference["--tile=20"] == 0 and difference["--ensemble"] > 5 and 0 < difference["--compute=bfloat16"] < 5
 

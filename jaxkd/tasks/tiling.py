@@ -112,6 +112,11 @@ def _enter(windows: jax.Array) -> jax.Array:
     return x if x.ndim == 4 else jnp.broadcast_to(x[..., None], (*x.shape, 3))
 
 
+def by_strips(model: Upscaler) -> Upscaler:
+    """The same network in the form that inference uses on this backend; its variables and its pixels stay the same."""
+    return model.clone(strip_pixels=STRIPS.get(jax.default_backend(), STRIP))
+
+
 class Enlarger:
     """A network that enlarges pictures of any size in bounded memory.
 
@@ -149,7 +154,7 @@ class Enlarger:
         # One batch computes while the next is cut; on a CPU two would share its cores and need twice the memory.
         self._ahead = 0 if on_cpu else 1
         self._params = jax.device_put(variables)
-        model = model.clone(strip_pixels=STRIPS.get(jax.default_backend(), STRIP))
+        model = by_strips(model)
         self._network = jax.jit(lambda params, x: model.apply(params, x)[0])
         self._leave = jax.jit(_leave, static_argnames=("dtype", "grey"))
         self._compiled: set[tuple[int, int]] = set()
