@@ -113,16 +113,19 @@ def programs(
     """
     torch = import_torch()
     torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    torch.backends.cudnn.benchmark = True  # XLA tries several algorithms too
+    torch._dynamo.reset()  # programs of another scale share the code: after eight, it would fall back to eager
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     network = build(model, variables).to(getattr(torch, dtype))
     device = next(network.parameters()).device
     x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(device, getattr(torch, dtype))
     out = {}
     for form in forms:
-        module, given = copy.deepcopy(network), x
+        module, given = (network if len(forms) == 1 else copy.deepcopy(network)), x
         if form.endswith("channels_last"):
             module, given = module.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
         if form.startswith("compile"):
-            module = torch.compile(module)
+            module = torch.compile(module, dynamic=False)  # compiled for its size, as XLA does
 
         def run(module: Any = module, given: Any = given) -> Any:
             with torch.inference_mode():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -113,7 +114,7 @@ def _title(folder: str) -> str:
     first = folder.split("?lr=")[0].split(",")[0]
     if ":" in first and not Path(first).exists():
         return first.rpartition(":")[2] or "val"
-    return next((part for part in reversed(Path(first).absolute().parts) if part not in PLAIN), "val")
+    return next((part for part in reversed(Path(os.path.abspath(first)).parts) if part not in PLAIN), "val")
 
 
 def _finite(scores: dict[str, float]) -> dict[str, Any]:

@@ -79,7 +79,7 @@ class Conv3x3(nn.Module):
 def enlarge_by_strips(
     x: jax.Array, enlarge: Callable[..., jax.Array], finish: Callable[..., jax.Array], factor: int, rows: int
 ) -> jax.Array:
-    """finish(pixel_shuffle(enlarge(x))), a strip of rows at a time: same pixels, without the large maps between.
+    """finish(pixel_shuffle(enlarge(x))), strip by strip: same pixels to rounding, no large map between.
 
     Of what `enlarge` made of one strip the last two rows are kept for the first rows of the next, so that nothing is
     computed twice. Half of the time of x4 goes into these two convolutions on a CPU, where maps of hundreds of
@@ -127,8 +127,9 @@ class Upscaler(nn.Module):
       res_scale: factor on the branch of a residual block.
       dtype: type of the arithmetic; parameters, input and output are fp32.
       remat: recompute each block in the backward pass instead of storing it.
-      strip_pixels: the last upsampling and the last convolution take rows of about so many pixels at a time (see
-        `enlarge_by_strips`); 0: the whole. For inference: a backward pass would hold the maps anyway.
+      strip_pixels: of each image the last upsampling and the last convolution take rows of about so many pixels at a
+        time (see `enlarge_by_strips`); 0: the whole. For inference, where `tasks.tiling` sets it, not by the user: a
+        backward pass would hold the maps anyway.
     """
 
     scale: int = 4
@@ -231,7 +232,7 @@ class Upscaler(nn.Module):
         enlarge, factor = last[0].function(self.num_feat), last[1]
         # The sums of the last convolution stay in fp32: bf16 has fewer levels between 0.5 and 1 than an 8-bit image.
         finish = Conv3x3(RGB, self.dtype, jnp.float32, name="conv_last").function(self.num_feat)
-        if self.strip_pixels:
+        if self.strip_pixels and self.strip_pixels < x.shape[1] * x.shape[2]:
             x = enlarge_by_strips(x, enlarge, finish, factor, rows=max(1, self.strip_pixels // x.shape[2]))
         else:
             x = finish(pixel_shuffle(enlarge(x), factor))

@@ -94,7 +94,7 @@ REGISTRY: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
 }
 
 # Arguments that the name or a conversion of the weights decides, or that belong to linen.
-_NOT_FOR_USERS = frozenset({"distillation_token", "scale", "merged", "parent", "name"})
+_NOT_FOR_USERS = frozenset({"distillation_token", "scale", "merged", "strip_pixels", "parent", "name"})
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -30,7 +30,8 @@ REUSE = 1.25  # a compiled window is taken again if it costs at most so much mor
 # windows of 448 it computes 1.31.
 SIDES = {2: 576, 3: 576, 4: 448, 8: 224}
 # Pixels of the last small map that are enlarged at a time (`Upscaler.strip_pixels`). On a CPU strips that fit into the
-# caches make x4 1.1 times as fast, and leave a quarter of the memory; an accelerator wants more work in one piece.
+# caches make x4 1.1 times as fast (2 cores of an EPYC) and leave a quarter of the memory. Accelerators get more work in
+# one piece; that number is a guess, none was measured.
 STRIPS = {"cpu": 4096}
 STRIP = 65_536
 VARIANTS = 8  # of the self-ensemble: flips of either axis, and the transpose
@@ -113,7 +114,7 @@ def _enter(windows: jax.Array) -> jax.Array:
 
 
 def by_strips(model: Upscaler) -> Upscaler:
-    """The same network in the form that inference uses on this backend; its variables and its pixels stay the same."""
+    """The same network as inference runs it on this backend: same variables, and same pixels to rounding."""
     return model.clone(strip_pixels=STRIPS.get(jax.default_backend(), STRIP))
 
 

@@ -48,6 +48,7 @@ def to_stablehlo(model: nn.Module, variables: PyTree) -> bytes:
     constants = jax.tree.map(np.asarray, variables)  # part of the program, on no device
     batch, height, width = export.symbolic_shape("batch, height, width")
     images = jax.ShapeDtypeStruct((batch, height, width, RGB), jnp.float32)
+    model = model.clone(strip_pixels=0)  # strips are counted when the size is known, which here it never is
     enlarge = jax.jit(lambda images: model.apply(constants, images)[0])
     return bytes(export.export(enlarge, platforms=PLATFORMS)(images).serialize())
 

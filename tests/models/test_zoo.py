@@ -159,7 +159,12 @@ def test_unknown_argument_suggests_the_nearest():
 
 @pytest.mark.parametrize(
     ("name", "field"),
-    [("deit_tiny_patch16_224", "distillation_token"), ("mdbn_x4", "scale"), ("mdbn_x4", "merged")],
+    [
+        ("deit_tiny_patch16_224", "distillation_token"),
+        ("mdbn_x4", "scale"),
+        ("mdbn_x4", "merged"),
+        ("mdbn_x4", "strip_pixels"),
+    ],
 )
 def test_internal_fields_are_no_arguments(name, field):
     with pytest.raises(ConfigError, match=f'"{field}" is not an argument'):

@@ -188,3 +188,16 @@ def test_too_little_memory_is_said(mdbn, picture):
     enlarger._network = full
     with pytest.raises(ConfigError, match="too small for 1 window of 24x24 pixels.*smaller tile than 24"):
         enlarger(picture)
+
+
+def test_windows_are_enlarged_by_strips(mdbn, picture, monkeypatch):
+    """So few pixels a strip that every window has several, and one that ends with a shorter one."""
+    model, variables = mdbn
+    want = whole(model, variables, picture)
+    monkeypatch.setattr(tiling, "STRIPS", {"cpu": 200})
+    seen = []
+    by_strips = tiling.by_strips
+    monkeypatch.setattr(tiling, "by_strips", lambda model: seen.append(by_strips(model)) or seen[-1])
+    made = Enlarger(model, variables, tile=64)(picture)
+    assert [network.strip_pixels for network in seen] == [200]
+    np.testing.assert_allclose(made, want, rtol=0, atol=1e-6 * np.abs(want).max())
