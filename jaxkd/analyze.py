@@ -1,4 +1,4 @@
-"""See what the features do: spectra, entropy, ranks, PCA, SEP, saliency of one or several networks, as a report.
+"""See what the features do: spectra, entropy, ranks, PCA, SEP, saliency, or the branches of super-resolution networks.
 
     python -m jaxkd.analyze --model=cait_s24_224 --weights=cait.safetensors \\
         --model=deit_tiny_patch16_224 --weights=deit.safetensors --images=/data/imagenet/val --per-class=1 --out=report
@@ -6,10 +6,15 @@
         --images=embedded:digits --out=report
     python -m jaxkd.analyze --checkpoints=runs/first_light/student_distilled --images=embedded:digits --out=dynamics
     python -m jaxkd.analyze --model=my_package.my_module:features --image-size=224 --images=DIR --out=report
+    python -m jaxkd.analyze --weights=runs/mdbn_x4 --weights=runs/edsr_x4 --images=/data/Set14 --out=branches
 
 Options that describe a network (--weights, --model-arg, --label, --variant, --step) belong to the --model before them;
 --weights with a work directory of jaxkd needs no --model. The first network is the teacher of the comparisons. A
 function of your own gets (B, H, W, 3) fp32 NumPy images in [0, 1] and answers {name: (B, N, C) or (B, h, w, C)}.
+
+Super-resolution networks (mdbn_x*, edsr_x*) get a Fourier analysis of their branches, each beside itself untrained.
+--images are then large images, which are shrunk by the network's scale as in training, or pairs ("DIR?lr=NAME"); with
+--small-images they are the network's input as they are. Options marked (*) do nothing there and are refused.
 """
 
 from __future__ import annotations
@@ -22,30 +27,25 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jaxkd.command import Parser, PhaseProgress, end_on_sigterm, fail, model_argument, quiet
 from jaxkd.errors import ConfigError, JaxkdError
 
-
-@dataclass
-class Wanted:
-    """One network of the command line."""
-
-    model: str = ""
-    weights: str = ""
-    args: dict[str, Any] = field(default_factory=dict)
-    label: str = ""
-    variant: str = ""
-    step: str = ""
+NOT_OF_BRANCHES = (  # options that do nothing for super-resolution networks
+    *("checkpoints", "resize", "image_size", "per_class", "crop_pct", "interpolation", "batch_size", "low_memory"),
+    *("layers", "last", "entropy_range", "bins", "gradients", "no_ranks", "permutations", "bootstrap"),
+    *("permutation_images", "saliency", "no_compare"),
+)
 
 
 class _OfModel(argparse.Action):
     """Collects options of networks in the order in which they stand on the command line."""
 
     def __call__(self, parser, namespace, value, option=None) -> None:
+        from jaxkd.tasks.command_networks import Wanted
+
         wanted: list[Wanted] = namespace.wanted
         name = self.dest
         starts = name == "model" or (name == "weights" and (not wanted or wanted[-1].weights))
@@ -64,9 +64,7 @@ class _OfModel(argparse.Action):
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
-        prog="python -m jaxkd.analyze",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="python -m jaxkd.analyze", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.set_defaults(wanted=[])
     networks = parser.add_argument_group("networks")
@@ -79,16 +77,22 @@ def _parser() -> argparse.ArgumentParser:
         ("--step", 'of a work directory: a number, "last" or "best"'),
     ):
         networks.add_argument(name, action=_OfModel, default=argparse.SUPPRESS, help=text)
-    networks.add_argument("--checkpoints", default="", help="work directory of jaxkd: every kept checkpoint of it")
-    networks.add_argument("--resize", action="store_true", help="resize position embeddings to the network's grid")
-    networks.add_argument("--image-size", type=int, default=0, help="of a function of your own (224)")
+    which = networks.add_mutually_exclusive_group()
+    which.add_argument("--ema", action="store_true", help="the moving average, of networks without --variant")
+    which.add_argument("--raw", action="store_true", help="the raw weights; default, but for super-resolution the EMA")
+    networks.add_argument("--checkpoints", default="", help="work directory of jaxkd: every kept checkpoint of it (*)")
+    networks.add_argument("--resize", action="store_true", help="resize position embeddings to the network's grid (*)")
+    networks.add_argument("--image-size", type=int, default=0, help="of a function of your own (224) (*)")
     images = parser.add_argument_group("images")
     images.add_argument("--images", required=True, help='folder of images, data set or "embedded:digits"')
-    images.add_argument("--per-class", type=int, default=0, help="first N files of each folder (published: 1); 0: all")
+    images.add_argument(
+        "--per-class", type=int, default=0, help="first N files of each folder (published: 1); 0: all (*)"
+    )
     images.add_argument("--max-images", type=int, default=0, help="first N images; 0: all")
-    images.add_argument("--crop-pct", type=float, default=0.0, help="default: each network's own")
-    images.add_argument("--interpolation", default="", help="default: each network's own")
-    what = parser.add_argument_group("statistics")
+    images.add_argument("--small-images", action="store_true", help="super-resolution: they are small already")
+    images.add_argument("--crop-pct", type=float, default=0.0, help="default: each network's own (*)")
+    images.add_argument("--interpolation", default="", help="default: each network's own (*)")
+    what = parser.add_argument_group("statistics (*)")
     what.add_argument(
         "--layers", default="", help="taps or patterns such as block_*,cls_block_*; default: blocks or stages"
     )
@@ -102,14 +106,24 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--permutation-images", type=int, default=0, help="first N images; 0: all")
     what.add_argument("--saliency", type=int, default=2, help="saliency maps of the first N images; 0: none")
     what.add_argument("--no-compare", action="store_true", help="leave out CKA and principal angles")
-    what.add_argument("--seed", type=int, default=2026)
     how = parser.add_argument_group("how")
     how.add_argument("--out", required=True, help="folder for report.html, results.json, CSV and figures")
     how.add_argument("--overwrite", action="store_true", help="replace an earlier report in --out")
-    how.add_argument("--batch-size", type=int, default=8, help="images at once; changes no number")
-    how.add_argument("--low-memory", action="store_true", help="features of a chunk wait on the disk, not in memory")
+    how.add_argument("--seed", type=int, default=2026, help="of permutations, draws and untrained networks")
+    how.add_argument("--batch-size", type=int, default=8, help="images at once; changes no number (*)")
+    how.add_argument("--low-memory", action="store_true", help="features of a chunk wait on the disk (*)")
     how.add_argument("--no-figures", action="store_true", help="numbers only")
     return parser
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """What was given or is the default, and in `given` the names of what was given, be it the default or not."""
+    parser = _parser()
+    args, unset = parser.parse_args(argv), object()
+    # argparse gives no default to a name that is there already
+    probe = argparse.Namespace(**{**dict.fromkeys(vars(args), unset), "wanted": []})
+    args.given = {name for name, value in vars(parser.parse_args(argv, probe)).items() if value is not unset}
+    return args
 
 
 def analyze(args: argparse.Namespace, *, command: str = "") -> dict[str, Any]:
@@ -121,9 +135,17 @@ def analyze(args: argparse.Namespace, *, command: str = "") -> dict[str, Any]:
     from jaxkd.analysis.summary import SummaryOptions
     from jaxkd.analysis.tables import write_tables
     from jaxkd.data.image_folder import open_images
+    from jaxkd.tasks.command_networks import all_upscalers, wanted_networks
 
     out = _out_folder(args)
-    wanted = _networks(args)
+    wanted = wanted_networks(args.wanted, args.checkpoints)
+    if all_upscalers(wanted):
+        return _branches(wanted, args, out, command)
+    if args.small_images:
+        raise ConfigError(
+            "--small-images was given, and the networks classify. They take images of one size, and none is shrunk "
+            "by a scale. Leave it out."
+        )
     entropy_range, value_range = _entropy_range(args.entropy_range)
     _check_counts(args)
     source, labelled = open_images(args.images, per_class=args.per_class, max_images=args.max_images)
@@ -188,6 +210,41 @@ def analyze(args: argparse.Namespace, *, command: str = "") -> dict[str, Any]:
     return results
 
 
+def _branches(wanted: list[Any], args: argparse.Namespace, out: Path, command: str) -> dict[str, Any]:
+    """The same for super-resolution networks: the Fourier analysis of their branches."""
+    from rich.console import Console
+
+    from jaxkd.analysis.branch_figures import branch_sentences
+    from jaxkd.analysis.branch_tables import write_branches
+    from jaxkd.tasks.branch_command import analyse_wanted
+
+    refused = [name for name in NOT_OF_BRANCHES if name in getattr(args, "given", ())]
+    if refused:
+        raise ConfigError(
+            f"--{refused[0].replace('_', '-')} was given, and {wanted[0].label} is a super-resolution network. Its "
+            "branches get a Fourier analysis, in which this option has no meaning. Leave it out; --help marks all such "
+            "options with (*)."
+        )
+    _check_counts(args)
+    console = Console(stderr=True)
+    with PhaseProgress(console) as progress:
+        results = analyse_wanted(
+            wanted,
+            args.images,
+            small=args.small_images,
+            max_images=args.max_images,
+            variant=_variant(args),
+            seed=args.seed,
+            skipped=lambda s: console.print(f"jaxkd: left out. {s}", highlight=False, markup=False, soft_wrap=True),
+            progress=progress,
+        )
+    results["settings"] |= {"command": command}
+    results["sentences"] = branch_sentences(results)
+    _clear(out)
+    write_branches(results, out, figures=not args.no_figures)
+    return results
+
+
 def _over_time(results: dict[str, Any], folder: Path, *, figures: bool) -> None:
     """Tables and figures of each statistic by step and layer, in the form of those written during training."""
     from jaxkd import dynamics_tables
@@ -230,43 +287,9 @@ def _clear(out: Path) -> None:
         shutil.rmtree(out / folder, ignore_errors=True)
 
 
-def _networks(args: argparse.Namespace) -> list[Wanted]:
-    """The networks of the command line, each with its own label."""
-    from jaxkd import train
-
-    wanted = list(args.wanted)
-    if args.checkpoints:
-        if wanted:
-            raise ConfigError(
-                f'--checkpoints="{args.checkpoints}" and --model or --weights were both given. The first analyses one '
-                "run over time, the others networks side by side. Use one of them."
-            )
-        run = train.find_run(args.checkpoints)
-        if run is None:
-            raise ConfigError(
-                f'--checkpoints="{args.checkpoints}" is not a work directory of jaxkd. It holds config.json and '
-                "checkpoints/. Give the --workdir of a run; checkpoint.keep_every_epochs keeps more of them."
-            )
-        steps = sorted(int(p.name) for p in (run / "checkpoints").iterdir() if p.name.isdigit())
-        wanted = [Wanted(weights=str(run), step=str(s), label=f"step {s}") for s in steps]
-    if not wanted:
-        raise ConfigError(
-            "No network was given. An analysis reads the features of at least one. Give --model=NAME with "
-            "--weights=FILE, --weights=WORKDIR, or --model=module:function."
-        )
-    for w in wanted:
-        run = train.find_run(w.weights) if w.weights else None
-        if not w.model and run is None:
-            raise ConfigError(
-                f'--weights="{w.weights}" came without --model, and is not a work directory of jaxkd that would know '
-                "it. Put --model=NAME before it; jaxkd.models.list_models() has the names."
-            )
-        w.label = w.label or (run.name if run is not None else w.model.rpartition(":")[2])
-    labels = [w.label for w in wanted]
-    for i, w in enumerate(wanted):
-        if labels.count(w.label) > 1:
-            w.label = f"{w.label} ({i + 1})"
-    return wanted
+def _variant(args: argparse.Namespace) -> str:
+    """Which weights of those networks that do not say it themselves."""
+    return "ema" if args.ema else "raw" if args.raw else ""
 
 
 def _entropy_range(text: str) -> tuple[str, tuple[float, float] | None]:
@@ -302,8 +325,9 @@ def _check_counts(args: argparse.Namespace) -> None:
             raise ConfigError(f"--{name.replace('_', '-')}={value} is out of range. It counts. Give {least} or more.")
 
 
-def _features(wanted: Wanted, args: argparse.Namespace, mesh: Any, source: Any, labelled: bool) -> Any:
-    from jaxkd import tasks, train
+def _features(wanted: Any, args: argparse.Namespace, mesh: Any, source: Any, labelled: bool) -> Any:
+    from jaxkd import tasks
+    from jaxkd.tasks.command_networks import name_and_args
 
     layers = tuple(filter(None, (t.strip() for t in args.layers.split(","))))
     if ":" in wanted.model:
@@ -319,26 +343,10 @@ def _features(wanted: Wanted, args: argparse.Namespace, mesh: Any, source: Any, 
             f"--image-size={args.image_size} is the size that a function of your own gets, and {wanted.label} is a "
             "network of the zoo. Use --model-arg=img_size=SIZE, with --resize for weights of another grid."
         )
-    name, model_args = wanted.model, dict(wanted.args)
-    run = train.find_run(wanted.weights) if wanted.weights else None
-    if run is not None:
-        saved = train.read_config(run)
-        if name and name != saved["student"]["name"]:
-            raise ConfigError(
-                f'--model="{name}", but the work directory "{wanted.weights}" trained {saved["student"]["name"]}. Its '
-                "weights fit no other network. Leave --model out."
-            )
-        name = saved["student"]["name"]
-        model_args = {k: v for k, v in saved["student"]["args"].items() if v is not None} | model_args
-    network = tasks.build_network(name, model_args)
-    if network.spec.task == "restoration":
-        raise ConfigError(
-            f"{name} makes images of images. These statistics are of networks that classify. For its branches call "
-            "jaxkd.tasks.branch_analysis.analyse_branches and jaxkd.analysis.branch_tables.write_branches."
-        )
+    network = tasks.build_network(*name_and_args(wanted))
     if wanted.weights:
         network = tasks.load_weights(
-            network, wanted.weights, variant=wanted.variant, step=wanted.step, resize=args.resize
+            network, wanted.weights, variant=wanted.variant or _variant(args), step=wanted.step, resize=args.resize
         )
     gradient_of = "class" if args.gradients == "none" else args.gradients
     return tasks.network_features(
@@ -350,7 +358,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; exit code 0, or 2 for what the user can mend."""
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
-        args = _parser().parse_args(argv)
+        args = _arguments(argv)
         quiet()
         end_on_sigterm()
         results = analyze(args, command=shlex.join(["python", "-m", "jaxkd.analyze", *argv]))
@@ -359,10 +367,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("jaxkd: stopped.", file=sys.stderr)
         return 130
-    for model in results["models"]:
+    for model in results.get("models", ()):
         print(_line(model))
         for note in model["notes"]:
             print(f"  {note}")
+    for sentence in results.get("sentences", ()):
+        print(sentence)
     written = Path(args.out) / ("results.json" if args.no_figures else "report.html")
     print(f"{written} ({results['settings']['seconds']:.1f} s)")
     return 0

@@ -127,7 +127,7 @@ def failing(argv, capsys):
         ([*DEIT, "--layers=attn_*"], "holds attention"),
         ([*DEIT, "--entropy-range=-inf:inf"], "is not a range"),
         ([*DEIT, "--seed=-1"], "--seed=-1 is out of range"),
-        (["--model=mdbn_x2"], "makes images of images"),
+        (["--model=mdbn_x2"], "--permutations was given"),
         ([*DEIT, "--image-size=64"], "--model-arg=img_size=SIZE"),
     ],
     ids=lambda v: v[-1] if isinstance(v, list) and v else None,

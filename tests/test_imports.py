@@ -55,11 +55,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "problem": {*BASE, "train"},
     "announcement": {*BASE, "parallel", "problem", "train"},
     "classifying": {*BELOW_RUNNER, "validate", "auto_pairs", "problem"},
-    "restoring": {*BELOW_RUNNER, "problem"},
+    "restoring": {*BELOW_RUNNER, "problem", "curves"},
+    "evaluate_restoration": {*BELOW_RUNNER, "restoring", "command"},
     "auto_pairs": {*BELOW_RUNNER, "recipes", "workdir"},
     "runner": {*BELOW_RUNNER, *SETTINGS, *PROBLEMS, "stages", "workdir", "announcement", "dynamics_tables"},
     # nobody imports an entry point
     **{unit: {*BELOW_RUNNER, *SETTINGS, *READERS, "command", "stages", "runner"} for unit in ENTRY_POINTS},
+    "evaluate": {*BELOW_RUNNER, "command", "evaluate_restoration"},  # of which it is the entry
 }
 
 

@@ -276,3 +276,61 @@ def _number(value: float, digits: int | None = None) -> float | None:
     if not math.isfinite(value):
         return None
     return value if digits is None else round(value, digits)
+
+
+Network = Mapping[str, Any]  # an entry of a branch analysis' results: label, control, ..., and a summary
+
+
+def branched(network: Network) -> bool:
+    """Whether its blocks have branches that can be compared."""
+    return any(b["pairs"] for b in network["blocks"])
+
+
+def subjects(results: Mapping[str, Any]) -> list[tuple[Network, Network | None]]:
+    """Each network with the untrained one that it is read against, which is then no subject itself."""
+    by_label = {n["label"]: n for n in results["networks"]}
+    controls = {n.get("control") for n in results["networks"]}
+    return [(n, by_label.get(n.get("control"))) for n in results["networks"] if n["label"] not in controls]
+
+
+def over_pairs(block: Mapping[str, Any], branch: str, statistic: str = "high_low") -> tuple[float, float]:
+    """Mean and standard deviation over images of "high_low", "mean_frequency" or "mean_share", averaged over pairs.
+
+    Args:
+      block: of a summary.
+      branch: "deep", "shallow" or "output".
+      statistic: see above.
+
+    Returns:
+      NaN where there is no such branch, or its numbers are not finite.
+    """
+    of = [block["output"]] if branch == "output" else [pair[branch] for pair in block["pairs"]]
+    values = [[_float(b[statistic][k]) for k in ("mean", "sd")] for b in of if b]
+    mean, sd = np.mean(values, axis=0).tolist() if values else (math.nan, math.nan)
+    return mean, sd
+
+
+def mean_of(network: Network, branch: str, statistic: str) -> float:
+    """Mean over blocks of what `over_pairs` gives; NaN if no block has any."""
+    return _finite_mean(over_pairs(b, branch, statistic)[0] for b in network["blocks"])
+
+
+def mean_differentiation(network: Network) -> float:
+    """Mean over blocks; NaN where it is undefined in all."""
+    return _finite_mean(_float(b["differentiation"]["mean"]) for b in network["blocks"] if b["differentiation"])
+
+
+def higher_in_deep(network: Network) -> tuple[int, int]:
+    """In how many blocks the deep branch has the higher high/low ratio, and of how many that can be said."""
+    both = np.array([[over_pairs(b, branch)[0] for branch in BRANCHES] for b in network["blocks"]]).reshape(-1, 2)
+    both = both[np.isfinite(both).all(axis=1)]
+    return int((both[:, 0] > both[:, 1]).sum()), len(both)
+
+
+def _finite_mean(values: Iterable[float]) -> float:
+    finite = [v for v in values if math.isfinite(v)]
+    return float(np.mean(finite)) if finite else math.nan
+
+
+def _float(value: float | None) -> float:
+    return math.nan if value is None else float(value)

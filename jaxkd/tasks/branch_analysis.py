@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -29,12 +30,18 @@ class BranchNetwork:
       model: an MDBN, merged or not, or a network of one branch per block (EDSR).
       variables: `{"params": ...}`.
       weights: where they came from, in words.
+      control: label of the untrained network that results are read against, or "".
     """
 
     label: str
     model: nn.Module
     variables: PyTree
     weights: str = ""
+    control: str = ""
+
+    def beside(self, control: str) -> BranchNetwork:
+        """The same, to be read against the network called `control`."""
+        return replace(self, control=control)
 
 
 def untrained(network: BranchNetwork, *, seed: int = 2026) -> BranchNetwork:
@@ -42,7 +49,7 @@ def untrained(network: BranchNetwork, *, seed: int = 2026) -> BranchNetwork:
     image = jnp.zeros((1, SMALLEST_GRID, SMALLEST_GRID, RGB))
     variables = jax.jit(network.model.init)(jax.random.key(seed, impl="rbg"), image)
     label, weights = f"{network.label}, untrained", f"random, seed {seed}"
-    return replace(network, label=label, variables=variables, weights=weights)
+    return replace(network, label=label, variables=variables, weights=weights, control="")
 
 
 def analyse_branches(
@@ -70,8 +77,8 @@ def analyse_branches(
       progress: called with (label, phase, done, total).
 
     Returns:
-      `{"settings": ..., "networks": [...]}` of plain Python numbers; each network has label, weights, scale and what
-      `summarise_branches` returns.
+      `{"settings": ..., "networks": [...]}` of plain Python numbers; each network has label, weights, control (a label
+      or ""), name (of its class), scale, parameters (their number) and what `summarise_branches` returns.
 
     Raises:
       ConfigError: no super-resolution network, equal labels. ShapeError: no images, or one that is too small.
@@ -89,22 +96,29 @@ def analyse_branches(
                 "networks only. Choose an mdbn_x* or edsr_x*."
             )
     crops = common_crops(images, side=side)
-    found = []
+    found, compiled = [], {}
     for network in networks:
         taps = network.model.tap_names()
-
-        def statistics(variables: PyTree, image: jax.Array, model=network.model, taps=taps):
-            _, features = model.apply(variables, image.astype(jnp.float32) / 255, taps=taps)
-            return {name: branch_statistics(features[name], cut=cut, window=window) for name in taps}
-
-        run, done = jax.jit(statistics), []
+        if network.model not in compiled:  # a network and its untrained control are one program
+            compiled[network.model] = jax.jit(partial(_features, network.model, taps))
+        done = []
         for i, crop in enumerate(crops):
-            # jit sorts a dict by name, which is not the order of depth from ten blocks on
-            values = jax.device_get(run(network.variables, crop[None]))
-            done.append({name: values[name] for name in taps})
+            with jax.default_matmul_precision("highest"):
+                features = compiled[network.model](network.variables, crop[None])
+                # One program for each branch, rather than one of all branches, which takes long to compile. In order of
+                # depth: JAX sorts a dict by name.
+                values = [branch_statistics(features.pop(name), cut=cut, window=window) for name in taps]
+            done.append(dict(zip(taps, jax.device_get(values), strict=True)))
             if progress is not None:
                 progress(network.label, "branches", i + 1, len(crops))
-        head = {"label": network.label, "weights": network.weights, "scale": int(network.model.scale)}
+        head = {
+            "label": network.label,
+            "weights": network.weights,
+            "control": network.control,
+            "name": type(network.model).__name__,
+            "scale": int(network.model.scale),
+            "parameters": sum(int(np.size(leaf)) for leaf in jax.tree.leaves(network.variables)),
+        }
         found.append(head | summarise_branches(done, cut=cut, window=window))
     settings = {
         "images": len(crops),
@@ -112,9 +126,15 @@ def analyse_branches(
         "crop": list(crops[0].shape[:2]),
         "cut": cut,
         "window": "hann" if window else "none",
+        "precision": "highest",
         "versions": {"jaxkd": __version__, "jax": jax.__version__},
     }
     return {"settings": settings, "networks": found}
+
+
+def _features(model: nn.Module, taps: tuple[str, ...], variables: PyTree, image: jax.Array) -> dict[str, jax.Array]:
+    """(1, h, w, 3) uint8 -> the features; what the network does behind them is not computed."""
+    return model.apply(variables, image.astype(jnp.float32) / 255, taps=taps)[1]
 
 
 def common_crops(images: Sequence[np.ndarray], *, side: int = LARGEST_SIDE) -> list[np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,16 @@ from PIL import Image
 
 from jaxkd.analysis import branch_figures
 from jaxkd.analysis.branch_tables import write_branches
-from jaxkd.analysis.branches import branch_report, branch_rings, branch_statistics, differentiation, summarise_branches
+from jaxkd.analysis.branches import (
+    branch_report,
+    branch_rings,
+    branch_statistics,
+    differentiation,
+    higher_in_deep,
+    mean_of,
+    subjects,
+    summarise_branches,
+)
 from jaxkd.analysis.spectrum import radial_frequencies
 from jaxkd.errors import ConfigError, ShapeError
 
@@ -200,8 +210,11 @@ def mdbn():
 def test_everything_is_on_disk_and_survives_odd_names(mdbn, tmp_path):
     results = results_of(mdbn, ("edsr", {f"block_{i}": noise(2, 12, 10, 3) for i in range(8)}))
     paths = write_branches(results, tmp_path / "out")
-    names = ["branches.json", "branches.csv", "branch_profiles.csv", "branches.png", "branches.pdf"]
+    drawn = ["differentiation", "high_low", "outputs", "profiles_0", "maps_0_0", "profiles_1", "maps_1_0"]
+    names = ["results.json", "branches.csv", "branch_profiles.csv"]
+    names += [f"{name}.{kind}" for name in drawn for kind in ("png", "pdf")] + ["report.html"]
     assert [p.name for p in paths] == names and all(p.stat().st_size for p in paths)
+    assert "mdbn $x_1$" in paths[-1].read_text() and "8 blocks" in paths[-1].read_text()
     saved = json.loads(paths[0].read_text())
     assert saved["networks"] == results["networks"] and "is not published" in saved["caption"]
     rows = list(csv.DictReader(paths[1].open()))
@@ -212,7 +225,7 @@ def test_everything_is_on_disk_and_survives_odd_names(mdbn, tmp_path):
     with Image.open(paths[3]) as image:
         grey = np.asarray(image.convert("L"))
     assert grey.min() < 60 and (grey > 250).mean() > 0.1
-    with pytest.raises(ConfigError, match=r"earlier analysis of branches \(branches\.json\).*--overwrite"):
+    with pytest.raises(ConfigError, match=r"earlier analysis \(results\.json\).*--overwrite"):
         write_branches(results, tmp_path / "out")
     assert len(write_branches(results, tmp_path / "out", overwrite=True, figures=False)) == 3
     with pytest.raises(ConfigError, match="is a file"):
@@ -222,8 +235,31 @@ def test_everything_is_on_disk_and_survives_odd_names(mdbn, tmp_path):
 def test_a_single_branch_alone_and_numbers_that_are_missing_are_drawn(mdbn, tmp_path):
     edsr = results_of(("edsr", {"block_0": noise(2, 12, 10, 3)}))
     assert "has one branch per block" in branch_figures.branch_caption(edsr)
-    branch_figures.draw_branches(edsr, tmp_path / "one.png")
+    drawn = branch_figures.draw_branches(edsr, tmp_path / "one")
+    assert [f.name for f in drawn] == ["high_low", "outputs", "profiles_0", "maps_0_0"]
     name, taps = mdbn
     broken = results_of((name, {k: v * np.float32(np.nan) for k, v in taps.items()}))
-    branch_figures.draw_branches(broken, tmp_path / "two.png")
+    drawn = branch_figures.draw_branches(broken, tmp_path / "two")
+    assert "undefined" in drawn[0].caption and drawn[0].png.stat().st_size
     assert "differentiation is undefined" in branch_figures.branch_caption(broken)
+
+
+def test_a_network_is_read_against_its_control(tmp_path):
+    fine, smooth = noise(2, 12, 10, 3), np.cumsum(np.cumsum(noise(2, 12, 10, 3, seed=1), axis=1), axis=2)
+    taps = [
+        {"block_0.deep_0": deep, "block_0.shallow_0": shallow, "block_0": deep + shallow}
+        for deep, shallow in ((fine, smooth), (smooth, fine))
+    ]
+    results = results_of(("ours", taps[0]), ("ours, untrained", taps[1]))
+    assert [(n["label"], c) for n, c in subjects(results)] == [("ours", None), ("ours, untrained", None)]
+    results["networks"][0]["control"] = "ours, untrained"
+    assert [(n["label"], c["label"]) for n, c in subjects(results)] == [("ours", "ours, untrained")]
+    said = branch_figures.branch_caption(results)
+    assert re.search(r"higher in the deep one in 1 of 1 blocks \(untrained: .* in 0 of 1 blocks\)", said)
+    assert [higher_in_deep(n) for n in results["networks"]] == [(1, 1), (0, 1)]
+    assert mean_of(results["networks"][0], "deep", "high_low") > 5 * mean_of(
+        results["networks"][0], "shallow", "high_low"
+    )
+    page = write_branches(results | {"skipped": ["torn & <gone>"]}, tmp_path)[-1].read_text()
+    assert "<title>Branches of ours</title>" in page and "torn &amp; &lt;gone&gt;" in page
+    assert "1 of 1" in page and "0 of 1" in page
