@@ -10,6 +10,7 @@ from PIL import Image
 
 from jaxkd import analyze
 from jaxkd.errors import JaxkdError
+from jaxkd.tasks.command_networks import wanted_networks
 
 TINY = ["--model-arg=img_size=32", "--model-arg=patch_size=8", "--model-arg=embed_dim=24", "--model-arg=depth=3"]
 DEIT = ["--model=deit_tiny_patch16_224", *TINY, "--model-arg=num_heads=2", "--model-arg=num_classes=10"]
@@ -167,9 +168,9 @@ def test_overwriting_leaves_nothing_of_the_earlier_report(pictures, tmp_path):
 
 def test_labels_are_made_distinct():
     args = analyze._parser().parse_args([*DEIT, *DEIT, "--label=b", "--images=x", "--out=y"])
-    assert [w.label for w in analyze._networks(args)] == ["deit_tiny_patch16_224", "b"]
+    assert [w.label for w in wanted_networks(args.wanted)] == ["deit_tiny_patch16_224", "b"]
     args = analyze._parser().parse_args([*DEIT, *DEIT, "--images=x", "--out=y"])
-    assert [w.label for w in analyze._networks(args)] == ["deit_tiny_patch16_224 (1)", "deit_tiny_patch16_224 (2)"]
+    assert [w.label for w in wanted_networks(args.wanted)] == ["deit_tiny_patch16_224 (1)", "deit_tiny_patch16_224 (2)"]
 
 
 def test_the_parser_raises_our_error():
