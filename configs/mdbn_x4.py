@@ -6,7 +6,7 @@
     python -m jaxkd.main --config=configs/mdbn_x4.py:scale=3 --workdir=runs/mdbn_x3 --config.data.source=/data/DF2K_sub
     python -m jaxkd.main --config=configs/mdbn_x4.py:network=edsr --workdir=runs/edsr --config.data.source=/data/DF2K
     python -m jaxkd.main --config=configs/mdbn_x4.py:control --workdir=runs/control --config.data.source=/data/DF2K_sub
-    python -m jaxkd.main --config=configs/mdbn_x4.py:control,embedded --workdir=runs/small_control        (2x as long)
+    python -m jaxkd.main --config=configs/mdbn_x4.py:control,embedded --workdir=runs/small_control      (2x as long)
 
 L1, Adam 2e-4 (0.9, 0.99), cosine to 1e-7 over 2,000,000 steps of 16 patches of 256 pixels (255 for x3), moving average
 0.999, scored every 5,000 steps. `edsr` is EDSR-baseline; `control` trains MDBN and then EDSR-baseline alike (x4:

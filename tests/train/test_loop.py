@@ -279,7 +279,8 @@ def test_an_inactive_writer_writes_nothing(tmp_path):
 
 def test_signals_become_requests_and_the_old_handlers_come_back(request):
     # A shell starts background jobs with SIGINT ignored, and then there is no handler whose return could be seen.
-    request.addfinalizer(lambda old=signal.getsignal(signal.SIGINT): signal.signal(signal.SIGINT, old))
+    old = signal.getsignal(signal.SIGINT)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, old))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with train.StopRequest() as stop:
