@@ -68,7 +68,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     saved = _saved_config(args.weights)
     name, model_args = _wanted(args, saved)
     if models.spec(name).task == "restoration":
-        _refuse(args, CLASSIFIERS_ONLY, f"{name} enlarges images", "how a classifier's images are read")
+        _refuse(args, CLASSIFIERS_ONLY, f"{name} enlarges images", "classifiers and their images")
         return evaluate_restoration.evaluate(args, name, model_args)
     _refuse(args, UPSCALERS_ONLY, f"{name} classifies images", "PSNR and SSIM of networks that enlarge")
     if len(args.data) > 1:
@@ -112,7 +112,7 @@ def _refuse(args: argparse.Namespace, options: Sequence[str], network: str, mean
         if value is not None and value is not False:
             shown = f"--{option.replace('_', '-')}" + ("" if value is True else f"={value}")
             raise ConfigError(
-                f"{shown} was given, but {network}. It says {meaning}, and nothing reads it. Leave it out."
+                f"{shown} was given, but {network}. It is about {meaning}, and nothing reads it here. Leave it out."
             )
 
 

@@ -7,7 +7,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from PIL import Image
+from pictures import smooth_pictures
 
 from jaxkd import data, metrics, models, recipes, restoring, runner, tasks
 from jaxkd.errors import JaxkdError
@@ -17,14 +17,7 @@ from jaxkd.train import load_run_weights
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Six smooth pictures for training, two for validation."""
-    root = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 6), ("val", 2)):
-        (root / split).mkdir()
-        for i in range(count):
-            coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), np.uint8))
-            coarse.resize((45, 38), Image.Resampling.BICUBIC).save(root / split / f"{i}.png")
-    return root
+    return smooth_pictures(tmp_path_factory.mktemp("pictures"), train=6, val=2)
 
 
 def config_of(folder, **changes):

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from PIL import Image
+from pictures import smooth_pictures
 from rich.console import Console
 from stopping import StopAfter
 
@@ -188,13 +188,7 @@ def test_control_without_a_counterpart_is_refused(words):
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     """The control at a size of seconds: pictures, and both networks tiny."""
-    root = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 4), ("val", 2)):
-        (root / split).mkdir()
-        for i in range(count):
-            coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), np.uint8))
-            coarse.resize((45, 38), Image.Resampling.BICUBIC).save(root / split / f"{i}.png")
+    root = smooth_pictures(tmp_path_factory.mktemp("pictures"), train=4, val=2)
     changes = {
         "data.source": str(root),
         "data.workers": 0,

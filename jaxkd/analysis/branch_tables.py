@@ -133,11 +133,11 @@ def write_page(results: Results, figures: Sequence[Figure], path: Path) -> Path:
     families: dict[str, str] = {}
     for figure in figures:
         family = FAMILIES[figure.name.rstrip("_0123456789")]
-        families[family] = families.get(family, "") + report._figure(figure, path.parent)
+        families[family] = families.get(family, "") + report.figure_section(figure, path.parent)
     sections += families.items()
     sections += [
         ("Numbers by block", "".join(_block_table(n) for n in results["networks"])),
-        ("How it was made", report._made(results)),
+        ("How it was made", report.made_section(results)),
     ]
     sections = [(heading, body) for heading, body in sections if body]
     links = "".join(f'<a href="#s{i}">{escape(h)}</a>' for i, (h, _) in enumerate(sections))

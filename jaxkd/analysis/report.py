@@ -65,14 +65,14 @@ def write_report(results: Results, figures: Sequence[Figure], path: Path) -> Non
     sections = [("Overview", _overview(results)), ("Notes", _notes(results))]
     families: dict[str, list[str]] = {}
     for figure in figures:
-        families.setdefault(figures_module.family_of(figure.name), []).append(_figure(figure, path.parent))
+        families.setdefault(figures_module.family_of(figure.name), []).append(figure_section(figure, path.parent))
     sections += [(family, "".join(parts)) for family, parts in families.items()]
     sections += [
         ("Suggested layer pairs", _suggestions(results)),
         ("Saliency", _saliency(results, path.parent)),
         ("Numbers by layer", "".join(_layer_table(m) for m in models_of(results))),
         ("Not in this report", _left_out(results)),
-        ("How it was made", _made(results)),
+        ("How it was made", made_section(results)),
     ]
     sections = [(heading, body) for heading, body in sections if body]
     links = "".join(f'<a href="#s{i}">{escape(h)}</a>' for i, (h, _) in enumerate(sections))
@@ -207,7 +207,7 @@ def embedded(path: Path) -> str | None:
     return f"data:{MIME[path.suffix.lower()]};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
 
 
-def _figure(figure: Figure, folder: Path) -> str:
+def figure_section(figure: Figure, folder: Path) -> str:
     """The picture in a box that scrolls sideways on a phone rather than shrink its text away, and the caption."""
     source = embedded(figure.png)
     if source is None:
@@ -297,7 +297,8 @@ def _left_out(results: Results) -> str:
     return f"<ul>{''.join(lines)}</ul>" if lines else ""
 
 
-def _made(results: Results) -> str:
+def made_section(results: Results) -> str:
+    """What a reader needs to do it again: command, settings and versions, as HTML."""
     settings = dict(results.get("settings") or {})
     command = settings.pop("command", None)
     versions = settings.pop("versions", None) or {}

@@ -109,7 +109,7 @@ def test_text_from_outside_is_escaped(bad):
     evil = make(1)
     evil["models"][0]["notes"] = ["</main><script>alert(1)</script>"]
     evil["settings"]["command"] = '"><img src=x onerror=alert(1)>'
-    report_text = report._notes(evil) + report._made(evil)
+    report_text = report._notes(evil) + report.made_section(evil)
     assert "<script" not in report_text and "<img" not in report_text
 
 
