@@ -21,6 +21,9 @@ from pathlib import Path
 import numpy as np
 from process_memory import peak_megabytes, restart_peak
 
+from jaxkd import weights
+from jaxkd.analysis import pipeline
+
 HERE = Path(__file__).resolve().parent
 
 
@@ -30,7 +33,7 @@ def write_weights(path: Path) -> None:
     import jax.numpy as jnp
     from safetensors.numpy import save_file
 
-    from jaxkd import models, weights
+    from jaxkd import models
 
     model = models.create("cait_s24_224")
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
@@ -46,31 +49,31 @@ def ours(images: str, weights: str, count: int, folder: str, batch: int, low_mem
     """One process of ours."""
     import jax
 
-    from jaxkd import parallel, tasks
-    from jaxkd.analysis.stream import StreamOptions
-    from jaxkd.analysis.summary import SummaryOptions
-    from jaxkd.data.image_folder import open_images
+    from jaxkd import parallel
+    from jaxkd.analysis.pipeline.dataset_pass import StreamOptions
+    from jaxkd.analysis.pipeline.summary import SummaryOptions
+    from jaxkd.data.sources.images import open_images
 
     mesh = parallel.make_mesh()
     source, _ = open_images(images, max_images=count)
-    network = tasks.load_weights(tasks.build_network("cait_s24_224", {}), weights)
-    features = tasks.network_features(network, mesh)
+    network = weights.load_weights(weights.build_network("cait_s24_224", {}), weights)
+    features = pipeline.network_features(network, mesh)
     blocks = tuple(t for t in features.layers if t.startswith("block_"))
-    features = tasks.network_features(network, mesh, layers=blocks)
+    features = pipeline.network_features(network, mesh, layers=blocks)
     del network
-    options = tasks.AnalysisOptions(
+    options = pipeline.AnalysisOptions(
         stream=StreamOptions(batch_size=batch, gradients=False, low_memory=low_memory),
         summary=SummaryOptions(permutations=0, null_images=0),
     )
     warm, _ = open_images(images, max_images=min(2 * batch, count))
     start = time.perf_counter()
-    tasks.analyse([features], warm, mesh, options, scratch=folder)
+    pipeline.analyse([features], warm, mesh, options, scratch=folder)
     compile_seconds = time.perf_counter() - start
     before = restart_peak()
     times = []
     for _ in range(3):
         start = time.perf_counter()
-        results = tasks.analyse([features], source, mesh, options, scratch=folder)
+        results = pipeline.analyse([features], source, mesh, options, scratch=folder)
         times.append(time.perf_counter() - start)
     model = results["models"][0]
     last = model["last"]

@@ -21,11 +21,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 
-from jaxkd import data, metrics, tasks, train
-from jaxkd.data.decode import decode_rgb
-from jaxkd.data.photos import photo_files
+from jaxkd import data, metrics, train, weights
+from jaxkd.data.sources.photos import photo_files
+from jaxkd.data.transforms.decode import decode_rgb
 from jaxkd.errors import ConfigError, JaxkdError
-from jaxkd.tasks.tiling import Enlarger
+from jaxkd.superres.tiling import Enlarger
 
 BOXES = {"chelsea.png": (65, 120, 140, 140), "coffee.png": (225, 290, 140, 140)}
 
@@ -76,10 +76,10 @@ def _image(entry: str) -> tuple[Path, tuple[int, ...]]:
 def load(folder: str, variant: str) -> Any:
     """A trained network of a work directory. Raises ConfigError: it does not enlarge."""
     student = train.read_config(train.find_run(folder))["student"]
-    network = tasks.build_network(student["name"], {k: v for k, v in student["args"].items() if v is not None})
+    network = weights.build_network(student["name"], {k: v for k, v in student["args"].items() if v is not None})
     if network.spec.task != "restoration":
         raise ConfigError(f'--weights="{folder}" trained {student["name"]}, which enlarges nothing. Name another run.')
-    return tasks.load_weights(network, folder, variant=variant)
+    return weights.load_weights(network, folder, variant=variant)
 
 
 def enlarge(

@@ -38,6 +38,7 @@ import numpy as np
 from step_time import prepare
 from timing import Compiled, Run, compile_program, interleaved, summary
 
+from jaxkd.analysis import pipeline
 from jaxkd.errors import ConfigError, JaxkdError
 
 PARTS = {
@@ -94,7 +95,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def measure(options: argparse.Namespace, config: Any) -> dict[str, Any]:
     """Compiles and times; what is printed."""
-    from jaxkd import parallel, runner, tasks, train
+    from jaxkd import parallel, train
+    from jaxkd.experiment import run as run_module
 
     mesh = parallel.make_mesh(config.mesh.data, config.mesh.model)
     parallel.check_batch("--batch-size", options.batch_size, mesh, accumulate=config.optimizer.accumulate)
@@ -125,10 +127,10 @@ def measure(options: argparse.Namespace, config: Any) -> dict[str, Any]:
         return step
 
     say("compiling ...")
-    dynamics = runner.build_dynamics(config, task, mesh)
+    dynamics = run_module.build_dynamics(config, task, mesh)
     programs = {"plain_step": program(None)}
     for name, less in PARTS.items():
-        programs[name] = program(tasks.Dynamics(task, mesh, **settings | less))
+        programs[name] = program(pipeline.Dynamics(task, mesh, **settings | less))
     turns = {name: run(compiled) for name, compiled in programs.items()}
     if options.ranks:
         turns |= {f"energies_{method}": run for method, run in energy_programs(task, dynamics.layers, config).items()}

@@ -35,12 +35,12 @@ from peer_timm import ERASE_MODE, ERASE_PROBABILITY, Recipe
 from PIL import Image
 
 from jaxkd import data
-from jaxkd.data.crops import Box, random_resized_box
-from jaxkd.data.decode import decode_rgb, read_file
-from jaxkd.data.fast_decode import DecodeOptions, decode_crop_resize, region_decoding
-from jaxkd.data.randaugment import auto_augment, fill_from_mean
-from jaxkd.data.sampler import EpochSampler, record_rng
-from jaxkd.data.sources import EXTENSIONS
+from jaxkd.data.pipeline.sampler import EpochSampler, record_rng
+from jaxkd.data.sources.labelled import EXTENSIONS
+from jaxkd.data.transforms.crops import Box, random_resized_box
+from jaxkd.data.transforms.decode import decode_rgb, read_file
+from jaxkd.data.transforms.fast_decode import DecodeOptions, decode_crop_resize, region_decoding
+from jaxkd.data.transforms.randaugment import auto_augment, fill_from_mean
 from jaxkd.errors import ConfigError, DataError, JaxkdError
 
 ORIGINALS = "../shared/data/imagenet_originals"
@@ -285,8 +285,8 @@ def device_cost(options: argparse.Namespace) -> dict[str, Any]:
     import jax
     from timing import compile_program, interleaved, summary
 
-    from jaxkd.data.erasing import EraseConfig
-    from jaxkd.data.on_device import prepare_train_images
+    from jaxkd.data.transforms.erasing import EraseConfig
+    from jaxkd.data.transforms.on_device import prepare_train_images
 
     shape = (options.batch_size, options.image_size, options.image_size, 3)
     images = jax.device_put(np.random.default_rng(0).integers(0, 256, shape, np.uint8))

@@ -16,7 +16,7 @@ import numpy as np
 from jaxkd import weights
 from jaxkd.errors import ConfigError
 from jaxkd.models.edsr import EDSR
-from jaxkd.models.upscaler import SCALES, Upscaler
+from jaxkd.models.sr_base import SCALES, Upscaler
 
 FORMS = ("eager", "channels_last", "compile", "compile_channels_last")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from jaxkd.data.sampler import EpochSampler
+from jaxkd.data.pipeline.sampler import EpochSampler
 
 ERASE_PROBABILITY, ERASE_MODE = 0.25, "pixel"
 

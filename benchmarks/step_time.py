@@ -81,7 +81,9 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Any]:
 
 def prepare(config: Any) -> tuple[Any, Any, Any, Any, bool]:
     """(resolved config, task, optimiser, schedule, whether weights were read) of a run that trains on no data set."""
-    from jaxkd import models, runner, train, validate
+    from jaxkd import models, train
+    from jaxkd.config import validate
+    from jaxkd.experiment import run as run_module
 
     config = config.copy_and_resolve_references()
     with config.unlocked():
@@ -92,14 +94,14 @@ def prepare(config: Any) -> tuple[Any, Any, Any, Any, bool]:
     validate.validate(config)
     facts = models.spec(config.student.name)
     classes = 10 if config.data.source == "embedded:digits" else facts.num_classes or 1000
-    config = runner.resolve(config, num_classes=config.student.args.num_classes or classes)
-    task = runner.build_task(config, num_classes=config.student.args.num_classes, load=load)
+    config = run_module.resolve(config, num_classes=config.student.args.num_classes or classes)
+    task = run_module.build_task(config, num_classes=config.student.args.num_classes, load=load)
     if task.constants and not load:
         # As at the start of a training run, so that features have the sizes that features have.
         images = jnp.zeros((1, *task.teacher.image_size, 3), jnp.float32)
         task.constants = jax.jit(task.teacher.model.init)(jax.random.key(config.seed + 7), images)
-    settings = runner.loop_settings(config, steps_per_epoch=1000)
-    schedule = runner.build_schedule(config, settings)
+    settings = run_module.loop_settings(config, steps_per_epoch=1000)
+    schedule = run_module.build_schedule(config, settings)
     optimizer = train.make_optimizer(
         schedule,
         weight_decay=config.optimizer.weight_decay,

@@ -39,9 +39,9 @@ from process_memory import peak_megabytes, restart_peak
 from timing import compile_program, interleaved, ratio, summary
 
 from jaxkd import models
+from jaxkd.cli.superres_evaluation import multiply_adds
 from jaxkd.errors import ConfigError, JaxkdError
-from jaxkd.evaluate_restoration import multiply_adds
-from jaxkd.tasks.tiling import by_strips
+from jaxkd.superres.tiling import by_strips
 
 WIDTH, HEIGHT = 1280, 720
 LAYOUT = ("NHWC", "HWIO", "NHWC")

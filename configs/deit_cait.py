@@ -11,13 +11,13 @@ The recipe is the authors' code: see `recipes.published` and the table in README
 
 from ml_collections import ConfigDict
 
-from jaxkd import recipes
+from jaxkd.config import fields, recipes
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """`arg`: what follows the colon on the command line."""
-    words = recipes.parse_arg(arg, {"embedded": "the digits in scikit-learn", "student": "a DeiT by timm's name"})
-    config = recipes.published(recipes.base())
+    words = fields.parse_arg(arg, {"embedded": "the digits in scikit-learn", "student": "a DeiT by timm's name"})
+    config = recipes.published(fields.base())
     config.task = "distillation"
     config.student.name = words.get("student") or "deit_tiny_patch16_224"
     config.teacher.name = "cait_s24_224"

@@ -10,16 +10,16 @@ DeiT-Tiny.
 
 from ml_collections import ConfigDict
 
-from jaxkd import recipes
+from jaxkd.config import fields, recipes
 
 METHODS = {"soft": None, "first": ((0, 0),), "last": ((11, 23),), "first_last": ((0, 0), (11, 23))}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """`arg`: soft, first, last or first_last (default)."""
-    words = recipes.parse_arg(arg or "first_last", {name: "a published setting" for name in METHODS})
+    words = fields.parse_arg(arg or "first_last", {name: "a published setting" for name in METHODS})
     pairs = METHODS[next(iter(words))]
-    config = recipes.published(recipes.base())
+    config = recipes.published(fields.base())
     config.task = "distillation"
     config.student.name = "deit_tiny_patch16_224"
     config.teacher.name = "cait_s24_224"

@@ -16,7 +16,7 @@ figures were not found.
 
 from ml_collections import ConfigDict
 
-from jaxkd import recipes
+from jaxkd.config import fields, recipes
 
 WORDS = {
     "embedded": "photographs inside scikit-image, a small network, a few minutes",
@@ -28,7 +28,7 @@ WORDS = {
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """`arg`: words of `WORDS`."""
-    words = recipes.parse_arg(arg, WORDS)
+    words = fields.parse_arg(arg, WORDS)
     name = f"{words.get('network') or 'mdbn'}_x{words.get('scale') or 4}"
     how = {word: word in words for word in ("embedded", "control")}
-    return recipes.super_resolution(recipes.base(), name, **how).lock()
+    return recipes.super_resolution(fields.base(), name, **how).lock()

@@ -10,12 +10,12 @@ epochs.
 
 from ml_collections import ConfigDict
 
-from jaxkd import recipes
+from jaxkd.config import fields, recipes
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """`arg`: a model's name, or `embedded`."""
-    config = recipes.base()
+    config = fields.base()
     config.train.epochs = 300
     config.student.name = "deit_tiny_patch16_224" if arg in (None, "", "embedded") else arg
     if arg == "embedded":

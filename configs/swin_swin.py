@@ -9,13 +9,13 @@ The recipe is the authors' code: see `recipes.published` and the table in README
 
 from ml_collections import ConfigDict
 
-from jaxkd import recipes
+from jaxkd.config import fields, recipes
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """`arg`: what follows the colon on the command line."""
-    words = recipes.parse_arg(arg, {"embedded": "the digits in scikit-learn"})
-    config = recipes.published(recipes.base())
+    words = fields.parse_arg(arg, {"embedded": "the digits in scikit-learn"})
+    config = recipes.published(fields.base())
     config.task = "distillation"
     config.student.name = "swin_tiny_patch4_window7_224"
     config.teacher.name = "swin_small_patch4_window7_224"

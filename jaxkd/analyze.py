@@ -30,7 +30,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxkd.command import Parser, PhaseProgress, end_on_sigterm, fail, model_argument, quiet
+from jaxkd import weights
+from jaxkd.analysis import pipeline
+from jaxkd.cli.console import Parser, PhaseProgress, end_on_sigterm, fail, model_argument, quiet
 from jaxkd.errors import ConfigError, JaxkdError
 
 NOT_OF_BRANCHES = (  # options that do nothing for super-resolution networks
@@ -44,7 +46,7 @@ class _OfModel(argparse.Action):
     """Collects options of networks in the order in which they stand on the command line."""
 
     def __call__(self, parser, namespace, value, option=None) -> None:
-        from jaxkd.tasks.command_networks import Wanted
+        from jaxkd.cli.networks import Wanted
 
         wanted: list[Wanted] = namespace.wanted
         name = self.dest
@@ -130,12 +132,12 @@ def analyze(args: argparse.Namespace, *, command: str = "") -> dict[str, Any]:
     """Does what `args` (see `--help`) say; returns the results that results.json holds."""
     from rich.console import Console
 
-    from jaxkd import parallel, tasks
-    from jaxkd.analysis.stream import StreamOptions
-    from jaxkd.analysis.summary import SummaryOptions
-    from jaxkd.analysis.tables import write_tables
-    from jaxkd.data.image_folder import open_images
-    from jaxkd.tasks.command_networks import all_upscalers, wanted_networks
+    from jaxkd import parallel
+    from jaxkd.analysis.pipeline.dataset_pass import StreamOptions
+    from jaxkd.analysis.pipeline.summary import SummaryOptions
+    from jaxkd.cli.networks import all_upscalers, wanted_networks
+    from jaxkd.data.sources.images import open_images
+    from jaxkd.report.tables import write_tables
 
     out = _out_folder(args)
     wanted = wanted_networks(args.wanted, args.checkpoints)
@@ -152,8 +154,8 @@ def analyze(args: argparse.Namespace, *, command: str = "") -> dict[str, Any]:
     mesh = parallel.make_mesh()
     networks = [_features(w, args, mesh, source, labelled) for w in wanted]
     counts = {n.label: n.num_classes for n in networks}
-    tasks.check_gradient_labels(args.gradients, labelled, source, args.images, counts)
-    options = tasks.AnalysisOptions(
+    pipeline.check_gradient_labels(args.gradients, labelled, source, args.images, counts)
+    options = pipeline.AnalysisOptions(
         stream=StreamOptions(
             batch_size=args.batch_size,
             bins=args.bins,
@@ -181,11 +183,11 @@ def analyze(args: argparse.Namespace, *, command: str = "") -> dict[str, Any]:
         markup=False,
     )
     with PhaseProgress(console) as progress:
-        results = tasks.analyse(networks, source, mesh, options, scratch=out, progress=progress)
+        results = pipeline.analyse(networks, source, mesh, options, scratch=out, progress=progress)
         results["settings"] |= {"source": args.images, "command": command}
         _clear(out)
         if args.saliency and not args.checkpoints:
-            from jaxkd.tasks.saliency_maps import write_saliency
+            from jaxkd.analysis.pipeline.saliency_maps import write_saliency
 
             results["saliency"] = write_saliency(
                 networks,
@@ -202,8 +204,8 @@ def analyze(args: argparse.Namespace, *, command: str = "") -> dict[str, Any]:
     if args.checkpoints:
         _over_time(results, out / "dynamics", figures=not args.no_figures)
     if not args.no_figures:
-        from jaxkd.analysis.figures import write_figures
-        from jaxkd.analysis.report import write_report
+        from jaxkd.report.figures import write_figures
+        from jaxkd.report.html import write_report
 
         console.print("drawing figures", highlight=False)
         write_report(results, write_figures(results, out / "figures"), out / "report.html")
@@ -214,9 +216,9 @@ def _branches(wanted: list[Any], args: argparse.Namespace, out: Path, command: s
     """The same for super-resolution networks: the Fourier analysis of their branches."""
     from rich.console import Console
 
-    from jaxkd.analysis.branch_figures import branch_sentences
-    from jaxkd.analysis.branch_tables import write_branches
-    from jaxkd.tasks.branch_command import analyse_wanted
+    from jaxkd.cli.branch_networks import analyse_wanted
+    from jaxkd.report.branch_figures import branch_sentences
+    from jaxkd.report.branch_report import write_branches
 
     refused = [name for name in NOT_OF_BRANCHES if name in getattr(args, "given", ())]
     if refused:
@@ -247,17 +249,17 @@ def _branches(wanted: list[Any], args: argparse.Namespace, out: Path, command: s
 
 def _over_time(results: dict[str, Any], folder: Path, *, figures: bool) -> None:
     """Tables and figures of each statistic by step and layer, in the form of those written during training."""
-    from jaxkd import dynamics_tables
+    from jaxkd.report import training_statistics
 
     rows = [
         {"step": int(m["label"].split()[1]), "layers": m["layers"]}
         | {k: ["nan" if x is None else x for x in v["mean"]] for k, v in m["per_layer"].items()}
         for m in results["models"]
     ]
-    dynamics_tables.write_tables(rows, folder)
+    training_statistics.write_tables(rows, folder)
     if figures:
         caption = f"{results['settings']['images']} images of {results['settings']['source']}, mean over images"
-        dynamics_tables.draw_tables(rows, folder, caption=caption)
+        training_statistics.draw_tables(rows, folder, caption=caption)
 
 
 def _out_folder(args: argparse.Namespace) -> Path:
@@ -326,8 +328,7 @@ def _check_counts(args: argparse.Namespace) -> None:
 
 
 def _features(wanted: Any, args: argparse.Namespace, mesh: Any, source: Any, labelled: bool) -> Any:
-    from jaxkd import tasks
-    from jaxkd.tasks.command_networks import name_and_args
+    from jaxkd.cli.networks import name_and_args
 
     layers = tuple(filter(None, (t.strip() for t in args.layers.split(","))))
     if ":" in wanted.model:
@@ -337,19 +338,19 @@ def _features(wanted: Any, args: argparse.Namespace, mesh: Any, source: Any, lab
                 "--model-arg do not reach it. Leave them out."
             )
         size = (args.image_size or 224, args.image_size or 224)
-        return tasks.callable_features(wanted.model, image_size=size, label=wanted.label, layers=layers)
+        return pipeline.callable_features(wanted.model, image_size=size, label=wanted.label, layers=layers)
     if args.image_size:
         raise ConfigError(
             f"--image-size={args.image_size} is the size that a function of your own gets, and {wanted.label} is a "
             "network of the zoo. Use --model-arg=img_size=SIZE, with --resize for weights of another grid."
         )
-    network = tasks.build_network(*name_and_args(wanted))
+    network = weights.build_network(*name_and_args(wanted))
     if wanted.weights:
-        network = tasks.load_weights(
+        network = weights.load_weights(
             network, wanted.weights, variant=wanted.variant or _variant(args), step=wanted.step, resize=args.resize
         )
     gradient_of = "class" if args.gradients == "none" else args.gradients
-    return tasks.network_features(
+    return pipeline.network_features(
         network, mesh, label=wanted.label, layers=layers, gradient_of=gradient_of, seed=args.seed
     )
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxkd.command import Parser, fail, model_argument, quiet
+from jaxkd.cli.console import Parser, fail, model_argument, quiet
 from jaxkd.errors import ConfigError, JaxkdError, WeightSourceError
 
 FORMATS = ("onnx", "stablehlo", "safetensors")
@@ -43,9 +43,9 @@ def _parser() -> argparse.ArgumentParser:
 def convert(args: argparse.Namespace) -> dict[str, Any]:
     """Does what `args` (see `--help`) say; returns what is printed as JSON."""
     from jaxkd import weights
-    from jaxkd.weights.onnx_export import onnx_bytes, require_upscaler
-    from jaxkd.weights.stablehlo_export import to_stablehlo
-    from jaxkd.weights.whole_files import checked_path, write_whole
+    from jaxkd.weights.exports.onnx import onnx_bytes, require_upscaler
+    from jaxkd.weights.exports.stablehlo import to_stablehlo
+    from jaxkd.weights.files import checked_path, write_whole
 
     to = _format(args)
     path = checked_path(args.out, f".{to}", overwrite=args.overwrite)
@@ -125,8 +125,8 @@ def _difference(to: str, content: bytes, model: Any, variables: Any) -> float | 
     import jax
     import numpy as np
 
-    from jaxkd.weights.onnx_export import run_onnx
-    from jaxkd.weights.stablehlo_export import load_stablehlo
+    from jaxkd.weights.exports.onnx import run_onnx
+    from jaxkd.weights.exports.stablehlo import load_stablehlo
 
     try:
         cpu = jax.devices("cpu")[0]

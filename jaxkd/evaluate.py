@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxkd.command import Parser, fail, model_argument, quiet
+from jaxkd import weights
+from jaxkd.cli.console import Parser, fail, model_argument, quiet
 from jaxkd.errors import ConfigError, JaxkdError
 
 BATCH_SIZE = 64
@@ -63,13 +64,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """Scores what `args` (see `--help`) names; returns what is printed as JSON."""
-    from jaxkd import evaluate_restoration, models
+    from jaxkd import models
+    from jaxkd.cli import superres_evaluation as evaluation
 
     saved = _saved_config(args.weights)
     name, model_args = _wanted(args, saved)
     if models.spec(name).task == "restoration":
         _refuse(args, CLASSIFIERS_ONLY, f"{name} enlarges images", "classifiers and their images")
-        return evaluate_restoration.evaluate(args, name, model_args)
+        return evaluation.evaluate(args, name, model_args)
     _refuse(args, UPSCALERS_ONLY, f"{name} classifies images", "PSNR and SSIM of networks that enlarge")
     if len(args.data) > 1:
         raise ConfigError(
@@ -132,7 +134,7 @@ def _evaluate_classifier(
     interpolation = args.interpolation or scored.get("interpolation", "")
     if saved is not None:
         model_args.setdefault("num_classes", len(source.class_names))
-    network = tasks.build_network(name, model_args, compute=args.compute)
+    network = weights.build_network(name, model_args, compute=args.compute)
     if network.num_classes != len(source.class_names):
         raise ConfigError(
             f"{name} has {network.num_classes} outputs, but {folder} has {len(source.class_names)} classes. A label "
@@ -141,7 +143,7 @@ def _evaluate_classifier(
             "weights that were trained for this data set."
         )
     variant = "ema" if args.ema else "raw" if args.raw else ""
-    network = tasks.load_weights(network, args.weights, variant=variant, step=args.step, resize=args.resize)
+    network = weights.load_weights(network, args.weights, variant=variant, step=args.step, resize=args.resize)
     mesh = parallel.make_mesh()
     parallel.check_batch("--batch-size", batch_size, mesh)
     task = tasks.ClassificationTask(network, distill.preset("none"))
@@ -201,9 +203,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("jaxkd: stopped.", file=sys.stderr)
         return 130
     if "bicubic" in result:
-        from jaxkd import evaluate_restoration
+        from jaxkd.cli import superres_evaluation as evaluation
 
-        evaluate_restoration.show(result)
+        evaluation.show(result)
     else:
         print(_line(result))
     print(json.dumps(result))

@@ -18,10 +18,10 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from jaxkd.command import fail, quiet
+from jaxkd.cli.console import fail, quiet
+from jaxkd.config.fields import base, flatten, kind_of
+from jaxkd.config.validate import forget_unread
 from jaxkd.errors import ConfigError, JaxkdError, did_you_mean
-from jaxkd.recipes import base, flatten, kind_of
-from jaxkd.validate import forget_unread
 
 USAGE = "python -m jaxkd.main --config=configs/deit_cait.py:embedded --workdir=runs/first_light"
 
@@ -84,7 +84,7 @@ def _flag_error(argv: Sequence[str], error: Exception) -> ConfigError:
             if field not in known:
                 return ConfigError(
                     f"--{name} is not a field of the config.{did_you_mean(field, known)} A misspelt field would leave "
-                    "its default in force unseen. jaxkd/recipes.py lists every field."
+                    "its default in force unseen. jaxkd/config/fields.py lists every field."
                 )
             if str(error).find(value) >= 0 and name in str(error):
                 kind = kind_of(field)
@@ -113,14 +113,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         from rich.console import Console
 
-        from jaxkd import parallel, runner
+        from jaxkd import parallel
+        from jaxkd.experiment import run as run_module
 
         quiet()
         parallel.initialize_distributed(distributed)
         # Without a terminal rich takes 80 columns, in which the table would be cut.
         width = None if sys.stdout.isatty() else 140
         console = Console(width=width) if parallel.is_main_host() else None
-        result = runner.run(config, workdir, console=console)
+        result = run_module.run(config, workdir, console=console)
     except JaxkdError as error:
         fail(error)
     except KeyboardInterrupt:

@@ -20,10 +20,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxkd.command import Parser, disk_error, fail
-from jaxkd.data.conversion import Report, ShardOptions, convert, verify
-from jaxkd.data.shards import FORMATS, Manifest, is_shards
-from jaxkd.data.sources import SPLITS, FolderSource
+from jaxkd.cli.console import Parser, disk_error, fail
+from jaxkd.data.prepare.shards import Report, ShardOptions, convert, verify
+from jaxkd.data.sources.labelled import SPLITS, FolderSource
+from jaxkd.data.sources.shards import FORMATS, Manifest, is_shards
 from jaxkd.errors import ConfigError, DataError, JaxkdError
 
 

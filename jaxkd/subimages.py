@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from jaxkd.command import Parser, disk_error, fail
-from jaxkd.data.subimages import CutOptions, CutResult, cut_folder
+from jaxkd.cli.console import Parser, disk_error, fail
+from jaxkd.data.prepare.subimages import CutOptions, CutResult, cut_folder
 from jaxkd.errors import ConfigError, JaxkdError
 
 

@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jaxkd.command import Parser, fail, model_argument, quiet
+from jaxkd import weights
+from jaxkd.cli.console import Parser, fail, model_argument, quiet
 from jaxkd.errors import ConfigError, DataError, JaxkdError
 
 ENDINGS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}
@@ -86,16 +87,14 @@ class Result:
 
 def upscale(args: argparse.Namespace, say: Callable[[str], None] = lambda _: None) -> Result:
     """Does what `args` (see `--help`) say; `say` gets a line whenever there is something to tell."""
-    from jaxkd.data import picture_files, picture_search
-    from jaxkd.tasks.comparison_page import ComparisonPage
+    from jaxkd.superres import image_io, inputs
+    from jaxkd.superres.compare_page import ComparisonPage
 
     _check(args)
-    files, root = picture_search.find_pictures(args.source)
-    targets, folder = picture_search.place(
-        files, root, args.out, source=args.source, ending=ENDINGS.get(args.format, "")
-    )
+    files, root = inputs.find_pictures(args.source)
+    targets, folder = inputs.place(files, root, args.out, source=args.source, ending=ENDINGS.get(args.format, ""))
     for target in targets.values():
-        picture_files.format_of(target)
+        image_io.format_of(target)
     alone = len(targets) == 1 and folder != Path(args.out).expanduser()
     page_path = folder / (f"{next(iter(targets.values())).stem}_{PAGE}" if alone else PAGE)
     if args.compare and page_path.exists() and not args.overwrite:
@@ -166,8 +165,8 @@ def _make_folder(folder: Path) -> None:
 
 def _network(args: argparse.Namespace) -> tuple[Any, Any]:
     """The network with its weights, and what runs it."""
-    from jaxkd import models, tasks, train, weights
-    from jaxkd.tasks.tiling import Enlarger
+    from jaxkd import models, train
+    from jaxkd.superres.tiling import Enlarger
 
     name, model_args, variant = args.model, {}, args.variant
     run = train.find_run(args.weights)
@@ -193,8 +192,8 @@ def _network(args: argparse.Namespace) -> tuple[Any, Any]:
             f"{', '.join(_upscalers())}."
         )
     model_args |= dict(model_argument(a) for a in args.model_arg)
-    network = tasks.build_network(name, model_args, compute=args.compute)
-    network = tasks.load_weights(network, args.weights, variant=variant, step=args.step)
+    network = weights.build_network(name, model_args, compute=args.compute)
+    network = weights.load_weights(network, args.weights, variant=variant, step=args.step)
     model, variables = weights.for_inference(network.model, network.variables)
     return network, Enlarger(model, variables, tile=args.tile, batch_size=args.batch_size, ensemble=args.ensemble)
 
@@ -209,7 +208,7 @@ def _jobs(
     targets: dict[Path, Path], args: argparse.Namespace, scale: int, failed: Callable[[Exception], None]
 ) -> list[tuple[Any, Path]]:
     """(header, target) of every picture that can be done, by what can be known without decoding one."""
-    from jaxkd.data import picture_files
+    from jaxkd.superres import image_io
 
     jobs, there = [], []
     for file, target in targets.items():
@@ -217,8 +216,8 @@ def _jobs(
             there.append(target)
             continue
         try:
-            info = picture_files.inspect(file)
-            picture_files.check_writable(info, target, scale)
+            info = image_io.inspect(file)
+            image_io.check_writable(info, target, scale)
         except JaxkdError as error:
             failed(error)
         else:
@@ -235,12 +234,12 @@ def _enlarge(
     import numpy as np
     from PIL import Image
 
-    from jaxkd.data import picture_files
-    from jaxkd.data.resize import imresize
+    from jaxkd.data.transforms.imresize import imresize
+    from jaxkd.superres import image_io
 
     start, scale = time.perf_counter(), enlarger.scale
-    with picture_files.replacing(target, overwrite=args.overwrite) as partial:  # first: a full disk shows before work
-        picture = picture_files.read_picture(info.path)
+    with image_io.replacing(target, overwrite=args.overwrite) as partial:  # first: a full disk shows before work
+        picture = image_io.read_picture(info.path)
         pixels, alpha = picture.pixels, None
         if info.alpha:
             alpha = pixels[..., -1]
@@ -255,7 +254,7 @@ def _enlarge(
                 part = np.concatenate([part if part.ndim == 3 else part[..., None], window], axis=2)
             canvas.paste(Image.fromarray(np.ascontiguousarray(part)), (scale * columns.first, scale * rows.first))
             progress.advance()
-        notes = picture_files.write_picture(
+        notes = image_io.write_picture(
             canvas, target, partial, exif=picture.exif, icc=picture.icc, quality=args.quality
         )
     if page is not None:

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from jaxkd import analyze
+from jaxkd.cli.networks import wanted_networks
 from jaxkd.errors import JaxkdError
-from jaxkd.tasks.command_networks import wanted_networks
 
 TINY = ["--model-arg=img_size=32", "--model-arg=patch_size=8", "--model-arg=embed_dim=24", "--model-arg=depth=3"]
 DEIT = ["--model=deit_tiny_patch16_224", *TINY, "--model-arg=num_heads=2", "--model-arg=num_classes=10"]

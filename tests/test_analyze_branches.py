@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from jaxkd import analyze, models, weights
+from jaxkd.analysis.pipeline.branches import BranchNetwork, analyse_branches, untrained
 from jaxkd.data import imresize
-from jaxkd.tasks.branch_analysis import BranchNetwork, analyse_branches, untrained
 
 SMALL = {"num_feat": 8, "num_block": 1}
 ARGS = [f"--model-arg={k}={v}" for k, v in SMALL.items()]

@@ -33,7 +33,7 @@ def options(file: Path, out: Path, *more: str) -> list[str]:
 
 def test_as_a_program_it_writes_onnx_and_says_so(mdbn, tmp_path):
     pytest.importorskip("onnxruntime", reason="needs the extra `export`")
-    from jaxkd.weights.onnx_export import run_onnx
+    from jaxkd.weights.exports.onnx import run_onnx
 
     model, variables, file = mdbn
     out = tmp_path / "m.onnx"
@@ -115,9 +115,9 @@ def test_a_work_directory_knows_its_network(mdbn, tmp_path, capsys, monkeypatch)
 
 def test_a_program_that_computes_something_else_is_not_written(mdbn, tmp_path, capsys, monkeypatch):
     pytest.importorskip("onnxruntime", reason="needs the extra `export`")
-    from jaxkd.weights import onnx_export
+    from jaxkd.weights.exports import onnx
 
-    monkeypatch.setattr(onnx_export, "run_onnx", lambda content, image: np.zeros((1, 38, 48, 3)))
+    monkeypatch.setattr(onnx, "run_onnx", lambda content, image: np.zeros((1, 38, 48, 3)))
     out = tmp_path / "m.onnx"
     with pytest.raises(SystemExit):
         convert.main(options(mdbn[2], out))

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd import data, evaluate, models, recipes, runner, weights
+from jaxkd import data, evaluate, models, weights
+from jaxkd.config import fields
+from jaxkd.experiment import run as run_module
 
 SMALL = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3}
 
@@ -28,7 +30,7 @@ def run(tmp_path_factory):
         "log.tensorboard": False,
     }
     workdir = tmp_path_factory.mktemp("run") / "digits"
-    return workdir, runner.run(recipes.change(recipes.base(), changes).lock(), workdir)
+    return workdir, run_module.run(fields.change(fields.base(), changes).lock(), workdir)
 
 
 def scored(capsys, *argv: str) -> dict:

@@ -12,7 +12,11 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from jaxkd import data, evaluate, evaluate_restoration, metrics, models, recipes, restoring, runner, weights
+from jaxkd import data, evaluate, metrics, models, weights
+from jaxkd.cli import superres_evaluation as evaluation
+from jaxkd.config import fields, recipes
+from jaxkd.experiment import restoration
+from jaxkd.experiment import run as run_module
 
 TINY = {"num_feat": 8, "num_block": 1}
 ARGS = [f"--model-arg={k}={v}" for k, v in TINY.items()]
@@ -92,11 +96,11 @@ def test_one_set_is_called_after_its_folder(places, capsys):
     root, *_ = places
     argv = ["--model=mdbn_x2", f"--weights={root}/w.safetensors", *ARGS]
     assert list(scored(capsys, *argv, f"--data={root}/B/HR")[1]["images"]) == ["B"]
-    assert evaluate_restoration._title("embedded:photos") == "photos"
-    assert evaluate_restoration._title("/data/Set5?lr=LR") == "Set5"
-    assert restoring.split_entry("Set5=/data/Set5?lr=LR") == ("Set5", "/data/Set5?lr=LR")
-    assert restoring.split_entry("/data/a=b") == ("", "/data/a=b")
-    assert restoring.split_entry("Set5?lr=LR") == ("", "Set5?lr=LR")
+    assert evaluation._title("embedded:photos") == "photos"
+    assert evaluation._title("/data/Set5?lr=LR") == "Set5"
+    assert restoration.split_entry("Set5=/data/Set5?lr=LR") == ("Set5", "/data/Set5?lr=LR")
+    assert restoration.split_entry("/data/a=b") == ("", "/data/a=b")
+    assert restoration.split_entry("Set5?lr=LR") == ("", "Set5?lr=LR")
 
 
 def test_a_run_is_scored_as_it_scored_itself(places, tmp_path, capsys):
@@ -113,8 +117,8 @@ def test_a_run_is_scored_as_it_scored_itself(places, tmp_path, capsys):
         "ema.decay": 0.5,
         "log.tensorboard": False,
     }
-    config = recipes.change(recipes.super_resolution(recipes.base(), "mdbn_x2"), changes).lock()
-    result = runner.run(config, tmp_path / "run")["metrics"]
+    config = fields.change(recipes.super_resolution(fields.base(), "mdbn_x2"), changes).lock()
+    result = run_module.run(config, tmp_path / "run")["metrics"]
     data_flags = (f"--data=A={root}/A", f"--data=B={root}/B")
     for flag, prefix in (("--raw", ""), ("--ema", "ema_")):
         _, answer = scored(capsys, f"--weights={tmp_path}/run", flag, *data_flags)
@@ -138,8 +142,8 @@ def test_cost_is_counted_from_the_convolutions(places, capsys, monkeypatch):
     assert cost["latency_ms"] > 0 and cost["memory_mb"] > 4 * 3 * 720 * 1280 / 1e6  # the result alone
     for text in ("GFLOP", f"{parameters:,}", f"{cost['gflop']:.2f}", "median of 5 calls on cpu"):
         assert text in table
-    monkeypatch.setattr(evaluate_restoration, "RESULT", (7, 10))
-    assert evaluate_restoration.measure_cost(model, variables)["result"] == [8, 10]
+    monkeypatch.setattr(evaluation, "RESULT", (7, 10))
+    assert evaluation.measure_cost(model, variables)["result"] == [8, 10]
 
 
 def test_a_loop_counts_as_often_as_it_runs():
@@ -151,15 +155,15 @@ def test_a_loop_counts_as_often_as_it_runs():
     jaxpr = jax.make_jaxpr(lambda x: jax.lax.scan(lambda c, _: (c, jax.jit(convolve)(x)), 0, None, length=4))(
         jnp.ones((1, 6, 7, 2))
     )
-    assert evaluate_restoration.multiply_adds(jaxpr.jaxpr) == 4 * 6 * 7 * 5 * 9 * 2
+    assert evaluation.multiply_adds(jaxpr.jaxpr) == 4 * 6 * 7 * 5 * 9 * 2
 
 
 def test_equal_pictures_are_written_as_text_and_names_are_no_markup():
-    assert evaluate_restoration._finite({"a": float("inf"), "b": 1.0}) == {"a": "inf", "b": 1.0}
+    assert evaluation._finite({"a": float("inf"), "b": 1.0}) == {"a": "inf", "b": 1.0}
     scores = {"[b]x/psnr_y_crop2": "inf", "[b]x/ssim_y_crop2": 1.0}
     out = io.StringIO()
     result = {"model": "m", "loaded": "w[1]", "images": {"[b]x": 1}, "metrics": scores, "bicubic": scores}
-    evaluate_restoration.show(result, Console(file=out, width=100))
+    evaluation.show(result, Console(file=out, width=100))
     assert "[b]x" in out.getvalue() and "w[1]" in out.getvalue() and "inf" in out.getvalue()
 
 

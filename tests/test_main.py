@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from jaxkd import main, models, weights
-from jaxkd.stages import stage_configs
-from jaxkd.validate import validate
+from jaxkd.config.validate import validate
+from jaxkd.experiment.sweep import stage_configs
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 3}

@@ -15,7 +15,7 @@ from PIL import Image
 
 from jaxkd import models, upscale, weights
 from jaxkd.data import imresize
-from jaxkd.tasks.tiling import SIDES
+from jaxkd.superres.tiling import SIDES
 
 SMALL = {"num_feat": 8, "num_block": 1}
 ARGS = [f"--model-arg={k}={v}" for k, v in SMALL.items()]
@@ -210,7 +210,7 @@ def test_compare_page(network, tmp_path, capsys):
 
 def test_a_run_of_ours_needs_no_model(network, tmp_path, capsys, monkeypatch):
     from jaxkd import train
-    from jaxkd.tasks import networks
+    from jaxkd.weights import network
 
     _, variables, _ = network
     run = tmp_path / "run"
@@ -223,7 +223,7 @@ def test_a_run_of_ours_needs_no_model(network, tmp_path, capsys, monkeypatch):
         asked.append((variant, step))
         return variables, config, f"step 7 of {path} ({variant})"
 
-    for module in (networks, train):
+    for module in (network, train):
         monkeypatch.setattr(module, "load_run_weights", load)
     pixels = picture(tmp_path / "a.png", 9, 12, 3)
     argv = [f"--weights={run}", f"--in={tmp_path / 'a.png'}"]
@@ -268,7 +268,7 @@ def test_wrong_commands(network, tmp_path, capsys):
 
 
 def test_too_little_memory_for_one_leaves_it_out(network, tmp_path, capsys, monkeypatch):
-    from jaxkd.tasks.tiling import Enlarger
+    from jaxkd.superres.tiling import Enlarger
 
     for name, size in (("a.png", 9), ("b.png", 10)):
         picture(tmp_path / "in" / name, size, 12, 3)
@@ -286,7 +286,7 @@ def test_too_little_memory_for_one_leaves_it_out(network, tmp_path, capsys, monk
 
 
 def test_ctrl_c_leaves_no_half_file(network, tmp_path, capsys, monkeypatch):
-    from jaxkd.tasks.tiling import Enlarger
+    from jaxkd.superres.tiling import Enlarger
 
     def interrupt(*_):
         raise KeyboardInterrupt

@@ -6,7 +6,7 @@ of it.
 
 from jaxkd.analysis.activation import activation_statistics, gradient_magnitude
 from jaxkd.analysis.entropy import channel_entropy, entropy_map
-from jaxkd.analysis.layers import suggest_pairs, suggest_stages
+from jaxkd.analysis.layer_selection import suggest_pairs, suggest_stages
 from jaxkd.analysis.lowrank import (
     captured_energy,
     dataset_pca,

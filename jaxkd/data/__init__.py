@@ -4,18 +4,18 @@ For super-resolution, pairs of a large image and a small one take their place (p
 and crops uint8; normalising happens on the device, inside the compiled step.
 """
 
-from jaxkd.data.crops import INTERPOLATIONS
-from jaxkd.data.erasing import EraseConfig
-from jaxkd.data.eval_pipeline import EvalPreprocess, eval_batches
-from jaxkd.data.mixing import MixConfig
-from jaxkd.data.on_device import normalise, prepare_train_images
-from jaxkd.data.pairs import Pair, PairSource, open_pairs, whole_pairs
-from jaxkd.data.patches import PatchConfig, PatchPipeline
-from jaxkd.data.prefetch import Prefetcher
-from jaxkd.data.randaugment import auto_augment, fill_from_mean
-from jaxkd.data.resize import crop_to_multiple, imresize
-from jaxkd.data.sources import Source, open_source
-from jaxkd.data.train_pipeline import AugmentConfig, TrainPipeline, TrainTransform
+from jaxkd.data.pipeline.eval import EvalPreprocess, eval_batches
+from jaxkd.data.pipeline.patches import PatchConfig, PatchPipeline
+from jaxkd.data.pipeline.prefetch import Prefetcher
+from jaxkd.data.pipeline.train import AugmentConfig, TrainPipeline, TrainTransform
+from jaxkd.data.sources.labelled import Source, open_source
+from jaxkd.data.sources.pairs import Pair, PairSource, open_pairs, whole_pairs
+from jaxkd.data.transforms.crops import INTERPOLATIONS
+from jaxkd.data.transforms.erasing import EraseConfig
+from jaxkd.data.transforms.imresize import crop_to_multiple, imresize
+from jaxkd.data.transforms.mixup import MixConfig
+from jaxkd.data.transforms.on_device import normalise, prepare_train_images
+from jaxkd.data.transforms.randaugment import auto_augment, fill_from_mean
 
 __all__ = [
     "INTERPOLATIONS",

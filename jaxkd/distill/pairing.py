@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
-from jaxkd.analysis.layers import Suggestion, suggest_pairs, suggest_stages
+from jaxkd.analysis.layer_selection import Suggestion, suggest_pairs, suggest_stages
 from jaxkd.errors import ConfigError, ShapeError, TapError, UnknownNameError, did_you_mean, in_words
 from jaxkd.losses.arguments import check_features
 
@@ -79,7 +79,7 @@ def profile_taps(teacher_taps: Sequence[str]) -> tuple[str, ...]:
 
 
 def suggest(student_taps: Sequence[str], teacher_taps: Sequence[str], profile: Any = None) -> Suggestion:
-    """What SpectralKD's rule says of two networks; `jaxkd/analysis/layers.py` writes it down.
+    """What SpectralKD's rule says of two networks; `jaxkd/analysis/layer_selection.py` writes it down.
 
     Args:
       student_taps: all taps of the student in depth order (`models.tap_names`).

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxkd.models.contract import TapRecorder, require
-from jaxkd.models.upscaler import RGB, Conv3x3, Upscaler
+from jaxkd.models.sr_base import RGB, Conv3x3, Upscaler
 
 DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
 

@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from jaxkd.models.contract import Features, Offsets, TapRecorder, add_offset
 from jaxkd.models.layers import gelu
-from jaxkd.models.upscaler import Conv3x3, Upscaler
+from jaxkd.models.sr_base import Conv3x3, Upscaler
 
 BRANCHES = ("deep", "shallow")
 BASE_BLOCKS = 2  # per residual block

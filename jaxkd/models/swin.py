@@ -42,14 +42,7 @@ from jaxkd.models.layers import (
     softmax,
     split_heads,
 )
-from jaxkd.models.windows import (
-    Size,
-    merge,
-    partition,
-    relative_position_index,
-    shift_mask,
-    window_and_shift,
-)
+from jaxkd.models.windows import Size, merge, partition, relative_position_index, shift_mask, window_and_shift
 
 NORM_EPS = 1e-5  # PyTorch's default, which Swin keeps
 

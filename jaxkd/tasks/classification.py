@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from jaxkd import data, metrics
 from jaxkd.distill import Objective
-from jaxkd.tasks.networks import Network
 from jaxkd.train.task import Batch, Metrics
+from jaxkd.weights.network import Network
 
 PyTree = Any
 

@@ -12,7 +12,7 @@ from jaxkd import data, weights
 from jaxkd.distill import Objective, Teacher, check_pairs
 from jaxkd.errors import ConfigError
 from jaxkd.tasks.classification import ClassificationTask
-from jaxkd.tasks.networks import Network
+from jaxkd.weights.network import Network
 
 PyTree = Any
 

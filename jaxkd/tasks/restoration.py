@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from jaxkd import losses
 from jaxkd.errors import ConfigError, did_you_mean
-from jaxkd.tasks.networks import Network
 from jaxkd.train.task import Batch, Metrics
+from jaxkd.weights.network import Network
 
 PyTree = Any
 PIXEL_LOSSES = {"l1": losses.l1, "charbonnier": losses.charbonnier}

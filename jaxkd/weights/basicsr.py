@@ -16,7 +16,7 @@ from flax import linen as nn
 
 from jaxkd.errors import WeightMismatchError
 from jaxkd.models.mdbn import MDBN
-from jaxkd.models.upscaler import Upscaler
+from jaxkd.models.sr_base import Upscaler
 from jaxkd.weights.merging import merge_branches, split_branches
 from jaxkd.weights.timm import StateDict, from_timm, to_timm
 

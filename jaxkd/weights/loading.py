@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from jaxkd.errors import ConfigError, WeightMismatchError, WeightSourceError
 from jaxkd.models import list_models
-from jaxkd.weights import dialects, hub, readers
+from jaxkd.weights import formats, hub, readers
 from jaxkd.weights.basicsr import from_basicsr, is_upscaler
 from jaxkd.weights.timm import from_timm
 
@@ -75,16 +75,16 @@ def load_with_origin(
             "has no classifier. There is nothing to resize or replace. Leave it out."
         )
     path = locate(source)
-    state, which = dialects.choose_named(readers.read(path), variant, str(source))
+    state, which = formats.choose_named(readers.read(path), variant, str(source))
     file = f'The file "{path}"' if str(path) == str(source) else f'The file of "{source}" ("{path}")'
-    state, origin = dialects.to_timm_names(state), f"{file} ({which})" if which else file
+    state, origin = formats.to_timm_names(state), f"{file} ({which})" if which else file
     try:
         if is_upscaler(model):
             variables = from_basicsr(model, state, origin=origin)
         else:
             variables = from_timm(model, state, resize=resize, new_head=new_head, key=key, origin=origin)
     except WeightMismatchError as error:
-        hint = dialects.foreign(state)
+        hint = formats.foreign(state)
         if not hint:
             raise
         first, *diff = str(error).split("\n", 1)

@@ -10,8 +10,8 @@ from flax import linen as nn
 from safetensors.numpy import save
 
 from jaxkd.weights.basicsr import is_upscaler, to_basicsr
+from jaxkd.weights.files import checked_path, write_whole
 from jaxkd.weights.timm import to_timm
-from jaxkd.weights.whole_files import checked_path, write_whole
 
 PyTree = Any
 

@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxkd.analysis import branch_figures
-from jaxkd.analysis.branch_tables import write_branches
 from jaxkd.analysis.branches import (
     branch_report,
     branch_rings,
@@ -25,6 +23,8 @@ from jaxkd.analysis.branches import (
 )
 from jaxkd.analysis.spectrum import radial_frequencies
 from jaxkd.errors import ConfigError, ShapeError
+from jaxkd.report import branch_figures
+from jaxkd.report.branch_report import write_branches
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:

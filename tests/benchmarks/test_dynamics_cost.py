@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("jaxkd.runner")
+pytest.importorskip("jaxkd.experiment.run")
 
 ROOT = Path(__file__).resolve().parents[2]
 

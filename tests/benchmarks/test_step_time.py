@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("jaxkd.runner")
+pytest.importorskip("jaxkd.experiment.run")
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ("--config=configs/deit_cait.py:embedded", "--batch-size=2", "--repeats=2")

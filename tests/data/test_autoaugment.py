@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from scipy.stats import chi2_contingency, ks_2samp
 
-from jaxkd.data.autoaugment import AUGMIX_OPS, POLICIES
-from jaxkd.data.image_ops import OPS
-from jaxkd.data.randaugment import auto_augment, fill_from_mean
+from jaxkd.data.transforms.image_ops import OPS
+from jaxkd.data.transforms.policies import AUGMIX_OPS, POLICIES
+from jaxkd.data.transforms.randaugment import auto_augment, fill_from_mean
 
 pytestmark = pytest.mark.parity
 SIGNED = {

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jaxkd.data import AugmentConfig, EvalPreprocess, TrainTransform
-from jaxkd.data.crops import centre_crop, random_resized_box, resize_to_cover
-from jaxkd.data.on_device import normalise
+from jaxkd.data.transforms.crops import centre_crop, random_resized_box, resize_to_cover
+from jaxkd.data.transforms.on_device import normalise
 from jaxkd.errors import ConfigError
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from jaxkd.data.decode import MAX_PIXELS, decode_rgb, read_rgb
+from jaxkd.data.transforms.decode import MAX_PIXELS, decode_rgb, read_rgb
 from jaxkd.errors import DataError
 
 ORIENTATION = 0x0112
@@ -133,7 +133,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(monkeypatch, side):
 
 
 def test_an_image_just_below_the_limit_is_none_of_them(monkeypatch):
-    monkeypatch.setattr("jaxkd.data.decode.MAX_PIXELS", 12)
+    monkeypatch.setattr("jaxkd.data.transforms.decode.MAX_PIXELS", 12)
     assert decode_rgb(encoded(Image.new("L", (4, 3))), "x").size == (4, 3)
     assert "it has 13 x 1 pixels" in message(encoded(Image.new("L", (13, 1))))
 

@@ -11,8 +11,8 @@ import pytest
 from distributions import DRAWS, QUICK, same_distribution, same_share
 from scipy.stats import kstest
 
-from jaxkd.data import erasing
-from jaxkd.data.erasing import EraseBox, EraseConfig, choose_box, random_erase
+from jaxkd.data.transforms import erasing
+from jaxkd.data.transforms.erasing import EraseBox, EraseConfig, choose_box, random_erase
 from jaxkd.errors import ConfigError
 
 KEY = jax.random.key(0)

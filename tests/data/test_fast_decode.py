@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxkd.data import fast_decode
-from jaxkd.data.crops import random_resized_box
-from jaxkd.data.fast_decode import DecodeOptions, decode_crop_resize
+from jaxkd.data.transforms import fast_decode
+from jaxkd.data.transforms.crops import random_resized_box
+from jaxkd.data.transforms.fast_decode import DecodeOptions, decode_crop_resize
 from jaxkd.errors import ConfigError, DataError
 
 OFF = DecodeOptions(region="off")
@@ -171,7 +171,7 @@ def test_a_damaged_file_does_not_stop_region_decoding(picture, only_regions):
 def test_images_too_large_to_decode_are_refused(monkeypatch, picture):
     data = encode(picture(120, 160))
     monkeypatch.setattr(fast_decode, "MAX_PIXELS", 120 * 160 - 1)
-    monkeypatch.setattr("jaxkd.data.decode.MAX_PIXELS", 120 * 160 - 1)
+    monkeypatch.setattr("jaxkd.data.transforms.decode.MAX_PIXELS", 120 * 160 - 1)
     for options in (OFF, REGION, DecodeOptions(dct_scaling=True)):
         with pytest.raises(DataError, match="160 x 120 pixels"):
             fast(data, (0, 0, 60, 40), (16, 16), options)

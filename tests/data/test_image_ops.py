@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxkd.data import image_ops
-from jaxkd.data.image_ops import OPS, OpRanges
+from jaxkd.data.transforms import image_ops
+from jaxkd.data.transforms.image_ops import OPS, OpRanges
 from jaxkd.errors import ConfigError
 
 GREY = (128, 128, 128)

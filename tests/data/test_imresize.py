@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from jaxkd import data
-from jaxkd.data import resize
+from jaxkd.data.transforms import imresize
 from jaxkd.errors import ConfigError, ShapeError
 
 RNG = np.random.default_rng(3)
@@ -122,16 +122,16 @@ def test_the_new_side_is_rounded_up_and_not_by_a_rounding_error():
 def test_matrices_are_cached_and_cannot_be_written_to():
     image = RNG.random((32, 48))
     data.imresize(image, 0.25)
-    hits = resize._blocks.cache_info().hits
+    hits = imresize._blocks.cache_info().hits
     data.imresize(image, 0.25)
-    assert resize._blocks.cache_info().hits == hits + 2
-    assert not any(block.weights.flags.writeable for block in resize._blocks(32, 8, 0.25))
+    assert imresize._blocks.cache_info().hits == hits + 2
+    assert not any(block.weights.flags.writeable for block in imresize._blocks(32, 8, 0.25))
 
 
 def test_wide_pictures_are_cut_into_strips_without_a_trace(monkeypatch):
     image = RNG.integers(0, 256, (40, 300, 3), dtype=np.uint8)
     expected = data.imresize(image, 1 / 3)
-    monkeypatch.setattr(resize, "PRODUCT", 5000)
+    monkeypatch.setattr(imresize, "PRODUCT", 5000)
     np.testing.assert_array_equal(data.imresize(image, 1 / 3), expected)
 
 

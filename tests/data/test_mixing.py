@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from distributions import DRAWS, QUICK, same_distribution, same_share
 
-from jaxkd.data.mixing import (
+from jaxkd.data.transforms.mixup import (
     MixConfig,
     Mixing,
     apply_mixing,

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from distributions import QUICK
 
-from jaxkd.data.erasing import EraseConfig
-from jaxkd.data.mixing import MixConfig
-from jaxkd.data.on_device import prepare_train_images
+from jaxkd.data.transforms.erasing import EraseConfig
+from jaxkd.data.transforms.mixup import MixConfig
+from jaxkd.data.transforms.on_device import prepare_train_images
 
 KEY = jax.random.key(0)
 jit_prepare = jax.jit(prepare_train_images, static_argnames=("mean", "std", "erase", "mix", "num_classes"), **QUICK)

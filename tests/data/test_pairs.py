@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from jaxkd.data import imresize, open_pairs, whole_pairs
-from jaxkd.data.fast_decode import region_decoding
-from jaxkd.data.pair_files import match_names
-from jaxkd.data.pairs import PairSource
+from jaxkd.data.sources.pair_files import match_names
+from jaxkd.data.sources.pairs import PairSource
+from jaxkd.data.transforms.fast_decode import region_decoding
 from jaxkd.errors import ConfigError, DataError
 
 

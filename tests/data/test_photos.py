@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from jaxkd.data import PatchConfig, PatchPipeline, open_pairs, photos
+from jaxkd.data import PatchConfig, PatchPipeline, open_pairs
+from jaxkd.data.sources import photos
 from jaxkd.errors import DataError
 
 HERE = importlib.util.find_spec("skimage") is not None
@@ -28,7 +29,9 @@ def test_they_train_and_score():
 
 @pytest.mark.skipif(not HERE, reason="needs the extra `photos`")
 def test_scikit_image_is_not_imported():
-    code = "import sys; from jaxkd.data.photos import photo_files; photo_files('val'); print('skimage' in sys.modules)"
+    code = (
+        "import sys; from jaxkd.data.sources import photos; photos.photo_files('val'); print('skimage' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

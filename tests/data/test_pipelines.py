@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxkd.data import AugmentConfig, EvalPreprocess, Prefetcher, TrainPipeline, eval_batches, open_source
-from jaxkd.data.sampler import EpochSampler
+from jaxkd.data.pipeline.sampler import EpochSampler
 from jaxkd.errors import CheckpointError, DataError
 
 

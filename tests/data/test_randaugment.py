@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from scipy.stats import chisquare, kstest
 
-from jaxkd.data.autoaugment import POLICIES, RAND_INCREASING_OPS, RAND_OPS, RAND_WEIGHTS, RAND_WEIGHTS_0
-from jaxkd.data.image_ops import OPS
-from jaxkd.data.randaugment import Mixture, Step, auto_augment, fill_from_mean, uses_color_jitter
+from jaxkd.data.transforms.image_ops import OPS
+from jaxkd.data.transforms.policies import POLICIES, RAND_INCREASING_OPS, RAND_OPS, RAND_WEIGHTS, RAND_WEIGHTS_0
+from jaxkd.data.transforms.randaugment import Mixture, Step, auto_augment, fill_from_mean, uses_color_jitter
 from jaxkd.errors import ConfigError
 
 BILINEAR, BICUBIC = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC

@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from jaxkd.data.sampler import EpochSampler, record_rng
+from jaxkd.data.pipeline.sampler import EpochSampler, record_rng
 from jaxkd.errors import ConfigError, DataError
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from jaxkd.data import open_source
-from jaxkd.data.labels import PackedNames
+from jaxkd.data.sources.labels import PackedNames
 from jaxkd.errors import DataError
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from jaxkd.data import open_pairs
-from jaxkd.data.subimages import SETTINGS, CutOptions, cut_boxes, cut_folder
+from jaxkd.data.prepare.subimages import SETTINGS, CutOptions, cut_boxes, cut_folder
 from jaxkd.errors import ConfigError, DataError
 
 OPTIONS = CutOptions(size=32, step=16)

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from jaxkd.data import AugmentConfig, TrainPipeline, open_source
-from jaxkd.data.tfds_source import TfdsSpec
+from jaxkd.data.sources.tfds import TfdsSpec
 from jaxkd.errors import DataError
 
 ROOT = Path(__file__).resolve().parent.parent.parent

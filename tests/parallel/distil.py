@@ -11,20 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd import distill, models, parallel, tasks, train
+from jaxkd import distill, models, parallel, tasks, train, weights
 
 STEPS, BATCH, CLASSES = 5, 16, 5
 STUDENT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "drop_path_rate": 0.2}
 TEACHER = {"img_size": 32, "patch_size": 8, "embed_dim": 36, "depth": 2, "num_heads": 2}
 
 
-def network(name: str, args: dict, seed: int) -> tasks.Network:
+def network(name: str, args: dict, seed: int) -> weights.Network:
     """A network of the zoo with random weights, drawn by NumPy: compiling the initialiser would take longest of all."""
     model = models.create(name, num_classes=CLASSES, **args)
     shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
     rng = np.random.default_rng(seed)
     variables = jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), shapes)
-    return tasks.Network(model, models.spec(name), (32, 32), CLASSES, variables, "random weights")
+    return weights.Network(model, models.spec(name), (32, 32), CLASSES, variables, "random weights")
 
 
 def build() -> tasks.DistillationTask:

@@ -9,7 +9,7 @@ import pytest
 
 from jaxkd import models, weights
 from jaxkd.errors import ConfigError, WeightMismatchError, WeightSourceError
-from jaxkd.weights.onnx_export import run_onnx, save_onnx, to_onnx
+from jaxkd.weights.exports.onnx import run_onnx, save_onnx, to_onnx
 
 onnx = pytest.importorskip("onnx", reason="needs the extra `export`")
 pytest.importorskip("onnxruntime", reason="needs the extra `export`")

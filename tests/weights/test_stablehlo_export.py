@@ -14,7 +14,7 @@ import pytest
 
 from jaxkd import models, weights
 from jaxkd.errors import ConfigError, WeightMismatchError, WeightSourceError
-from jaxkd.weights.stablehlo_export import load_stablehlo, save_stablehlo, to_stablehlo
+from jaxkd.weights.exports.stablehlo import load_stablehlo, save_stablehlo, to_stablehlo
 
 pytest.importorskip("flatbuffers", reason="needs the extra `export`")
 

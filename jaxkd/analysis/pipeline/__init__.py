@@ -1,0 +1,16 @@
+"""Analysis of whole data sets: features, streamed statistics, summaries and comparisons of networks."""
+
+from jaxkd.analysis.pipeline.features import FeatureSource, callable_features, check_gradient_labels, network_features
+from jaxkd.analysis.pipeline.run import AnalysisOptions, analyse
+from jaxkd.analysis.pipeline.training_statistics import Dynamics, resolve_layers
+
+__all__ = [
+    "AnalysisOptions",
+    "Dynamics",
+    "FeatureSource",
+    "analyse",
+    "callable_features",
+    "check_gradient_labels",
+    "network_features",
+    "resolve_layers",
+]

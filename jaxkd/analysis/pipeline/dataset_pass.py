@@ -1,0 +1,351 @@
+"""One pass over a data set: features on the devices, statistics beside them, only small numbers back on the host.
+
+A network's features stay on the devices for as long as their chunk takes (with `low_memory`, in a scratch file); only
+the tokens of one layer are kept in a file, because PCA and the permutation test have to read them again. Images are
+taken in chunks of fixed size (32, as published), whatever the batch size and the number of devices, and every statistic
+is a number per image or an exact sum over images, added in float64 on the host: neither can change a result beyond
+rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from threadpoolctl import threadpool_limits
+
+from jaxkd.analysis.activation import activation_statistics, gradient_magnitude
+from jaxkd.analysis.entropy import entropy_map
+from jaxkd.analysis.lowrank import image_energies, second_moment
+from jaxkd.analysis.pipeline.accumulators import Accumulator, Streamed
+from jaxkd.analysis.pipeline.feature_cache import HeldInFile, HeldOnDevice
+from jaxkd.analysis.sep import image_sep
+from jaxkd.analysis.similarity import gram_linear
+from jaxkd.analysis.spectrum import image_channel_spectrum, spatial_spectrum
+from jaxkd.errors import DataError, ShapeError, TapError, did_you_mean, in_words
+from jaxkd.parallel import put_batch
+
+RANGES = ("chunk", "exact", "given")
+
+
+class Features(Protocol):
+    """What is analysed: `forward(images (B, H, W, 3) uint8 on the devices) -> {layer: (B, N, C) or (B, h, w, C)}`.
+
+    Attributes:
+      layers: names in depth order; () takes those of the first answer.
+      last: the layer whose tokens are kept for PCA, SEP and permutations.
+      gradients: `(images, labels) -> {layer: gradient}`, or None.
+    """
+
+    label: str
+    layers: tuple[str, ...]
+    gradients: Callable[[Any, Any], dict[str, jax.Array]] | None
+
+    def forward(self, images: Any) -> dict[str, jax.Array]: ...
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """What is computed, and how.
+
+    Attributes:
+      batch_size: images that go through the network at once; a multiple of the devices.
+      chunk: images that share an entropy range and a Gram matrix (published: 32).
+      bins: of the entropy's histogram.
+      entropy_range: "chunk": minimum and maximum over all layers of each chunk, as published; "exact": over the whole
+        data set, found in a pass of its own; "given": `value_range`.
+      value_range: (lowest, highest) for "given".
+      last: layer for ranks, PCA and SEP; "" is the network's own choice.
+      ranks: singular values of every layer.
+      gradients: gradient magnitudes.
+      grams: Gram matrices over the images of a chunk, for CKA.
+      low_memory: the features of a chunk wait in a scratch file instead of on the devices.
+    """
+
+    batch_size: int = 8
+    chunk: int = 32
+    bins: int = 100
+    entropy_range: str = "chunk"
+    value_range: tuple[float, float] | None = None
+    last: str = ""
+    ranks: bool = True
+    gradients: bool = True
+    grams: bool = False
+    low_memory: bool = False
+
+
+def _tokens(x: jax.Array) -> jax.Array:
+    """(B, h, w, C), (B, N, C) or (B, C) -> (B, N, C)."""
+    return x.reshape(x.shape[0], -1, x.shape[-1])
+
+
+@jax.jit
+def _ranges(features: list[jax.Array], mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Per layer, over the finite features of the images that count: ((L,) minima, (L,) maxima).
+
+    A list, because jit would hand a dict over in the order of its names.
+    """
+    lows, highs = [], []
+    for x in features:
+        fit = jnp.isfinite(x) & mask.reshape(-1, *[1] * (x.ndim - 1))
+        lows.append(jnp.where(fit, x, jnp.inf).min())
+        highs.append(jnp.where(fit, x, -jnp.inf).max())
+    return jnp.stack(lows), jnp.stack(highs)
+
+
+def _layer_statistics(x: jax.Array, ranges: jax.Array, *, bins: int, ranks: bool, host_eigh: bool) -> dict:
+    """Everything per image of one layer; x is (b, ..., C) of one device, `ranges` (2, 2): common and own."""
+    tokens = _tokens(x)
+    common, own = (entropy_map(tokens, r[0], r[1], bins).mean(axis=1) for r in (ranges[0], ranges[1]))
+    out = {
+        "finite": jnp.isfinite(tokens).all(axis=(1, 2)),
+        "spectrum": image_channel_spectrum(x),
+        "entropy": common,
+        "entropy_own_range": own,
+        **activation_statistics(tokens),
+    }
+    if x.ndim == 4:
+        out["spatial"] = spatial_spectrum(x)
+    if ranks:
+        out["energies"] = _small_gram(tokens) if host_eigh else image_energies(tokens)
+    return out
+
+
+@cache
+def _compiled_statistics(mesh: Mesh, bins: int, ranks: bool, host_eigh: bool) -> Callable[[jax.Array, jax.Array], dict]:
+    """`_layer_statistics` over the mesh, compiled once for each shape, whatever network it belongs to."""
+    split = PartitionSpec("data")
+
+    def statistics(x: jax.Array, ranges: jax.Array) -> dict:
+        work = partial(_layer_statistics, bins=bins, ranks=ranks and x.ndim > 2, host_eigh=host_eigh)
+        # Under shard_map each device transforms and decomposes its own images; XLA could otherwise gather them.
+        specs = {"in_specs": (split, PartitionSpec()), "out_specs": split}
+        return jax.shard_map(work, mesh=mesh, check_vma=False, **specs)(x, ranges)
+
+    return jax.jit(statistics)
+
+
+def _small_gram(tokens: jax.Array) -> jax.Array:
+    """(B, N, C) -> the smaller of X X^T and X^T X, (B, K, K)."""
+    axes = "bnc,bmc->bnm" if tokens.shape[1] <= tokens.shape[2] else "bnc,bnd->bcd"
+    return jnp.einsum(axes, tokens, tokens, precision=jax.lax.Precision.HIGHEST)
+
+
+@jax.jit
+def _gram(parts: list[jax.Array], mask: jax.Array) -> jax.Array:
+    """Inner products between the images of a chunk: (m, m), zero where `mask` is False or a feature is not finite."""
+    x = jnp.concatenate([p.reshape(p.shape[0], -1) for p in parts])
+    return gram_linear(x, where=mask & jnp.isfinite(x).all(axis=1))
+
+
+@jax.jit
+def _last_layer(x: jax.Array, mask: jax.Array, shift: jax.Array) -> tuple:
+    """Tokens, moments about `shift` and SEP of the kept layer; `mask` leaves out padding and what is not finite."""
+    keep = mask[:, None, None]
+    tokens = jnp.where(keep, _tokens(x), 0.0)
+    moment = second_moment(jnp.where(keep, tokens - shift, 0.0))[:2]
+    return tokens, moment, {name: image_sep(tokens, folded=name == "folded") for name in ("full", "folded")}
+
+
+class Stream:
+    """One network over one data set.
+
+    Args:
+      features: the network.
+      mesh: where batches are split.
+      options: what is computed.
+      progress: called with (images done, passes over them done so far, phase).
+
+    Raises:
+      ShapeError: the batch does not split over the devices.
+      DataError: no range where one has to be given.
+    """
+
+    def __init__(
+        self, features: Features, mesh: Mesh, options: StreamOptions, progress: Callable[[int, str], None] | None = None
+    ):
+        if jax.process_count() > 1:
+            raise ShapeError(
+                f"An analysis was started in {jax.process_count()} processes. Its sums live on one host. Start one "
+                "process; it uses all devices of its machine."
+            )
+        if options.batch_size % mesh.shape["data"]:
+            raise ShapeError(
+                f"batch_size={options.batch_size} does not split over {mesh.shape['data']} devices. Each gets the same "
+                f"number of images. Use a multiple of {mesh.shape['data']}."
+            )
+        if options.entropy_range == "given" and options.value_range is None:
+            raise DataError(
+                'entropy_range="given" came without a range. A histogram needs its lowest and highest value. Give '
+                "value_range=(low, high)."
+            )
+        # More than a chunk at once would be padding.
+        devices = mesh.shape["data"]
+        options = replace(options, batch_size=min(options.batch_size, -(-options.chunk // devices) * devices))
+        self._features, self._mesh, self._options = features, mesh, options
+        self._progress = progress or (lambda done, phase: None)
+        # On a CPU NumPy finds eigenvalues faster than XLA, see `accumulators.host_energies`.
+        self._host_eigh = jax.default_backend() == "cpu"
+        self._statistics = _compiled_statistics(mesh, options.bins, options.ranks, self._host_eigh)
+        self._layers: tuple[str, ...] = tuple(features.layers)
+
+    def run(
+        self, batches: Iterable[dict], spool: Path, *, total: int | None = None, names: Callable[[int], str] = str
+    ) -> Streamed:
+        """Streams all images.
+
+        Args:
+          batches: of uint8 `image`, `label` and `mask`; iterated once, or twice with an "exact" range.
+          spool: file for the last layer's tokens; written anew.
+          total: images in the data set; what comes after them is padding.
+          names: position in the data set -> name, for images that could not be read.
+
+        Raises:
+          DataError: not one image could be read.
+          ShapeError: a layer changes its shape from batch to batch.
+        """
+        options = self._options
+        fixed = None
+        if options.entropy_range == "given":
+            fixed = np.asarray(options.value_range, np.float64)
+        own = None
+        if options.entropy_range == "exact":
+            done, low, high = 0, None, None
+            for images, _, count in self._chunks(batches, [], total, names):
+                for part, mask in self._parts(images, count):
+                    lo, hi = (np.asarray(v, np.float64) for v in _ranges(list(self._forward(part).values()), mask))
+                    low = lo if low is None else np.minimum(low, lo)
+                    high = hi if high is None else np.maximum(high, hi)
+                done += count
+                self._progress(done, "ranges")
+            if low is not None:
+                own, fixed = np.stack([low, high], axis=1), np.array([low.min(), high.max()])
+        last = options.last or getattr(self._features, "last", "")
+        gathered = Accumulator(self._features.label, last, spool, gram_energies=self._host_eigh)
+        held = HeldInFile(spool.with_suffix(".held")) if options.low_memory else HeldOnDevice()
+        # Eigenvalues of small matrices: two at a time, each on one thread, are twice as fast as one on two.
+        with ThreadPoolExecutor(2, thread_name_prefix="jaxkd-eigh") as pool, threadpool_limits(1, user_api="blas"):
+            for images, labels, count in self._chunks(batches, gathered.out.broken, total, names):
+                self._chunk(gathered, held, images, labels, count, fixed, own, pool)
+                self._progress(gathered.out.images, "statistics")
+            if options.low_memory:
+                held.close()
+            return gathered.finish()
+
+    def _chunk(
+        self,
+        gathered: Accumulator,
+        held: HeldOnDevice | HeldInFile,
+        images: np.ndarray,
+        labels: np.ndarray,
+        count: int,
+        fixed: np.ndarray | None,
+        own: np.ndarray | None,
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        """The statistics of one chunk; `fixed` and `own` are ranges of the whole data set, where they are known."""
+        options = self._options
+        parts = list(self._parts(images, count))
+        searching = fixed is None or own is None
+        hold = options.grams or searching
+        found = []
+        for part, mask in parts if hold else ():
+            features = self._forward(part)
+            if searching:
+                found.append(_ranges(list(features.values()), mask))
+            held.put(features)
+        if searching:
+            low = np.min([np.asarray(lo, np.float64) for lo, _ in found], axis=0)
+            high = np.max([np.asarray(hi, np.float64) for _, hi in found], axis=0)
+            own = np.stack([low, high], axis=1)
+            fixed = np.array([low.min(), high.max()]) if fixed is None else fixed
+        # No finite value at all: a range that does not matter, since nothing of it will be reported.
+        own, fixed = np.where(np.isfinite(own), own, 0.0), np.where(np.isfinite(fixed), fixed, 0.0)
+        gathered.out.ranges.append((float(fixed[0]), float(fixed[1])))
+        if options.grams:
+            counted = np.concatenate([mask for _, mask in parts])
+            grams = [_gram([held.get(i, name) for i in range(len(parts))], counted) for name in self._layers]
+            gathered.out.grams.append(np.stack([np.asarray(g)[:count, :count] for g in grams]))
+        for index, (part, mask) in enumerate(parts):
+            features = None if hold else self._forward(part)
+            get = partial(held.get, index) if hold else features.__getitem__
+            results, shapes = {}, {}
+            for i, name in enumerate(self._layers):
+                x = get(name)
+                shapes[name] = tuple(x.shape[1:])
+                results[name] = self._statistics(x, jnp.asarray(np.stack([fixed, own[i]]), jnp.float32))
+            gathered.start(shapes)
+            good = int(mask.sum())
+            fit = gathered.add(results, self._slopes(part, labels[index * options.batch_size :], good), good, pool)
+            x = get(gathered.out.last)
+            if x.ndim > 2:
+                mask[:good] = fit
+                if gathered.shift is None and mask.any():
+                    # A rough mean, so that a mean far larger than the spread costs no digits of the second moment.
+                    gathered.shift = np.asarray(_tokens(x)[mask].mean(axis=(0, 1)), np.float32)
+                shift = np.zeros(x.shape[-1], np.float32) if gathered.shift is None else gathered.shift
+                gathered.keep(*jax.device_get(_last_layer(x, mask, shift)), mask)
+            if hold:
+                held.forget(index)
+        held.clear()
+
+    def _slopes(self, part: jax.Array, labels: np.ndarray, good: int) -> dict[str, jax.Array] | None:
+        """Gradient magnitude of each layer and image, where the network has gradients."""
+        if not self._options.gradients or self._features.gradients is None:
+            return None
+        targets = np.zeros(self._options.batch_size, np.int32)
+        targets[:good] = labels[:good]
+        answer = self._features.gradients(part, put_batch(targets, self._mesh))
+        return {name: gradient_magnitude(answer[name]) for name in self._layers}
+
+    def _chunks(
+        self, batches: Iterable[dict], broken: list[str], total: int | None, names: Callable[[int], str]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+        """(images, labels, how many) in chunks of readable images, whatever the batches were."""
+        images: list[np.ndarray] = []
+        labels: list[int] = []
+        position = 0
+        for batch in batches:
+            for image, label, good in zip(batch["image"], batch["label"], batch["mask"], strict=True):
+                if good:
+                    images.append(image)
+                    labels.append(int(label))
+                elif total is None or position < total:
+                    broken.append(names(position))
+                position += 1
+                if len(images) == self._options.chunk:
+                    yield np.stack(images), np.asarray(labels, np.int32), len(images)
+                    images, labels = [], []
+        if images:
+            yield np.stack(images), np.asarray(labels, np.int32), len(images)
+
+    def _parts(self, images: np.ndarray, count: int) -> Iterator[tuple[jax.Array, np.ndarray]]:
+        """Micro-batches on the devices, the last one filled up with black images, and which images count."""
+        size = self._options.batch_size
+        for start in range(0, count, size):
+            part = images[start : start + size]
+            mask = np.arange(size) < len(part)
+            if len(part) < size:
+                part = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
+            yield put_batch(part, self._mesh), mask
+
+    def _forward(self, images: Any) -> dict[str, jax.Array]:
+        """Features in depth order."""
+        answer = self._features.forward(images)
+        if not self._layers:
+            self._layers = tuple(answer)
+        missing = [name for name in self._layers if name not in answer]
+        if missing:
+            raise TapError(
+                f'{self._features.label} answered without the layer "{missing[0]}".{did_you_mean(missing[0], answer)} '
+                f"Each layer is read from every batch. It has: {in_words(answer)}."
+            )
+        return {name: answer[name] for name in self._layers}

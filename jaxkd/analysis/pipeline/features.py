@@ -1,0 +1,306 @@
+"""What an analysis reads: images in, named feature maps out, whoever's network it is."""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxkd import data, models, parallel
+from jaxkd.errors import ConfigError, DataError, ShapeError, TapError, did_you_mean, in_words
+from jaxkd.weights.network import Network
+
+PyTree = Any
+
+
+@dataclass
+class FeatureSource:
+    """A network as an analysis sees it; made by `network_features` or `callable_features`.
+
+    Attributes:
+      label: what tables and figures call it.
+      name: in the zoo, or `module:function`.
+      origin: where its weights came from, for people.
+      parameters: how many, None if unknown.
+      image_size: (height, width) that it takes.
+      crop_pct: of the evaluation crop.
+      interpolation: of the evaluation resize.
+      layers: tap names in depth order; of a callable known only after the first batch.
+      num_classes: outputs, 0 where there are none.
+      forward: batch of device images (B, H, W, 3) uint8 -> {layer: features}.
+      gradients: (images, labels or None) -> {layer: gradient of a score}, or None where there is none.
+      gradient_of: what `gradients` is of, "class" or "loss".
+      constants: the network's variables on the devices, an argument so that no program holds them as literals.
+      score: (constants, normalised images, classes) -> (B,) class scores, or None.
+      with_offsets: (constants, normalised images, offsets) -> logits, or None; for per-layer gradients.
+      normalise: uint8 -> what `score` takes.
+      shapes: batch size -> {layer: shape and dtype of its features}, for offsets.
+    """
+
+    label: str
+    name: str
+    origin: str
+    parameters: int | None
+    image_size: tuple[int, int]
+    crop_pct: float
+    interpolation: str
+    layers: tuple[str, ...]
+    num_classes: int
+    forward: Callable[[Any], dict[str, jax.Array]]
+    gradients: Callable[[Any, Any], dict[str, jax.Array]] | None = None
+    gradient_of: str = "class"
+    constants: PyTree = None
+    score: Callable | None = None
+    with_offsets: Callable | None = None
+    normalise: Callable | None = None
+    shapes: Callable[[int], dict[str, jax.ShapeDtypeStruct]] | None = None
+
+    @property
+    def last(self) -> str:
+        """The layer whose tokens are kept: the deepest that has any ("" for the last of a callable).
+
+        Class-attention blocks and pre-logits hold one vector per image, prefixes only a few tokens.
+        """
+        shapes = self.shapes(1) if self.shapes is not None else {}
+        deep = [name for name in self.layers if name not in shapes or len(shapes[name].shape) == 4]
+        return (deep or list(self.layers) or [""])[-1]
+
+
+def default_layers(model: Any) -> tuple[str, ...]:
+    """The taps that an analysis reads unless told otherwise, as the papers: stages of a Swin, else all blocks.
+
+    CaiT's class-attention blocks hold one vector per image and are not among them; their small values in the common
+    range of the entropy would change every other layer's.
+
+    Args:
+      model: a network of the zoo.
+    """
+    taps = models.tap_names(model)
+    stages = tuple(t for t in taps if t.startswith("stage_") and "." not in t)
+    return stages or tuple(t for t in taps if t.startswith("block_") and "." not in t)
+
+
+def _matching(model: Any, patterns: tuple[str, ...]) -> tuple[str, ...]:
+    """Taps by name or pattern; a name that does not exist stays, for the network's own error."""
+    taps = models.tap_names(model)
+    found = [fnmatch.filter(taps, p) or [p] for p in patterns]
+    return tuple(dict.fromkeys(t for names in found for t in names))
+
+
+def network_features(
+    network: Network,
+    mesh: Mesh,
+    *,
+    label: str = "",
+    layers: tuple[str, ...] = (),
+    gradient_of: str = "class",
+    seed: int = 0,
+) -> FeatureSource:
+    """Features of a network of the zoo, compiled at highest matmul precision.
+
+    Args:
+      network: with its weights; initial ones are drawn where it has none.
+      mesh: the batch is split over its `data` axis.
+      label: for tables; the network's name by default.
+      layers: taps or patterns ("block_*"); () for `default_layers`.
+      seed: of random weights.
+      gradient_of: "class" (the highest logit of each image) or "loss" (cross-entropy with the label).
+
+    Raises:
+      TapError: a layer that the network does not have.
+    """
+    model, spec = network.model, network.spec
+    taps = _matching(model, layers) or default_layers(model)
+    variables = network.variables
+    if variables is None:
+        blank = jnp.zeros((1, *network.image_size, 3), jnp.float32)
+        variables = jax.jit(model.init)(jax.random.key(seed), blank)
+    constants = parallel.put_replicated(variables, mesh)
+
+    def normalise(images: jax.Array) -> jax.Array:
+        return data.normalise(images, spec.mean, spec.std)
+
+    def apply(constants: PyTree, x: jax.Array, offsets: Mapping[str, jax.Array] | None = None, taps: tuple = taps):
+        with jax.default_matmul_precision("highest"):
+            return model.apply(constants, x, train=False, taps=taps, offsets=offsets)
+
+    # Raises the TapError of an unknown layer before anything is compiled.
+    blank = jax.ShapeDtypeStruct((1, *network.image_size, 3), jnp.float32)
+    shapes = jax.eval_shape(lambda c, x: apply(c, x)[1], constants, blank)
+    order = tuple(t for t in models.tap_names(model) if t in taps)
+    attention = [t for t in order if t.startswith("attn_") or ".attn" in t]
+    if attention:
+        raise TapError(
+            f'The layer "{attention[0]}" holds attention, (batch, heads, tokens, tokens). Its last axis is no channels '
+            "and spectra and ranks along it would mean nothing. Leave it out, or use a function of your own."
+        )
+    split = parallel.batch_sharding(mesh)
+    forward = jax.jit(lambda c, images: apply(c, normalise(images))[1], in_shardings=(None, split), out_shardings=split)
+
+    def gradient_fn(constants: PyTree, images: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+        x = normalise(images)
+        zeros = {name: jnp.zeros((x.shape[0], *s.shape[1:]), s.dtype) for name, s in shapes.items()}
+
+        def scores(offsets: dict) -> jax.Array:
+            # A sum over images: each image's score depends on its own offsets only.
+            logits = apply(constants, x, offsets, ())[0].astype(jnp.float32)
+            if gradient_of == "loss":
+                return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1).sum()
+            return logits.max(axis=1).sum()
+
+        return jax.grad(scores)(zeros)
+
+    gradients = jax.jit(gradient_fn, in_shardings=(None, split, split), out_shardings=split)
+    return FeatureSource(
+        label=label or spec.name,
+        name=spec.name,
+        origin=network.origin,
+        parameters=int(sum(np.prod(p.shape) for p in jax.tree.leaves(variables["params"]))),
+        image_size=network.image_size,
+        crop_pct=spec.crop_pct,
+        interpolation=spec.interpolation,
+        layers=order,
+        num_classes=network.num_classes,
+        forward=lambda images: forward(constants, images),
+        gradients=(lambda images, labels: gradients(constants, images, labels)) if network.num_classes else None,
+        gradient_of=gradient_of,
+        constants=constants,
+        score=lambda c, x, classes: jnp.take_along_axis(apply(c, x, None, ())[0], classes[:, None], axis=1)[:, 0],
+        with_offsets=lambda c, x, offsets: apply(c, x, offsets, ())[0],
+        normalise=normalise,
+        shapes=lambda size: {n: jax.ShapeDtypeStruct((size, *shapes[n].shape[1:]), shapes[n].dtype) for n in order},
+    )
+
+
+def callable_features(
+    spec: str,
+    *,
+    image_size: tuple[int, int],
+    label: str = "",
+    layers: tuple[str, ...] = (),
+    crop_pct: float = 1.0,
+) -> FeatureSource:
+    """Features of anyone's network: a Python function `images -> {name: features}`.
+
+    Args:
+      spec: "package.module:function". It is called with (B, H, W, 3) fp32 NumPy images in [0, 1], does its own
+        normalisation, and answers with arrays (B, N, C) or (B, h, w, C), the same names each time, in depth order. It
+        is called as it is: one that uses JAX should jit itself.
+      image_size: (height, width) of the images that it gets.
+      label: for tables; the function's name by default.
+      layers: which names to read, in depth order; () takes all as they come. What `jax.jit` returns is sorted by name,
+        so a jitted function with more than ten numbered layers needs this.
+      crop_pct: of the evaluation crop.
+
+    Raises:
+      ConfigError: no such module or function, or it is not callable with one argument.
+    """
+    function = _import(spec)
+
+    def forward(images: Any) -> dict[str, jax.Array]:
+        pixels = np.asarray(images, np.float32) / 255.0
+        try:
+            answer = function(pixels)
+        except Exception as error:  # the user's function may fail in any way
+            raise ConfigError(
+                f'--model="{spec}" failed on images of shape {pixels.shape} ({type(error).__name__}: '
+                f"{' '.join(str(error).split())[:300]}). It is called with fp32 NumPy images in [0, 1], channels last. "
+                "Run it on such an array to see where."
+            ) from error
+        if not isinstance(answer, Mapping) or not answer:
+            raise ShapeError(
+                f'"{spec}" answered with {type(answer).__name__}, not with named features. An analysis reads one array '
+                "per layer. Return a dict {name: (B, N, C) or (B, h, w, C)}."
+            )
+        features = {str(name): _real(spec, str(name), value) for name, value in answer.items()}
+        for name, value in features.items():
+            if value.ndim not in (3, 4) or value.shape[0] != pixels.shape[0] or 0 in value.shape:
+                raise ShapeError(
+                    f'The feature "{name}" of "{spec}" has shape {value.shape} for {pixels.shape[0]} images. Features '
+                    "are (B, N, C) tokens or (B, h, w, C) maps, channels last. Move the axes, e.g. "
+                    "x.transpose(0, 2, 3, 1) of an NCHW map."
+                )
+        return features
+
+    return FeatureSource(
+        label=label or spec.rpartition(":")[2],
+        name=spec,
+        origin="a Python function",
+        parameters=None,
+        image_size=image_size,
+        crop_pct=crop_pct,
+        interpolation="bicubic",
+        layers=layers,
+        num_classes=0,
+        forward=forward,
+    )
+
+
+def _real(spec: str, name: str, value: Any) -> np.ndarray:
+    """`value` as fp32."""
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
+            raise TypeError(f"its type is {array.dtype}")
+        return array.astype(np.float32)
+    except (TypeError, ValueError) as error:
+        raise ShapeError(
+            f'The feature "{name}" of "{spec}" is no array of real numbers ({" ".join(str(error).split())}). All '
+            "statistics are of real features. Return (B, N, C) or (B, h, w, C) floats; of complex ones, their parts."
+        ) from None
+
+
+def _import(spec: str) -> Callable:
+    module_name, _, name = spec.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # the user's module may fail in any way
+        raise ConfigError(
+            f'--model="{spec}": the module "{module_name}" cannot be imported ({type(error).__name__}: '
+            f"{' '.join(str(error).split())}). It is looked for like any Python module. Run from its folder, or add "
+            "that folder to PYTHONPATH."
+        ) from None
+    function = getattr(module, name, None)
+    if not callable(function):
+        have = [n for n, v in vars(module).items() if inspect.isfunction(v)]
+        raise ConfigError(
+            f'--model="{spec}": "{module_name}" has no function "{name}".{did_you_mean(name, have)} A function of your '
+            f"own is given as module:function. It has: {in_words(have)}."
+        )
+    return function
+
+
+def check_gradient_labels(gradient_of: str, labelled: bool, source: Any, images: str, classes: dict[str, int]) -> None:
+    """Raises unless labels are known where the gradient of the loss is asked for.
+
+    Args:
+      gradient_of: "loss", "class" or "none".
+      labelled: whether the images have labels.
+      source: the images.
+      images: what the command line called them.
+      classes: label of a model -> its number of outputs.
+
+    Raises:
+      DataError: no labels. ConfigError: another number of classes than a model has.
+    """
+    if gradient_of != "loss":
+        return
+    if not labelled:
+        raise DataError(
+            f'--gradients=loss needs labels, but --images="{images}" is a plain folder of images. The loss compares '
+            "with the true class. Give a data set with val/<label>/*, or use --gradients=class."
+        )
+    for label, count in classes.items():
+        if count and count != len(source.class_names):
+            raise ConfigError(
+                f"--gradients=loss: {label} has {count} outputs, the images have {len(source.class_names)} classes. "
+                "Labels would name other classes. Use the data set of its weights, or --gradients=class."
+            )

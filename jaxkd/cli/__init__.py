@@ -1,0 +1,1 @@
+"""Pieces that the commands share: argument parsing, networks from arguments, console output."""

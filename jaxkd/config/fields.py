@@ -1,0 +1,233 @@
+"""Every field of a config with its meaning and default, and functions on configs.
+
+Imports no JAX, so that a config can be read, checked and printed anywhere.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from jaxkd.errors import ConfigError, did_you_mean
+
+
+def network(name: str) -> ConfigDict:
+    """A network: its name, timm's constructor arguments (None: the network's own default) and its weights."""
+    config = ConfigDict(
+        {
+            "name": name,
+            # A file, a Hugging Face id ("timm/cait_s24_224.fb_dist_in1k"), a work directory of ours; "" is random.
+            "weights": "",
+            "variant": "",  # "ema" or "raw", where the weights hold both
+            "resize": False,  # resize position embeddings and relative-bias tables to this network's grid
+            "new_head": False,  # drop a head of another size and start a new one
+        }
+    )
+    config.args = ConfigDict(
+        {
+            "img_size": placeholder(object),
+            "patch_size": placeholder(object),
+            "embed_dim": placeholder(int),
+            "depth": placeholder(int),
+            "depths": placeholder(object),
+            "num_heads": placeholder(object),
+            "mlp_ratio": placeholder(float),
+            "window_size": placeholder(object),
+            "num_classes": placeholder(int),
+            "drop_rate": placeholder(float),
+            "drop_path_rate": placeholder(float),
+            "init_values": placeholder(float),
+            "global_pool": placeholder(str),
+            "act_layer": placeholder(str),
+            "qkv_bias": placeholder(bool),
+            "class_token": placeholder(bool),
+            "reg_tokens": placeholder(int),
+            "no_embed_class": placeholder(bool),
+            "pre_norm": placeholder(bool),
+            "num_feat": placeholder(int),  # super-resolution
+            "num_block": placeholder(int),
+            "res_scale": placeholder(float),
+        }
+    )
+    return config
+
+
+def base() -> ConfigDict:
+    """Every field of a training config; leaf files change values and lock it, they never add fields."""
+    config = ConfigDict()
+    config.task = "classification"  # or "distillation": with a teacher; "restoration": super-resolution
+    config.seed = 0
+    config.student = network("deit_tiny_patch16_224")
+    config.student.freeze = ()  # patterns over parameter paths, such as ("patch_embed", "blocks_0")
+    config.teacher = network("")  # task "distillation" only
+
+    config.distill = ConfigDict()
+    config.distill.preset = "none"  # soft hard spectral mse soft+spectral soft+mse hard+spectral hard+mse
+    # ((student, teacher), ...), "last", "first", "first+last", "stages", or "auto": from the teacher's spectrum
+    config.distill.pairs = placeholder(object)
+    config.distill.alpha = placeholder(
+        object
+    )  # weight of the logit term, 1 - alpha of the cross-entropy; or a schedule
+    config.distill.temperature = placeholder(object)  # a number
+    config.distill.feature_weight = placeholder(object)  # or a schedule: {"schedule": "linear", "from": ..., "to": ...}
+    config.distill.spectral_method = ""  # "fft" or "closed"; "" is the faster
+    config.label_smoothing = 0.1
+
+    config.data = ConfigDict()
+    # A folder with train/<label>/* and val/<label>/*, a folder of shards, "tfds:NAME" or "embedded:digits".
+    config.data.source = ""
+    config.data.workers = 8  # processes that decode; 0 decodes in this one
+    config.data.repeats = 1  # copies of an image in an epoch, each augmented differently; 3: repeated augmentation
+    config.data.max_broken = 0.01  # share of unreadable images above which a run fails; fewer are skipped and named
+    config.data.augment = ConfigDict()
+    config.data.augment.kind = "random_resized_crop"  # or "pad_crop", "none"
+    config.data.augment.scale = (0.08, 1.0)  # area of the crop
+    config.data.augment.ratio = (3 / 4, 4 / 3)  # width over height of the crop
+    config.data.augment.interpolation = "bicubic"  # or another of Pillow's; "random": bilinear or bicubic
+    config.data.augment.pad = 0  # pixels on each side, pad_crop only
+    config.data.augment.hflip = 0.5
+    config.data.augment.auto_augment = ""  # timm's words: "rand-m9-mstd0.5-inc1", "original", "v0", "3a", "augmix-m5"
+    config.data.augment.color_jitter = 0.0  # strength; as in timm only without auto_augment, or with "3a"
+    config.data.augment.region_decode = "auto"  # decode only the crop of a JPEG, same pixels ("on", "off")
+    config.data.augment.dct_scaling = False  # shrink while decoding where a crop is large; changes pixels a little
+    # Super-resolution: patches of the large image, and what becomes of them.
+    config.data.patches = ConfigDict({"size": 256, "flips": True, "rotations": True, "small": "error"})
+    config.data.patches.per_image = 1  # patches of an image once it is decoded
+    config.data.patches.visits = 1  # of each image in an epoch
+    config.data.erase = ConfigDict({"probability": 0.0, "mode": "pixel", "count": 1})  # random erasing; 0: off
+    config.data.mix = ConfigDict()
+    config.data.mix.mixup = 0.0  # alpha; 0: off
+    config.data.mix.cutmix = 0.0  # alpha; 0: off
+    config.data.mix.cutmix_minmax = ()  # instead of alpha: smallest and largest side of the box
+    config.data.mix.prob = 1.0
+    config.data.mix.switch_prob = 0.5  # of cutmix where both are on
+    config.data.mix.mode = "batch"  # or "pair", "elem"
+
+    config.eval = ConfigDict()
+    config.eval.every_epochs = 1
+    config.eval.batch_size = 0  # 0: train.batch_size
+    config.eval.crop_pct = 0.0  # 0: the student's own
+    config.eval.interpolation = ""  # "": the student's own
+    config.eval.every_steps = 0  # instead of every_epochs
+    config.eval.sets = ()  # super-resolution: "Set5=/data/Set5", ...; none: the validation split of data.source
+    config.eval.crop = "scale"  # border left out of PSNR and SSIM; "4": as the published MDBN files, at every scale
+    config.eval.luma = True  # BT.601 luma instead of RGB
+    config.restoration = ConfigDict({"loss": "l1", "fft_weight": 0.0})  # loss: or "charbonnier"
+
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 5e-4
+    config.optimizer.reference_batch = 512  # the rate is for this batch and scales linearly; 0: taken as it is
+    config.optimizer.weight_decay = 0.05
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.999
+    config.optimizer.eps = 1e-8
+    config.optimizer.clip_norm = 0.0  # 0: off
+    config.optimizer.accumulate = 1  # micro-batches a step
+
+    config.schedule = ConfigDict()
+    config.schedule.kind = "cosine"  # per step; "timm_epoch": what the published runs used; "constant"
+    config.schedule.warmup_epochs = 5
+    config.schedule.warmup_lr = 1e-6
+    config.schedule.min_lr = 1e-5
+    config.schedule.steps = 0  # length of the schedule, and of the run; 0: train.epochs
+
+    config.ema = ConfigDict({"decay": 0.99996})  # 0: off
+
+    config.train = ConfigDict()
+    config.train.epochs = 300
+    config.train.steps = 0  # stop after so many optimiser steps; 0: all epochs
+    config.train.batch_size = 512  # global, an optimiser step
+
+    config.precision = ConfigDict({"compute": "float32", "remat": False})  # compute: float32 or bfloat16
+    config.mesh = ConfigDict({"data": -1, "model": 1})  # devices along the batch (-1: the rest) and along wide matrices
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every_epochs = 1  # every evaluation saves too, so that the best can be kept
+    config.checkpoint.every_steps = 0  # besides every_epochs; 0: off
+    config.checkpoint.keep_last = 2
+    config.checkpoint.keep_best = 1
+    config.checkpoint.keep_every_epochs = 0
+
+    config.log = ConfigDict({"every_steps": 50, "tensorboard": True})
+
+    config.dynamics = ConfigDict()  # statistics of the student's layers while it trains
+    config.dynamics.every_steps = 0  # at the first step and every so many; 0: off
+    config.dynamics.images = 32  # the first of the batch (of its first micro-batch); a smaller batch gives all
+    config.dynamics.layers = ()  # taps of the student; (): all blocks or stages
+    config.dynamics.gradients = True  # of the training loss
+    config.dynamics.ranks = True  # energy ranks, participation ratio, stable rank
+    config.dynamics.rank_images = 8  # how many of the images these are of: the decompositions are the dear part
+
+    # Runs after one another, each a dict of dotted changes with a "name"; a later one may take "stage:<name>" as
+    # weights.
+    config.stages = ()
+    return config
+
+
+def parse_arg(arg: str | None, known: dict[str, str]) -> dict[str, str]:
+    """`"embedded,student=deit_small_patch16_224"` -> `{"embedded": "", "student": "deit_small_patch16_224"}`.
+
+    Args:
+      arg: what follows the colon of `--config=file.py:arg`.
+      known: the words this config understands, with what they mean.
+
+    Raises:
+      ConfigError: a word that the config does not understand.
+    """
+    words = {}
+    for part in filter(None, (p.strip() for p in (arg or "").split(","))):
+        name, _, value = part.partition("=")
+        if name not in known:
+            meaning = "; ".join(f"{k}: {v}" for k, v in known.items())
+            raise ConfigError(
+                f'The config does not understand ":{part}".{did_you_mean(name, known)} It would otherwise be ignored '
+                f"in silence. Known after the colon: {meaning}."
+            )
+        words[name] = value
+    return words
+
+
+def change(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
+    """A copy of `config` with dotted fields changed: `{"train.epochs": 10}`.
+
+    Raises:
+      ConfigError: for a field that does not exist.
+    """
+    config = copy.deepcopy(config).unlock()  # deep, or fields that are still None would forget their type
+    for dotted, value in changes.items():
+        *parents, leaf = dotted.split(".")
+        node = config
+        for name in parents:
+            node = node.get(name) if isinstance(node, ConfigDict) else None
+        if not isinstance(node, ConfigDict) or leaf not in node:
+            raise ConfigError(
+                f'"{dotted}" is not a field of a config.{did_you_mean(dotted, flatten(config))} A stage may only '
+                "change fields that exist. jaxkd/config/fields.py lists them all."
+            )
+        with node.ignore_type():
+            node[leaf] = value
+    return config
+
+
+def kind_of(dotted: str) -> str:
+    """The type that a field holds, in a word, also where its default is None."""
+    *parents, leaf = dotted.split(".")
+    node = base()
+    for name in parents:
+        node = node[name]
+    return node.get_type(leaf).__name__
+
+
+def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """`{"train.epochs": 300, ...}`: every leaf field by its dotted name."""
+    out: dict[str, Any] = {}
+    for name in config:
+        value = config.get(name)
+        if isinstance(value, ConfigDict):
+            out |= flatten(value, f"{prefix}{name}.")
+        else:
+            out[prefix + name] = value
+    return out

@@ -1,0 +1,147 @@
+"""Recipes that several configs share: the published one, super-resolution, and the embedded variants.
+
+Imports no JAX.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxkd.config.fields import change
+from jaxkd.errors import ConfigError
+
+# SpectralKD's eight layers, student <-> teacher, for 12 against 24 blocks (papers: SpectralKD, recipe).
+DEIT_CAIT_PAIRS = ((0, 0), (1, 1), (6, 18), (7, 19), (8, 20), (9, 21), (10, 22), (11, 23))
+
+
+def published(config: ConfigDict) -> ConfigDict:
+    """What the recipes of SpectralKD, Distillation Dynamics and the encoding-mismatch paper share, as their code has
+    it.
+
+    DeiT's recipe without mixup and cutmix (their code turns both off, whatever its flags say), without stochastic
+    depth, scored on a 224 crop of 256 pixels.
+    """
+    changes = {
+        "data.augment.auto_augment": "rand-m9-mstd0.5-inc1",
+        "data.erase.probability": 0.25,
+        "data.repeats": 3,
+        "eval.crop_pct": 0.875,
+        "schedule.kind": "timm_epoch",
+        "student.args.drop_path_rate": 0.0,  # timm's Swin would have 0.1
+        "train.batch_size": 512,  # 2 GPUs x 256
+    }
+    return change(config, changes)
+
+
+def super_resolution(config: ConfigDict, name: str, *, embedded: bool = False, control: bool = False) -> ConfigDict:
+    """MDBN's protocol (its options/train files) for the network `name`; `embedded` shrinks it to minutes on a CPU.
+
+    Args:
+      config: `base()`.
+      name: "mdbn_x4" and so on.
+      embedded: photographs inside scikit-image and a small network.
+      control: MDBN and then EDSR-baseline in the same way, as two stages. At full size that has 16 blocks as published,
+        9 % fewer parameters than MDBN x4; embedded as many blocks as give equally many parameters.
+
+    Raises:
+      ConfigError: a control of another network than MDBN, or at x8, where there is no EDSR.
+    """
+    changes = {
+        "task": "restoration",
+        "student.name": name,
+        "data.patches.size": 255 if name.endswith("x3") else 256,
+        "optimizer.learning_rate": 2e-4,
+        "optimizer.reference_batch": 0,
+        "optimizer.weight_decay": 0.0,
+        "optimizer.b2": 0.99,
+        "schedule.warmup_epochs": 0,
+        "schedule.min_lr": 1e-7,
+        "schedule.steps": 2_000_000,
+        "ema.decay": 0.999,
+        "train.batch_size": 16,
+        "eval.every_steps": 5_000,
+        "checkpoint.every_epochs": 0,
+        "checkpoint.every_steps": 5_000,
+        "log.every_steps": 100,
+    }
+    if embedded:
+        changes |= {
+            "data.source": "embedded:photos",
+            "data.workers": 0,
+            "data.patches.size": 96,
+            "data.patches.visits": 64,
+            "student.args.num_feat": 32,
+            "student.args.num_block": 3,
+            "optimizer.learning_rate": 1e-3,
+            "schedule.steps": 1_000,
+            "ema.decay": 0.99,
+            "train.batch_size": 8,
+            "eval.every_steps": 250,
+            "checkpoint.every_steps": 250,
+        }
+    if control:
+        kind, _, scale = name.partition("_")
+        if kind != "mdbn" or scale == "x8":
+            raise ConfigError(
+                f'":control" was given for {name}. It compares MDBN with EDSR-baseline, which is built for x2, x3 and '
+                "x4. Leave network= out, and choose one of these scales."
+            )
+        other = {"name": "edsr", "student.name": f"edsr_{scale}"}
+        if embedded:  # a block of MDBN has six 3x3 convolutions, one of EDSR two
+            other["student.args.num_block"] = 3 * changes["student.args.num_block"]
+        changes["stages"] = ({"name": "mdbn", "student.name": name}, other)
+    return change(config, changes)
+
+
+def digits(config: ConfigDict, student: dict[str, Any]) -> ConfigDict:
+    """The same recipe, shrunk to scikit-learn's 1,797 handwritten digits and a small student.
+
+    Smoothing, decay, schedule kind, kind of crop and the objective stay as they are; batch, rate, warm-up, moving
+    average and range of the crop fit the size. The 8x8 pixels are enlarged to 16x16, so that a crop can move by half of
+    one.
+    """
+    changes = {
+        "data.source": "embedded:digits",
+        "data.workers": 0,
+        "data.augment.scale": (0.6, 1.0),  # less would cut strokes off
+        "data.augment.hflip": 0.0,  # a mirrored digit is another sign
+        "data.augment.auto_augment": "",  # made for photographs
+        "data.erase.probability": 0.0,
+        "data.repeats": 1,
+        "eval.crop_pct": 1.0,
+        "eval.every_epochs": 2,
+        "train.epochs": 30,
+        "train.batch_size": 32,
+        "optimizer.reference_batch": 0,
+        "optimizer.learning_rate": 2e-3,
+        "schedule.warmup_epochs": 2,
+        "ema.decay": 0.99,
+        "log.every_steps": 44,
+    }
+    return change(config, changes | {f"student.args.{k}": v for k, v in student.items()})
+
+
+def embedded(config: ConfigDict, *, student: dict[str, Any], teacher: dict[str, Any], pairs: Any) -> ConfigDict:
+    """A distillation config on the digits: its own teacher is trained first, then the student without and with it.
+
+    Args:
+      config: the full-size recipe; its preset, alpha, temperature and feature weight stay as they are.
+      student: constructor arguments of the small student.
+      teacher: constructor arguments of the small teacher.
+      pairs: the layers that correspond in the small networks.
+    """
+    alone = {"task": "classification", "teacher.name": "", "teacher.weights": "", "distill.preset": "none"}
+    alone |= {f"distill.{k}": None for k in ("pairs", "alpha", "temperature", "feature_weight")}
+    alone |= {f"teacher.args.{k}": None for k in teacher}
+    first = {"name": "teacher", **alone, "student.name": config.teacher.name}
+    first |= {f"student.args.{k}": None for k in config.student.args}
+    # What a command line says of the student is not meant for its teacher.
+    first |= {"student.weights": "", "student.variant": "", "student.resize": False, "student.new_head": False}
+    first |= {"student.freeze": ()}
+    first |= {f"student.args.{k}": v for k, v in teacher.items()}
+    changes = {f"teacher.args.{k}": v for k, v in teacher.items()}
+    changes |= {"distill.pairs": pairs, "teacher.weights": "stage:teacher"}
+    changes["stages"] = (first, {"name": "student_alone", **alone}, {"name": "student_distilled"})
+    return change(digits(config, student), changes)

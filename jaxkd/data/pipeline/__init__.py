@@ -1,0 +1,1 @@
+"""Batches from sources: sampling order, worker processes, prefetching, training and evaluation pipelines."""

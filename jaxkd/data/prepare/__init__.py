@@ -1,0 +1,1 @@
+"""Data sets prepared once before training: shards and sub-images."""

@@ -1,0 +1,263 @@
+"""Cuts large images into overlapping sub-images, which training reads much faster than the whole.
+
+Along each axis they start at 0, `step`, 2 `step`, ... as far as they fit; if more than `thresh` pixels are left over at
+the end, one more ends there. Sub-images are numbered from 001, row by row: `0001.png` -> `0001_s001.png`, ... These are
+the places and names of BasicSR's preparation of DIV2K (480, 240, 0), so that folders made by either can be mixed. What
+differs: an image that is shorter than `size` along an axis is kept whole along it (there, nothing can be cut), and the
+output is RGB of 8 bits, always PNG.
+
+A file appears under its name when it is complete, and `subimages.json`, written first, says how everything in the
+folder is made. So a stopped command can be repeated: it writes what is missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from jaxkd.data.prepare.shard_folder import write
+from jaxkd.data.sources.labelled import image_files
+from jaxkd.data.transforms.crops import Box, Size
+from jaxkd.data.transforms.decode import decode_rgb, read_file
+from jaxkd.errors import ConfigError, DataError, did_you_mean
+
+SETTINGS = "subimages.json"
+_VERSION = 1
+Report = Callable[[int, int, int], None]  # images done, images in all, sub-images since the last call
+
+
+@dataclass(frozen=True)
+class CutOptions:
+    """How images are cut.
+
+    Attributes:
+      size: pixels of a side of a sub-image.
+      step: pixels from one to the next; less than `size` makes them overlap.
+      thresh: pixels at the end of an axis that may be left out.
+
+    Raises:
+      ConfigError: one of them is out of range.
+    """
+
+    size: int = 480
+    step: int = 240
+    thresh: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least, meaning in (
+            ("size", 1, "the side of a sub-image in pixels"),
+            ("step", 1, "how many pixels the next sub-image is further on"),
+            ("thresh", 0, "how many pixels at the end of an axis may be left out"),
+        ):
+            if getattr(self, name) < least:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)} is out of range. It is {meaning}. Give {least} or more; size=480, "
+                    "step=240, thresh=0 are usual for DIV2K."
+                )
+
+
+@dataclass
+class CutResult:
+    """What was done.
+
+    Attributes:
+      images: that could be read.
+      subimages: of them, in the folder.
+      written: how many of these are new.
+      small: images shorter than `size` along an axis.
+      failed: what is wrong with each image that could not be read.
+    """
+
+    images: int = 0
+    subimages: int = 0
+    written: int = 0
+    small: int = 0
+    failed: list[str] = field(default_factory=list)
+
+
+def cut_boxes(size: Size, options: CutOptions) -> list[Box]:
+    """(left, upper, right, lower) of the sub-images of an image of (height, width), in the order of their numbers."""
+    rows, columns = (_starts(side, options) for side in size)
+    height, width = (min(options.size, side) for side in size)
+    return [(x, y, x + width, y + height) for y in rows for x in columns]
+
+
+def _starts(side: int, options: CutOptions) -> list[int]:
+    if side <= options.size:
+        return [0]
+    starts = list(range(0, side - options.size + 1, options.step))
+    if side - (starts[-1] + options.size) > options.thresh:
+        starts.append(side - options.size)
+    return starts
+
+
+def cut_folder(
+    source: Path, out: Path, options: CutOptions, *, workers: int = 0, report: Report = lambda *_: None
+) -> CutResult:
+    """Cuts all images below `source` into `out`, with the same subfolders; continues where it was stopped.
+
+    An image that cannot be read is named in the result, and the rest are done.
+
+    Args:
+      source: folder of images.
+      out: made if it does not exist.
+      options: how.
+      workers: threads that decode and encode; 0 takes one per core, at most 16.
+      report: called as images get done.
+
+    Raises:
+      DataError: there are no images, two have the same name but for its ending, or `out` holds something else.
+    """
+    names = _names(source)
+    if out.resolve().is_relative_to(source.resolve()) or source.resolve().is_relative_to(out.resolve()):
+        raise DataError(
+            f'"{out}" and "{source}" lie in one another. Sub-images would be cut again as if they were images. Choose '
+            "another --out."
+        )
+    result = CutResult()
+    with _claimed(out, {"kind": "jaxkd sub-images", "version": _VERSION, **_identity(source, names, options)}):
+        parts = _ahead(lambda name: _cut(source / name, out / name, options), names, workers)
+        for number, (problem, count, written, small) in enumerate(parts, 1):
+            result.images += not problem
+            result.subimages += count
+            result.written += written
+            result.small += small
+            result.failed += [problem] if problem else []
+            report(number, len(names), count)
+    return result
+
+
+def _names(source: Path) -> list[str]:
+    if not source.is_dir():
+        near = [p.name for p in source.parent.iterdir() if p.is_dir()] if source.parent.is_dir() else []
+        raise DataError(
+            f'The folder "{source}" {"is a file" if source.exists() else "does not exist"}.'
+            f"{did_you_mean(source.name, near)} Its images are to be cut into sub-images. Check --in."
+        )
+    names = image_files(source)
+    if not names:
+        raise DataError(
+            f'"{source}" holds no images. There is nothing to cut. Check --in; images end in .png, .jpg or the like.'
+        )
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(os.path.splitext(name)[0], name)
+        if other != name:
+            raise DataError(
+                f'"{source}" has "{other}" and "{name}". The sub-images of both would have the same names. Rename one '
+                "of them."
+            )
+    return names
+
+
+def _identity(source: Path, names: list[str], options: CutOptions) -> dict[str, Any]:
+    """What two calls have in common exactly when they write the same files."""
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(f"{name}\0{os.stat(source / name).st_size}\0".encode(errors="surrogateescape"))
+    return {"images": len(names), "fingerprint": digest.hexdigest(), **asdict(options)}
+
+
+@contextlib.contextmanager
+def _claimed(out: Path, settings: dict[str, Any]) -> Iterator[None]:
+    """Makes sure that `out` belongs to this cutting, and for now to this process alone."""
+    import fcntl  # not on Windows, where the rest of jaxkd.data can still be imported
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise DataError(f'"{out}" is a file, or lies in one. Sub-images need a folder. Choose another --out.') from None
+    handle = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system releases it however the process ends
+        except BlockingIOError:
+            raise DataError(
+                f'Another command is writing into "{out}" right now. Two would do the work twice. Wait for it, or '
+                "choose another --out."
+            ) from None
+        there = sorted(n for n in os.listdir(out) if n != f"{SETTINGS}.partial")
+        if SETTINGS in there:
+            _check_same(out, settings)
+        elif there:
+            raise DataError(
+                f'"{out}" holds "{there[0]}"{f" and {len(there) - 1} more" if len(there) > 1 else ""}, and no '
+                f"{SETTINGS}. Sub-images are not mixed with other files, and nothing is overwritten. Choose a new "
+                "folder for --out."
+            )
+        else:
+            write(out / SETTINGS, json.dumps(settings, indent=1).encode())
+        yield
+    finally:
+        os.close(handle)
+
+
+def _check_same(out: Path, settings: dict[str, Any]) -> None:
+    try:
+        before = json.loads((out / SETTINGS).read_text())
+        changed = [k for k in {**before, **settings} if before.get(k) != settings.get(k)]
+    except (ValueError, TypeError, AttributeError):
+        raise DataError(
+            f'"{out / SETTINGS}" was not written by this version of jaxkd. It says how the sub-images beside it are '
+            "made. Choose another --out, or delete that folder."
+        ) from None
+    if changed:
+        raise DataError(
+            f'"{out}" holds other sub-images: '
+            f"{', '.join(f'{k} was {before.get(k)} and is now {settings.get(k)}' for k in changed)}. New ones would "
+            "not fit together with them, and are not written over them. (Another fingerprint means that images were "
+            "added, removed, renamed or changed.) Choose another --out, or delete that folder."
+        )
+
+
+def _ahead(make: Callable, names: list[str], workers: int) -> Iterator[Any]:
+    """`make` of each name, in order, made ahead by threads; Pillow works outside of Python's lock."""
+    workers = workers or min(os.cpu_count() or 1, 16)
+    with ThreadPoolExecutor(workers, thread_name_prefix="jaxkd-subimages") as pool:
+        ready: deque[Future] = deque()
+        try:
+            for name in names:
+                ready.append(pool.submit(make, name))
+                if len(ready) > 2 * workers:
+                    yield ready.popleft().result()
+            while ready:
+                yield ready.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _cut(path: Path, out: Path, options: CutOptions) -> tuple[str, int, int, bool]:
+    """(what is wrong or "", sub-images, how many are new, whether it is small) of an image."""
+    try:
+        data = read_file(path)
+        boxes, image = None, None
+        with contextlib.suppress(Exception), Image.open(io.BytesIO(data)) as header:
+            boxes = cut_boxes((header.height, header.width), options)
+        if boxes is None:
+            image = decode_rgb(data, str(path))
+            boxes = cut_boxes((image.height, image.width), options)
+        parts = [out.with_name(f"{out.stem}_s{n:03d}.png") for n in range(1, len(boxes) + 1)]
+        missing = [(part, box) for part, box in zip(parts, boxes, strict=True) if not part.exists()]
+        if missing and image is None:
+            image = decode_rgb(data, str(path))
+    except DataError as error:
+        return str(error), 0, 0, False
+    if missing:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    for part, box in missing:
+        file = io.BytesIO()
+        image.crop(box).save(file, "PNG", compress_level=3)  # 6, the default, takes twice as long for 4% less
+        write(part, file.getvalue())
+    left, upper, right, lower = boxes[0]
+    return "", len(boxes), len(missing), min(right - left, lower - upper) < options.size

@@ -1,0 +1,1 @@
+"""Records of data sets: image folders, shards, TFDS, image pairs, embedded data."""

@@ -1,0 +1,118 @@
+"""Images to look at, not to learn from: any folder of them, without labels, in a fixed order."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from jaxkd.data.sources.labelled import EMBEDDED, EXTENSIONS, Source, image_files, open_source
+from jaxkd.data.sources.tfds import TFDS
+from jaxkd.data.transforms.decode import decode_rgb, read_file
+from jaxkd.errors import DataError, did_you_mean
+
+
+class ImageFolder:
+    """Every image below a folder, as a `Source` of one class.
+
+    Args:
+      root: the folder.
+      per_class: how many images of each folder that holds images, in the order of their names; 0 takes all.
+        With 1, the published analysis set: the first file of every class of ImageNet's validation split.
+
+    Raises:
+      DataError: the folder is missing or holds no images.
+    """
+
+    class_names = class_words = ("",)
+    exif = False
+
+    def __init__(self, root: str | Path, *, per_class: int = 0):
+        self.root = Path(root)
+        if not self.root.is_dir():
+            parent = self.root.parent
+            near = [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
+            raise DataError(
+                f'--images="{root}" is not a folder.{did_you_mean(self.root.name, near)} An analysis reads the images '
+                'below one folder. Check the path, or use "embedded:digits" to try without data.'
+            )
+        files = image_files(self.root)
+        if per_class:
+            taken: dict[str, int] = {}
+            kept = []
+            for file in files:
+                folder = os.path.dirname(file)
+                taken[folder] = taken.get(folder, 0) + 1
+                if taken[folder] <= per_class:
+                    kept.append(file)
+            files = kept
+        if not files:
+            raise DataError(
+                f'--images="{root}" holds no images. Files ending in {", ".join(EXTENSIONS[:4])}, ... are read, also '
+                "in folders inside. Give a folder of images."
+            )
+        self._files = files
+
+    @property
+    def class_counts(self) -> np.ndarray:
+        """See `Source`."""
+        return np.array([len(self)], np.int64)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def label(self, index: int) -> int:
+        """There are no labels: 0."""
+        return 0
+
+    def name(self, index: int) -> str:
+        """See `Source`: the path."""
+        return os.path.join(self.root, self._files[index])
+
+    def bytes(self, index: int) -> bytes:
+        """See `Source`."""
+        return read_file(self.name(index))
+
+    def image(self, index: int) -> Image.Image:
+        """See `Source`."""
+        return decode_rgb(self.bytes(index), self.name(index))
+
+
+@dataclass(frozen=True)
+class FirstImages:
+    """The first `count` records of a source."""
+
+    source: Source
+    count: int
+
+    def __len__(self) -> int:
+        return min(self.count, len(self.source))
+
+    def __getattr__(self, name: str):
+        return getattr(object.__getattribute__(self, "source"), name)
+
+
+def open_images(spec: str, *, per_class: int = 0, max_images: int = 0) -> tuple[Source, bool]:
+    """Images for an analysis, and whether their labels are known.
+
+    Args:
+      spec: a folder of images, with folders inside or not; a data set of `open_source` (its validation split); a split
+        of one, such as "/data/imagenet/val".
+      per_class: of a plain folder: how many of each folder inside, 0 for all.
+      max_images: the first so many; 0 for all.
+
+    Raises:
+      DataError: nothing there.
+    """
+    root = Path(spec)
+    labelled = spec.startswith((EMBEDDED, TFDS)) or (root / "val").is_dir()
+    if labelled and per_class:
+        raise DataError(
+            f'--per-class={per_class} does not go with --images="{spec}", which is a labelled data set. It takes the '
+            f"first files of each folder of a plain folder of images. Give the folder of the split: {root / 'val'}."
+        )
+    source = open_source(spec, "val") if labelled else ImageFolder(root, per_class=per_class)
+    return (FirstImages(source, max_images) if 0 < max_images < len(source) else source), labelled

@@ -1,0 +1,201 @@
+"""Which files make a set for super-resolution: where the large images lie, and which small one belongs to which."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from jaxkd.data.sources.labelled import EMBEDDED, SPLITS, image_files
+from jaxkd.data.sources.photos import photo_files
+from jaxkd.errors import ConfigError, DataError, did_you_mean
+
+_LOG = logging.getLogger(__name__)
+
+_LR = "?lr="
+_DIV2K = {"train": "DIV2K_train_", "val": "DIV2K_valid_"}  # how its archives unpack
+_SUB_IMAGE = re.compile(r"(.*)(_s\d{3,})")  # what subimages.py appends
+
+
+class PairFiles(NamedTuple):
+    """Paths of large images, and of the small image of each; "" where it is to be made from the large one."""
+
+    hr: list[str]
+    lr: list[str]
+
+
+def find_pairs(spec: str | Sequence[str], scale: int, split: str) -> PairFiles:
+    """The files that `spec` names; see `pairs.open_pairs`.
+
+    Raises:
+      ConfigError: `split` or the form of `spec` is wrong.
+      DataError: a folder is missing or has no images, or names do not match.
+    """
+    if split not in SPLITS:
+        raise ConfigError(
+            f'split="{split}" is not a split.{did_you_mean(split, SPLITS)} Networks are trained on other images than '
+            f"they are scored on. Use one of: {', '.join(SPLITS)}."
+        )
+    found = PairFiles([], [])
+    for one in _split_specs(spec):
+        part = _embedded(one, split) if one.startswith(EMBEDDED) else _folder(one, scale, split)
+        found.hr.extend(part.hr)
+        found.lr.extend(part.lr)
+    return found
+
+
+def _split_specs(spec: str | Sequence[str]) -> list[str]:
+    if isinstance(spec, str):  # a comma may be part of the name of a folder that is there
+        spec = [spec] if Path(spec.split(_LR)[0]).is_dir() else spec.split(",")
+    specs = [one.strip() for one in spec]
+    if not specs or not all(specs):
+        raise ConfigError(
+            f'The data source "{",".join(specs)}" has an empty part. Several folders are joined by commas between '
+            'them. For example: "data/DIV2K_train_HR,data/Flickr2K_HR".'
+        )
+    return specs
+
+
+def _embedded(spec: str, split: str) -> PairFiles:
+    if spec != f"{EMBEDDED}photos":
+        raise DataError(
+            f'The data source "{spec}" does not exist.{did_you_mean(spec, [f"{EMBEDDED}photos"])} Super-resolution '
+            f'learns from photographs, and one package brings some. Use "{EMBEDDED}photos", or a folder of images.'
+        )
+    files = photo_files(split)
+    return PairFiles(files, [""] * len(files))
+
+
+def _folder(spec: str, scale: int, split: str) -> PairFiles:
+    name, _, lr_name = spec.partition(_LR)
+    if _LR in spec and not lr_name:
+        raise ConfigError(
+            f'The data source "{spec}" names no folder after "{_LR}". That is where its small images lie. For example: '
+            f'"data/Set5{_LR}LR_bicubic"; leave the mark out to make them by bicubic downscaling.'
+        )
+    root = Path(name)
+    if not root.is_dir():
+        near = [p.name for p in root.parent.iterdir() if p.is_dir()] if root.parent.is_dir() else []
+        raise DataError(
+            f'The data folder "{root}" {"is a file" if root.exists() else "does not exist"}.'
+            f"{did_you_mean(root.name, near)} Super-resolution reads a folder of large images, or <folder>/HR/*. Check "
+            f'the path, or use "{EMBEDDED}photos" to try without data.'
+        )
+    folder = _hr_folder(root, split)
+    names = image_files(folder)
+    small = next((n for n in names if re.match(r"LR([_-]|$)", n.split(os.sep)[0]) and os.sep in n), "")
+    if small:
+        raise DataError(
+            f'"{folder}" holds small images beside its large ones: "{small}". They would be taken for large ones, and '
+            "the network would learn to enlarge what is blurred already. Put the large ones into "
+            f"{folder}{os.sep}HR, or name their folder."
+        )
+    if not names:
+        raise DataError(
+            f'"{folder}" holds no images. Super-resolution learns from large photographs, such as PNG or JPEG files. '
+            "Check the path."
+        )
+    hr = [os.path.join(folder, n) for n in names]
+    if not lr_name:
+        return PairFiles(hr, [""] * len(hr))
+    lr_folder = _lr_folder(root, lr_name, scale, split)
+    lr = match_names(names, image_files(lr_folder), scale, str(folder), str(lr_folder))
+    return PairFiles(hr, [os.path.join(lr_folder, n) for n in lr])
+
+
+def _hr_folder(root: Path, split: str) -> Path:
+    own = (root / split / "HR", root / split, root / f"{_DIV2K[split]}HR")
+    for folder in own:
+        if folder.is_dir():
+            return folder
+    other = next(s for s in SPLITS if s != split)
+    for folder in (root / other, root / f"{_DIV2K[other]}HR"):
+        if folder.is_dir():
+            raise DataError(
+                f'The data folder "{root}" has "{folder.name}" but no "{split}". With one split in a folder of its '
+                f"own, the rest cannot be taken for the other. Make {own[1]}, or name the folder of images itself."
+            )
+    return root / "HR" if (root / "HR").is_dir() else root
+
+
+def _lr_folder(root: Path, name: str, scale: int, split: str) -> Path:
+    candidates = [root / split / name, root / f"{_DIV2K[split]}{name}", root / name, Path(name)]
+    folder = next((c for c in candidates if c.is_dir()), None)
+    if folder is None:
+        near = [p.name for p in root.iterdir() if p.is_dir()]
+        raise DataError(
+            f'The folder "{name}" of small images is not in "{root}".{did_you_mean(name, near)} It was asked for by '
+            f'"{_LR}{name}". It has: {", ".join(sorted(near)[:8]) or "no folders"}. Correct the name, or leave it out '
+            "to make small images by bicubic downscaling."
+        )
+    scales = {p.name.lower(): p for p in folder.iterdir() if p.is_dir() and re.fullmatch(r"[xX]?\d+", p.name)}
+    for key in (f"x{scale}", str(scale)):
+        if key in scales:
+            return scales[key]
+    if scales:
+        raise DataError(
+            f'"{folder}" has no folder X{scale}. At scale {scale} the small images have 1/{scale} of the size of the '
+            f"large ones. It has: {', '.join(sorted(p.name for p in scales.values()))}. Choose one of these scales, or "
+            f'leave "{_LR}{name}" out to make small images by bicubic downscaling.'
+        )
+    return folder
+
+
+def match_names(hr: Sequence[str], lr: Sequence[str], scale: int, hr_folder: str = "HR", lr_folder: str = "LR") -> list:
+    """The small image of each large one, by names: equal ones, or as DIV2K "0001.png" and "0001x4.png".
+
+    Args:
+      hr: paths of large images, relative to their folder; subfolders belong to the name, endings do not.
+      lr: likewise of small ones.
+      scale: the number in "x4". It may also stand before the number of a sub-image: "0001x4_s001.png".
+      hr_folder: what errors call the folder of `hr`.
+      lr_folder: what they call that of `lr`.
+
+    Returns:
+      The element of `lr` for each of `hr`. Those that belong to none are left out, and their number is logged.
+
+    Raises:
+      DataError: a large image has no small one, or several.
+    """
+    small: dict[str, list[str]] = {}
+    for name in lr:
+        small.setdefault(os.path.splitext(name)[0], []).append(name)
+    matched: list[str] = []
+    missing: list[str] = []
+    for name in hr:
+        keys = _small_keys(os.path.splitext(name)[0], scale)
+        found = [n for key in keys for n in small.get(key, ())]
+        if len(found) > 1:
+            raise DataError(
+                f'The image "{name}" in "{hr_folder}" has {len(found)} small ones in "{lr_folder}": '
+                f"{', '.join(found)}. Only one can be its pair. Remove the others."
+            )
+        matched += found
+        missing += [] if found else [name]
+    if missing:
+        stem = os.path.splitext(missing[0])[0]
+        raise DataError(
+            f'{len(missing)} of {len(hr)} images in "{hr_folder}" have no small one in "{lr_folder}", the first is '
+            f'"{missing[0]}".{did_you_mean(stem, small)} Pairs are found by their names: "{stem}.*" or '
+            f'"{stem}x{scale}.*". Rename or add the small images, or remove the large ones.'
+        )
+    if len(set(matched)) < len(matched):
+        twice = next(n for n in matched if matched.count(n) > 1)
+        raise DataError(
+            f'The small image "{twice}" in "{lr_folder}" belongs to several images in "{hr_folder}". Endings do not '
+            'count, so that "a.png" and "a.jpg" are one name. Rename or remove one of them.'
+        )
+    if len(lr) > len(matched):
+        _LOG.warning("%d of %d images in %s belong to no large one", len(lr) - len(matched), len(lr), lr_folder)
+    return matched
+
+
+def _small_keys(stem: str, scale: int) -> list[str]:
+    keys = [stem, f"{stem}x{scale}", f"{stem}X{scale}"]
+    part = _SUB_IMAGE.fullmatch(stem)
+    if part:
+        keys += [f"{part[1]}{x}{scale}{part[2]}" for x in "xX"]
+    return keys

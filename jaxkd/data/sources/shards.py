@@ -1,0 +1,370 @@
+"""Shards: a split of a data set in a few large files with an index, for disks that hate millions of small ones.
+
+    DIR/train/manifest.json        what is here: format, classes, counts, SHA-256 of every other file; written last
+    DIR/train/records.npy          where each record lies (`RECORD`), in the order of the folder it was made from
+    DIR/train/names.bin            where each record came from (`PackedNames`)
+    DIR/train/train-00000.tar      members 00000000.jpg and 00000000.cls, 00000001.jpg ..., as WebDataset reads them
+    DIR/train/train-00000.arrayrecord   or: records of 4 bytes (label, little-endian) and the encoded image
+
+`python -m jaxkd.shards` writes them; both formats give random access.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import io
+import json
+import os
+import struct
+import tarfile
+import threading
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from jaxkd.data.sources.labels import PackedNames
+from jaxkd.data.transforms.decode import decode_rgb
+from jaxkd.errors import DataError
+
+KIND, VERSION = "jaxkd image shards", 1
+MANIFEST, CONVERSION = "manifest.json", "conversion.json"
+RECORDS, NAMES = "records.npy", "names.bin"
+# `offset`: first byte of the image in a tar, number of the record in an ArrayRecord file.
+RECORD = np.dtype([("shard", "<u4"), ("label", "<i4"), ("offset", "<u8"), ("size", "<u8"), ("crc32", "<u4")])
+
+Encoded = bytes  # `bytes` is a method below
+_OPEN_FILES = 64  # ImageNet has hundreds of shards, a process often may open no more than 1,024 files
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a folder of shards says about itself.
+
+    Attributes:
+      split: "train" or "val".
+      format: a key of `FORMATS`.
+      records: number of images.
+      class_names: label -> name.
+      class_words: label -> words for people.
+      class_counts: label -> number of images.
+      source: where it came from: a fingerprint of all names, sizes and labels, and how images were changed.
+      shards: {"file", "records", "bytes", "sha256"} of each, in order.
+      index: file -> SHA-256 of `RECORDS` and `NAMES`.
+      unreadable: files that could not be resized because they are no images; they are inside, byte for byte.
+    """
+
+    split: str
+    format: str
+    records: int
+    class_names: list[str]
+    class_words: list[str]
+    class_counts: list[int]
+    source: dict[str, Any]
+    shards: list[dict[str, Any]]
+    index: dict[str, str]
+    unreadable: list[str] = field(default_factory=list)
+    kind: str = KIND
+    version: int = VERSION
+
+    def dumps(self) -> str:
+        """As JSON, the same text for the same content."""
+        content = {"kind": self.kind, "version": self.version, **asdict(self)}
+        return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest:
+        """The manifest of `folder`.
+
+        Raises:
+          DataError: there is none, it is of something else, or of another version.
+        """
+        path = folder / MANIFEST
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            if (folder / CONVERSION).exists():
+                raise DataError(
+                    f'The conversion into "{folder}" is not finished. Its manifest is written when all shards are '
+                    "there. Run the same python -m jaxkd.shards command again; it continues."
+                ) from None
+            raise DataError(
+                f'"{folder}" holds no shards: there is no {MANIFEST}. Without it nobody knows what the files are. Make '
+                f"shards with python -m jaxkd.shards --in=FOLDER --out={folder.parent}."
+            ) from None
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f'"{path}" cannot be read ({error}). It says where the images lie in the shards. Convert the data '
+                "again into a new folder."
+            ) from None
+        if not isinstance(content, dict) or content.get("kind") != KIND:
+            raise DataError(
+                f'"{path}" is not a manifest of jaxkd. Only folders that python -m jaxkd.shards made can be read as '
+                "shards. Give such a folder, or one with <split>/<label>/<image>."
+            )
+        if content.get("version") != VERSION:
+            raise DataError(
+                f'The shards in "{folder}" have version {content.get("version")}, but this jaxkd reads version '
+                f"{VERSION}. The layout differs between versions. Use the jaxkd that wrote them, or convert the data "
+                "again into a new folder."
+            )
+        try:
+            return cls(**content)
+        except TypeError as error:
+            raise DataError(
+                f'"{path}" is damaged ({error}). It says where the images lie in the shards. Convert the data again '
+                "into a new folder."
+            ) from None
+
+
+class ShardWriter(Protocol):
+    """Writes one shard."""
+
+    def add(self, key: int, label: int, data: Encoded, extension: str) -> int:
+        """Appends a record and returns its `offset`; `extension` has no dot."""
+        ...
+
+    def close(self) -> None:
+        """Completes the file."""
+        ...
+
+
+class TarWriter:
+    """POSIX tar without owners and times, so that the same images give the same bytes."""
+
+    def __init__(self, path: Path):
+        self._tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+
+    def _member(self, name: str, data: Encoded) -> int:
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        offset = self._tar.offset + tarfile.BLOCKSIZE
+        self._tar.addfile(info, io.BytesIO(data))
+        return offset
+
+    def add(self, key: int, label: int, data: Encoded, extension: str) -> int:
+        """See `ShardWriter`."""
+        offset = self._member(f"{key:08d}.{extension}", data)
+        self._member(f"{key:08d}.cls", str(label).encode())
+        return offset
+
+    def close(self) -> None:
+        """See `ShardWriter`."""
+        self._tar.close()
+
+
+class ArrayRecordWriter:
+    """One record a chunk and no compression: images are compressed already, and are read one by one."""
+
+    def __init__(self, path: Path):
+        self._path = str(path)
+        self._writer = _array_record().ArrayRecordWriter(self._path, "group_size:1,uncompressed")
+        self._count = 0
+
+    def add(self, key: int, label: int, data: Encoded, extension: str) -> int:
+        """See `ShardWriter`."""
+        with self._system_errors():
+            self._writer.write(struct.pack("<i", label) + data)
+        self._count += 1
+        return self._count - 1
+
+    def close(self) -> None:
+        """See `ShardWriter`."""
+        with self._system_errors():
+            self._writer.close()
+
+    @contextlib.contextmanager
+    def _system_errors(self) -> Iterator[None]:
+        """A full disk is an OSError, as everywhere else."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise OSError(errno.EIO, " ".join(str(error).split()), self._path) from None
+
+
+class _TarShard:
+    """An open tar; positional reads need no lock and share no cursor with other threads or forked processes."""
+
+    def __init__(self, path: str):
+        self._file = -1
+        self._file = os.open(path, os.O_RDONLY)
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # at exit, the module's `os` is gone already
+        if self._file >= 0:
+            close(self._file)
+
+    def read(self, offset: int, size: int) -> Encoded:
+        return os.pread(self._file, size, offset)
+
+
+class _ArrayRecordShard:
+    """An open ArrayRecord file."""
+
+    def __init__(self, path: str):
+        self._reader = _array_record().ArrayRecordReader(path, "readahead_buffer_size:0,max_parallelism:0")
+
+    def read(self, offset: int, size: int) -> Encoded:
+        return self._reader.read([offset])[0][4:]
+
+
+FORMATS: dict[str, tuple[Callable[[Path], ShardWriter], Callable[[str], Any]]] = {
+    "tar": (TarWriter, _TarShard),
+    "arrayrecord": (ArrayRecordWriter, _ArrayRecordShard),
+}
+
+
+def _array_record() -> Any:
+    try:
+        from array_record.python import array_record_module
+    except ImportError:
+        raise DataError(
+            "Shards of format arrayrecord need the package array_record, which is not installed. It reads and writes "
+            "these files. Install it with pip install 'jaxkd[shards]', or use --format=tar."
+        ) from None
+    return array_record_module
+
+
+class _OpenShards:
+    """The shards that one process has open, the longest unused closed first."""
+
+    def __init__(self, opener: Callable[[str], Any]):
+        self.process = os.getpid()
+        self._opener, self._lock = opener, threading.Lock()
+        self._open: OrderedDict[str, Any] = OrderedDict()
+
+    def get(self, path: str) -> Any:
+        with self._lock:
+            shard = self._open.pop(path, None) or self._opener(path)
+            self._open[path] = shard
+            # Another thread may still read what is dropped here: it is closed when the last of them lets go.
+            while len(self._open) > _OPEN_FILES:
+                self._open.popitem(last=False)
+        return shard
+
+
+class ShardSource:
+    """A split out of shards; see `Source`. Records are in the order of the folder that was converted.
+
+    Each process opens files when it first needs them. Each image is compared with its CRC-32 when it is read.
+
+    Args:
+      root: the folder with `<split>/manifest.json`.
+      split: "train" or "val".
+      exif: obey EXIF rotation.
+
+    Raises:
+      DataError: there are no such shards, the conversion is not finished, or files are missing or of another size.
+    """
+
+    def __init__(self, root: str | Path, split: str, *, exif: bool = False):
+        self.folder, self.exif = Path(root) / split, exif
+        manifest = Manifest.load(self.folder)
+        if manifest.format not in FORMATS:
+            raise DataError(
+                f'The shards in "{self.folder}" have the format "{manifest.format}", which does not exist. The '
+                f"manifest has been changed by hand. This jaxkd reads: {', '.join(FORMATS)}."
+            )
+        if manifest.format == "arrayrecord":
+            _array_record()
+        for shard in manifest.shards:
+            path = self.folder / shard["file"]
+            size = path.stat().st_size if path.is_file() else None
+            if size != shard["bytes"]:
+                state = "is missing" if size is None else f"has {size:,} bytes instead of {shard['bytes']:,}"
+                raise damaged_shard(path, state)
+        for name, expected in manifest.index.items():
+            path = self.folder / name
+            if not path.is_file() or file_sha256(path) != expected:
+                raise damaged_index(path)
+        self.class_names, self.class_words = tuple(manifest.class_names), tuple(manifest.class_words)
+        self.class_counts = np.array(manifest.class_counts, np.int64)
+        self._format = manifest.format
+        self._paths = [str(self.folder / s["file"]) for s in manifest.shards]
+        self._length = manifest.records
+        self._forget()
+
+    def _forget(self) -> None:
+        self._records: np.ndarray | None = None
+        self._names: PackedNames | None = None
+        self._open: _OpenShards | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_records": None, "_names": None, "_open": None}
+
+    def _record(self, index: int) -> Any:
+        if self._records is None:
+            # Mapped, so that all processes of a host share one copy.
+            self._records = np.load(self.folder / RECORDS, mmap_mode="r")
+        return self._records[index]
+
+    def __len__(self) -> int:
+        return self._length
+
+    def label(self, index: int) -> int:
+        """See `Source`."""
+        return int(self._record(index)["label"])
+
+    def name(self, index: int) -> str:
+        """See `Source`: the shard, the key in it, and the file that it was."""
+        index = range(self._length)[index]
+        if self._names is None:
+            self._names = PackedNames((self.folder / NAMES).read_bytes())
+        return f"{self._paths[int(self._record(index)['shard'])]}:{index:08d} ({self._names[index]})"
+
+    def bytes(self, index: int) -> Encoded:
+        """See `Source`.
+
+        Raises:
+          DataError: the shard cannot be read or is damaged at this place.
+        """
+        record = self._record(index)
+        path = self._paths[int(record["shard"])]
+        if self._open is None or self._open.process != os.getpid():  # the first use, or the first after a fork
+            self._open = _OpenShards(FORMATS[self._format][1])
+        try:
+            data = self._open.get(path).read(int(record["offset"]), int(record["size"]))
+        except (OSError, RuntimeError, ValueError, IndexError) as error:  # RuntimeError: ArrayRecord's own checksums
+            raise damaged_shard(path, f"cannot be read ({' '.join(str(error).split())})") from None
+        if len(data) != record["size"] or zlib.crc32(data) != record["crc32"]:
+            raise damaged_shard(path, f"has another checksum at record {self.name(index)}")
+        return data
+
+    def image(self, index: int) -> Image.Image:
+        """See `Source`."""
+        return decode_rgb(self.bytes(index), self.name(index), exif=self.exif)
+
+
+def file_sha256(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def damaged_shard(path: str | Path, state: str) -> DataError:
+    """The error for a shard that is not what it was; `state` continues "The shard ... "."""
+    return DataError(
+        f'The shard "{path}" {state}. It has changed since the conversion, or the disk is failing. Fetch it again, or '
+        "delete it and repeat the python -m jaxkd.shards command that made it: that writes what is missing."
+    )
+
+
+def damaged_index(path: str | Path) -> DataError:
+    """The error for an index file that is not what it was."""
+    return DataError(
+        f'The index "{path}" is missing or has changed since the conversion. Without it, images and labels cannot be '
+        "found in the shards. Fetch it again, or convert the data again into a new folder."
+    )
+
+
+def is_shards(folder: Path) -> bool:
+    """Whether `folder` (of one split) was made by `python -m jaxkd.shards`, finished or not."""
+    if not ((folder / MANIFEST).is_file() or (folder / CONVERSION).is_file()):
+        return False
+    return not any(entry.is_dir() for entry in os.scandir(folder))  # class folders: somebody else's manifest

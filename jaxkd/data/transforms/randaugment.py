@@ -1,0 +1,379 @@
+"""AutoAugment, RandAugment, AugMix and 3-Augment from timm's configuration strings, with timm's distributions.
+
+    augment = auto_augment("rand-m9-mstd0.5-inc1", fill=fill_from_mean(mean), interpolation="bicubic", image_size=224)
+    image = augment(image, rng)
+
+Every policy first decides (`draw`) and then changes the picture, so that the decisions can be looked at without paying
+for the pictures, or be forced.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from jaxkd.data.transforms.image_ops import FULL_MAGNITUDE, OPS, Arguments, Colour, OpRanges
+from jaxkd.data.transforms.policies import (
+    AUGMIX_OPS,
+    POLICIES,
+    RAND_3A_OPS,
+    RAND_INCREASING_OPS,
+    RAND_OPS,
+    RAND_WEIGHTS,
+    RAND_WEIGHTS_0,
+    SubPolicy,
+)
+from jaxkd.errors import ConfigError, did_you_mean
+
+# How values between pixels are found; "random" chooses for each operation.
+RESAMPLING: dict[str, tuple[Image.Resampling, ...]] = {
+    "nearest": (Image.Resampling.NEAREST,),
+    "bilinear": (Image.Resampling.BILINEAR,),
+    "bicubic": (Image.Resampling.BICUBIC,),
+    "random": (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC),
+}
+
+
+class Step(NamedTuple):
+    """One operation that was decided on.
+
+    Attributes:
+      name: a key of `OPS`.
+      magnitude: after noise and clipping.
+      arguments: what the operation is called with; the sign is in them.
+      resample: for operations that move pixels.
+    """
+
+    name: str
+    magnitude: float
+    arguments: Arguments
+    resample: Image.Resampling | None
+
+
+@dataclass(frozen=True)
+class OpStyle:
+    """What all operations of a policy share.
+
+    Attributes:
+      fill: RGB of the pixels that come from outside the picture.
+      resampling: one is chosen for each operation that moves pixels.
+      ranges: that depend on picture and policy.
+      magnitude_std: standard deviation of the magnitude; infinite: uniform from 0 to the magnitude.
+      magnitude_max: what magnitudes are clipped to.
+    """
+
+    fill: Colour
+    resampling: tuple[Image.Resampling, ...]
+    ranges: OpRanges
+    magnitude_std: float = 0.0
+    magnitude_max: float = FULL_MAGNITUDE
+
+    def draw(self, entry: tuple[str, float, float], rng: np.random.Generator) -> Step | None:
+        """What becomes of (operation, probability, magnitude) for one picture; None: it is left out."""
+        name, probability, magnitude = entry
+        if probability < 1 and rng.random() >= probability:
+            return None
+        if math.isinf(self.magnitude_std):
+            magnitude = rng.uniform(0, magnitude)
+        elif self.magnitude_std > 0:
+            magnitude = rng.normal(magnitude, self.magnitude_std)
+        magnitude = max(0.0, min(float(magnitude), self.magnitude_max))
+        op = OPS[name]
+        chance = rng.random() if op.draws else 0.0
+        arguments = () if op.arguments is None else op.arguments(magnitude, chance, self.ranges)
+        if not op.moves:
+            return Step(name, magnitude, arguments, None)
+        which = int(rng.integers(len(self.resampling))) if len(self.resampling) > 1 else 0
+        return Step(name, magnitude, arguments, self.resampling[which])
+
+    def apply(self, image: Image.Image, steps: Sequence[Step]) -> Image.Image:
+        """The picture after all steps."""
+        for step in steps:
+            op = OPS[step.name]
+            if op.moves:
+                image = op.apply(image, *step.arguments, fill=self.fill, resample=step.resample)
+            else:
+                image = op.apply(image, *step.arguments)
+        return image
+
+
+@dataclass(frozen=True)
+class RandAugment:
+    """`layers` operations of a set, each applied with a probability.
+
+    Attributes:
+      ops: the set.
+      weights: how often each is chosen, summing to 1; then no operation comes twice in one picture. None: all alike,
+        and they may repeat.
+      layers: how many are chosen.
+      probability: that a chosen one is applied.
+      magnitude: before noise.
+      style: shared by all.
+    """
+
+    ops: tuple[str, ...]
+    weights: tuple[float, ...] | None
+    layers: int
+    probability: float
+    magnitude: float
+    style: OpStyle
+
+    def draw(self, rng: np.random.Generator) -> list[Step]:
+        """The decisions for one picture; operations that are left out do not appear."""
+        if self.weights is None:
+            chosen = rng.integers(len(self.ops), size=self.layers)
+        else:
+            chosen = rng.choice(len(self.ops), self.layers, replace=False, p=self.weights)
+        drawn = (self.style.draw((self.ops[i], self.probability, self.magnitude), rng) for i in chosen.tolist())
+        return [step for step in drawn if step is not None]
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """An RGB image -> an RGB image of the same size."""
+        return self.style.apply(image, self.draw(rng))
+
+
+@dataclass(frozen=True)
+class AutoAugment:
+    """One of the sub-policies, uniformly; its operations in order, each with its own probability and magnitude."""
+
+    policy: tuple[SubPolicy, ...]
+    style: OpStyle
+
+    def draw(self, rng: np.random.Generator) -> list[Step]:
+        """As `RandAugment.draw`."""
+        drawn = (self.style.draw(entry, rng) for entry in self.policy[int(rng.integers(len(self.policy)))])
+        return [step for step in drawn if step is not None]
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """As `RandAugment.__call__`."""
+        return self.style.apply(image, self.draw(rng))
+
+
+class Mixture(NamedTuple):
+    """The decisions of AugMix for one picture.
+
+    Attributes:
+      weights: (width,) float32, of the chains; they sum to 1.
+      share: of the mixture in the result; the rest is the picture itself.
+      chains: the operations of each chain.
+    """
+
+    weights: np.ndarray
+    share: float
+    chains: list[list[Step]]
+
+
+@dataclass(frozen=True)
+class AugMix:
+    """A weighted mean of differently augmented copies, blended with the picture (Hendrycks et al., arXiv:1912.02781).
+
+    Attributes:
+      magnitude: before noise.
+      width: number of chains.
+      depth: operations of a chain; 0 draws 1 to 3.
+      alpha: of the Dirichlet and Beta distributions that weights and share come from.
+      style: shared by all operations.
+    """
+
+    magnitude: float
+    width: int
+    depth: int
+    alpha: float
+    style: OpStyle
+
+    def draw(self, rng: np.random.Generator) -> Mixture:
+        """The decisions for one picture."""
+        weights = rng.dirichlet([self.alpha] * self.width).astype(np.float32)
+        share = float(np.float32(rng.beta(self.alpha, self.alpha)))
+        chains = []
+        for _ in range(self.width):
+            depth = self.depth or int(rng.integers(1, 4))
+            chosen = rng.integers(len(AUGMIX_OPS), size=depth).tolist()
+            drawn = (self.style.draw((AUGMIX_OPS[i], 1.0, self.magnitude), rng) for i in chosen)
+            chains.append([step for step in drawn if step is not None])
+        return Mixture(weights, share, chains)
+
+    def apply(self, image: Image.Image, mixture: Mixture) -> Image.Image:
+        """The picture after these decisions."""
+        mean = np.zeros((image.height, image.width, 3), np.float32)
+        for weight, chain in zip(mixture.weights, mixture.chains, strict=True):
+            mean += weight * np.asarray(self.style.apply(image, chain), np.float32)
+        return Image.blend(image, Image.fromarray(mean.clip(0, 255).astype(np.uint8)), mixture.share)
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """As `RandAugment.__call__`."""
+        return self.apply(image, self.draw(rng))
+
+
+class _Section(NamedTuple):
+    kind: type  # int, float or str
+    low: float = 0
+    high: float = math.inf
+
+
+_SECTIONS: dict[str, dict[str, _Section]] = {
+    "rand": {
+        "m": _Section(int),
+        "mstd": _Section(float),
+        "mmax": _Section(int, low=1),
+        "n": _Section(int),
+        "p": _Section(float, high=1),
+        "inc": _Section(int, high=1),
+        "w": _Section(int, high=0),
+        "t": _Section(str),
+    },
+    "augmix": {
+        "m": _Section(int),
+        "w": _Section(int, low=1),
+        "d": _Section(int),
+        "a": _Section(float, low=1e-3),
+        "b": _Section(int, high=0),
+        "mstd": _Section(float),
+    },
+    **{name: {"mstd": _Section(float)} for name in POLICIES},
+}
+
+
+def _parse(spec: str) -> tuple[str, dict]:
+    """ "rand-m9-p0.5" -> ("rand", {"m": 9, "p": 0.5})."""
+    policy, *parts = spec.split("-")
+    if policy not in _SECTIONS:
+        raise ConfigError(
+            f'auto_augment="{spec}": there is no policy "{policy}".{did_you_mean(policy, _SECTIONS)} The text before '
+            f"the first dash names the policy. Use one of: {', '.join(_SECTIONS)}."
+        )
+    known, values = _SECTIONS[policy], {}
+    for part in parts:
+        match = re.fullmatch(r"(t)(\w+)" if part.startswith("t") else r"([a-z]+)(\d.*)", part)
+        key, text = match.groups() if match else (part, "")
+        if key not in known:
+            raise ConfigError(
+                f'auto_augment="{spec}": "{policy}" has no section "{key}".{did_you_mean(key, known)} A section is a '
+                f"name and its value, as in m9. Use these: {', '.join(known)}."
+            )
+        if key in values:
+            raise ConfigError(
+                f'auto_augment="{spec}": section "{key}" appears twice. Only one of the two could hold. Remove one.'
+            )
+        values[key] = _value(spec, key, text, known[key])
+    return policy, values
+
+
+def _value(spec: str, key: str, text: str, section: _Section) -> int | float | str:
+    kind, low, high = section
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if not text or value is None or (kind is not str and not low <= value <= high):
+        wanted = {int: "a whole number", float: "a number", str: "a name"}[kind]
+        limits = "" if kind is str else f" from {low:g} on" if math.isinf(high) else f" from {low:g} to {high:g}"
+        raise ConfigError(
+            f'auto_augment="{spec}": the value "{text}" of section "{key}" is not possible. It must be {wanted}'
+            f"{limits}. Write it right behind the name, as in {key}{'weights' if kind is str else f'{low:g}'}."
+        )
+    return value
+
+
+def _rand_set(spec: str, values: dict) -> tuple[tuple[str, ...], tuple[float, ...] | None]:
+    """Operations and weights that the sections t, w and inc ask for."""
+    name, increasing = values.get("t"), values.get("inc", 0)
+    if "w" in values:
+        if name is not None or increasing:
+            raise ConfigError(
+                f'auto_augment="{spec}": w0 cannot go with {"t" if name is not None else "inc1"}. It has weights for '
+                "the operations that do not increase, and no others. Remove one of the two, or use tweights, which has "
+                "weights for increasing operations."
+            )
+        table = RAND_WEIGHTS_0
+    elif name in RAND_WEIGHTS:
+        table = RAND_WEIGHTS[name]
+    elif name == "3a":
+        return RAND_3A_OPS, None
+    elif name is None or name.isdigit():  # timm takes any other name for the standard set; t0 and t1 are in use
+        return (RAND_INCREASING_OPS if increasing else RAND_OPS), None
+    else:
+        names = (*RAND_WEIGHTS, "3a")
+        raise ConfigError(
+            f'auto_augment="{spec}": there is no set of operations "{name}".{did_you_mean(name, names)} Section t is '
+            f"what RandAugment draws from. Use one of: {', '.join('t' + n for n in names)}, or leave it out."
+        )
+    total, layers = sum(table.values()), values.get("n", 2)
+    if layers > sum(weight > 0 for weight in table.values()):
+        raise ConfigError(
+            f'auto_augment="{spec}": n{layers} is more than this set has operations. With weights, none is drawn '
+            f"twice. Use at most n{sum(weight > 0 for weight in table.values())}."
+        )
+    return tuple(table), tuple(weight / total for weight in table.values())
+
+
+def auto_augment(
+    spec: str,
+    *,
+    fill: Colour = (128, 128, 128),
+    interpolation: str = "bicubic",
+    image_size: int | tuple[int, int] = 224,
+) -> RandAugment | AutoAugment | AugMix:
+    """A policy from timm's configuration string: `policy(image, rng) -> image`. It can be pickled.
+
+    Strings: a policy and sections, joined by dashes.
+      rand: m magnitude (10), mstd its standard deviation (0; above 100: uniform from 0 to m), mmax what it is clipped
+        to (10), n operations per picture (2), p probability of each (0.5), inc1 operations that get stronger with the
+        magnitude, t set of operations (tweights, t3a, t3aw), w0 weights of older versions. "rand-m9-mstd0.5-inc1".
+      original, originalr, v0, v0r, 3a: mstd. 3a is DeiT III's 3-Augment without its colour jitter.
+      augmix: m (3), w chains (3), d operations of a chain (0: 1 to 3), a alpha (1), mstd (uniform from 0 to m).
+
+    Args:
+      spec: the string.
+      fill: RGB of what comes into the picture from outside; timm takes the model's mean, see `fill_from_mean`.
+      interpolation: "nearest", "bilinear", "bicubic", or "random" (bilinear or bicubic, for each operation); timm takes
+        that of the training crop, whose default is "random".
+      image_size: side, or (height, width), of the training crops; TranslateX and TranslateY reach 0.45 of the shorter.
+
+    Raises:
+      ConfigError: the policy, a section, a value or the interpolation does not exist.
+    """
+    if interpolation not in RESAMPLING:
+        raise ConfigError(
+            f'interpolation="{interpolation}" cannot be used with auto_augment="{spec}".'
+            f"{did_you_mean(interpolation, RESAMPLING)} Rotating and shearing need one that works between any pixels. "
+            f"Use one of: {', '.join(RESAMPLING)}."
+        )
+    policy, values = _parse(spec)
+    shorter = image_size if isinstance(image_size, int) else min(image_size)
+    std = values.get("mstd", math.inf if policy == "augmix" else 0.0)
+    if policy == "rand" and std > 100:
+        std = math.inf
+    style = OpStyle(
+        fill=tuple(fill),
+        resampling=RESAMPLING[interpolation],
+        ranges=OpRanges(int(shorter * 0.45), 0.3 if policy == "augmix" else 0.45),
+        magnitude_std=std,
+        magnitude_max=float(values.get("mmax", FULL_MAGNITUDE)),
+    )
+    if policy == "augmix":
+        return AugMix(values.get("m", 3), values.get("w", 3), values.get("d", 0), values.get("a", 1.0), style)
+    if policy != "rand":
+        return AutoAugment(POLICIES[policy], style)
+    ops, weights = _rand_set(spec, values)
+    return RandAugment(ops, weights, values.get("n", 2), values.get("p", 0.5), values.get("m", 10), style)
+
+
+def fill_from_mean(mean: Sequence[float]) -> Colour:
+    """The colour that timm fills with: a model's mean (in 0 to 1) in grey levels."""
+    red, green, blue = (min(255, round(255 * value)) for value in mean)
+    return red, green, blue
+
+
+def uses_color_jitter(spec: str | None, *, force: bool = False) -> bool:
+    """Whether timm's training transform also jitters the colours: without a policy, with 3-Augment, or if forced.
+
+    It does so after the policy.
+    """
+    return force or not spec or "3a" in spec

@@ -1,0 +1,211 @@
+"""What a classification or distillation run consists of: labelled images, networks, objective, scores."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from jaxkd import data, distill, models, parallel, tasks, train, weights
+from jaxkd.analysis import pipeline
+from jaxkd.config.validate import mixes
+from jaxkd.errors import ConfigError
+from jaxkd.experiment import auto_pairs
+from jaxkd.experiment.experiment import Problem
+
+PyTree = Any
+
+
+def open_problem(config: ConfigDict, workdir: Path, mesh: Mesh, console: Console | None) -> Problem:
+    """Everything that `config` names, opened and checked; nothing is written yet."""
+    eval_batch = config.eval.batch_size or config.train.batch_size
+    parallel.check_batch("eval.batch_size", eval_batch, mesh)
+    sources = {split: data.open_source(config.data.source, split) for split in ("train", "val")}
+    classes = len(sources["train"].class_names)
+    build = functools.partial(build_task, num_classes=classes)
+    config = resolve(config, num_classes=classes)
+    config, chosen = auto_pairs.settle(config, workdir, sources["val"], build, console)
+    task = build(config)
+    size = task.student.image_size
+    teacher = getattr(task, "teacher", None)
+    objective = f"objective {config.distill.preset if teacher else 'cross-entropy'}"
+    if task.objective.student_taps:
+        objective += f" · {len(task.objective.student_taps)} layer pairs"
+    return Problem(
+        config=config,
+        task=task,
+        pipeline=build_train_pipeline(config, sources["train"], task.student),
+        dynamics=build_dynamics(config, task, mesh),
+        best_metric="top1",
+        train_images=len(sources["train"]),
+        val_images=len(sources["val"]),
+        about=(
+            objective,
+            f"{len(sources['train']):,} training and {len(sources['val']):,} validation images of "
+            f"{config.data.source}, {classes} classes, {size[0]}x{size[1]}",
+        ),
+        evaluator=lambda writer: build_evaluator(
+            config, task, sources["val"], eval_batch, train.compile_eval_step(task, mesh), mesh
+        ),
+        keep=lambda: auto_pairs.keep(chosen, workdir),
+    )
+
+
+def resolve(config: ConfigDict, *, num_classes: int) -> ConfigDict:
+    """A copy of `config` that says what it left to the data, so that a work directory describes its networks fully."""
+    resolved = config.copy_and_resolve_references()
+    with resolved.unlocked():
+        for network in (resolved.student, resolved.teacher):
+            if network.name and network.args.num_classes is None:
+                network.args.num_classes = num_classes
+    return resolved.lock()
+
+
+def build_task(config: ConfigDict, *, num_classes: int, load: bool = True) -> tasks.ClassificationTask:
+    """The networks, objective and frozen parameters of a config.
+
+    Everything that can be wrong is checked before weights are read or fetched.
+
+    Args:
+      config: validated and resolved.
+      num_classes: of the data.
+      load: False leaves all weights random, for timing and planning.
+    """
+    student = _network(config.student, config.precision.compute, config.precision.remat)
+    if student.num_classes != num_classes:
+        raise ConfigError(
+            f"student.args.num_classes={student.num_classes}, but the data have {num_classes} classes. A label is the "
+            "place of its folder among the sorted class folders, so another number of outputs means other classes. "
+            "Leave student.args.num_classes out, or use a folder with all the classes of the weights."
+        )
+    pipeline.resolve_layers(config.dynamics.layers, models.tap_names(student.model))
+    frozen = None
+    if config.student.freeze:
+        shapes = jax.eval_shape(
+            student.model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *student.image_size, 3), np.float32)
+        )
+        frozen = {"student": weights.freeze_mask(shapes["params"], tuple(config.student.freeze)), "projectors": {}}
+    if config.task == "classification":
+        student = _loaded(student, config.student, config.seed, load)
+        objective = distill.preset("none", smoothing=config.label_smoothing)
+        return tasks.ClassificationTask(student, objective, frozen=frozen, **_on_device(config))
+    teacher = _network(config.teacher, config.precision.compute, False, like=student)
+    student_taps, teacher_taps = models.tap_names(student.model), models.tap_names(teacher.model)
+    pairs = distill.resolve_pairs(config.distill.pairs or (), student_taps, teacher_taps)
+    given = {k: _plain(config.distill[k]) for k in ("alpha", "temperature", "feature_weight")}
+    objective = distill.preset(
+        config.distill.preset,
+        pairs=pairs,
+        smoothing=config.label_smoothing,
+        spectral_method=config.distill.spectral_method or None,
+        **{k: v for k, v in given.items() if v is not None},
+    )
+    tasks.check_networks(student, teacher, objective, pairs)
+    if config.teacher.new_head and any(term.name in ("kl", "hard") for term in objective.terms):
+        raise ConfigError(
+            f'teacher.new_head=True with distill.preset="{config.distill.preset}" would distil the logits of a random '
+            "classifier. Only a trained head teaches. Fine-tune the teacher on these classes first "
+            "(configs/supervised.py), or choose a preset without logits: spectral or mse."
+        )
+    student = _loaded(student, config.student, config.seed, load)
+    teacher = _loaded(teacher, config.teacher, config.seed, load)
+    return tasks.DistillationTask(student, teacher, objective, pairs=pairs, frozen=frozen, **_on_device(config))
+
+
+def build_dynamics(config: ConfigDict, task: tasks.ClassificationTask, mesh: Mesh) -> pipeline.Dynamics | None:
+    """What is computed of the layers every `dynamics.every_steps` steps; None if that is 0."""
+    options = config.dynamics.to_dict()
+    if not options.pop("every_steps"):
+        return None
+    return pipeline.Dynamics(task, mesh, **options)
+
+
+def _on_device(config: ConfigDict) -> dict[str, Any]:
+    """Erasing and mixing, which happen inside the step."""
+    erase, mix = None, None
+    if config.data.erase.probability:
+        count = config.data.erase.count
+        erase = data.EraseConfig(config.data.erase.probability, config.data.erase.mode, max_count=count)
+    if mixes(config):
+        mix = data.MixConfig(
+            mixup_alpha=config.data.mix.mixup,
+            cutmix_alpha=config.data.mix.cutmix,
+            cutmix_minmax=tuple(config.data.mix.cutmix_minmax) or None,
+            prob=config.data.mix.prob,
+            switch_prob=config.data.mix.switch_prob,
+            mode=config.data.mix.mode,
+        )
+    return {"erase": erase, "mix": mix}
+
+
+def _plain(value: Any) -> Any:
+    return value.to_dict() if isinstance(value, ConfigDict) else value
+
+
+def _network(config: ConfigDict, compute: str, remat: bool, *, like: weights.Network | None = None) -> weights.Network:
+    args = {k: _plain(v) for k, v in config.args.items() if v is not None}
+    if like is not None:  # a teacher sees the student's images
+        args.setdefault("img_size", like.image_size)
+    return weights.build_network(config.name, args, compute=compute, remat=remat)
+
+
+def _loaded(network: weights.Network, config: ConfigDict, seed: int, load: bool) -> weights.Network:
+    if not (load and config.weights):
+        return network
+    key = jax.random.key(seed)
+    return weights.load_weights(
+        network, config.weights, variant=config.variant, resize=config.resize, new_head=config.new_head, key=key
+    )
+
+
+def build_train_pipeline(config: ConfigDict, source: Any, network: weights.Network) -> data.TrainPipeline:
+    """This host's share of the endless, resumable sequence of training batches."""
+    augment = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in config.data.augment.items()}
+    return data.TrainPipeline(
+        source,
+        batch_size=config.train.batch_size,
+        image_size=network.image_size,
+        fill=data.fill_from_mean(network.spec.mean),
+        seed=config.seed,
+        augment=data.AugmentConfig(**augment),
+        repeats=config.data.repeats,
+        workers=config.data.workers,
+        max_broken=config.data.max_broken,
+        host_index=jax.process_index(),
+        host_count=jax.process_count(),
+    )
+
+
+def build_evaluator(
+    config: ConfigDict, task: tasks.ClassificationTask, source: Any, batch_size: int, eval_step: Any, mesh: Mesh
+) -> Any:
+    """A function state -> {metric: mean} over the whole validation split; `ema_*` beside the raw weights."""
+    spec = task.student.spec
+    preprocess = data.EvalPreprocess(
+        image_size=task.student.image_size,
+        crop_pct=config.eval.crop_pct or spec.crop_pct,
+        interpolation=config.eval.interpolation or spec.interpolation,
+    )
+
+    def score(state: train.TrainState) -> dict[str, float]:
+        batches = data.eval_batches(
+            source,
+            preprocess,
+            batch_size=batch_size,
+            host_index=jax.process_index(),
+            host_count=jax.process_count(),
+            max_broken=config.data.max_broken,
+        )
+        members = {"": (state.params, state.mutable)}
+        if state.ema is not None:
+            members["ema_"] = (state.ema, state.mutable)
+        means, _, _ = train.evaluate(eval_step, batches, members, {}, mesh)
+        return {prefix + name: value for prefix, values in means.items() for name, value in values.items()}
+
+    return score

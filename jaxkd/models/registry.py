@@ -1,0 +1,168 @@
+"""The registry: timm's names -> networks, and the facts that belong to their weights.
+
+`create("deit_tiny_patch16_224", num_classes=10)` builds a network from timm's arguments; `name.tag` picks published
+weights, and with them mean, std, crop, interpolation, default image size and number of classes (timm 1.0.31,
+`default_cfgs`). Without a tag, timm's default tag, the first in the table of `specs.py`, is meant. Super-resolution
+networks take BasicSR's arguments, `create("mdbn_x4", num_feat=32)`; their names end in the scale and have no tags.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from typing import Any
+
+from flax import linen as nn
+
+from jaxkd.errors import ConfigError, UnknownNameError, did_you_mean
+from jaxkd.models.cait import Cait
+from jaxkd.models.contract import ModelSpec
+from jaxkd.models.edsr import EDSR
+from jaxkd.models.mdbn import MDBN
+from jaxkd.models.specs import RESTORATION, SPECS
+from jaxkd.models.swin import SwinTransformer
+from jaxkd.models.vit import VisionTransformer
+
+_TINY = {"embed_dim": 192, "depth": 12, "num_heads": 3}
+_SMALL = {"embed_dim": 384, "depth": 12, "num_heads": 6}
+_BASE = {"embed_dim": 768, "depth": 12, "num_heads": 12}
+_LARGE = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
+_HUGE = {"embed_dim": 1280, "depth": 32, "num_heads": 16}
+_DINOV2 = {"patch_size": 14, "init_values": 1e-5}
+_REGISTERS = {"reg_tokens": 4, "no_embed_class": True}
+_CLIP = {"pre_norm": True, "norm_eps": 1e-5}
+_XXS = {"embed_dim": 192, "num_heads": 4}
+_XS = {"embed_dim": 288, "num_heads": 6}
+_S = {"embed_dim": 384, "num_heads": 8}
+
+# name -> (family, arguments that make it what it is)
+REGISTRY: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
+    **{
+        f"deit_{s}_patch16_224": (VisionTransformer, a)
+        for s, a in [("tiny", _TINY), ("small", _SMALL), ("base", _BASE)]
+    },
+    **{
+        f"deit_{s}_distilled_patch16_224": (VisionTransformer, {**a, "distillation_token": True})
+        for s, a in [("tiny", _TINY), ("small", _SMALL), ("base", _BASE)]
+    },
+    **{
+        f"vit_{s}_patch16_224": (VisionTransformer, a)
+        for s, a in [("tiny", _TINY), ("small", _SMALL), ("base", _BASE), ("large", _LARGE)]
+    },
+    "vit_huge_patch14_224": (VisionTransformer, {**_HUGE, "patch_size": 14}),
+    **{
+        f"vit_{s}_patch14_dinov2": (VisionTransformer, {**a, **_DINOV2})
+        for s, a in [("small", _SMALL), ("base", _BASE), ("large", _LARGE)]
+    },
+    **{
+        f"vit_{s}_patch14_reg4_dinov2": (VisionTransformer, {**a, **_DINOV2, **_REGISTERS})
+        for s, a in [("small", _SMALL), ("base", _BASE), ("large", _LARGE)]
+    },
+    "vit_base_patch16_clip_224": (VisionTransformer, {**_BASE, **_CLIP}),
+    "vit_large_patch14_clip_224": (VisionTransformer, {**_LARGE, **_CLIP, "patch_size": 14}),
+    "vit_base_patch16_clip_quickgelu_224": (VisionTransformer, {**_BASE, **_CLIP, "act_layer": "quick_gelu"}),
+    "vit_large_patch14_clip_quickgelu_224": (
+        VisionTransformer,
+        {**_LARGE, **_CLIP, "patch_size": 14, "act_layer": "quick_gelu"},
+    ),
+    "cait_xxs24_224": (Cait, {**_XXS, "depth": 24, "init_values": 1e-5}),
+    "cait_xxs24_384": (Cait, {**_XXS, "depth": 24, "init_values": 1e-5}),
+    "cait_xxs36_224": (Cait, {**_XXS, "depth": 36, "init_values": 1e-5}),
+    "cait_xxs36_384": (Cait, {**_XXS, "depth": 36, "init_values": 1e-5}),
+    "cait_xs24_384": (Cait, {**_XS, "depth": 24, "init_values": 1e-5}),
+    "cait_s24_224": (Cait, {**_S, "depth": 24, "init_values": 1e-5}),
+    "cait_s24_384": (Cait, {**_S, "depth": 24, "init_values": 1e-5}),
+    "cait_s36_384": (Cait, {**_S, "depth": 36, "init_values": 1e-6}),
+    "swin_tiny_patch4_window7_224": (
+        SwinTransformer,
+        {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
+    ),
+    "swin_small_patch4_window7_224": (
+        SwinTransformer,
+        {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
+    ),
+    "swin_base_patch4_window7_224": (
+        SwinTransformer,
+        {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
+    ),
+    "swin_large_patch4_window7_224": (
+        SwinTransformer,
+        {"embed_dim": 192, "depths": (2, 2, 18, 2), "num_heads": (6, 12, 24, 48)},
+    ),
+    **{f"mdbn_x{scale}": (MDBN, {"scale": scale}) for scale in (2, 3, 4, 8)},
+    **{f"edsr_x{scale}": (EDSR, {"scale": scale}) for scale in (2, 3, 4)},
+}
+
+# Arguments that the name or a conversion of the weights decides, or that belong to linen.
+_NOT_FOR_USERS = frozenset({"distillation_token", "scale", "merged", "strip_pixels", "parent", "name"})
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Registered names that match a shell pattern, e.g. "cait*"; a pattern with a dot matches `name.tag`."""
+    names = REGISTRY if "." not in pattern else [f"{name}.{tag}" for name in REGISTRY for tag in SPECS[name]]
+    return sorted(fnmatch.filter(names, pattern))
+
+
+def spec(name: str) -> ModelSpec:
+    """Preprocessing constants and class count of `name` or `name.tag`.
+
+    Raises:
+      UnknownNameError: the name is not registered, or has no such tag.
+    """
+    base, _, tag = str(name).partition(".")
+    if base not in REGISTRY:
+        raise UnknownNameError(
+            f'The model "{base}" is not registered.{did_you_mean(base, REGISTRY)} Names and tags are timm\'s, and only '
+            "the networks that jaxkd implements are known. See jaxkd.models.list_models() for all of them."
+        )
+    tags = SPECS[base]
+    if base in RESTORATION and not tag:
+        return ModelSpec(base, "", *RESTORATION[base], task="restoration")
+    if base in RESTORATION:
+        raise UnknownNameError(
+            f'The model "{base}" has no tags, and "{tag}" was given. A tag decides mean, std and crop, which are the '
+            f'same for all of its weights. Write "{base}".'
+        )
+    tag = tag or next(iter(tags))
+    if tag not in tags:
+        raise UnknownNameError(
+            f'The model "{base}" has no weights tagged "{tag}".{did_you_mean(tag, tags)} The tag decides mean, std and '
+            "crop, so a guess would be wrong in silence. Leave the tag out for the first of these, or use one of: "
+            f"{', '.join(tags)}."
+        )
+    return ModelSpec(base, tag, *tags[tag])
+
+
+def create(name: str, **kwargs: Any) -> nn.Module:
+    """Builds the network `name` (or `name.tag`), e.g. `create("cait_s24_224", img_size=64, depth=2)`.
+
+    Args:
+      name: one of `list_models()`; its tag decides the default `img_size` and `num_classes`.
+      **kwargs: timm's constructor arguments (BasicSR's for super-resolution), plus `dtype` (jnp.float32 or
+        jnp.bfloat16: type of the arithmetic) and `remat` (recompute blocks in the backward pass).
+
+    Returns:
+      A linen module; see the contract in `models/contract.py`.
+
+    Raises:
+      UnknownNameError: unknown name or tag.
+      ConfigError: an argument that the network does not take, or that it cannot be built with.
+    """
+    facts = spec(name)
+    family, args = REGISTRY[facts.name]
+    valid = [f.name for f in dataclasses.fields(family) if f.name not in _NOT_FOR_USERS]
+    for key in kwargs:
+        if key not in valid:
+            raise ConfigError(
+                f'"{key}" is not an argument of {facts.name}.{did_you_mean(key, valid)} Arguments have the '
+                f"names of {'timm' if facts.task == 'classification' else 'BasicSR'}. "
+                f"It takes: {', '.join(valid)}."
+            )
+    if facts.task == "classification":
+        args = {"img_size": facts.input_size, "num_classes": facts.num_classes, **args}
+    return family(**{**args, **kwargs})
+
+
+def tap_names(model: nn.Module) -> tuple[str, ...]:
+    """What `taps` and `offsets` of `model` accept, in depth order."""
+    return model.tap_names()

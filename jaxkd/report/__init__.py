@@ -1,0 +1,1 @@
+"""Figures, tables and pages from the results of runs and analyses; reads results, never a model."""

@@ -1,0 +1,1 @@
+"""Super-resolution of whole pictures: tiling, image files, scores and the before/after page."""

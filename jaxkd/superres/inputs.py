@@ -1,0 +1,96 @@
+"""Which picture files a path, a folder or a pattern names, and where their results go."""
+
+from __future__ import annotations
+
+import glob
+import os
+from pathlib import Path
+
+from jaxkd.errors import ConfigError, DataError, did_you_mean
+from jaxkd.superres.image_io import FORMATS
+
+_MAGIC = "*?["
+
+
+def find_pictures(source: str) -> tuple[list[Path], Path]:
+    """The pictures that `source` names, sorted, and the folder that their places are told from.
+
+    Args:
+      source: a file; a folder, whose subfolders count too; or a pattern such as "photos/**/*.jpg". In a folder and of
+        a pattern's matches only files with an ending of `FORMATS` count, and hidden ones do not.
+
+    Raises:
+      DataError: there is nothing of that name, or nothing in it.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        return [path], path.parent
+    if path.is_dir():
+        found = [Path(where) / name for where, _, names in os.walk(path, followlinks=True) for name in names]
+        root = path
+    elif any(c in source for c in _MAGIC):
+        found = [Path(p) for p in glob.glob(str(path), recursive=True) if os.path.isfile(p)]
+        first = next(i for i, part in enumerate(path.parts) if any(c in part for c in _MAGIC))
+        root = Path(*path.parts[:first])
+    else:
+        near = os.listdir(path.parent) if path.parent.is_dir() else []
+        raise DataError(
+            f'--in="{source}" does not exist.{did_you_mean(path.name, near)} It names a picture, a folder of pictures '
+            "or a pattern in quotation marks. Check the path."
+        )
+    found = sorted(p for p in found if p.suffix.lower() in FORMATS and not p.name.startswith("."))
+    if not found:
+        raise DataError(
+            f'--in="{source}" {"holds" if path.is_dir() else "matches"} no pictures. Files ending in '
+            f"{', '.join(FORMATS)} are read. Check the path."
+        )
+    return found, root
+
+
+def place(files: list[Path], root: Path, out: str, *, source: str, ending: str = "") -> tuple[dict[Path, Path], Path]:
+    """Where the result of each file goes, and the folder of the whole.
+
+    Args:
+      files, root: what `find_pictures` gave.
+      out: a folder; where `source` is one file, the result's own name is taken too, if it ends like a picture.
+      source: what was asked for.
+      ending: of the results, such as ".png"; "" keeps each file's own.
+
+    Returns:
+      {file: target}, without files that lie in `out` already (earlier results, below the folder that is read), and the
+      folder.
+
+    Raises:
+      ConfigError: two files would get the same name, one its own, or `out` is a file and should be a folder.
+    """
+    folder = Path(out).expanduser()
+    if Path(source).expanduser().is_file() and folder.suffix.lower() in FORMATS and not folder.is_dir():
+        if ending and FORMATS[folder.suffix.lower()] != FORMATS[ending]:
+            raise ConfigError(
+                f'--out="{out}" and --format={ending[1:]} name different formats. The ending of a file says what is in '
+                "it. Leave --format out, or change the name."
+            )
+        targets = {files[0]: folder}
+        folder = folder.parent
+    else:
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f'--out="{out}" is a file. Results of a folder need one too. Name a folder.')
+        inside = folder.resolve()
+        if inside != root.resolve() and inside.is_relative_to(root.resolve()):
+            files = [f for f in files if not f.resolve().is_relative_to(inside)]
+        targets = {f: folder / f.relative_to(root) for f in files}
+        targets = {f: t.with_suffix(ending) if ending else t for f, t in targets.items()}
+    seen: dict[Path, Path] = {}
+    for file, target in targets.items():
+        if target.resolve() == file.resolve():
+            raise ConfigError(
+                f'The result of "{file}" would replace the picture itself. Originals are never overwritten. Choose '
+                "another --out."
+            )
+        if target in seen:
+            raise ConfigError(
+                f'The results of "{seen[target]}" and "{file}" would both be "{target}". One would be lost. Leave '
+                "--format out, or rename one of them."
+            )
+        seen[target] = file
+    return targets, folder

@@ -1,0 +1,1 @@
+"""Super-resolution networks as ONNX and StableHLO files."""

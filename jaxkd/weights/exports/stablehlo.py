@@ -1,0 +1,115 @@
+"""Super-resolution networks as serialised StableHLO (`jax.export`): weights and program in one file.
+
+JAX alone runs it, without jaxkd and without knowing the network: `jax.export.deserialize(content).call(images)`. XLA
+compiles it for the sizes that come. JAX promises to read such a file for six months at least; keep the weights, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from jaxkd.errors import ConfigError, WeightSourceError
+from jaxkd.models.sr_base import RGB
+from jaxkd.weights.basicsr import to_basicsr
+from jaxkd.weights.exports.onnx import EXTRA, require_upscaler
+from jaxkd.weights.files import checked_path, write_whole
+
+PyTree = Any
+ENDING = ".stablehlo"
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+def to_stablehlo(model: nn.Module, variables: PyTree) -> bytes:
+    """The network with its weights as a serialised program for CPU, GPU and TPU.
+
+    It takes images (batch, height, width, 3), RGB in [0, 1], fp32, of any size, and gives (batch, s height, s width,
+    3), not clipped. Arithmetic is in the network's dtype, at JAX's current `jax_default_matmul_precision`.
+
+    Args:
+      model: an MDBN, merged or not, or an EDSR.
+      variables: `{"params": ...}`.
+
+    Raises:
+      ConfigError: flatbuffers is not installed, or another kind of network.
+      WeightMismatchError: the variables belong to another network.
+    """
+    from jax import export
+
+    require_upscaler(model, "StableHLO")
+    _require_flatbuffers()
+    to_basicsr(model, variables)  # raises with a diff, which flax would not
+    constants = jax.tree.map(np.asarray, variables)  # part of the program, on no device
+    batch, height, width = export.symbolic_shape("batch, height, width")
+    images = jax.ShapeDtypeStruct((batch, height, width, RGB), jnp.float32)
+    model = model.clone(strip_pixels=0)  # strips are counted when the size is known, which here it never is
+    enlarge = jax.jit(lambda images: model.apply(constants, images)[0])
+    return bytes(export.export(enlarge, platforms=PLATFORMS)(images).serialize())
+
+
+def save_stablehlo(path: str | Path, model: nn.Module, variables: PyTree, *, overwrite: bool = False) -> Path:
+    """Writes `to_stablehlo(model, variables)`, whole or not at all.
+
+    Args:
+      path: ends in ".stablehlo"; its folder is made where it is missing.
+      model, variables: see `to_stablehlo`.
+      overwrite: replace a file that is there.
+
+    Returns:
+      The path.
+
+    Raises:
+      WeightSourceError: the file exists, has another ending or cannot be written.
+      ConfigError, WeightMismatchError: see `to_stablehlo`.
+    """
+    path = checked_path(path, ENDING, overwrite=overwrite)
+    return write_whole(path, to_stablehlo(model, variables))
+
+
+def load_stablehlo(file: str | Path | bytes) -> Callable[[Any], jax.Array]:
+    """The function of a file of `save_stablehlo`: images (B, H, W, 3) -> (B, s H, s W, 3).
+
+    Args:
+      file: its path or its content.
+
+    Raises:
+      WeightSourceError: no such file, or one that JAX cannot read. ConfigError: flatbuffers is not installed.
+    """
+    from jax import export
+
+    _require_flatbuffers()
+    content, name = (file, "The content") if isinstance(file, bytes) else (_content(file), f'"{file}"')
+    try:
+        exported = export.deserialize(bytearray(content))
+    except Exception as error:  # flatbuffers, MLIR and JAX each have their own
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise WeightSourceError(
+            f"{name} ({len(content)} bytes) is no serialised program ({reason}). It is damaged, of another format, or "
+            "of a release of JAX too far from this one. Export it again with python -m jaxkd.convert."
+        ) from error
+    return exported.call
+
+
+def _content(path: str | Path) -> bytes:
+    try:
+        return Path(path).expanduser().read_bytes()
+    except OSError as error:
+        raise WeightSourceError(
+            f'"{path}" cannot be read ({error.strerror or error}). It should be a program that jaxkd exported. Give '
+            "the path of one; python -m jaxkd.convert --to=stablehlo writes it."
+        ) from None
+
+
+def _require_flatbuffers() -> None:
+    try:
+        import flatbuffers  # noqa: F401
+    except ImportError:
+        raise ConfigError(
+            f"StableHLO files need the package flatbuffers, which is not installed. JAX serialises with it. {EXTRA}"
+        ) from None

@@ -1,0 +1,93 @@
+"""The recipe table of the README is what the configs say, and the configs are what the authors' code does."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from jaxkd.config import fields
+from jaxkd.config.validate import validate
+from jaxkd.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+COLUMNS = {
+    "DeiT-Tiny": ("deit_cait", None),
+    "DeiT-Small": ("deit_cait", "student=deit_small_patch16_224"),
+    "Swin-Tiny": ("swin_swin", None),
+    "Dynamics": ("dynamics", "first_last"),
+}
+
+
+def config_of(name: str, arg: str | None):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(arg)
+
+
+def table() -> dict[str, dict[str, object]]:
+    """field -> column -> value, as the README prints it."""
+    lines = (ROOT / "README.md").read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("| field | DeiT-Tiny"))
+    header = [cell.strip() for cell in lines[start].strip("|").split("|")]
+    rows = {}
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        rows[cells[0].strip("`")] = {k: ast.literal_eval(v) for k, v in zip(header[1:5], cells[1:5], strict=True)}
+    return rows
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+def test_the_table_is_what_the_config_says(column):
+    given = fields.flatten(config_of(*COLUMNS[column]))
+    rows = table()
+    assert len(rows) >= 35
+    for field, values in rows.items():
+        assert given[field] == values[column], field
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+def test_everything_that_is_not_a_default_is_in_the_table(column):
+    defaults, given = fields.flatten(fields.base()), fields.flatten(config_of(*COLUMNS[column]))
+    names = {"task", "student.name", "teacher.name", "teacher.weights"}
+    assert {k for k, v in given.items() if v != defaults[k]} - names <= set(table())
+
+
+def test_the_learning_rate_peaks_where_the_logs_of_the_authors_do():
+    from jaxkd.experiment import run as run_module
+    from jaxkd.train import LoopSettings
+
+    config = config_of("dynamics", "soft")
+    steps = 1_281_024 // 2048
+    settings = LoopSettings(300 * steps, steps, 2048, 50, steps, steps)
+    schedule = run_module.build_schedule(config, settings)
+    rates = [float(schedule(epoch * steps)) for epoch in range(300)]
+    # train_lr of the published log.txt: 0.0019986 at its highest, 1.02e-5 at its lowest after the warm-up
+    assert max(rates) == pytest.approx(0.0019986, rel=1e-4)
+    assert rates[-1] == pytest.approx(1.02e-5, rel=3e-2)
+    assert rates[0] == rates[1] == pytest.approx(1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"data.erase.mode": "rand"}, "data.erase.mode='rand' is set, but nothing reads it"),
+        ({"data.mix.prob": 0.5}, "data.mix.prob=0.5 is set, but nothing reads it"),
+        ({"data.mix.mixup": 0.8, "data.mix.switch_prob": 0.3}, "only one of mixup and cutmix"),
+        ({"data.augment.pad": 2}, "data.augment.pad=2 is set, but nothing reads it"),
+        ({"data.augment.kind": "none", "data.augment.scale": (0.5, 1.0)}, "data.augment.scale=(0.5, 1.0) is set"),
+        ({"data.repeats": 0}, "data.repeats=0 is out of range"),
+        ({"data.mix.mode": "pairs"}, 'Did you mean "pair"'),
+        ({"data.augment.interpolation": "bicubik"}, 'Did you mean "bicubic"'),
+    ],
+)
+def test_a_config_that_sets_what_its_mode_never_reads_is_refused(changes, words):
+    config = fields.change(fields.base(), {"data.source": "embedded:digits", **changes})
+    with pytest.raises(ConfigError) as caught:
+        validate(config)
+    assert words in str(caught.value)

@@ -1,0 +1,236 @@
+"""Whole runs on tiny networks: resume, stages, what lies in the work directory."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from stopping import StopAfter
+
+from jaxkd import distill, models, train, weights
+from jaxkd.config import fields
+from jaxkd.errors import CheckpointError, ConfigError
+from jaxkd.experiment import run as run_module
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3}
+
+
+def config(**changes):
+    """Three epochs of a few steps on the digits."""
+    small = {f"student.args.{k}": v for k, v in SMALL.items()}
+    common = {
+        "data.source": "embedded:digits",
+        "data.workers": 0,
+        "train.batch_size": 512,
+        "train.epochs": 3,
+        "schedule.warmup_epochs": 1,
+        "ema.decay": 0.9,
+        "checkpoint.every_steps": 2,
+        "log.every_steps": 1,
+        "log.tensorboard": False,
+    }
+    return fields.change(fields.base(), small | common | changes).lock()
+
+
+def with_teacher(path, **changes):
+    teacher = {f"teacher.args.{k}": v for k, v in SMALL.items()}
+    distilling = {
+        "task": "distillation",
+        "teacher.name": "cait_xxs24_224",
+        "teacher.weights": str(path),
+        "distill.preset": "soft+spectral",
+        "distill.pairs": ((0, 0), (1, 1)),
+        "student.args.drop_path_rate": 0.2,
+    }
+    return config(**teacher, **distilling, **changes)
+
+
+@pytest.fixture(scope="module")
+def teacher_file(tmp_path_factory):
+    model = models.create("cait_xxs24_224", num_classes=10, **SMALL)
+    variables = jax.jit(model.init)(jax.random.key(5), np.zeros((1, 16, 16, 3), np.float32))
+    path = tmp_path_factory.mktemp("teacher") / "cait.safetensors"
+    weights.save_safetensors(path, model, variables)
+    return path
+
+
+def final_params(workdir, variant="raw"):
+    return train.load_run_weights(workdir, variant=variant)[0]["params"]
+
+
+def assert_trees_equal(a, b) -> None:
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.slow
+def test_a_stopped_and_continued_run_is_the_uninterrupted_one(tmp_path, teacher_file, monkeypatch):
+    whole = run_module.run(with_teacher(teacher_file), tmp_path / "whole")
+    assert whole["finished"] and whole["step"] == 6
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "StopRequest", lambda: StopAfter(3))
+        half = run_module.run(with_teacher(teacher_file), tmp_path / "halves")
+    assert not half["finished"] and half["step"] == 3
+    rest = run_module.run(with_teacher(teacher_file), tmp_path / "halves")
+    assert rest["finished"] and rest["images_trained"] == whole["images_trained"] == 6 * 512
+    for variant in ("raw", "ema"):
+        assert_trees_equal(final_params(tmp_path / "whole", variant), final_params(tmp_path / "halves", variant))
+    lines = [train.read_metrics(tmp_path / name, "train") for name in ("whole", "halves")]
+    names = [k for k in lines[0][0] if k.startswith(("loss", "ce", "kl", "spectral", "learning_rate", "grad"))]
+    assert len(names) == 9
+    assert [[x[k] for k in names] for x in lines[0]] == [[x[k] for k in names] for x in lines[1]]
+    assert whole["metrics"] == rest["metrics"]
+
+
+@pytest.mark.slow
+def test_kill_minus_nine_costs_at_most_the_steps_since_the_last_checkpoint(tmp_path):
+    args = [f"--config.student.args.{k}={v}" for k, v in SMALL.items()]
+    argv = [
+        sys.executable,
+        "-m",
+        "jaxkd.main",
+        f"--config={ROOT}/configs/supervised.py:embedded",
+        "--config.train.epochs=4",
+        "--config.train.batch_size=256",
+        "--config.schedule.warmup_epochs=1",
+        "--config.checkpoint.every_steps=3",
+        "--config.log.every_steps=1",
+        *args,
+    ]
+    whole = subprocess.run([*argv, f"--workdir={tmp_path}/whole"], cwd=ROOT, capture_output=True, text=True)
+    assert whole.returncode == 0, whole.stderr
+    victim = subprocess.Popen([*argv, f"--workdir={tmp_path}/killed"], cwd=ROOT, stdout=subprocess.DEVNULL)
+    saved = tmp_path / "killed" / "checkpoints"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not any(
+        p.name.isdigit() for p in saved.glob("*")
+    ):  # not Orbax' temporary name
+        time.sleep(0.01)
+    victim.send_signal(signal.SIGKILL)
+    assert victim.wait() == -signal.SIGKILL
+    again = subprocess.run([*argv, f"--workdir={tmp_path}/killed"], cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert "continues after step" in again.stdout
+    assert_trees_equal(final_params(tmp_path / "whole"), final_params(tmp_path / "killed"))
+
+
+def test_a_work_directory_describes_its_run(tmp_path, teacher_file):
+    result = run_module.run(with_teacher(teacher_file, **{"log.tensorboard": True}), tmp_path / "run")
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert saved["student"]["args"]["num_classes"] == 10 and saved["train"]["epochs"] == 3
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
+    assert result["val_images"] == 359 and set(result["metrics"]) >= {"top1", "top5", "loss", "ema_top1"}
+    assert 0 <= result["metrics"]["top1"] <= 100
+    lines = train.read_metrics(tmp_path / "run", "train")
+    line = lines[0]
+    terms = {"ce": 0.1, "kl": 0.9, "spectral": 0.2}
+    for name, weight in terms.items():
+        assert line[f"{name}_weighted"] == pytest.approx(weight * line[name], rel=1e-5)
+    assert line["loss"] == pytest.approx(sum(line[f"{n}_weighted"] for n in terms), rel=1e-5)
+    assert {"images_per_second", "step_ms", "data_wait_percent"} <= set(
+        train.read_metrics(tmp_path / "run", "train")[-1]
+    )
+    assert [*(tmp_path / "run" / "tensorboard").glob("events*")]
+
+
+def test_another_teacher_is_noticed_on_resume(tmp_path, teacher_file, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "StopRequest", lambda: StopAfter(2))
+        run_module.run(with_teacher(teacher_file), tmp_path / "run")
+    model = models.create("cait_xxs24_224", num_classes=10, **SMALL)
+    other = jax.jit(model.init)(jax.random.key(6), np.zeros((1, 16, 16, 3), np.float32))
+    kept = teacher_file.read_bytes()
+    try:
+        weights.save_safetensors(teacher_file, model, other, overwrite=True)
+        with pytest.raises(CheckpointError, match="was distilled from another teacher"):
+            run_module.run(with_teacher(teacher_file), tmp_path / "run")
+    finally:
+        teacher_file.write_bytes(kept)
+
+
+def test_a_student_starts_from_a_file_and_frozen_parts_stay(tmp_path):
+    model = models.create("deit_tiny_patch16_224", num_classes=10, **SMALL)
+    variables = jax.jit(model.init)(jax.random.key(9), np.zeros((1, 16, 16, 3), np.float32))
+    path = tmp_path / "start.safetensors"
+    weights.save_safetensors(path, model, variables)
+    changes = {"student.weights": str(path), "student.freeze": ("patch_embed", "blocks_0"), "train.steps": 2}
+    run_module.run(config(**changes), tmp_path / "run")
+    before, after = variables["params"], final_params(tmp_path / "run")
+    assert_trees_equal(before["patch_embed"], after["patch_embed"])
+    assert_trees_equal(before["blocks_0"], after["blocks_0"])
+    moved = jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), before["blocks_1"], after["blocks_1"]))
+    assert all(moved)
+
+
+def test_stages_take_their_weights_from_one_another(tmp_path):
+    stages = (
+        {"name": "teacher", "student.args.depth": 3},
+        {
+            "name": "student",
+            "task": "distillation",
+            "teacher.name": "deit_tiny_patch16_224",
+            "teacher.weights": "stage:teacher",
+            "distill.preset": "soft+mse",
+            "distill.pairs": "first+last",
+            **{f"teacher.args.{k}": v for k, v in (SMALL | {"depth": 3}).items()},
+        },
+    )
+    result = run_module.run(config(stages=stages, **{"train.steps": 2}), tmp_path)
+    assert result["finished"] and list(result["stages"]) == ["teacher", "student"]
+    assert json.loads((tmp_path / "summary.json").read_text())["stages"].keys() == {"teacher", "student"}
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    again = run_module.run(config(stages=stages, **{"train.steps": 2}), tmp_path)
+    assert again["stages"]["student"]["metrics"] == result["stages"]["student"]["metrics"]
+
+
+def test_a_stage_that_nobody_ran_before_is_an_error(tmp_path):
+    stages = ({"name": "student", "student.weights": "stage:teacher"},)
+    with pytest.raises(ConfigError, match="is not a stage before it"):
+        run_module.run(config(stages=stages), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["deit_cait", "swin_swin", "supervised"])
+@pytest.mark.parametrize("variant", ["", "embedded"])
+def test_every_config_builds_a_task(name, variant):
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    whole = module.get_config(variant or None)
+    assert whole.is_locked
+    if not variant:
+        task = run_module.build_task(run_module.resolve(whole, num_classes=1000), num_classes=1000, load=False)
+        weight = {"deit_cait": 0.2, "swin_swin": 0.05}.get(name)
+        if weight:
+            assert [float(w(0)) for w in task.objective._weights] == pytest.approx([0.1, 0.9, weight])
+            assert isinstance(task.objective, distill.Objective)
+            assert len(task.objective.student_taps) == {"deit_cait": 8, "swin_swin": 4}[name]
+    assert len((ROOT / "configs" / f"{name}.py").read_text().splitlines()) <= 60
+
+
+@pytest.mark.parametrize("task", ["classification", "distillation"])
+def test_erasing_and_mixing_reach_the_images_of_every_task(teacher_file, task):
+    changes = {"data.erase.probability": 1.0, "data.erase.mode": "const", "data.mix.mixup": 0.8, "label_smoothing": 0.0}
+    one = with_teacher(teacher_file, **changes) if task == "distillation" else config(**changes)
+    built = run_module.build_task(run_module.resolve(one, num_classes=10), num_classes=10)
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(1, 255, (8, 16, 16, 3)).astype(np.uint8),
+        "label": np.arange(8, dtype=np.int32),
+        "mask": np.arange(8) != 2,
+    }
+    images, changed = jax.jit(built.train_images)(jax.random.key(1), batch)
+    assert changed["label"].shape == (8, 10)
+    np.testing.assert_allclose(changed["label"].sum(axis=1), 1, rtol=1e-5)
+    partner = changed["label"][5]  # of the image that could not be read: mixed with itself instead
+    assert partner[5] == pytest.approx(1.0) and partner[2] == 0
+    plain = built.images(batch)
+    assert (np.asarray(images) != np.asarray(plain)).any(axis=(1, 2, 3)).sum() >= 7

@@ -1,0 +1,105 @@
+"""Statistics during whole runs: that the flag changes no parameter and no program, and what is left in the folder."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+from stopping import StopAfter
+from test_run import SMALL, assert_trees_equal, config, final_params, with_teacher
+
+from jaxkd import models, parallel, train, weights
+from jaxkd.config import validate
+from jaxkd.errors import ConfigError, TapError
+from jaxkd.experiment import run as run_module
+from jaxkd.experiment import workdir
+
+ON = {"dynamics.every_steps": 2, "dynamics.images": 16, "dynamics.rank_images": 2}
+
+
+@pytest.fixture(scope="module")
+def teacher_file(tmp_path_factory):
+    model = models.create("cait_xxs24_224", num_classes=10, **SMALL)
+    variables = jax.jit(model.init)(jax.random.key(5), np.zeros((1, 16, 16, 3), np.float32))
+    path = tmp_path_factory.mktemp("teacher") / "cait.safetensors"
+    weights.save_safetensors(path, model, variables)
+    return path
+
+
+def programs(monkeypatch, config, folder):
+    """(the plain step as text, the step with statistics as text or None) of what the loop is given."""
+    texts = {}
+
+    def instead(step_fn, state, batches, settings, *, constants, key, mesh, observation, **_):
+        arguments = (state, parallel.put_batch(next(batches), mesh), key, constants)
+        texts["plain"] = step_fn.lower(*arguments).as_text()
+        texts["observed"] = observation and observation.step_fn.lower(*arguments).as_text()
+        return state, {}
+
+    monkeypatch.setattr(train, "train_loop", instead)
+    run_module.run(config, folder)
+    return texts["plain"], texts["observed"]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_flag_off_is_the_same_program_and_on_it_is_the_plain_step_of_most_steps(
+    tmp_path, monkeypatch, teacher_file, accumulate
+):
+    more = {"optimizer.accumulate": accumulate}
+    off, none = programs(monkeypatch, with_teacher(teacher_file, **more), tmp_path / "off")
+    on, observed = programs(monkeypatch, with_teacher(teacher_file, **more, **ON), tmp_path / "on")
+    assert on == off and none is None
+    assert "fft" in observed and observed != off and len(observed) > len(off)
+
+
+@pytest.mark.slow
+def test_a_distillation_ends_in_the_same_bits_with_statistics_and_resumed_with_them(
+    tmp_path, monkeypatch, teacher_file
+):
+    run_module.run(with_teacher(teacher_file), tmp_path / "off")
+    on = with_teacher(teacher_file, **ON, **{"log.tensorboard": True})
+    run_module.run(on, tmp_path / "on")
+    # XLA compiles two programs, but the statistics only read what the step computes: on CPU not one bit differs.
+    assert_trees_equal(final_params(tmp_path / "off"), final_params(tmp_path / "on"))
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "StopRequest", lambda: StopAfter(3))
+        assert not run_module.run(on, tmp_path / "halves")["finished"]
+    assert (tmp_path / "halves" / "dynamics" / "entropy.csv").read_text().count("\n") == 3
+    run_module.run(on, tmp_path / "halves")
+    assert_trees_equal(final_params(tmp_path / "off"), final_params(tmp_path / "halves"))
+
+    rows, again = (train.read_metrics(tmp_path / name, "dynamics") for name in ("on", "halves"))
+    assert [r["step"] for r in rows] == [1, 2, 4, 6] and rows == again
+    assert rows[0]["layers"] == ["block_0", "block_1"]
+    names = {k for k, v in rows[0].items() if isinstance(v, list)} - {"layers"}
+    assert names >= {"intensity", "entropy", "activation_mean", "activation_max", "gradient", "rank_99", "stable_rank"}
+    folder = tmp_path / "on" / "dynamics"
+    assert {p.name for p in folder.iterdir()} == {f"{n}.{kind}" for n in names for kind in ("csv", "png")}
+    for name in names:
+        text = (folder / f"{name}.csv").read_text()
+        assert text.splitlines()[0] == "step,epoch,block_0,block_1"
+        assert text == (tmp_path / "halves" / "dynamics" / f"{name}.csv").read_text()
+    assert b"dynamics/entropy/block_1" in next((tmp_path / "on" / "tensorboard").glob("events*")).read_bytes()
+    assert not (tmp_path / "off" / "dynamics").exists()
+    # statistics only watch, so that a run may go on without them
+    workdir.claim_workdir(run_module.resolve(with_teacher(teacher_file), num_classes=10), tmp_path / "on")
+
+
+def test_a_layer_that_does_not_exist_is_said_before_anything_is_built(tmp_path):
+    with pytest.raises(TapError, match="Did you mean"):
+        run_module.run(config(**{"dynamics.every_steps": 2, "dynamics.layers": ("blok_1",)}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"dynamics.images": 8}, "dynamics.every_steps=0"),
+        ({**ON, "dynamics.ranks": False}, "dynamics.ranks=False"),
+        ({**ON, "dynamics.images": 0}, "out of range"),
+        ({"dynamics.every_steps": -1}, "out of range"),
+    ],
+)
+def test_settings_that_nothing_reads_or_that_are_impossible(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        validate.validate(config(**changes))

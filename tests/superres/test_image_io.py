@@ -1,0 +1,299 @@
+"""Picture files: which pixels come out, what is kept beside them, and what is said of the rest."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from jaxkd.errors import ConfigError, DataError
+from jaxkd.superres import image_io
+from jaxkd.superres.image_io import check_writable, inspect, read_picture, replacing, write_picture
+from jaxkd.superres.inputs import find_pictures, place
+
+RNG = np.random.default_rng(0)
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+EXIF_IFD, DATE, PIXEL_WIDTH, ORIENTATION, MAKE = 0x8769, 0x9003, 0xA002, 0x0112, 0x010F
+
+
+def random(*shape: int, kind=np.uint8) -> np.ndarray:
+    return RNG.integers(0, np.iinfo(kind).max, shape, endpoint=True).astype(kind)
+
+
+def saved(path, image, **options):
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(path, **options)
+    return path
+
+
+def png16(pixels: np.ndarray, colour: int) -> bytes:
+    """A PNG of 16 bits a channel, which Pillow cannot write."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, colour, 0, 0, 0)
+    ends = chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + ends
+
+
+def written(tmp_path, name, image, **options):
+    target = tmp_path / name
+    with replacing(target) as partial:
+        notes = write_picture(image, target, partial, **options)
+    return target, notes
+
+
+@pytest.mark.parametrize("ending", [".png", ".tif"])
+@pytest.mark.parametrize(
+    ("mode", "pixels"),
+    [
+        ("L", random(5, 7)),
+        ("LA", random(5, 7, 2)),
+        ("RGB", random(5, 7, 3)),
+        ("RGBA", random(5, 7, 4)),
+        ("I;16", random(5, 7, kind=np.uint16)),
+    ],
+)
+def test_lossless_files_come_back_as_they_were(tmp_path, ending, mode, pixels):
+    path, notes = written(tmp_path, f"a{ending}", Image.fromarray(pixels), icc=SRGB if "RGB" in mode else b"")
+    info, picture = inspect(path), read_picture(path)
+    assert (info.height, info.width, info.mode, info.notes, notes) == (5, 7, mode, (), ())
+    assert info.alpha == mode.endswith("A") and picture.mode == mode
+    assert picture.pixels.dtype == pixels.dtype
+    np.testing.assert_array_equal(picture.pixels, pixels)
+    assert picture.icc == (SRGB if "RGB" in mode else b"") and picture.exif == b""
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.webp"])
+def test_lossy_files(tmp_path, name):
+    y, x = np.mgrid[:40, :50]
+    smooth = np.stack([4 * x, 5 * y, 2 * (x + y)], -1).astype(np.uint8)
+    path, _ = written(tmp_path, name, Image.fromarray(smooth), icc=SRGB)
+    assert np.abs(read_picture(path).pixels.astype(int) - smooth).max() < 8 and read_picture(path).icc == SRGB
+    grey, _ = written(tmp_path, f"grey{name}", Image.fromarray(smooth[..., 0]), icc=b"\0" * 16 + b"GRAY" + b"\0" * 9)
+    assert inspect(grey).mode == ("L" if name == "a.jpg" else "RGB")  # WebP knows colour only
+
+
+def test_webp_of_quality_100_is_lossless(tmp_path):
+    pixels = random(9, 8, 4)
+    pixels[..., 3] |= 1  # colour below full transparency is not kept
+    path, _ = written(tmp_path, "a.webp", Image.fromarray(pixels), quality=100)
+    np.testing.assert_array_equal(read_picture(path).pixels, pixels)
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".png", ".webp", ".tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied_once_and_the_rest_of_exif_stays(tmp_path, ending, orientation):
+    upright = np.kron(np.array([[10, 200, 90], [240, 60, 150]], np.uint8), np.ones((16, 16), np.uint8))
+    # what the camera stored, so that a viewer that obeys the tag shows `upright`
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.T,
+        6: np.rot90(upright),
+        7: upright[::-1, ::-1].T,
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[ORIENTATION], exif[MAKE] = orientation, "camera"
+    exif.get_ifd(EXIF_IFD).update({DATE: "2020:01:02 03:04:05", PIXEL_WIDTH: stored.shape[1]})
+    blob = exif.tobytes()  # with its directory, which Pillow forgets for TIFF otherwise
+    colour = np.ascontiguousarray(np.repeat(stored[..., None], 3, 2))
+    path = saved(tmp_path / f"a{ending}", colour, exif=blob)
+    info, picture = inspect(path), read_picture(path)
+    assert (info.height, info.width) == picture.pixels.shape[:2] == upright.shape
+    assert np.abs(picture.pixels[..., 0].astype(int) - upright).max() < 30
+    for name in ("b.jpg", "b.png", "b.webp", "b.tif"):
+        target, _ = written(tmp_path, name, Image.fromarray(picture.pixels), exif=picture.exif)
+        with Image.open(target) as image:
+            tags = image.getexif()
+            assert image.size == (48, 32) and ORIENTATION not in tags and tags[MAKE] == "camera"
+            assert tags.get_ifd(EXIF_IFD).get(DATE) == "2020:01:02 03:04:05"
+            assert PIXEL_WIDTH not in tags.get_ifd(EXIF_IFD)
+        os.remove(target)
+
+
+def test_kinds_of_greyscale_and_palette(tmp_path):
+    grey = random(6, 9)
+    palette = Image.fromarray(random(6, 9, 3)).quantize(16)
+    cases = {
+        "one": (Image.fromarray(grey > 127), "L", (grey > 127) * np.uint8(255)),
+        "grey palette": (Image.fromarray(grey).convert("P"), "L", grey),
+        "palette": (palette, "RGB", np.asarray(palette.convert("RGB"))),
+    }
+    for name, (image, mode, want) in cases.items():
+        path = saved(tmp_path / f"{name}.png", image)
+        assert inspect(path).mode == read_picture(path).mode == mode, name
+        np.testing.assert_array_equal(read_picture(path).pixels, want)
+    path = saved(tmp_path / "clear.png", palette, transparency=0)
+    assert inspect(path).mode == "RGBA" and read_picture(path).pixels.shape == (6, 9, 4)
+    path = saved(tmp_path / "key.png", Image.fromarray(grey), transparency=int(grey[0, 0]))
+    assert inspect(path).mode == "LA"
+    np.testing.assert_array_equal(read_picture(path).pixels[..., 1] == 0, grey == grey[0, 0])
+
+
+def test_tiff_whose_zero_is_white_and_big_endian(tmp_path):
+    pixels = random(4, 5, kind=np.uint16)
+    for order, kind, photometric in (("II", "<u2", 0), ("MM", ">u2", 1)):
+        sign = "<" if order == "II" else ">"
+        tags = [(256, 4, 5), (257, 4, 4), (258, 3, 16), (259, 3, 1), (262, 3, photometric), (273, 4, 8)]
+        tags += [(277, 3, 1), (278, 4, 4), (279, 4, 40)]
+        data = pixels.astype(kind).tobytes()
+        entries = b"".join(
+            struct.pack(f"{sign}HHI", tag, t, 1)
+            + struct.pack(f"{sign}I" if t == 4 else f"{sign}HH", *([v] if t == 4 else [v, 0]))
+            for tag, t, v in tags
+        )
+        file = order.encode() + struct.pack(f"{sign}HI", 42, 8 + len(data)) + data
+        file += struct.pack(f"{sign}H", len(tags)) + entries + struct.pack(f"{sign}I", 0)
+        (tmp_path / "a.tif").write_bytes(file)
+        picture = read_picture(tmp_path / "a.tif")
+        assert picture.mode == "I;16" and picture.pixels.dtype == np.uint16
+        np.testing.assert_array_equal(picture.pixels, 65535 - pixels if photometric == 0 else pixels)
+
+
+def test_what_is_not_kept_is_noted(tmp_path):
+    for channels, colour, mode in ((3, 2, "RGB"), (4, 6, "RGBA"), (2, 4, "LA")):
+        pixels = random(4, 5, channels, kind=np.uint16)
+        (tmp_path / "a.png").write_bytes(png16(pixels, colour))
+        info = inspect(tmp_path / "a.png")
+        assert info.mode == mode and "16 bits a channel become 8" in info.notes[0]
+        np.testing.assert_array_equal(read_picture(tmp_path / "a.png").pixels, pixels >> 8)
+    first, second = (Image.fromarray(random(4, 5, 3)) for _ in range(2))
+    path = saved(tmp_path / "a.tif", first, save_all=True, append_images=[second])
+    assert inspect(path).notes == ("only the first of its 2 pictures is taken",)
+    np.testing.assert_array_equal(read_picture(path).pixels, np.asarray(first))
+    path = saved(
+        tmp_path / "b.tif", Image.new("CMYK", (5, 4), (0, 255, 0, 0)), icc_profile=b"\0" * 16 + b"CMYK" + b"\0" * 9
+    )
+    assert inspect(path).notes == ("its CMYK becomes RGB",)
+    assert tuple(read_picture(path).pixels[0, 0]) == (255, 0, 255) and read_picture(path).icc == b""
+
+
+def test_too_much_exif_for_a_jpeg_is_noted(tmp_path):
+    exif = Image.Exif()
+    exif[MAKE] = "x" * 70_000
+    for name, noted in (("a.jpg", 1), ("a.png", 0)):
+        target, notes = written(tmp_path, name, Image.fromarray(random(4, 5, 3)), exif=exif.tobytes())
+        assert len(notes) == noted
+        with Image.open(target) as image:
+            assert (MAKE in image.getexif()) != bool(noted)
+
+
+def test_damaged_files(tmp_path):
+    whole = io.BytesIO()
+    Image.fromarray(random(64, 64, 3)).save(whole, "PNG")
+    (tmp_path / "short.png").write_bytes(whole.getvalue()[:3000])
+    assert inspect(tmp_path / "short.png").width == 64  # the header is whole
+    (tmp_path / "words.png").write_bytes(b"no picture")
+    (tmp_path / "empty.png").touch()
+    saved(tmp_path / "float.tif", Image.fromarray(np.zeros((2, 2), np.float32)))
+    for name, words in (
+        ("short.png", "truncated"),
+        ("words.png", "no picture format is recognised"),
+        ("empty.png", r"is empty \(0 bytes\)"),
+        ("float.tif", "its pixels are floating-point numbers"),
+        ("none.png", "cannot be read"),
+    ):
+        with pytest.raises(DataError, match=words) as caught:
+            read_picture(tmp_path / name)
+        assert f'"{tmp_path / name}"' in str(caught.value)
+
+
+def test_any_size_may_be_read_and_pillows_limit_comes_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    path = tmp_path / "a.png"
+    Image.fromarray(random(8, 8)).save(path)
+    assert read_picture(path).pixels.shape == (8, 8) and Image.MAX_IMAGE_PIXELS == 10
+
+
+def test_limits_are_known_before_the_work(tmp_path):
+    def info(width, mode="RGB"):
+        return image_io.PictureInfo(tmp_path / "a", 2, width, mode)
+
+    for name, side in (("a.webp", 16_383), ("a.jpg", 65_500)):
+        check_writable(info(side // 2), tmp_path / name, 2)
+        with pytest.raises(DataError, match=f"holds at most {side:,} to a side"):
+            check_writable(info(side // 2 + 1), tmp_path / name, 2)
+        # and the limits are the libraries' own
+        written(tmp_path, name, Image.new("L", (side, 1)))
+        with pytest.raises((DataError, ValueError)):
+            written(tmp_path, f"b{name}", Image.new("L", (side + 1, 1)))
+        assert not (tmp_path / f"b{name}").exists()
+    check_writable(info(65_500), tmp_path / "a.png", 4)
+    with pytest.raises(DataError, match="this machine has"):
+        check_writable(image_io.PictureInfo(tmp_path / "a", 10**6, 10**6, "RGB"), tmp_path / "a.tif", 4)
+    with pytest.raises(DataError, match="has transparency, and JPEG holds none"):
+        check_writable(info(5, "RGBA"), tmp_path / "a.jpg", 2)
+    for name in ("a.jpg", "a.webp"):
+        with pytest.raises(DataError, match="has 16 bits a pixel"):
+            check_writable(info(5, "I;16"), tmp_path / name, 2)
+    with pytest.raises(ConfigError, match='ends in ".pngg".*Did you mean ".png"'):
+        check_writable(info(5), tmp_path / "a.pngg", 2)
+
+
+def test_files_appear_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "deep" / "a.png"
+    with pytest.raises(RuntimeError), replacing(target) as partial:
+        partial.write_bytes(b"half")
+        raise RuntimeError
+    assert not list(target.parent.iterdir())
+    with replacing(target) as partial:
+        partial.write_bytes(b"whole")
+        assert not target.exists()
+    with pytest.raises(DataError, match="exists already.*--overwrite"), replacing(target) as partial:
+        pass
+    with replacing(target, overwrite=True) as partial:
+        partial.write_bytes(b"new")
+    assert target.read_bytes() == b"new" and len(list(target.parent.iterdir())) == 1
+    with pytest.raises(DataError, match="cannot be written"), replacing(target / "b.png"):
+        pass
+
+
+def test_finding_and_placing(tmp_path):
+    for name in ("b.png", "a.JPG", "deep/c.webp", "deep/d.txt", ".hidden.png"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).touch()
+    folder = tmp_path / "in"
+    files, root = find_pictures(str(folder))
+    assert [str(f.relative_to(folder)) for f in files] == ["a.JPG", "b.png", "deep/c.webp"] and root == folder
+    assert find_pictures(f"{folder}/**/*.webp") == ([folder / "deep/c.webp"], folder)
+    assert find_pictures(str(folder / "b.png")) == ([folder / "b.png"], folder)
+    out = tmp_path / "out"
+    targets, where = place(files, root, str(out), source=str(folder))
+    assert where == out and [str(t.relative_to(out)) for t in targets.values()] == ["a.JPG", "b.png", "deep/c.webp"]
+    targets, _ = place(files, root, str(out), source=str(folder), ending=".tif")
+    assert targets[folder / "deep/c.webp"] == out / "deep/c.tif"
+    one = str(folder / "b.png")
+    assert place([folder / "b.png"], folder, str(out / "x.webp"), source=one) == (
+        {folder / "b.png": out / "x.webp"},
+        out,
+    )
+    # earlier results below the folder are no originals
+    targets, _ = place(files, root, str(folder / "deep"), source=str(folder))
+    assert list(targets) == [folder / "a.JPG", folder / "b.png"]
+    with pytest.raises(ConfigError, match="would replace the picture itself"):
+        place(files, root, str(folder), source=str(folder))
+    (folder / "b.jpg").touch()
+    with pytest.raises(ConfigError, match="would both be"):
+        place(find_pictures(str(folder))[0], root, str(out), source=str(folder), ending=".png")
+    with pytest.raises(ConfigError, match="is a file"):
+        place(files, root, one, source=str(folder))
+    with pytest.raises(ConfigError, match="name different formats"):
+        place([folder / "b.png"], folder, str(out / "x.webp"), source=one, ending=".png")
+    (tmp_path / "empty").mkdir()
+    for source, words in (
+        (tmp_path / "empty", "holds no pictures"),
+        (folder / "*.bmp", "matches no pictures"),
+        (tmp_path / "inn", 'does not exist. Did you mean "in"'),
+    ):
+        with pytest.raises(DataError, match=words.replace("?", r"\?")):
+            find_pictures(str(source))
