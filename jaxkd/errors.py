@@ -1,21 +1,24 @@
-"""What jaxkd raises when the user can mend it, and the words for it.
+"""Exceptions for user errors, and functions that write their messages.
 
-Every message here is written for somebody who has never seen the code: one sentence of *what* (with the value and where
-it came from), one of *why*, one of *what to do*. The command-line programs print the message of a `JaxkdError` as one
-paragraph and exit with code 2; anything else is a defect of ours and keeps its traceback.
+A message has one sentence on what is wrong, with the value and where it came from, and one on what to do; the reason
+only where it is not obvious. The commands print the message of a `JaxkdError` as one paragraph and exit with code 2;
+any other exception is a bug in jaxkd and keeps its traceback.
 """
 
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
+from typing import Any
 
 Shape = tuple[int, ...]
 
 
 class JaxkdError(Exception):
-    """Base of all errors that a user can mend."""
+    """Base class of all user errors."""
 
 
 class ConfigError(JaxkdError):
@@ -33,7 +36,7 @@ class UnknownNameError(JaxkdError):
 
 
 class TapError(JaxkdError):
-    """A feature was asked for that the network does not have.
+    """The network does not have the requested feature.
 
     Fails: `model.apply(v, x, taps=("block_12",))` of a network with 12 blocks. Works: `taps=("block_11",)`.
     """
@@ -74,11 +77,90 @@ class NonFiniteLossError(JaxkdError):
 
 
 def did_you_mean(name: str, candidates: Iterable[str], *, most: int = 3) -> str:
-    """' Did you mean "a" or "b"?' with the nearest of `candidates`, or '' if none is near."""
+    """Returns ' Did you mean "a" or "b"?' with the closest of `candidates`, or '' if none is close."""
     close = difflib.get_close_matches(str(name), [str(c) for c in candidates], n=most, cutoff=0.6)
     if not close:
         return ""
     return " Did you mean " + " or ".join(f'"{c}"' for c in close) + "?"
+
+
+def check_range(
+    name: str,
+    value: Any,
+    least: float | None = None,
+    most: float | None = None,
+    *,
+    above: float | None = None,
+    below: float | None = None,
+    whole: bool = False,
+    meaning: str = "",
+    hint: str = "",
+    error: type[JaxkdError] = ConfigError,
+) -> None:
+    """Raises an error unless `value` is a finite number (not a bool) within all bounds that are given.
+
+    Args:
+      name: as the user writes it, e.g. "data.mix.prob" or "--batch-size".
+      value: the number.
+      least: inclusive lower bound.
+      most: inclusive upper bound.
+      above: exclusive lower bound.
+      below: exclusive upper bound.
+      whole: whether it must be an integer.
+      meaning: of the number, where its name does not say it, e.g. "the share of the image that the crop keeps".
+      hint: added to the advice, e.g. "published recipes use 0.1".
+      error: the type of the exception.
+    """
+    number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool) and math.isfinite(value)
+    if number and not (
+        (least is not None and value < least)
+        or (most is not None and value > most)
+        or (above is not None and value <= above)
+        or (below is not None and value >= below)
+    ):
+        return
+    if least is not None:
+        span = f"of {least:g} or more" if most is below is None else f"from {least:g} to "
+        span += f"{most:g}" if most is not None else f"below {below:g}" if below is not None else ""
+    else:
+        high = (
+            f"{'of ' if above is None else ''}at most {most:g}"
+            if most is not None
+            else f"below {below:g}"
+            if below is not None
+            else ""
+        )
+        span = f"above {above:g}{' and ' if high else ''}{high}" if above is not None else high
+    raise error(
+        f"{name}={value!r} is out of range. {f'It is {meaning}. ' if meaning else ''}Give a "
+        f"{'whole ' if whole else ''}number {span}".rstrip()
+        + f"{'; ' if hint else ''}{hint}."
+    )
+
+
+def check_choice(
+    name: str, value: Any, choices: Iterable[Any], *, hint: str = "", error: type[JaxkdError] = ConfigError
+) -> None:
+    """Raises an error that lists `choices` unless `value` is one of them.
+
+    Args:
+      name: as the user writes it, e.g. "data.mix.mode" or "--format".
+      value: what was given.
+      choices: all that is possible; an empty text is possible, but is not listed.
+      hint: added to the advice, e.g. "the published recipes use batch".
+      error: the type of the exception.
+    """
+    choices = tuple(choices)
+    if not any(type(value) is type(c) and value == c for c in choices):
+        listed = [c for c in choices if c != ""]
+        raise error(
+            f"{name}={_quoted(value)} is not possible.{did_you_mean(value, listed)} Use one of: "
+            f"{', '.join(map(_quoted, listed))}{'; ' if hint else ''}{hint}."
+        )
+
+
+def _quoted(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
 def in_words(names: Iterable[str]) -> str:

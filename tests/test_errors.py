@@ -1,0 +1,70 @@
+"""Messages about numbers out of range and unknown choices."""
+
+import re
+
+import numpy as np
+import pytest
+
+from jaxkd.errors import ConfigError, DataError, check_choice, check_range
+
+
+@pytest.mark.parametrize(
+    ("value", "bounds", "advice"),
+    [
+        (-1, {"least": 0}, "Give a number of 0 or more."),
+        (0, {"above": 0}, "Give a number above 0."),
+        (2, {"most": 1}, "Give a number of at most 1."),
+        (1, {"below": 1}, "Give a number below 1."),
+        (1.5, {"least": 0, "most": 1}, "Give a number from 0 to 1."),
+        (1.0, {"least": 0, "below": 1}, "Give a number from 0 to below 1."),
+        (0, {"above": 0, "most": 1}, "Give a number above 0 and at most 1."),
+        (1, {"above": 0, "below": 1}, "Give a number above 0 and below 1."),
+        (1.5, {"least": 1, "whole": True}, "Give a whole number of 1 or more."),
+        (float("nan"), {}, "Give a number."),
+        (float("inf"), {"above": 0}, "Give a number above 0."),
+        (True, {"least": 0}, "Give a number of 0 or more."),
+        ("3", {"least": 0}, "Give a number of 0 or more."),
+        (None, {"least": 0}, "Give a number of 0 or more."),
+    ],
+)
+def test_a_number_out_of_range(value, bounds, advice):
+    with pytest.raises(ConfigError) as raised:
+        check_range("data.mix.prob", value, **bounds)
+    assert str(raised.value) == f"data.mix.prob={value!r} is out of range. {advice}"
+
+
+def test_numbers_in_range_also_at_inclusive_bounds_and_of_numpy():
+    check_range("n", 0, 0, 1)
+    check_range("n", 1.0, 0, 1)
+    check_range("n", np.float32(0.5), above=0, below=1)
+    check_range("n", np.int64(3), 1, whole=True)
+    check_range("n", -5)
+
+
+def test_meaning_hint_and_type_of_the_error():
+    with pytest.raises(DataError) as raised:
+        check_range("--bins", 0, 1, whole=True, meaning="the bins of a histogram", hint="100 is usual", error=DataError)
+    assert str(raised.value) == (
+        "--bins=0 is out of range. It is the bins of a histogram. Give a whole number of 1 or more; 100 is usual."
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "choices", "message"),
+    [
+        ("bach", ("batch", "pair"), 'mode="bach" is not possible. Did you mean "batch"? Use one of: "batch", "pair".'),
+        (5, (2, 3, 4), "mode=5 is not possible. Use one of: 2, 3, 4."),
+        (None, ("", "a"), 'mode=None is not possible. Use one of: "a".'),
+        (True, (1, 2), "mode=True is not possible. Use one of: 1, 2."),
+    ],
+)
+def test_an_unknown_choice(value, choices, message):
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        check_choice("mode", value, choices)
+
+
+def test_choices_that_exist():
+    check_choice("mode", "", ("", "a"))
+    check_choice("scale", 4, (2, 3, 4))
+    with pytest.raises(DataError, match="; a is usual.$"):
+        check_choice("mode", "x", ("a", "b"), hint="a is usual", error=DataError)
