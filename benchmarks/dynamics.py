@@ -107,9 +107,9 @@ def measure(options: argparse.Namespace, config: Any) -> dict[str, Any]:
         "label": rng.integers(0, task.student.num_classes, options.batch_size).astype(np.int32),
     }
     batch, key = parallel.put_batch(host, mesh), jax.random.key(config.seed + 1)
-    task.constants = parallel.put_replicated(task.constants, mesh)
+    task.constants = parallel.put_on_mesh(task.constants, mesh)
     params, mutable = jax.jit(task.init)(jax.random.key(config.seed))
-    state = parallel.put_replicated(train.create_state(params, mutable, optimizer, ema=config.ema.decay > 0), mesh)
+    state = parallel.put_on_mesh(train.create_state(params, mutable, optimizer, ema=config.ema.decay > 0), mesh)
     holder = {"state": state}
     given = {"accumulate": config.optimizer.accumulate, "ema_decay": config.ema.decay}
     settings = config.dynamics.to_dict()

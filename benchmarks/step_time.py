@@ -155,7 +155,7 @@ def measure(options: argparse.Namespace, config: Any) -> int:
         "label": rng.integers(0, task.student.num_classes, options.batch_size).astype(np.int32),
     }
     batch, key = parallel.put_batch(host, mesh), jax.random.key(config.seed + 1)
-    task.constants = parallel.put_replicated(task.constants, mesh)
+    task.constants = parallel.put_on_mesh(task.constants, mesh)
     params, mutable = jax.jit(task.init)(jax.random.key(config.seed))
     first = jax.random.fold_in(jax.random.fold_in(key, 0), 0)  # the key that the first step prepares its images with
     images, labelled = jax.jit(task.train_images)(first, batch)
@@ -166,8 +166,8 @@ def measure(options: argparse.Namespace, config: Any) -> int:
         rate = float(schedule(np.int32(0)))
         peer = TorchPeer(config, task, params, np.asarray(images), np.asarray(labelled["label"]), rate)
     state = train.create_state(params, mutable, optimizer, ema=config.ema.decay > 0)
-    holder = {"state": parallel.put_replicated(state, mesh)}
-    params = parallel.put_replicated(params, mesh)
+    holder = {"state": parallel.put_on_mesh(state, mesh)}
+    params = parallel.put_on_mesh(params, mesh)
 
     def student_loss(params: PyTree, teacher_out: PyTree, images: jax.Array, batch: PyTree) -> jax.Array:
         student_out = task.forward(params, images, train=True, key=key)

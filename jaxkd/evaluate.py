@@ -153,7 +153,7 @@ def _evaluate_classifier(
         interpolation=interpolation or network.spec.interpolation,
     )
     batches = data.eval_batches(source, preprocess, batch_size=batch_size)
-    params = parallel.put_replicated(task.init(jax.random.key(0))[0], mesh)
+    params = parallel.put_on_mesh(task.init(jax.random.key(0))[0], mesh)
     eval_step = train.compile_eval_step(task, mesh)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from jaxkd import data, metrics, models, tasks, train, weights
+from jaxkd import data, metrics, models, parallel, tasks, train, weights
 from jaxkd.errors import ConfigError, DataError, ShapeError
 from jaxkd.experiment.experiment import Problem
 from jaxkd.report.training_curves import draw_scores, read_bicubic, scores_caption
@@ -242,10 +242,10 @@ def open_problem(config: ConfigDict, workdir: Path, mesh: Mesh, console: Console
 
 def _check_mesh(mesh: Mesh) -> None:
     """Raises ConfigError where wide matrices are to be split: convolutions are not."""
-    if mesh.shape["model"] > 1:
+    if mesh.shape[parallel.MODEL_AXIS] > 1:
         raise ConfigError(
-            f'mesh.model={mesh.shape["model"]} with task="restoration" splits nothing: the rules are for the matrices '
-            "of transformers. Leave mesh.model at 1; the batch is split over mesh.data."
+            f'mesh.model={mesh.shape[parallel.MODEL_AXIS]} with task="restoration" splits nothing: the rules are for '
+            "the matrices of transformers. Leave mesh.model at 1; the batch is split over mesh.data."
         )
 
 

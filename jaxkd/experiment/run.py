@@ -78,7 +78,7 @@ def run_one(config: ConfigDict, workdir: Path, console: Console | None, *, title
     )
     claim_workdir(config, workdir)  # only now: a config that cannot run must not stand in the way of its correction
     problem.keep()
-    task.constants = parallel.put_replicated(task.constants, mesh)
+    task.constants = parallel.put_on_mesh(task.constants, mesh)
 
     def start() -> train.TrainState:
         params, mutable = task.init(jax.random.key(config.seed))
@@ -100,7 +100,7 @@ def run_one(config: ConfigDict, workdir: Path, console: Console | None, *, title
         pipeline.set_state(position)
         clock = train.Clock(**meta["clock"])
     else:
-        state = parallel.put_replicated(start(), mesh)
+        state = parallel.put_on_mesh(start(), mesh)
     announce(console, problem, settings, mesh, workdir, resumed=done[-1] if done else None, state=state)
 
     stepping = {"accumulate": config.optimizer.accumulate, "ema_decay": config.ema.decay}

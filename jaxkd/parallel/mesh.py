@@ -1,14 +1,28 @@
-"""The device mesh, axes `data` (the batch is split over it) and `model` (wide matrices may be)."""
+"""The device mesh: the batch is split over `BATCH_AXES`, wide matrices over `MODEL_AXIS`."""
 
 from __future__ import annotations
 
+import math
+
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from jaxkd.errors import TopologyError
 
-AXES = ("data", "model")
+BATCH_AXES = ("data",)  # all that a batch is split over: the only place that names them
+MODEL_AXIS = "model"
+AXES = (*BATCH_AXES, MODEL_AXIS)
+
+
+def batch_spec(leading: int = 0) -> PartitionSpec:
+    """The partition of an array whose batch axis comes after `leading` axes that every device holds whole."""
+    return PartitionSpec(*[None] * leading, BATCH_AXES if len(BATCH_AXES) > 1 else BATCH_AXES[0])
+
+
+def batch_devices(mesh: Mesh) -> int:
+    """Into how many parts a batch is split."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def make_mesh(data: int = -1, model: int = 1, devices: list | None = None) -> Mesh:
@@ -48,11 +62,11 @@ def make_mesh(data: int = -1, model: int = 1, devices: list | None = None) -> Me
 
 def check_batch(name: str, batch_size: int, mesh: Mesh, *, accumulate: int = 1) -> None:
     """Raises TopologyError unless `batch_size` splits evenly over hosts, the data axis and the micro-batches."""
-    parts = mesh.shape["data"] * accumulate
+    parts = batch_devices(mesh) * accumulate
     if batch_size < 1 or batch_size % parts:
         lower, upper = batch_size // parts * parts, (batch_size // parts + 1) * parts
         near = f"{lower} or {upper}" if lower else f"{upper}"
-        pieces = f"{mesh.shape['data']} devices" + (f" x {accumulate} micro-batches" if accumulate > 1 else "")
+        pieces = f"{batch_devices(mesh)} devices" + (f" x {accumulate} micro-batches" if accumulate > 1 else "")
         raise TopologyError(
             f"{name}={batch_size} does not divide over {pieces}. Each device must get the same number of images, or "
             f"the step could not be one compiled program. Use a multiple of {parts}, for example {near}."

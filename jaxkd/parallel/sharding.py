@@ -8,14 +8,16 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxkd.parallel.mesh import MODEL_AXIS, batch_spec
+
 # Regex over the slash path of a parameter -> partition of its last axes. Megatron's split: the first matrix of a pair
 # by columns, the second by rows, so that each block needs one all-reduce. Read only where the model axis is above 1.
 PARAMETER_RULES: tuple[tuple[str, PartitionSpec], ...] = (
-    (r"attn/(qkv|q|k|v)/kernel$", PartitionSpec(None, "model")),
-    (r"attn/proj/kernel$", PartitionSpec("model", None)),
-    (r"mlp/fc1/kernel$", PartitionSpec(None, "model")),
-    (r"mlp/fc1/bias$", PartitionSpec("model")),
-    (r"mlp/fc2/kernel$", PartitionSpec("model", None)),
+    (r"attn/(qkv|q|k|v)/kernel$", PartitionSpec(None, MODEL_AXIS)),
+    (r"attn/proj/kernel$", PartitionSpec(MODEL_AXIS, None)),
+    (r"mlp/fc1/kernel$", PartitionSpec(None, MODEL_AXIS)),
+    (r"mlp/fc1/bias$", PartitionSpec(MODEL_AXIS)),
+    (r"mlp/fc2/kernel$", PartitionSpec(MODEL_AXIS, None)),
 )
 
 
@@ -26,7 +28,7 @@ def path_of(key_path: tuple) -> str:
 
 def partition_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """The partition of one array: the first rule that matches and divides, else replicated."""
-    if mesh.shape["model"] == 1:
+    if mesh.shape[MODEL_AXIS] == 1:
         return PartitionSpec()
     for pattern, spec in PARAMETER_RULES:
         if re.search(pattern, path) and len(shape) >= len(spec):
@@ -42,8 +44,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The sharding of a batch: its first axis over `data`."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    """The sharding of a batch: its first axis over `BATCH_AXES`."""
+    return NamedSharding(mesh, batch_spec())
 
 
 def tree_shardings(tree: Any, mesh: Mesh) -> Any:
@@ -57,11 +59,11 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
-    """This host's slice of a batch (leading axis) -> global arrays split over the `data` axis."""
+    """This host's slice of a batch (leading axis) -> global arrays split over `BATCH_AXES`."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
-def put_replicated(tree: Any, mesh: Mesh) -> Any:
+def put_on_mesh(tree: Any, mesh: Mesh) -> Any:
     """Host arrays -> global arrays, placed by the parameter rules (replicated where none applies)."""
     return jax.device_put(tree, tree_shardings(tree, mesh))

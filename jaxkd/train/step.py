@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
-from jaxkd.parallel import batch_sharding, replicated, tree_shardings
+from jaxkd.parallel import batch_sharding, batch_spec, replicated, tree_shardings
 from jaxkd.train.state import TrainState
 from jaxkd.train.task import Batch, Task
 
@@ -27,7 +27,7 @@ def _micro_batches(batch: Batch, count: int, mesh: Mesh) -> Batch:
 
     def split(x: jax.Array) -> jax.Array:
         x = x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(None, "data")))
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, batch_spec(1)))
 
     return jax.tree.map(split, batch)
 
@@ -127,7 +127,7 @@ def compile_train_step(
     ema_decay: float = 0.0,
     statistics: Statistics | None = None,
 ) -> Callable[[TrainState, Batch, jax.Array, PyTree], tuple[TrainState, dict[str, Any]]]:
-    """`train_step` as one jitted function: state donated, batch split over `data`, metrics replicated.
+    """`train_step` as one jitted function: state donated, batch split over the mesh, metrics replicated.
 
     `state` may be abstract (`jax.eval_shape`): only its shapes are read.
     """

@@ -54,7 +54,7 @@ def steps(mesh: jax.sharding.Mesh, *, images: int = 11, rank_images: int = 3, ac
     def start():
         return train.create_state(*task.init(jax.random.key(0)), tx, ema=False)
 
-    constants, state = (parallel.put_replicated(tree, mesh) for tree in (task.constants, start()))
+    constants, state = (parallel.put_on_mesh(tree, mesh) for tree in (task.constants, start()))
     abstract = jax.eval_shape(start)
     fn = train.compile_train_step(task, tx, mesh, abstract, statistics=dynamics, accumulate=accumulate)
     key, out = jax.random.key(1), {}

@@ -66,8 +66,8 @@ def steps(mesh: jax.sharding.Mesh, *, accumulate: int = 1) -> dict[str, np.ndarr
         return train.create_state(*task.init(jax.random.key(0)), tx, ema=True)
 
     abstract = jax.eval_shape(start)
-    constants = parallel.put_replicated(task.constants, mesh)
-    state = parallel.put_replicated(start(), mesh)
+    constants = parallel.put_on_mesh(task.constants, mesh)
+    state = parallel.put_on_mesh(start(), mesh)
     fn = train.compile_train_step(task, tx, mesh, abstract, accumulate=accumulate, ema_decay=0.9)
     key, rows = jax.random.key(1), []
     for step in range(STEPS):

@@ -1,6 +1,7 @@
 """Meshes, batches and the table of partitions, without any second device."""
 
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -12,6 +13,8 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from jaxkd import models, parallel
 from jaxkd.errors import TopologyError
 from jaxkd.parallel.sharding import PARAMETER_RULES, partition_of
+
+PACKAGE = Path(parallel.__file__).parents[1]
 
 
 def devices(count, per_host=8):
@@ -150,10 +153,23 @@ def test_host_arrays_become_global_ones():
     batch = parallel.put_batch({"x": np.arange(8 * jax.device_count())}, mesh)
     np.testing.assert_array_equal(batch["x"], np.arange(8 * jax.device_count()))
     assert batch["x"].sharding == parallel.batch_sharding(mesh)
-    tree = parallel.put_replicated({"a": np.ones(3)}, mesh)
+    tree = parallel.put_on_mesh({"a": np.ones(3)}, mesh)
     assert tree["a"].sharding.is_fully_replicated
     for flag in (True, False):
         assert bool(parallel.any_host(flag, mesh)) is flag
+
+
+def test_a_batch_is_split_over_the_batch_axes_behind_the_leading_ones():
+    assert parallel.batch_spec() == PartitionSpec("data")
+    assert parallel.batch_spec(2) == PartitionSpec(None, None, "data")
+    assert parallel.batch_devices(abstract_mesh(3, 2)) == 3
+    assert set(parallel.BATCH_AXES) < set(parallel.make_mesh().axis_names)
+
+
+def test_axes_are_named_in_one_place():
+    literal = re.compile(r"(PartitionSpec\(|\bP\()[^)\n]*[\"']|\bmesh\.shape\[[\"']")
+    files = [file for file in PACKAGE.rglob("*.py") if file.parent.name != "parallel"]
+    assert len(files) > 100 and [file for file in files if literal.search(file.read_text())] == []
 
 
 def test_nobody_is_joined_unless_asked(monkeypatch):

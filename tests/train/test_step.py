@@ -22,7 +22,7 @@ def begin(mesh, task, tx, *, accumulate=1, ema_decay=0.0):
         return train.create_state(*task.init(jax.random.key(0, impl="rbg")), tx, ema=ema_decay > 0)
 
     fn = train.compile_train_step(task, tx, mesh, jax.eval_shape(start), accumulate=accumulate, ema_decay=ema_decay)
-    return fn, parallel.put_replicated(start(), mesh)
+    return fn, parallel.put_on_mesh(start(), mesh)
 
 
 def key(seed=1):
@@ -126,7 +126,7 @@ def test_noise_depends_on_key_and_step_only(mesh):
     fn, first = begin(mesh, task, tx)
 
     def fit(step, seed=1):
-        state = jax.tree.map(jnp.copy, first).replace(step=parallel.put_replicated(jnp.int32(step), mesh))
+        state = jax.tree.map(jnp.copy, first).replace(step=parallel.put_on_mesh(jnp.int32(step), mesh))
         state, metrics = fn(state, draw(1), key(seed), task.constants)
         assert int(state.step) == step + 1
         return float(metrics["fit"])
@@ -145,8 +145,8 @@ def test_the_state_is_donated_and_what_it_was_made_from_is_not(mesh):
     task = Toy()
     params, mutable = task.init(jax.random.key(0, impl="rbg"))
     tx = train.make_optimizer(1e-2)
-    state = parallel.put_replicated(train.create_state(params, mutable, tx, ema=True), mesh)
-    constants = parallel.put_replicated({"scale": jnp.float32(1.0)}, mesh)
+    state = parallel.put_on_mesh(train.create_state(params, mutable, tx, ema=True), mesh)
+    constants = parallel.put_on_mesh({"scale": jnp.float32(1.0)}, mesh)
     fn = train.compile_train_step(task, tx, mesh, state, ema_decay=0.9)
     new, _ = fn(state, draw(1), key(), constants)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params) + jax.tree.leaves(state.ema))

@@ -142,7 +142,7 @@ def run(
         batches.set_state(position)
         clock = train.Clock(**meta["clock"])
     else:
-        state = parallel.put_replicated(start(), mesh)
+        state = parallel.put_on_mesh(start(), mesh)
     eval_step = train.compile_eval_step(task, mesh)
 
     def score(state):

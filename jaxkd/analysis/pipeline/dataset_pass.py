@@ -31,7 +31,7 @@ from jaxkd.analysis.sep import image_sep
 from jaxkd.analysis.similarity import gram_linear
 from jaxkd.analysis.spectrum import image_channel_spectrum, spatial_spectrum
 from jaxkd.errors import DataError, ShapeError, TapError, did_you_mean, in_words
-from jaxkd.parallel import put_batch
+from jaxkd.parallel import batch_devices, batch_spec, put_batch
 
 RANGES = ("chunk", "exact", "given")
 
@@ -122,7 +122,7 @@ def _layer_statistics(x: jax.Array, ranges: jax.Array, *, bins: int, ranks: bool
 @cache
 def _compiled_statistics(mesh: Mesh, bins: int, ranks: bool, host_eigh: bool) -> Callable[[jax.Array, jax.Array], dict]:
     """`_layer_statistics` over the mesh, compiled once for each shape, whatever network it belongs to."""
-    split = PartitionSpec("data")
+    split = batch_spec()
 
     def statistics(x: jax.Array, ranges: jax.Array) -> dict:
         work = partial(_layer_statistics, bins=bins, ranks=ranks and x.ndim > 2, host_eigh=host_eigh)
@@ -177,10 +177,11 @@ class Stream:
                 f"An analysis was started in {jax.process_count()} processes. Its sums live on one host. Start one "
                 "process; it uses all devices of its machine."
             )
-        if options.batch_size % mesh.shape["data"]:
+        devices = batch_devices(mesh)
+        if options.batch_size % devices:
             raise ShapeError(
-                f"batch_size={options.batch_size} does not split over {mesh.shape['data']} devices. Each gets the same "
-                f"number of images. Use a multiple of {mesh.shape['data']}."
+                f"batch_size={options.batch_size} does not split over {devices} devices. Each gets the same "
+                f"number of images. Use a multiple of {devices}."
             )
         if options.entropy_range == "given" and options.value_range is None:
             raise DataError(
@@ -188,7 +189,6 @@ class Stream:
                 "value_range=(low, high)."
             )
         # More than a chunk at once would be padding.
-        devices = mesh.shape["data"]
         options = replace(options, batch_size=min(options.batch_size, -(-options.chunk // devices) * devices))
         self._features, self._mesh, self._options = features, mesh, options
         self._progress = progress or (lambda done, phase: None)

@@ -123,7 +123,7 @@ def network_features(
     if variables is None:
         blank = jnp.zeros((1, *network.image_size, 3), jnp.float32)
         variables = jax.jit(model.init)(jax.random.key(seed), blank)
-    constants = parallel.put_replicated(variables, mesh)
+    constants = parallel.put_on_mesh(variables, mesh)
 
     def normalise(images: jax.Array) -> jax.Array:
         return data.normalise(images, spec.mean, spec.std)

@@ -13,9 +13,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
-from jaxkd import models
+from jaxkd import models, parallel
 from jaxkd.analysis.activation import activation_statistics, gradient_magnitude
 from jaxkd.analysis.entropy import entropy_map
 from jaxkd.analysis.lowrank import image_energies, participation_ratio, stable_rank
@@ -122,16 +122,16 @@ class Dynamics:
 
     def _even(self, count: int) -> int:
         """The next multiple of the devices; a batch is one, so that it has as many images."""
-        devices = self._mesh.shape["data"]
+        devices = parallel.batch_devices(self._mesh)
         return -(-count // devices) * devices
 
     def _spread(self, x: jax.Array) -> jax.Array:
         """The first images of a batch lie on the first devices; the work on them is everybody's."""
-        return jax.lax.with_sharding_constraint(x, NamedSharding(self._mesh, PartitionSpec("data")))
+        return jax.lax.with_sharding_constraint(x, parallel.batch_sharding(self._mesh))
 
     def _per_image(self, function: Any, features: Any, ranges: Any = None, slopes: Any = None) -> dict[str, jax.Array]:
         """`function` of the images that each device has: XLA could otherwise gather batches for an FFT or eigh."""
-        split, whole = PartitionSpec("data"), PartitionSpec()
+        split, whole = parallel.batch_spec(), PartitionSpec()
         return jax.shard_map(
             function, mesh=self._mesh, in_specs=(split, whole, split), out_specs=split, check_vma=False
         )(features, ranges, slopes)
