@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import operator
 import re
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
@@ -112,30 +113,22 @@ def check_range(
       error: the type of the exception.
     """
     number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool) and math.isfinite(value)
-    if number and not (
-        (least is not None and value < least)
-        or (most is not None and value > most)
-        or (above is not None and value <= above)
-        or (below is not None and value >= below)
-    ):
-        return
-    if least is not None:
-        span = f"of {least:g} or more" if most is below is None else f"from {least:g} to "
-        span += f"{most:g}" if most is not None else f"below {below:g}" if below is not None else ""
-    else:
-        high = (
-            f"{'of ' if above is None else ''}at most {most:g}"
-            if most is not None
-            else f"below {below:g}"
-            if below is not None
-            else ""
+    bounds = [
+        (words, bound, fits)
+        for words, bound, fits in (
+            ("at least", least, operator.ge),
+            ("above", above, operator.gt),
+            ("at most", most, operator.le),
+            ("below", below, operator.lt),
         )
-        span = f"above {above:g}{' and ' if high else ''}{high}" if above is not None else high
-    raise error(
-        f"{name}={value!r} is out of range. {f'It is {meaning}. ' if meaning else ''}Give a "
-        f"{'whole ' if whole else ''}number {span}".rstrip()
-        + f"{'; ' if hint else ''}{hint}."
-    )
+        if bound is not None
+    ]
+    if not number or not all(fits(value, bound) for _, bound, fits in bounds):
+        span = " and ".join(f"{words} {bound:g}" for words, bound, _ in bounds)
+        raise error(
+            f"{name}={value!r} is out of range. {f'It is {meaning}. ' if meaning else ''}Give a "
+            f"{'whole ' if whole else ''}number{', ' if span else ''}{span}{'; ' if hint else ''}{hint}."
+        )
 
 
 def check_choice(

@@ -11,20 +11,20 @@ from jaxkd.errors import ConfigError, DataError, check_choice, check_range
 @pytest.mark.parametrize(
     ("value", "bounds", "advice"),
     [
-        (-1, {"least": 0}, "Give a number of 0 or more."),
-        (0, {"above": 0}, "Give a number above 0."),
-        (2, {"most": 1}, "Give a number of at most 1."),
-        (1, {"below": 1}, "Give a number below 1."),
-        (1.5, {"least": 0, "most": 1}, "Give a number from 0 to 1."),
-        (1.0, {"least": 0, "below": 1}, "Give a number from 0 to below 1."),
-        (0, {"above": 0, "most": 1}, "Give a number above 0 and at most 1."),
-        (1, {"above": 0, "below": 1}, "Give a number above 0 and below 1."),
-        (1.5, {"least": 1, "whole": True}, "Give a whole number of 1 or more."),
+        (-1, {"least": 0}, "Give a number, at least 0."),
+        (0, {"above": 0}, "Give a number, above 0."),
+        (2, {"most": 1}, "Give a number, at most 1."),
+        (1, {"below": 1}, "Give a number, below 1."),
+        (1.5, {"least": 0, "most": 1}, "Give a number, at least 0 and at most 1."),
+        (1.0, {"least": 0, "below": 1}, "Give a number, at least 0 and below 1."),
+        (0, {"above": 0, "most": 1}, "Give a number, above 0 and at most 1."),
+        (1, {"above": 0, "below": 1}, "Give a number, above 0 and below 1."),
+        (1.5, {"least": 1, "whole": True}, "Give a whole number, at least 1."),
         (float("nan"), {}, "Give a number."),
-        (float("inf"), {"above": 0}, "Give a number above 0."),
-        (True, {"least": 0}, "Give a number of 0 or more."),
-        ("3", {"least": 0}, "Give a number of 0 or more."),
-        (None, {"least": 0}, "Give a number of 0 or more."),
+        (float("inf"), {"above": 0}, "Give a number, above 0."),
+        (True, {"least": 0}, "Give a number, at least 0."),
+        ("3", {"least": 0}, "Give a number, at least 0."),
+        (None, {"least": 0}, "Give a number, at least 0."),
     ],
 )
 def test_a_number_out_of_range(value, bounds, advice):
@@ -45,7 +45,7 @@ def test_meaning_hint_and_type_of_the_error():
     with pytest.raises(DataError) as raised:
         check_range("--bins", 0, 1, whole=True, meaning="the bins of a histogram", hint="100 is usual", error=DataError)
     assert str(raised.value) == (
-        "--bins=0 is out of range. It is the bins of a histogram. Give a whole number of 1 or more; 100 is usual."
+        "--bins=0 is out of range. It is the bins of a histogram. Give a whole number, at least 1; 100 is usual."
     )
 
 
