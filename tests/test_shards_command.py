@@ -83,7 +83,7 @@ KILLER = """
 import os, signal, shutil, sys
 from pathlib import Path
 from jaxkd import shards
-from jaxkd.data import conversion, shards as formats
+from jaxkd.data.sources import shards as formats
 
 images, work, form = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 arguments = lambda out: [f"--in={images}", f"--out={out}", "--shard-size=0.004", f"--format={form}", "--split=val"]
@@ -245,7 +245,7 @@ def test_two_conversions_into_one_folder(images, tmp_path, complaint):
     (tmp_path / "out" / "train").mkdir(parents=True)
     handle = os.open(tmp_path / "out" / "train", os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)
-    assert "Another conversion is writing" in complaint(argv(images, tmp_path / "out"))
+    assert "Another process is writing" in complaint(argv(images, tmp_path / "out"))
     os.close(handle)
     assert shards.main(argv(images, tmp_path / "out")) == 0
 

@@ -30,7 +30,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.touch()  # so that a folder that cannot be written to is reported before the work
         yield temporary
         _flush(temporary)
-        temporary.replace(path)
+        os.replace(temporary, path)
         _flush(path.parent)
     finally:
         with contextlib.suppress(OSError):

@@ -1,21 +1,21 @@
-"""Evaluation: timm's resize and centre crop, every image exactly once on any number of hosts."""
+"""Evaluation batches: timm's resize and centre crop, each image exactly once on any number of hosts."""
 
 from __future__ import annotations
 
 import math
-import os
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
+from jaxkd.data.ordered_map import ordered_map
 from jaxkd.data.pipeline.broken import BrokenImages
 from jaxkd.data.sources.labelled import Source
 from jaxkd.data.transforms.crops import INTERPOLATIONS, Size, centre_crop, resize_to_cover
-from jaxkd.errors import ConfigError, DataError, did_you_mean
+from jaxkd.errors import DataError, check_choice, check_range
 
 
 @dataclass(frozen=True)
@@ -33,23 +33,38 @@ class EvalPreprocess:
     interpolation: str
 
     def __post_init__(self) -> None:
-        if not 0 < self.crop_pct <= 1:
-            raise ConfigError(
-                f"crop_pct={self.crop_pct} is out of range. It is the share of the resized image that the centre crop "
-                "keeps. Give a number above 0, at most 1."
-            )
-        if self.interpolation not in INTERPOLATIONS:
-            raise ConfigError(
-                f'interpolation="{self.interpolation}" is not '
-                f"possible.{did_you_mean(self.interpolation, INTERPOLATIONS)} It "
-                f"is how images are resized. Use one of: {', '.join(INTERPOLATIONS)}."
-            )
+        check_range("crop_pct", self.crop_pct, above=0, most=1)
+        check_choice("interpolation", self.interpolation, INTERPOLATIONS)
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """See the class."""
         scaled = tuple(math.floor(side / self.crop_pct) for side in self.image_size)
         image = resize_to_cover(image, (scaled[0], scaled[1]), INTERPOLATIONS[self.interpolation])
         return np.asarray(centre_crop(image, self.image_size))
+
+
+class InputSpec(Protocol):
+    """Constants of a network's evaluation crop, as `models` and checkpoints declare them."""
+
+    crop_pct: float
+    interpolation: str
+
+
+def eval_preprocess(
+    spec: InputSpec, image_size: Size, crop_pct: float | None = 0, interpolation: str | None = ""
+) -> EvalPreprocess:
+    """The evaluation crop of a network.
+
+    Args:
+      spec: the network's own `crop_pct` and `interpolation`.
+      image_size: (height, width) of its input.
+      crop_pct: replaces the network's, unless 0 or None.
+      interpolation: replaces the network's, unless "" or None.
+
+    Raises:
+      ConfigError: crop_pct is not above 0 and at most 1, or interpolation is unknown.
+    """
+    return EvalPreprocess(image_size, crop_pct or spec.crop_pct, interpolation or spec.interpolation)
 
 
 class EvalBatches:
@@ -81,29 +96,25 @@ class EvalBatches:
             return None
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        # Decoding and resizing release Python's lock, so threads do; batches are prepared two ahead.
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="jaxkd-eval") as pool:
-            ready: deque[list[Future]] = deque()
-            try:
-                for number in range(len(self)):
-                    start = number * self._batch_size + self._host_index * self._share
-                    records = range(start, min(start + self._share, len(self._source)))
-                    ready.append([pool.submit(self._example, i) for i in records])
-                    if len(ready) > 2:
-                        yield self._collate(ready.popleft())
-                while ready:
-                    yield self._collate(ready.popleft())
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+        starts = range(self._host_index * self._share, len(self) * self._batch_size, self._batch_size)
+        batches = [range(start, min(start + self._share, len(self._source))) for start in starts]
+        # Decoding and resizing release Python's lock, so that threads are enough. Two batches are prepared ahead.
+        examples = ordered_map(
+            self._example, chain.from_iterable(batches), threads=self._threads, ahead=3 * self._share
+        )
+        try:
+            for records in batches:
+                yield self._collate(islice(examples, len(records)))
+        finally:
+            examples.close()
 
-    def _collate(self, futures: list[Future]) -> dict[str, np.ndarray]:
+    def _collate(self, examples: Iterable[tuple[np.ndarray, int] | None]) -> dict[str, np.ndarray]:
         batch = {
             "image": np.zeros((self._share, *self._preprocess.image_size, 3), np.uint8),
             "label": np.zeros(self._share, np.int32),
             "mask": np.zeros(self._share, bool),
         }
-        for i, future in enumerate(futures):
-            example = future.result()
+        for i, example in enumerate(examples):
             if example is not None:
                 batch["image"][i], batch["label"][i] = example
                 batch["mask"][i] = True
@@ -135,5 +146,4 @@ def eval_batches(
       An iterable with a length that can be iterated again; iterating raises DataError where more images than that
       cannot be decoded.
     """
-    threads = threads or min(os.cpu_count() or 1, 16)
     return EvalBatches(source, preprocess, batch_size, host_index, host_count, threads, max_broken)

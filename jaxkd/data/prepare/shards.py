@@ -1,8 +1,8 @@
-"""Makes shards of an image folder, so that being killed at any moment costs one shard and changes no byte.
+"""Conversion of an image folder into shards; a killed conversion loses one shard, and continuing changes no byte.
 
-A shard is finished when it has its final name. Before, it is `*.partial`, and its notes (`done-00000.json`: where its
-records lie, its SHA-256) are written. The manifest comes last; then the notes go. `conversion.json` says from the first
-moment on what is being converted, and how.
+`conversion.json` is written first and holds the input and the options. A shard gets its final name when it is complete,
+after its notes (`done-00000.json`: offsets of its records, its SHA-256). The manifest is written last; then the notes
+are removed.
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ import io
 import json
 import os
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,9 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from jaxkd.data.prepare.shard_folder import claimed, commit, partial, write
+from jaxkd.data.files import atomic_file, write_atomic
+from jaxkd.data.ordered_map import ordered_map
+from jaxkd.data.prepare.shard_folder import claim_shard_folder
 from jaxkd.data.sources.labelled import FolderSource
 from jaxkd.data.sources.shards import (
     CONVERSION,
@@ -77,8 +77,8 @@ def convert(
       DataError: the folder holds something else, another conversion or damaged shards, or the source changes meanwhile.
     """
     sizes = np.array([os.stat(source.name(i)).st_size for i in range(len(source))], np.int64)
-    with claimed(folder, source.split, _identity(source, sizes, options)):
-        return _Conversion(source, folder, options, sizes, workers or min(os.cpu_count() or 1, 16), report).run()
+    with claim_shard_folder(folder, source.split, _identity(source, sizes, options)):
+        return _Conversion(source, folder, options, sizes, workers, report).run()
 
 
 def verify(folder: Path, *, report: Report = lambda *_: None) -> list[str]:
@@ -140,57 +140,8 @@ def _identity(source: FolderSource, sizes: np.ndarray, options: ShardOptions) ->
     return identity
 
 
-class _Feed:
-    """Encoded images in order, read and resized ahead by threads."""
-
-    def __init__(self, source: FolderSource, sizes: np.ndarray, options: ShardOptions, workers: int):
-        self._source, self._sizes, self._options, self._ahead = source, sizes, options, 4 * workers
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="jaxkd-shards")
-        self._ready: deque[Future] = deque()
-        self.position = 0
-
-    def seek(self, position: int) -> None:
-        """Goes to a record."""
-        if position != self.position:
-            self._ready.clear()
-            self.position = position
-
-    def peek(self) -> tuple[bytes, str, bool]:
-        """(data, extension, whether it could be decoded where it had to be) of the record at the position."""
-        while len(self._ready) < self._ahead and self.position + len(self._ready) < len(self._source):
-            self._ready.append(self._pool.submit(self._make, self.position + len(self._ready)))
-        return self._ready[0].result()
-
-    def advance(self) -> None:
-        """Goes to the next record."""
-        self._ready.popleft()
-        self.position += 1
-
-    def close(self) -> None:
-        """Ends the threads."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def _make(self, index: int) -> tuple[bytes, str, bool]:
-        name, data = self._source.name(index), self._source.bytes(index)
-        if len(data) != self._sizes[index]:
-            raise DataError(
-                f'The image "{name}" had {self._sizes[index]:,} bytes when the conversion began and has now '
-                f"{len(data):,}. Shards of a folder that changes would match no state of it. Wait until nothing "
-                "writes into it, and convert into a new folder."
-            )
-        extension = os.path.splitext(name)[1][1:].lower()
-        if not self._options.resize:
-            return data, extension, True
-        try:
-            small = shrink(data, name, self._options.resize, self._options.quality)
-        except DataError:
-            # Kept as it is: training decides what happens to unreadable images, of folders and of shards alike.
-            return data, extension, False
-        return (data, extension, True) if small is None else (small, "jpg", True)
-
-
 class _Conversion:
-    """The work on a folder that is claimed."""
+    """The conversion into a folder that is claimed."""
 
     def __init__(
         self,
@@ -202,8 +153,9 @@ class _Conversion:
         report: Report,
     ):
         self._source, self._folder, self._options, self._report = source, folder, options, report
-        self._sizes = sizes
-        self._feed = _Feed(source, sizes, options, workers)
+        self._sizes, self._workers = sizes, workers
+        self._images = self._read_from(0)
+        self._current: tuple[int, tuple[bytes, str, bool] | None] = (-1, None)  # the last image that was read
 
     def run(self) -> Manifest:
         try:
@@ -213,11 +165,42 @@ class _Conversion:
             else:
                 manifest = self._finish(list(self._shards()))
         finally:
-            self._feed.close()
+            self._images.close()
         for name in os.listdir(self._folder):
             if name.startswith("done-") or name == CONVERSION:
                 os.remove(self._folder / name)
         return manifest
+
+    def _read_from(self, first: int) -> Iterator[tuple[bytes, str, bool]]:
+        return ordered_map(self._read, range(first, len(self._source)), threads=self._workers)
+
+    def _image(self, index: int) -> tuple[bytes, str, bool]:
+        """(data, extension, whether it could be decoded if it had to be) of a record; fast in order of the records."""
+        before, image = self._current
+        if index != before:
+            if index != before + 1:
+                self._images.close()
+                self._images = self._read_from(index)
+            image = next(self._images)
+            self._current = index, image
+        return image
+
+    def _read(self, index: int) -> tuple[bytes, str, bool]:
+        name, data = self._source.name(index), self._source.bytes(index)
+        if len(data) != self._sizes[index]:
+            raise DataError(
+                f'The image "{name}" had {self._sizes[index]:,} bytes when the conversion began and has now '
+                f"{len(data):,}. Wait until nothing writes into its folder, and convert into a new folder."
+            )
+        extension = os.path.splitext(name)[1][1:].lower()
+        if not self._options.resize:
+            return data, extension, True
+        try:
+            small = shrink(data, name, self._options.resize, self._options.quality)
+        except DataError:
+            # Kept as it is: training decides what happens to unreadable images, of folders and of shards alike.
+            return data, extension, False
+        return (data, extension, True) if small is None else (small, "jpg", True)
 
     def _shards(self) -> Iterator[dict[str, Any]]:
         """The notes on all shards, each of them found finished and whole, or written now."""
@@ -234,39 +217,35 @@ class _Conversion:
                     raise damaged_shard(path, "is not what it was when it was finished")
                 self._report(len(notes["records"]), notes["bytes"])
             else:
-                notes = {"file": path.name, "first": first, **self._write_shard(path, first, None)}
-                write(notes_path, json.dumps(notes).encode())
-                commit(path)
+                with atomic_file(path) as unfinished:
+                    notes = {"file": path.name, "first": first, **self._write_shard(unfinished, first, None)}
+                    write_atomic(notes_path, json.dumps(notes))
             yield notes
             first, number = first + len(notes["records"]), number + 1
 
     def _write_shard(self, path: Path, first: int, count: int | None) -> dict[str, Any]:
-        """Writes `path`.partial with `count` records from `first` on, or with as many as fit; returns notes on it."""
-        unfinished, feed = partial(path), self._feed
-        writer = FORMATS[self._options.format][0](unfinished)
-        feed.seek(first)
+        """Writes `count` records from `first` on, or as many as fit if it is None; returns notes on them."""
+        writer = FORMATS[self._options.format][0](path)
         records: list[tuple[int, int, int, int]] = []
         unreadable = []
         filled = 0
         try:
-            while feed.position < len(self._source) and len(records) != count:
-                data, extension, readable = feed.peek()
+            for index in range(first, len(self._source) if count is None else first + count):
+                data, extension, readable = self._image(index)
                 if count is None and records and filled + len(data) > self._options.shard_bytes:
                     break
-                label = self._source.label(feed.position)
-                offset = writer.add(feed.position, label, data, extension)
-                records.append((label, offset, len(data), zlib.crc32(data)))
+                label = self._source.label(index)
+                records.append((label, writer.add(index, label, data, extension), len(data), zlib.crc32(data)))
                 if not readable:
-                    unreadable.append(self._source.relative_names[feed.position])
+                    unreadable.append(self._source.relative_names[index])
                 filled += len(data)
-                feed.advance()
                 self._report(1, len(data))
         finally:
             writer.close()
         return {
             "records": records,
-            "bytes": unfinished.stat().st_size,
-            "sha256": file_sha256(unfinished),
+            "bytes": path.stat().st_size,
+            "sha256": file_sha256(path),
             "unreadable": unreadable,
         }
 
@@ -278,7 +257,7 @@ class _Conversion:
         np.save(file, records)
         index = {RECORDS: file.getvalue(), NAMES: source.relative_names.blob}
         for name, data in index.items():
-            write(self._folder / name, data)
+            write_atomic(self._folder / name, data)
         manifest = Manifest(
             split=source.split,
             format=self._options.format,
@@ -294,7 +273,7 @@ class _Conversion:
             index={name: hashlib.sha256(data).hexdigest() for name, data in index.items()},
             unreadable=[name for s in shards for name in s["unreadable"]],
         )
-        write(self._folder / MANIFEST, manifest.dumps().encode())
+        write_atomic(self._folder / MANIFEST, manifest.dumps())
         return manifest
 
     def _restore(self, manifest: Manifest) -> None:
@@ -307,12 +286,11 @@ class _Conversion:
             path = self._folder / shard["file"]
             if path.exists():
                 self._report(shard["records"], shard["bytes"])
-            elif self._write_shard(path, first, shard["records"])["sha256"] != shard["sha256"]:
-                os.remove(partial(path))
-                raise DataError(
-                    f'The shard "{path}" cannot be written again as it was: its images have other content now, with '
-                    "the same names and sizes. It would not fit the index. Convert the data into a new folder."
-                )
             else:
-                commit(path)
+                with atomic_file(path) as unfinished:
+                    if self._write_shard(unfinished, first, shard["records"])["sha256"] != shard["sha256"]:
+                        raise DataError(
+                            f'The shard "{path}" cannot be written again as it was: its images have other content now, '
+                            "with the same names and sizes. Convert the data into a new folder."
+                        )
             first += shard["records"]

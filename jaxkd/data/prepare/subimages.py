@@ -17,20 +17,20 @@ import hashlib
 import io
 import json
 import os
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from jaxkd.data.prepare.shard_folder import write
+from jaxkd.data.files import claim_folder, remove_partial_files, write_atomic
+from jaxkd.data.ordered_map import ordered_map
+from jaxkd.data.prepare.shard_folder import check_unchanged
 from jaxkd.data.sources.labelled import image_files
 from jaxkd.data.transforms.crops import Box, Size
 from jaxkd.data.transforms.decode import decode_rgb, read_file
-from jaxkd.errors import ConfigError, DataError, did_you_mean
+from jaxkd.errors import DataError, check_range, did_you_mean
 
 SETTINGS = "subimages.json"
 _VERSION = 1
@@ -55,16 +55,8 @@ class CutOptions:
     thresh: int = 0
 
     def __post_init__(self) -> None:
-        for name, least, meaning in (
-            ("size", 1, "the side of a sub-image in pixels"),
-            ("step", 1, "how many pixels the next sub-image is further on"),
-            ("thresh", 0, "how many pixels at the end of an axis may be left out"),
-        ):
-            if getattr(self, name) < least:
-                raise ConfigError(
-                    f"{name}={getattr(self, name)} is out of range. It is {meaning}. Give {least} or more; size=480, "
-                    "step=240, thresh=0 are usual for DIV2K."
-                )
+        for name, least in (("size", 1), ("step", 1), ("thresh", 0)):
+            check_range(name, getattr(self, name), least, whole=True, hint="480, 240 and 0 are usual for DIV2K")
 
 
 @dataclass
@@ -126,8 +118,9 @@ def cut_folder(
             "another --out."
         )
     result = CutResult()
-    with _claimed(out, {"kind": "jaxkd sub-images", "version": _VERSION, **_identity(source, names, options)}):
-        parts = _ahead(lambda name: _cut(source / name, out / name, options), names, workers)
+    with _claim_output(out, {"kind": "jaxkd sub-images", "version": _VERSION, **_identity(source, names, options)}):
+        # Pillow releases Python's lock while it decodes and encodes.
+        parts = ordered_map(lambda name: _cut(source / name, out / name, options), names, threads=workers)
         for number, (problem, count, written, small) in enumerate(parts, 1):
             result.images += not problem
             result.subimages += count
@@ -170,71 +163,31 @@ def _identity(source: Path, names: list[str], options: CutOptions) -> dict[str, 
 
 
 @contextlib.contextmanager
-def _claimed(out: Path, settings: dict[str, Any]) -> Iterator[None]:
-    """Makes sure that `out` belongs to this cutting, and for now to this process alone."""
-    import fcntl  # not on Windows, where the rest of jaxkd.data can still be imported
-
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise DataError(f'"{out}" is a file, or lies in one. Sub-images need a folder. Choose another --out.') from None
-    handle = os.open(out, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system releases it however the process ends
-        except BlockingIOError:
+def _claim_output(out: Path, settings: dict[str, Any]) -> Iterator[None]:
+    """Locks `out` for this process, and checks that it is new or holds sub-images made with the same settings."""
+    with claim_folder(out):
+        names = sorted(n for n in os.listdir(out) if not (n.startswith(".") and n.endswith(".partial")))
+        if SETTINGS in names:
+            check_unchanged(out, "other sub-images", _read_settings(out), settings)
+        elif names:
             raise DataError(
-                f'Another command is writing into "{out}" right now. Two would do the work twice. Wait for it, or '
-                "choose another --out."
-            ) from None
-        there = sorted(n for n in os.listdir(out) if n != f"{SETTINGS}.partial")
-        if SETTINGS in there:
-            _check_same(out, settings)
-        elif there:
-            raise DataError(
-                f'"{out}" holds "{there[0]}"{f" and {len(there) - 1} more" if len(there) > 1 else ""}, and no '
-                f"{SETTINGS}. Sub-images are not mixed with other files, and nothing is overwritten. Choose a new "
-                "folder for --out."
+                f'"{out}" holds "{names[0]}"{f" and {len(names) - 1} more" if len(names) > 1 else ""}, and no '
+                f"{SETTINGS}. Choose a new folder for --out."
             )
         else:
-            write(out / SETTINGS, json.dumps(settings, indent=1).encode())
+            write_atomic(out / SETTINGS, json.dumps(settings, indent=1))
+        remove_partial_files(out)
         yield
-    finally:
-        os.close(handle)
 
 
-def _check_same(out: Path, settings: dict[str, Any]) -> None:
-    try:
-        before = json.loads((out / SETTINGS).read_text())
-        changed = [k for k in {**before, **settings} if before.get(k) != settings.get(k)]
-    except (ValueError, TypeError, AttributeError):
-        raise DataError(
-            f'"{out / SETTINGS}" was not written by this version of jaxkd. It says how the sub-images beside it are '
-            "made. Choose another --out, or delete that folder."
-        ) from None
-    if changed:
-        raise DataError(
-            f'"{out}" holds other sub-images: '
-            f"{', '.join(f'{k} was {before.get(k)} and is now {settings.get(k)}' for k in changed)}. New ones would "
-            "not fit together with them, and are not written over them. (Another fingerprint means that images were "
-            "added, removed, renamed or changed.) Choose another --out, or delete that folder."
-        )
-
-
-def _ahead(make: Callable, names: list[str], workers: int) -> Iterator[Any]:
-    """`make` of each name, in order, made ahead by threads; Pillow works outside of Python's lock."""
-    workers = workers or min(os.cpu_count() or 1, 16)
-    with ThreadPoolExecutor(workers, thread_name_prefix="jaxkd-subimages") as pool:
-        ready: deque[Future] = deque()
-        try:
-            for name in names:
-                ready.append(pool.submit(make, name))
-                if len(ready) > 2 * workers:
-                    yield ready.popleft().result()
-            while ready:
-                yield ready.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+def _read_settings(out: Path) -> dict[str, Any]:
+    with contextlib.suppress(ValueError):
+        settings = json.loads((out / SETTINGS).read_text())
+        if isinstance(settings, dict):
+            return settings
+    raise DataError(
+        f'"{out / SETTINGS}" was not written by this version of jaxkd. Choose another --out, or delete that folder.'
+    )
 
 
 def _cut(path: Path, out: Path, options: CutOptions) -> tuple[str, int, int, bool]:
@@ -253,11 +206,9 @@ def _cut(path: Path, out: Path, options: CutOptions) -> tuple[str, int, int, boo
             image = decode_rgb(data, str(path))
     except DataError as error:
         return str(error), 0, 0, False
-    if missing:
-        out.parent.mkdir(parents=True, exist_ok=True)
     for part, box in missing:
         file = io.BytesIO()
         image.crop(box).save(file, "PNG", compress_level=3)  # 6, the default, takes twice as long for 4% less
-        write(part, file.getvalue())
+        write_atomic(part, file.getvalue())
     left, upper, right, lower = boxes[0]
     return "", len(boxes), len(missing), min(right - left, lower - upper) < options.size

@@ -8,15 +8,13 @@ filter sees, and equals that part of the whole LR to the last bit.
 from __future__ import annotations
 
 import io
-import os
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from jaxkd.data.ordered_map import ordered_map
 from jaxkd.data.pipeline.broken import BrokenImages
 from jaxkd.data.sources.labels import PackedNames
 from jaxkd.data.sources.pair_files import PairFiles, find_pairs
@@ -119,8 +117,7 @@ class PairSource:
             except DataError:
                 return -1, -1
 
-        with ThreadPoolExecutor(_threads(0), thread_name_prefix="jaxkd-sizes") as pool:
-            return np.array(list(pool.map(one, range(len(self)))), np.int32).reshape(-1, 2)
+        return np.array(list(ordered_map(one, range(len(self)))), np.int32).reshape(-1, 2)
 
     def pair(self, index: int) -> Pair:
         """The whole pair.
@@ -244,10 +241,6 @@ def _words(size: Size) -> str:
     return f"{size[1]} x {size[0]} pixels"
 
 
-def _threads(threads: int) -> int:
-    return threads or min(os.cpu_count() or 1, 16)
-
-
 def open_pairs(
     spec: str | Sequence[str], scale: int, *, split: str = "train", multiple: int = 0, region_decode: str = "auto"
 ) -> PairSource:
@@ -289,25 +282,15 @@ class WholePairs:
         return len(self._mine)
 
     def __iter__(self) -> Iterator[Pair]:
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="jaxkd-pairs") as pool:
-            ready: deque[tuple[int, Future]] = deque()
-            try:
-                for index in self._mine:
-                    ready.append((index, pool.submit(self._source.pair, index)))
-                    if len(ready) > self._threads:
-                        yield from self._finished(*ready.popleft())
-                while ready:
-                    yield from self._finished(*ready.popleft())
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+        pairs = ordered_map(self._pair, self._mine, threads=self._threads, ahead=self._threads)
+        return (pair for pair in pairs if pair is not None)
 
-    def _finished(self, index: int, future: Future) -> Iterator[Pair]:
+    def _pair(self, index: int) -> Pair | None:
         try:
-            pair = future.result()
+            return self._source.pair(index)
         except DataError as error:
             self.broken.add({str(index): str(error)})
-        else:
-            yield pair
+            return None
 
 
 def whole_pairs(
@@ -326,4 +309,4 @@ def whole_pairs(
       An iterable with a length that can be iterated again; iterating raises DataError where more pairs than that cannot
       be read.
     """
-    return WholePairs(source, host_index, host_count, _threads(threads), max_broken)
+    return WholePairs(source, host_index, host_count, threads, max_broken)
