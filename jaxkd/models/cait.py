@@ -16,13 +16,8 @@ from jaxkd.models.contract import (
     TapRecorder,
     add_offset,
     check_images,
-    require,
-    require_choice,
     require_counts,
-    require_grid,
     require_heads,
-    require_rates,
-    size_pair,
 )
 from jaxkd.models.layers import (
     LINEAR_INIT,
@@ -32,7 +27,7 @@ from jaxkd.models.layers import (
     LayerNorm,
     Linear,
     PatchEmbed,
-    activation,
+    check_transformer,
     merge_heads,
     softmax,
     split_heads,
@@ -179,7 +174,7 @@ class Cait(nn.Module):
 
     Attributes:
       img_size: pixels, one number or (height, width).
-      patch_size: likewise.
+      patch_size: pixels, one number or (height, width).
       num_classes: 0 gives the pooled features instead of logits.
       global_pool: "token" (class token), "avg" (mean of the patch tokens) or "" (all tokens).
       depth: blocks over the patch tokens; depth_token_only: class-attention blocks after them.
@@ -189,7 +184,7 @@ class Cait(nn.Module):
       drop_path_rate: stochastic depth, the same for every block (as in timm).
       act_layer: "gelu", "quick_gelu" or "gelu_tanh".
       dtype: type of the arithmetic; parameters and outputs are fp32.
-      remat: recompute each block in the backward pass instead of storing it.
+      remat: recompute each block in the backward pass instead of storing its activations.
     """
 
     img_size: int | tuple[int, int] = 224
@@ -215,15 +210,9 @@ class Cait(nn.Module):
     remat: bool = False
 
     def __post_init__(self):
-        self.img_size = size_pair(self.img_size, "img_size")
-        self.patch_size = size_pair(self.patch_size, "patch_size")
-        require_grid(self.img_size, self.patch_size)
+        check_transformer(self, ("token", "avg", ""))
         require_heads(self.embed_dim, self.num_heads)
-        require_choice("global_pool", self.global_pool, ("token", "avg", ""))
-        require_rates(self)
         require_counts(depth=self.depth)
-        require(self.mlp_ratio > 0, f"mlp_ratio={self.mlp_ratio} leaves no MLP. It is its width over C. Use 4.")
-        activation(self.act_layer)
         super().__post_init__()
 
     @property
@@ -233,7 +222,7 @@ class Cait(nn.Module):
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Tokens before the patches in the sequence that the blocks see: none, the class token joins after them."""
+        """Number of tokens before the patches in the blocks: 0, as the class token joins after them."""
         return 0
 
     def tap_names(self) -> tuple[str, ...]:
@@ -245,7 +234,7 @@ class Cait(nn.Module):
     def __call__(
         self, images: jax.Array, train: bool = False, taps: tuple[str, ...] = (), offsets: Offsets | None = None
     ) -> tuple[jax.Array, Features]:
-        """Classifies a batch and hands out the features that `taps` names.
+        """Classifies a batch of images.
 
         Args:
           images: (B, H, W, in_chans), normalised.
@@ -283,8 +272,7 @@ class Cait(nn.Module):
                 name=f"blocks_{i}",
             )
             x, probs = block(x, tap.offsets.get(f"attn_{i}"))
-            if f"attn_{i}" in tap.taps:
-                tap.features[f"attn_{i}"] = probs
+            tap.record(f"attn_{i}", probs)
             x = tap.tokens(i, x, self.grid_size, 0)
         cls_token = self.param("cls_token", LINEAR_INIT, (1, 1, self.embed_dim)).astype(self.dtype)
         cls_token = jnp.broadcast_to(cls_token, (x.shape[0], 1, self.embed_dim))

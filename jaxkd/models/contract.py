@@ -1,8 +1,7 @@
-"""What every network of jaxkd promises: an output and the features that were asked for by name.
+"""The interface of all networks: named features (taps), facts about a registered name, and checks of arguments.
 
-A network is called as `model.apply(variables, images, train=..., taps=(...), offsets={...})` and answers with the pair
-(output, features). This module holds the words for the features (taps), the facts about a registered name (`ModelSpec`)
-and the checks that turn a wrong name or size into an error that a user can act on.
+A network is called as `model.apply(variables, images, train=..., taps=(...), offsets={...})` and returns the pair
+(output, features), where `features` maps each name in `taps` to an array.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ class ModelSpec:
 
     Attributes:
       name: registered name without its tag.
-      tag: which weights, e.g. "fb_in1k".
+      tag: name of the weights, e.g. "fb_in1k".
       input_size: (height, width) in pixels that the weights were trained on; the default `img_size`.
       mean: per channel (R, G, B), of images in [0, 1].
       std: likewise.
-      crop_pct: share of the resized image that the centre crop of evaluation keeps.
+      crop_pct: side of the evaluation's centre crop over the side of the resized image.
       interpolation: of that resize, "bicubic" or "bilinear".
-      num_classes: outputs of the weights' head; 0 where they have none.
-      task: what the network is for, "classification" or "restoration" (an image out for an image in).
+      num_classes: outputs of the weights' head; 0 if they have no head.
+      task: "classification" or "restoration" (images to images).
     """
 
     name: str
@@ -50,25 +49,25 @@ def add_offset(value: jax.Array, offset: jax.Array, name: str) -> jax.Array:
     """value + offset, in value's dtype.
 
     Raises:
-      ShapeError: the shapes differ (broadcasting would hide a mistake and change the gradient's shape).
+      ShapeError: the shapes differ; broadcasting would change the shape of the offset's gradient.
     """
     if tuple(offset.shape) != tuple(value.shape):
         raise ShapeError(
-            f'The offset of "{name}" has shape {tuple(offset.shape)}, the feature has {tuple(value.shape)}. An offset '
-            "is added element by element. Give one of the feature's shape, batch included."
+            f'The offset of "{name}" has shape {tuple(offset.shape)}, the feature has {tuple(value.shape)}. Give an '
+            "offset of the feature's shape, including the batch."
         )
     return value + offset.astype(value.dtype)
 
 
 class TapRecorder:
-    """Collects the features that were asked for while a network is being traced.
+    """Collects the requested features while a network is traced.
 
     Args:
-      network: what the error calls the network.
+      network: name of the network in error messages.
       existing: every tap of the network.
       taps: names to record (static).
       offsets: tap -> array that is added at that point, so that the gradient at a zero offset is the gradient of the
-        layer; None for none.
+        layer; None for no offsets.
 
     Raises:
       TapError: a name in `taps` or `offsets` is not in `existing`.
@@ -76,10 +75,7 @@ class TapRecorder:
 
     def __init__(self, network: str, existing: tuple[str, ...], taps: Iterable[str], offsets: Offsets | None):
         if isinstance(taps, str):
-            raise TapError(
-                f'taps="{taps}" is one string, but taps are a tuple of names. Python would read it letter by letter. '
-                f'Write taps=("{taps}",).'
-            )
+            raise TapError(f'taps="{taps}" is one string, but taps are a tuple of names. Write taps=("{taps}",).')
         self.taps = frozenset(taps)
         self.offsets: Offsets = offsets or {}
         self.features: Features = {}
@@ -89,27 +85,30 @@ class TapRecorder:
                 if name not in known:
                     raise TapError(
                         f'The {kind} "{name}" does not exist in {network}.{did_you_mean(name, existing)} '
-                        f"A network hands out only the features it has: {in_words(existing)}. "
-                        "Choose among those; models.tap_names(model) lists them all."
+                        f"Use one of: {in_words(existing)}; models.tap_names(model) lists them all."
                     )
 
     def wants(self, *names: str) -> bool:
-        """Whether one of `names` is recorded or offset, so that the caller has to build its value."""
+        """Whether one of `names` is recorded or has an offset."""
         return any(name in self.taps or name in self.offsets for name in names)
 
     def __call__(self, name: str, value: jax.Array) -> jax.Array:
         """Adds the offset of `name`, records the sum, and returns it."""
         if name in self.offsets:
             value = add_offset(value, self.offsets[name], name)
-        if name in self.taps:
-            self.features[name] = value
+        self.record(name, value)
         return value
 
+    def record(self, name: str, value: jax.Array) -> None:
+        """Records `value` if `name` was requested; the caller has already added the offset."""
+        if name in self.taps:
+            self.features[name] = value
+
     def tokens(self, index: int, x: jax.Array, grid: tuple[int, int], num_prefix: int) -> jax.Array:
-        """Taps `block_{index}` and `prefix_{index}` of a token sequence.
+        """Records `block_{index}` and `prefix_{index}` of a token sequence.
 
         Args:
-          index: of the block that has just run.
+          index: of the block that computed `x`.
           x: (B, P + h w, C) tokens, prefix tokens first.
           grid: (h, w).
           num_prefix: P.
@@ -129,7 +128,7 @@ class TapRecorder:
         return jax.numpy.concatenate([head, maps.reshape(patches.shape)], axis=1)
 
 
-def size_pair(value: int | tuple[int, int], what: str) -> tuple[int, int]:
+def size_pair(value: int | tuple[int, int], name: str) -> tuple[int, int]:
     """`224` or `(192, 256)` -> (height, width).
 
     Raises:
@@ -138,65 +137,55 @@ def size_pair(value: int | tuple[int, int], what: str) -> tuple[int, int]:
     pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, (tuple, list)) else ()
     if len(pair) != 2 or not all(isinstance(v, int) and v > 0 for v in pair):
         raise ConfigError(
-            f"{what}={value!r} is not a size. It is one positive integer, or (height, width). Write e.g. {what}=224 or "
-            f"{what}=(192, 256)."
+            f"{name}={value!r} is not a size. Give one positive integer or (height, width), e.g. {name}=224 or "
+            f"{name}=(192, 256)."
         )
     return (pair[0], pair[1])
 
 
-def check_images(images: jax.Array, img_size: tuple[int, int], in_chans: int, network: str) -> None:
-    """Checks (B, H, W, C) images against what a network was built for.
+def check_images(images: jax.Array, img_size: tuple[int, int] | None, in_chans: int, network: str) -> None:
+    """Checks (B, H, W, C) images against the size that a network was built for.
+
+    Args:
+      images: the input of the network.
+      img_size: (height, width) in pixels; None for a network that takes any size of at least 1 x 1.
+      in_chans: C.
+      network: name of the network in error messages.
 
     Raises:
-      ShapeError: another rank, size or number of channels; NCHW images are recognised.
+      ShapeError: another rank, size or number of channels.
     """
-    expected = f"(batch, {img_size[0]}, {img_size[1]}, {in_chans})"
     shape = tuple(images.shape)
-    if len(shape) == 4 and shape[1:] == (*img_size, in_chans):
+    if len(shape) == 4 and shape[3] == in_chans and (shape[1:3] == img_size if img_size else 0 not in shape[1:3]):
         return
-    what = f"The images have shape {shape}, but {network} was built for {expected}."
-    if len(shape) == 4 and shape[1:] == (in_chans, *img_size):
-        why, do = "These look like NCHW; jaxkd is NHWC.", "Transpose them with images.transpose(0, 2, 3, 1)."
-    elif len(shape) != 4:
-        why, do = "A network takes a batch of images, channels last.", "Add or remove axes, e.g. images[None]."
+    height, width = img_size or ("height", "width")
+    if len(shape) != 4:
+        advice = "Add or remove axes, e.g. images[None]."
+    elif shape[3] != in_chans and shape[1] == in_chans:
+        advice = "These look like NCHW; transpose them with images.transpose(0, 2, 3, 1)."
+    elif shape[3] != in_chans and img_size:
+        advice = f"Build the network with in_chans={shape[3]}."
     elif shape[3] != in_chans:
-        why, do = "The patch embedding has one filter per input channel.", f"Build it with in_chans={shape[3]}."
+        advice = "Convert the images to RGB, without alpha."
+    elif not img_size:
+        advice = "Give images of at least 1 x 1 pixels."
     else:
-        why = "Position embeddings and windows belong to one image size."
-        do = (
+        advice = (
             f"Resize the images, or build the network with img_size=({shape[1]}, {shape[2]}) "
             "(its weights then load with resize=True)."
         )
-    raise ShapeError(f"{what} {why} {do}")
+    raise ShapeError(
+        f"The images have shape {shape}, but {network} {'was built for' if img_size else 'takes'} "
+        f"(batch, {height}, {width}, {in_chans}). {advice}"
+    )
 
 
-def check_images_of_any_size(images: jax.Array, in_chans: int, network: str) -> None:
-    """Checks (B, H, W, C) images of a network that takes every size.
-
-    Raises:
-      ShapeError: another rank or number of channels, or no pixels; NCHW images are recognised.
-    """
-    shape = tuple(images.shape)
-    if len(shape) == 4 and shape[3] == in_chans and 0 not in shape[1:]:
-        return
-    what = f"The images have shape {shape}, but {network} takes (batch, height, width, {in_chans})."
-    if len(shape) == 4 and shape[3] == in_chans:
-        why, do = "There are no pixels in them.", "Give images of at least 1 x 1."
-    elif len(shape) == 4 and shape[1] == in_chans:
-        why, do = "These look like NCHW; jaxkd is NHWC.", "Transpose them with images.transpose(0, 2, 3, 1)."
-    elif len(shape) != 4:
-        why, do = "A network takes a batch of images, channels last.", "Add or remove axes, e.g. images[None]."
-    else:
-        why, do = "Its first convolution reads red, green and blue.", "Convert the images to RGB, without alpha."
-    raise ShapeError(f"{what} {why} {do}")
-
-
-def check_dropout_rng(module, what: str) -> None:
-    """Raises ConfigError if `module` is to draw random numbers and was given no "dropout" key."""
+def check_dropout_rng(module: Any, what: str) -> None:
+    """Raises ConfigError if `module` has no random key named "dropout"."""
     if not module.has_rng("dropout"):
         raise ConfigError(
-            f'{what} is on and train=True, but apply got no key named "dropout". Randomness in jaxkd is an argument. '
-            'Call model.apply(..., train=True, rngs={"dropout": key}).'
+            f'{what} is on and train=True, but apply got no key named "dropout". Call '
+            'model.apply(..., train=True, rngs={"dropout": key}).'
         )
 
 
@@ -210,8 +199,7 @@ def require_grid(img_size: tuple[int, int], patch_size: tuple[int, int]) -> None
     """Raises ConfigError unless at least one patch fits into an image."""
     require(
         img_size[0] >= patch_size[0] and img_size[1] >= patch_size[1],
-        f"img_size={img_size} is smaller than patch_size={patch_size}. An image needs at least one patch. Use larger "
-        "images or smaller patches.",
+        f"img_size={img_size} is smaller than patch_size={patch_size}. Use larger images or smaller patches.",
     )
 
 
@@ -220,18 +208,17 @@ def require_counts(**values: int) -> None:
     for name, value in values.items():
         require(
             isinstance(value, int) and not isinstance(value, bool) and value > 0,
-            f"{name}={value!r} is not a count. A network needs at least one of it. Give a positive whole number.",
+            f"{name}={value!r} is not a count. Give a positive whole number.",
         )
 
 
 def require_rates(model: Any) -> None:
-    """Raises ConfigError unless every `*drop*_rate` is a probability below 1: what is kept is divided by 1 - rate."""
-    for name in (f"{what}_rate" for what in ("drop", "pos_drop", "proj_drop", "attn_drop", "drop_path")):
+    """Raises ConfigError unless every dropout rate of `model` is in [0, 1)."""
+    for name in ("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"):
         value = getattr(model, name, 0.0)
         require(
             isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1,
-            f"{name}={value!r} is out of range. It is the probability that something is dropped. Give a number from 0 "
-            "to below 1.",
+            f"{name}={value!r} is out of range. Give a number from 0 to below 1.",
         )
 
 
@@ -240,16 +227,14 @@ def require_heads(channels: int, num_heads: int, where: str = "") -> None:
     require_counts(num_heads=num_heads, embed_dim=channels)
     require(
         num_heads > 0 and channels % num_heads == 0,
-        f"{channels} channels do not divide by num_heads={num_heads}{where}. Each head gets an equal share. Change "
-        "embed_dim or num_heads.",
+        f"{channels} channels do not divide by num_heads={num_heads}{where}. Change embed_dim or num_heads.",
     )
 
 
-def require_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
+def require_choice(name: str, value: str, choices: Iterable[str]) -> None:
     """Raises ConfigError unless `value` is one of `choices`."""
     quoted = ", ".join(f'"{choice}"' for choice in choices)
     require(
         value in choices,
-        f'{what}="{value}" is not known.{did_you_mean(value, choices)} Only what published weights need is built. Use '
-        f"one of: {quoted}.",
+        f'{name}="{value}" is not known.{did_you_mean(value, choices)} Use one of: {quoted}.',
     )

@@ -1,4 +1,4 @@
-"""Building blocks that the vision transformers share (flax.linen, channels last).
+"""Building blocks of the vision transformers (flax.linen, channels last).
 
 Parameter names are timm's, with flax's `kernel` and `scale` for PyTorch's `weight`. Parameters are fp32; `dtype` is the
 type of the arithmetic. Softmax and the statistics of LayerNorm are fp32 whatever `dtype` says.
@@ -10,14 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jaxkd.errors import ConfigError, did_you_mean
-from jaxkd.models.contract import add_offset, check_dropout_rng
+from jaxkd.models.contract import (
+    add_offset,
+    check_dropout_rng,
+    require,
+    require_choice,
+    require_grid,
+    require_rates,
+    size_pair,
+)
 
 Initializer = Callable[..., jax.Array]
 
@@ -26,7 +34,7 @@ LINEAR_INIT: Initializer = nn.initializers.normal(0.02)
 
 
 def patch_init(fan_in: int) -> Initializer:
-    """PyTorch's default of Conv2d, kernel and bias: uniform in +-1/sqrt(fan_in)."""
+    """PyTorch's default initialiser of Conv2d, kernel and bias: uniform in +-1/sqrt(fan_in)."""
     bound = fan_in**-0.5
 
     def init(key, shape, dtype=jnp.float32):
@@ -64,14 +72,29 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
     """The activation called `name` (timm's `act_layer`).
 
     Raises:
-      ConfigError: there is none of that name.
+      ConfigError: no activation has that name.
     """
-    if name not in ACTIVATIONS:
-        raise ConfigError(
-            f'act_layer="{name}" is not an activation of the vision transformers.{did_you_mean(name, ACTIVATIONS)} '
-            f"Only those that published weights need are built. Use one of: {', '.join(ACTIVATIONS)}."
-        )
+    require_choice("act_layer", name, ACTIVATIONS)
     return ACTIVATIONS[name]
+
+
+def check_transformer(model: Any, pools: tuple[str, ...]) -> None:
+    """Checks the arguments that all vision transformers have, and makes pairs of `img_size` and `patch_size`.
+
+    Args:
+      model: the module, in its `__post_init__`.
+      pools: the values that `global_pool` may have.
+
+    Raises:
+      ConfigError: an argument is out of range or not one of the choices.
+    """
+    model.img_size = size_pair(model.img_size, "img_size")
+    model.patch_size = size_pair(model.patch_size, "patch_size")
+    require_grid(model.img_size, model.patch_size)
+    require_choice("global_pool", model.global_pool, pools)
+    require_rates(model)
+    require(model.mlp_ratio > 0, f"mlp_ratio={model.mlp_ratio} is out of range. Give a number above 0, e.g. 4.")
+    activation(model.act_layer)
 
 
 def drop_path_rates(rate: float, depth: int) -> tuple[float, ...]:
@@ -83,9 +106,9 @@ def drop_path_rates(rate: float, depth: int) -> tuple[float, ...]:
 def normalise(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
     """(..., C) with mean 0 and variance 1 over C, times `scale` plus `bias`; all in the dtype of `x`.
 
-    A function of its own under jit, so that the gradient of `x` is summed up in here and reaches the residual stream
-    as one array. Left to itself, XLA on a CPU computes the gradient of each block from the parts of all blocks above
-    it, again in every block (DeiT-Tiny: 9 % of forward and backward).
+    The function has its own jit so that the gradient of `x` is summed here and reaches the residual stream as one
+    array. Without it, XLA on a CPU recomputes the gradient of every block from the parts of all blocks above it
+    (DeiT-Tiny: 9 % of forward and backward).
     """
     centred = x - x.mean(axis=-1, keepdims=True)
     variance = jnp.square(centred).mean(axis=-1, keepdims=True)
@@ -107,7 +130,7 @@ class LayerNorm(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Zeroes single elements with probability `rate` and rescales the rest; needs the key "dropout" where it acts."""
+    """Zeroes elements with probability `rate` and rescales the others; draws from the key "dropout" in training."""
 
     rate: float
     deterministic: bool
@@ -173,10 +196,10 @@ class Linear(nn.Module):
 
 
 class PatchProjection(nn.Module):
-    """The convolution of a patch embedding, whose stride is its size, as one matrix product.
+    """Convolution of a patch embedding (stride equals kernel size), computed as one matrix product.
 
     Attributes:
-      patch_size: (ph, pw) pixels; what is left over at the right and lower edge is not seen, as in a convolution.
+      patch_size: (ph, pw) pixels; pixels left over at the right and lower edge are ignored, as in a convolution.
       features: C.
     """
 
@@ -239,8 +262,8 @@ class MLP(nn.Module):
 def split_heads(qkv: jax.Array, num_heads: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(..., N, 3C) of one fused product -> queries (scaled by D^-1/2), keys and values, each (..., H, N, D).
 
-    Heads go in front once, here, and come back in `merge_heads`: the products between are then plain batched ones,
-    forwards and backwards.
+    The heads become a batch axis here and return in `merge_heads`, so that the products in between are plain batched
+    ones, forwards and backwards.
     """
     *lead, tokens, channels3 = qkv.shape
     head_dim = channels3 // 3 // num_heads

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from jaxkd.models.contract import Features, Offsets, TapRecorder, check_images_of_any_size, require, require_counts
+from jaxkd.models.contract import Features, Offsets, TapRecorder, check_images, require, require_counts
 from jaxkd.models.layers import patch_init
 
 RGB = 3
@@ -215,7 +215,7 @@ class Upscaler(nn.Module):
           ShapeError: no batch of RGB images. TapError: a tap that does not exist.
         """
         network = f"this {type(self).__name__}"
-        check_images_of_any_size(images, RGB, network)
+        check_images(images, None, RGB, network)
         tap = TapRecorder(network, self.tap_names(), taps, offsets)
         first = Conv3x3(self.num_feat, self.dtype, name="conv_first")(self._entered(images.astype(jnp.float32)))
         x = first

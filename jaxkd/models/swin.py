@@ -1,7 +1,8 @@
 """Swin Transformer: attention in (shifted) windows, and a pyramid of stages.
 
-Liu et al. 2021; semantics of timm/models/swin_transformer.py, where downsampling opens a stage. Legend: B batch,
-h w grid, a b window height and width, W windows per image, N = a b tokens per window, C channels, H heads.
+Liu et al. 2021; semantics of timm/models/swin_transformer.py, where a stage starts with its downsampling.
+Legend: B batch, h w grid, a b window height and width, W windows per image, N = a b tokens per window, C channels,
+H heads.
 """
 
 from __future__ import annotations
@@ -21,11 +22,8 @@ from jaxkd.models.contract import (
     add_offset,
     check_images,
     require,
-    require_choice,
     require_counts,
-    require_grid,
     require_heads,
-    require_rates,
     size_pair,
 )
 from jaxkd.models.layers import (
@@ -36,7 +34,7 @@ from jaxkd.models.layers import (
     LayerNorm,
     Linear,
     PatchEmbed,
-    activation,
+    check_transformer,
     drop_path_rates,
     merge_heads,
     softmax,
@@ -158,13 +156,13 @@ class PatchMerging(nn.Module):
 
 
 class Stage(nn.Module):
-    """Downsampling (but for the first stage) and the blocks of one resolution.
+    """Downsampling (except in the first stage) and the blocks of one resolution.
 
     Attributes:
       index: of the stage, counted from 0.
       features: C of its blocks.
-      window: (a, b) asked for, before clamping.
-      block: makes a block from its shift, window, stochastic depth and name.
+      window: (a, b) before clamping.
+      block: constructor of a block from its shift, window, stochastic depth and name.
       drop_path: stochastic depth per block.
     """
 
@@ -185,8 +183,7 @@ class Stage(nn.Module):
             name = f"stage_{self.index}.block_{j}"
             block = self.block(window=window, shift=shift, drop_path=drop_path, name=f"blocks_{j}")
             x, probs = block(x, tap.offsets.get(f"{name}.attn"))
-            if f"{name}.attn" in tap.taps:
-                tap.features[f"{name}.attn"] = probs
+            tap.record(f"{name}.attn", probs)
             x = tap(name, x)
         return tap(f"stage_{self.index}", x)
 
@@ -196,7 +193,7 @@ class SwinTransformer(nn.Module):
 
     Attributes:
       img_size: pixels, one number or (height, width).
-      patch_size: likewise.
+      patch_size: pixels, one number or (height, width).
       num_classes: 0 gives the pooled features instead of logits.
       global_pool: "avg" (mean over the grid) or "" (the grid).
       embed_dim: C of the first stage; each later one has twice the channels.
@@ -204,9 +201,9 @@ class SwinTransformer(nn.Module):
       window_size: one number, (height, width), or one of these per stage; clamped to the grid.
       mlp_ratio: hidden width of the MLP over C.
       drop_rate: dropout before the head; proj_drop_rate, attn_drop_rate elsewhere.
-      drop_path_rate: stochastic depth of the last block, growing linearly from 0; 0.1 unless said, as in timm.
+      drop_path_rate: stochastic depth of the last block, growing linearly from 0; timm's default is 0.1.
       dtype: type of the arithmetic; parameters and outputs are fp32.
-      remat: recompute each block in the backward pass instead of storing it.
+      remat: recompute each block in the backward pass instead of storing its activations.
     """
 
     img_size: int | Size = 224
@@ -229,24 +226,17 @@ class SwinTransformer(nn.Module):
     remat: bool = False
 
     def __post_init__(self):
-        self.img_size = size_pair(self.img_size, "img_size")
-        self.patch_size = size_pair(self.patch_size, "patch_size")
+        check_transformer(self, ("avg", ""))
         self.depths, self.num_heads = tuple(self.depths), tuple(self.num_heads)
         if isinstance(self.window_size, list):
             self.window_size = tuple(self.window_size)
-        require_grid(self.img_size, self.patch_size)
         require(
             len(self.depths) == len(self.num_heads),
-            f"depths={self.depths} and num_heads={self.num_heads} differ in length. Both say something per stage. Give "
-            "as many of the one as of the other.",
+            f"depths={self.depths} and num_heads={self.num_heads} differ in length. Give one number per stage in each.",
         )
         for i, heads in enumerate(self.num_heads):
             require_heads(self.embed_dim * 2**i, heads, f" (stage {i})")
-        require_choice("global_pool", self.global_pool, ("avg", ""))
-        require_rates(self)
         require_counts(**{f"depths[{i}]": d for i, d in enumerate(self.depths)})
-        require(self.mlp_ratio > 0, f"mlp_ratio={self.mlp_ratio} leaves no MLP. It is its width over C. Use 4.")
-        activation(self.act_layer)
         self.stage_windows  # noqa: B018 -- raises on a wrong window_size
         super().__post_init__()
 
@@ -257,19 +247,19 @@ class SwinTransformer(nn.Module):
 
     @property
     def num_prefix_tokens(self) -> int:
-        """A Swin has only patches."""
+        """Number of tokens before the patches: 0."""
         return 0
 
     @property
     def stage_windows(self) -> tuple[Size, ...]:
-        """The window that each stage asks for, before clamping; two plain numbers are one (height, width) for all."""
+        """(height, width) of the window of each stage before clamping; two numbers are one pair for all stages."""
         stages, given = len(self.depths), self.window_size
         if isinstance(given, int) or (len(given) == 2 and all(isinstance(v, int) for v in given)):
             given = (given,) * stages
         require(
             len(given) == stages,
-            f"window_size={self.window_size} does not fit {stages} stages. It is one number, (height, width), or one "
-            "of these per stage. Write e.g. window_size=7.",
+            f"window_size={self.window_size} does not fit {stages} stages. Give one number, (height, width), or one of "
+            "these per stage, e.g. window_size=7.",
         )
         return tuple(size_pair(window, "window_size") for window in given)
 
@@ -278,7 +268,7 @@ class SwinTransformer(nn.Module):
         return (-(-self.grid_size[0] // 2**index), -(-self.grid_size[1] // 2**index))
 
     def block_window(self, index: int) -> Size:
-        """The clamped window of stage `index`, whose size the bias tables follow."""
+        """The clamped window of stage `index`, which sets the size of the bias tables."""
         return window_and_shift(self.stage_grid(index), self.stage_windows[index], False)[0]
 
     def tap_names(self) -> tuple[str, ...]:
@@ -294,7 +284,7 @@ class SwinTransformer(nn.Module):
     def __call__(
         self, images: jax.Array, train: bool = False, taps: tuple[str, ...] = (), offsets: Offsets | None = None
     ) -> tuple[jax.Array, Features]:
-        """Classifies a batch and hands out the features that `taps` names.
+        """Classifies a batch of images.
 
         Args:
           images: (B, H, W, in_chans), normalised.
@@ -337,7 +327,7 @@ class SwinTransformer(nn.Module):
 
 
 class Head(nn.Module):
-    """The classifier one level down, where timm keeps it ("head.fc")."""
+    """The classifier, one level down as in timm ("head.fc")."""
 
     num_classes: int
 

@@ -16,12 +16,8 @@ from jaxkd.models.contract import (
     TapRecorder,
     check_images,
     require,
-    require_choice,
     require_counts,
-    require_grid,
     require_heads,
-    require_rates,
-    size_pair,
 )
 from jaxkd.models.layers import (
     LINEAR_INIT,
@@ -33,7 +29,7 @@ from jaxkd.models.layers import (
     LayerScale,
     Linear,
     PatchEmbed,
-    activation,
+    check_transformer,
     drop_path_rates,
 )
 
@@ -75,25 +71,28 @@ class Block(nn.Module):
 class VisionTransformer(nn.Module):
     """A vision transformer with timm's arguments.
 
+    `__call__` is the composition of `embed`, `encode` and `classify`, which a subclass can override or call one by one
+    from its own compact method.
+
     Attributes:
       img_size: pixels, one number or (height, width).
-      patch_size: likewise.
+      patch_size: pixels, one number or (height, width).
       num_classes: 0 gives the pooled features instead of logits.
       global_pool: "token" (class token), "avg" (mean of the patch tokens) or "" (all tokens).
       mlp_ratio: hidden width of the MLP over C.
       init_values: LayerScale's initial factor; None for no LayerScale.
-      class_token: whether there is one.
+      class_token: whether the network has a class token.
       reg_tokens: register tokens after the class token.
       no_embed_class: position embeddings for patches only.
       pre_norm: LayerNorm before the blocks, and a patch embedding without bias (CLIP).
-      fc_norm: final norm after the pooling and not before; None means: when global_pool is "avg".
+      fc_norm: apply the final norm after the pooling instead of before; None: if global_pool is "avg".
       drop_rate: dropout before the head; pos_drop_rate, proj_drop_rate, attn_drop_rate elsewhere.
       drop_path_rate: stochastic depth of the last block, growing linearly from 0.
       act_layer: "gelu", "quick_gelu" or "gelu_tanh".
       norm_eps: LayerNorm's epsilon.
-      distillation_token: a second token with a head of its own (DeiT); set by the name, not by the user.
+      distillation_token: a second token with a head of its own (DeiT); the registered name sets it.
       dtype: type of the arithmetic; parameters and outputs are fp32.
-      remat: recompute each block in the backward pass instead of storing it.
+      remat: recompute each block in the backward pass instead of storing its activations.
     """
 
     img_size: int | tuple[int, int] = 224
@@ -124,25 +123,18 @@ class VisionTransformer(nn.Module):
     remat: bool = False
 
     def __post_init__(self):
-        self.img_size = size_pair(self.img_size, "img_size")
-        self.patch_size = size_pair(self.patch_size, "patch_size")
-        require_grid(self.img_size, self.patch_size)
+        check_transformer(self, ("token", "avg", ""))
         require_heads(self.embed_dim, self.num_heads)
-        require_choice("global_pool", self.global_pool, ("token", "avg", ""))
         require(
             self.class_token or self.global_pool != "token",
-            'class_token=False and global_pool="token" exclude each other. There is no token to read. Set '
-            'global_pool="avg".',
+            'class_token=False and global_pool="token" exclude each other. Set global_pool="avg".',
         )
         require(
             not self.distillation_token or (self.global_pool == "token" and not self.reg_tokens and not self.fc_norm),
-            'A distilled ViT takes only global_pool="token", reg_tokens=0 and fc_norm=None. Its two heads read the '
-            "class and the distillation token. Leave those arguments out, or choose a name without distilled in it.",
+            'A distilled ViT takes only global_pool="token", reg_tokens=0 and fc_norm=None, because its two heads read '
+            "the class and the distillation token. Omit those arguments, or choose a name without distilled in it.",
         )
-        require_rates(self)
         require_counts(depth=self.depth)
-        require(self.mlp_ratio > 0, f"mlp_ratio={self.mlp_ratio} leaves no MLP. It is its width over C. Use 4.")
-        activation(self.act_layer)
         super().__post_init__()
 
     @property
@@ -160,8 +152,13 @@ class VisionTransformer(nn.Module):
         kinds = ("attn", "prefix", "block") if self.num_prefix_tokens else ("attn", "block")
         return (*(f"{kind}_{i}" for i in range(self.depth) for kind in kinds), "pre_logits")
 
-    def _embed(self, images: jax.Array) -> jax.Array:
-        """(B, H, W, c) images -> (B, N, C) tokens with prefix tokens and position embeddings."""
+    def embed(self, images: jax.Array, train: bool) -> jax.Array:
+        """(B, H, W, c) images -> (B, N, C) tokens for the first block, prefix tokens first."""
+        x = Dropout(self.pos_drop_rate, not train)(self._tokens(images))
+        return LayerNorm(self.norm_eps, self.dtype, name="norm_pre")(x) if self.pre_norm else x
+
+    def _tokens(self, images: jax.Array) -> jax.Array:
+        """(B, H, W, c) images -> (B, N, C) prefix and patch tokens with position embeddings."""
         x = PatchEmbed(self.patch_size, self.embed_dim, not self.pre_norm, None, self.dtype, name="patch_embed")(images)
         x = x.reshape(x.shape[0], -1, self.embed_dim)
         tiny = nn.initializers.normal(1e-6)
@@ -193,7 +190,7 @@ class VisionTransformer(nn.Module):
         offsets: Offsets | None = None,
         distilled: bool = False,
     ) -> tuple[jax.Array | tuple[jax.Array, jax.Array], Features]:
-        """Classifies a batch and hands out the features that `taps` names.
+        """Classifies a batch of images.
 
         Args:
           images: (B, H, W, in_chans), normalised.
@@ -214,13 +211,15 @@ class VisionTransformer(nn.Module):
         check_images(images, self.img_size, self.in_chans, "this vision transformer")
         require(
             self.distillation_token or not distilled,
-            "distilled=True, but this network has one head. Only a distilled ViT returns a pair. Leave it out, or "
-            "create e.g. deit_tiny_distilled_patch16_224.",
+            "distilled=True, but this network has one head. Omit it, or create a distilled ViT, e.g. "
+            "deit_tiny_distilled_patch16_224.",
         )
         tap = TapRecorder("this vision transformer", self.tap_names(), taps, offsets)
-        x = Dropout(self.pos_drop_rate, not train)(self._embed(images))
-        if self.pre_norm:
-            x = LayerNorm(self.norm_eps, self.dtype, name="norm_pre")(x)
+        x = self.encode(self.embed(images, train), tap, train)
+        return self.classify(x, tap, train, distilled), tap.features
+
+    def encode(self, x: jax.Array, tap: TapRecorder, train: bool) -> jax.Array:
+        """(B, N, C) tokens -> (B, N, C) tokens after the last block, before the final norm."""
         block_type = nn.remat(Block) if self.remat else Block
         for i, drop_path in enumerate(drop_path_rates(self.drop_path_rate, self.depth)):
             block = block_type(
@@ -238,13 +237,14 @@ class VisionTransformer(nn.Module):
                 name=f"blocks_{i}",
             )
             x, probs = block(x, tap.offsets.get(f"attn_{i}"))
-            if f"attn_{i}" in tap.taps:
-                tap.features[f"attn_{i}"] = probs
+            tap.record(f"attn_{i}", probs)
             x = tap.tokens(i, x, self.grid_size, self.num_prefix_tokens)
-        return self._head(x, tap, train, distilled), tap.features
+        return x
 
-    def _head(self, x: jax.Array, tap: TapRecorder, train: bool, distilled: bool):
-        """(B, N, C) tokens of the last block -> output."""
+    def classify(
+        self, x: jax.Array, tap: TapRecorder, train: bool, distilled: bool = False
+    ) -> jax.Array | tuple[jax.Array, jax.Array]:
+        """(B, N, C) tokens after the last block -> the output of `__call__`: final norm, pooling, head."""
         norm_after_pool = self.global_pool == "avg" if self.fc_norm is None else self.fc_norm
         norm = LayerNorm(self.norm_eps, jnp.float32, name="fc_norm" if norm_after_pool else "norm")
         if self.distillation_token:

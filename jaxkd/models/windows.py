@@ -1,8 +1,8 @@
-"""Cutting a map into windows, shifting it, and telling the windows' tokens apart (Liu et al. 2021, section 3.2).
+"""Windows of a feature map: partition and merge, cyclic shift, attention mask, relative positions.
 
-Semantics of timm/models/swin_transformer.py. Everything but the two reshapes is computed once, in NumPy, while a
-network is traced. Legend: B batch, h w grid, a b window height and width, W windows per image, N = a b tokens per
-window, C channels.
+Liu et al. 2021, section 3.2; semantics of timm/models/swin_transformer.py. Everything except the two reshapes is
+computed in NumPy while a network is traced. Legend: B batch, h w grid, a b window height and width, W windows per
+image, N = a b tokens per window, C channels.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 Size = tuple[int, int]
-MASKED = -100.0  # added to logits between regions that only the cyclic shift made neighbours
+MASKED = -100.0  # added to logits between regions that are neighbours only because of the cyclic shift
 
 
 def window_and_shift(grid: Size, window: Size, shifted: bool) -> tuple[Size, Size]:
@@ -19,11 +19,11 @@ def window_and_shift(grid: Size, window: Size, shifted: bool) -> tuple[Size, Siz
 
     Args:
       grid: (h, w) of the stage.
-      window: (a, b) asked for.
-      shifted: whether this block is one of the shifted ones (every second).
+      window: (a, b) before clamping.
+      shifted: whether the block has shifted windows (every second block has).
 
     Returns:
-      The window, nowhere larger than the grid, and the shift: half the window asked for, 0 along an axis that a single
+      The window, at most as large as the grid, and the shift: half the unclamped window, or 0 along an axis that one
       window spans.
     """
     clamped = (min(grid[0], window[0]), min(grid[1], window[1]))
@@ -32,7 +32,7 @@ def window_and_shift(grid: Size, window: Size, shifted: bool) -> tuple[Size, Siz
 
 
 def relative_position_index(window: Size) -> np.ndarray:
-    """(N, N) rows of the bias table: one row per difference of positions, rows of the difference in y major."""
+    """(N, N) indices into the bias table, which has one row per difference (dy, dx) of positions, dy major."""
     a, b = window
     y, x = (axis.reshape(-1) for axis in np.mgrid[:a, :b])
     dy, dx = y[:, None] - y[None, :] + a - 1, x[:, None] - x[None, :] + b - 1
@@ -40,7 +40,7 @@ def relative_position_index(window: Size) -> np.ndarray:
 
 
 def _regions(length: int, window: int, shift: int) -> np.ndarray:
-    """Which of three stretches of a shifted axis each position belongs to; all the same without a shift."""
+    """(length,) index of the region, 0 to 2, that each position of a shifted axis belongs to; 0 without a shift."""
     region = np.zeros(length, np.int64)
     if shift:
         region[-window:] = 1
@@ -49,7 +49,7 @@ def _regions(length: int, window: int, shift: int) -> np.ndarray:
 
 
 def partition(x: jax.Array, window: Size) -> jax.Array:
-    """(B, h, w, C) whose grid divides by the window -> (B, W, N, C)."""
+    """(B, h, w, C) -> (B, W, N, C); the window divides the grid."""
     batch, h, w, channels = x.shape
     a, b = window
     x = x.reshape(batch, h // a, a, w // b, b, channels).transpose(0, 1, 3, 2, 4, 5)
@@ -57,7 +57,7 @@ def partition(x: jax.Array, window: Size) -> jax.Array:
 
 
 def merge(windows: jax.Array, window: Size, grid: Size) -> jax.Array:
-    """(B, W, N, C) -> (B, h, w, C): undoes `partition`."""
+    """(B, W, N, C) -> (B, h, w, C), the inverse of `partition`."""
     (batch, _, _, channels), (a, b), (h, w) = windows.shape, window, grid
     x = windows.reshape(batch, h // a, w // b, a, b, channels).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(batch, h, w, channels)
