@@ -1,4 +1,4 @@
-"""What every loss does to its arguments first: precision, excluded examples, and whether two features fit together."""
+"""Preparation of the arguments of all losses: precision, masked examples, and checks of shapes."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from jaxkd.errors import ShapeError
 
 
 def full_precision(x: jax.Array) -> jax.Array:
-    """`x` in at least fp32: half precisions and integers are raised to it, float64 stays what it is."""
+    """`x` in at least fp32: half precision and integers become fp32, float64 stays float64."""
     return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
 
 
 def include(where: jax.Array | None, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """`arrays` with the examples that do not count set to zero, before anything is computed from them.
+    """`arrays` with masked examples set to zero, before anything is computed from them.
 
-    Zeroing the result alone would not do: 0 times the infinite slope of a NaN or inf is a NaN gradient. So a loss
-    selects twice, here and in `exclude`.
+    Masking the result is not enough, because 0 times the infinite slope at a NaN or inf is a NaN gradient. A loss
+    therefore masks twice, here and in `exclude`.
 
     Args:
-      where: (B,) bool, False for the examples to leave out; None for all of them.
+      where: (B,) bool, False for examples to leave out; None for no mask.
       *arrays: (B, ...) each.
 
     Raises:
@@ -32,7 +32,7 @@ def include(where: jax.Array | None, *arrays: jax.Array) -> tuple[jax.Array, ...
         if jnp.shape(where) != x.shape[:1] or jnp.result_type(where) != jnp.bool_:
             raise ShapeError(
                 f"where is {jnp.result_type(where)} of shape {jnp.shape(where)}, but the batch has {x.shape[0]} "
-                f"examples. It says of each example whether it counts. Pass a bool array of shape ({x.shape[0]},)."
+                f"examples. Pass a bool array of shape ({x.shape[0]},)."
             )
     return tuple(jnp.where(jnp.reshape(where, (-1,) + (1,) * (x.ndim - 1)), x, jnp.zeros_like(x)) for x in arrays)
 
@@ -54,8 +54,8 @@ def check_features(
     Args:
       student: shape, (B, ..., C_s).
       teacher: shape, (B, ..., C_t).
-      names: what the error calls the two.
-      rank: number of axes both must have; None for any, of at least 2.
+      names: of the two features in the error message.
+      rank: number of axes that both must have; None for any number from 2.
 
     Raises:
       ShapeError: another rank, batch or grid.
@@ -70,14 +70,13 @@ def check_features(
         )
     if student[0] != teacher[0]:
         raise ShapeError(
-            f"{what} The batches are of {student[0]} and {teacher[0]} examples; student and teacher must see the same "
-            "images. Pass both the same batch."
+            f"{what} The batches are of {student[0]} and {teacher[0]} examples. Pass the same images to both networks."
         )
     if student[1:-1] != teacher[1:-1]:
         raise ShapeError(
-            f"{what} The grids {student[1:-1]} and {teacher[1:-1]} differ, and features are compared position by "
-            "position (only channels are pooled). Pair layers of equal grids: networks with the same stride at that "
-            "depth and the same img_size / patch_size, or another Swin stage."
+            f"{what} The grids {student[1:-1]} and {teacher[1:-1]} differ, and only channels are pooled. Pair layers "
+            "of equal grids: networks with the same stride at that depth and the same img_size / patch_size, or "
+            "another Swin stage."
         )
 
 
@@ -90,6 +89,6 @@ def check_logits(student: tuple[int, ...], teacher: tuple[int, ...]) -> None:
     student, teacher = tuple(student), tuple(teacher)
     if len(student) != 2 or student != teacher:
         raise ShapeError(
-            f"The student's logits have shape {student} and the teacher's {teacher}. They are compared class by "
-            "class, so both must be (batch, classes). Give both networks the same num_classes and the same images."
+            f"The student's logits have shape {student} and the teacher's {teacher}, but both must be the same (batch, "
+            "classes). Give both networks the same num_classes and the same images."
         )

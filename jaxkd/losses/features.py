@@ -1,4 +1,4 @@
-"""Losses on feature maps: squared error, with the wider of the two networks pooled to the channels of the other."""
+"""Losses on feature maps: squared error after pooling the wider feature to the channels of the narrower one."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 from jaxkd.errors import ShapeError
 from jaxkd.losses.arguments import check_features, exclude, full_precision, include
 
-# Up to so many channels per group the mean is a sum of strided slices, which XLA fuses into what follows: 3x faster on
-# CPU than a reduction over a short last axis (384 -> 192 channels). Beyond, the sum would only be slow to compile.
+# Up to this many channels per group the mean is a sum of strided slices, which XLA fuses into what follows: 3x faster
+# on CPU than a reduction over a short last axis (384 -> 192 channels). Longer sums would only be slow to compile.
 _UNROLL = 16
 
 
@@ -32,10 +32,10 @@ def pool_channels(x: jax.Array, channels: int) -> jax.Array:
 
     Args:
       x: (..., C), any float type.
-      channels: wanted, from 1 to C.
+      channels: number of channels of the result, from 1 to C.
 
     Returns:
-      (..., channels) in at least fp32; `x` itself where the number is C already.
+      (..., channels) in at least fp32.
 
     Raises:
       ShapeError: `channels` is not between 1 and C.
@@ -43,8 +43,7 @@ def pool_channels(x: jax.Array, channels: int) -> jax.Array:
     have = x.shape[-1]
     if not 1 <= channels <= have:
         raise ShapeError(
-            f"{have} channels cannot be pooled to {channels}. Pooling averages neighbouring channels and never makes "
-            f"new ones. Ask for 1 to {have}, or pool the other feature."
+            f"{have} channels cannot be pooled to {channels}. Ask for 1 to {have}, or pool the other feature."
         )
     x = full_precision(x)
     if channels == have:
@@ -59,10 +58,9 @@ def pool_channels(x: jax.Array, channels: int) -> jax.Array:
 
 
 def difference(student: jax.Array, teacher: jax.Array) -> jax.Array:
-    """student - teacher in at least fp32, the one with more channels pooled to the number of the other.
+    """student - teacher in at least fp32, after pooling the wider feature to the channels of the narrower one.
 
-    The published code pools the teacher and cannot run the other case. A teacher that is pooled loses detail; so does a
-    student, whose channels are then only asked to be right on average.
+    The published code can only pool the teacher. Pooling the student constrains only the mean of its channel groups.
     """
     channels = min(student.shape[-1], teacher.shape[-1])
     return pool_channels(student, channels) - pool_channels(teacher, channels)
@@ -72,9 +70,9 @@ def feature_mse(student_map: jax.Array, teacher_map: jax.Array, *, where: jax.Ar
     """Mean squared error between two features, without normalisation (SpectralKD code, `--use-mse-loss`).
 
     Args:
-      student_map: (B, H, W, C_s), any float type; other axes between batch and channels will do, e.g. (B, C_s).
-      teacher_map: (B, H, W, C_t). Fewer student channels: the teacher is pooled; more: the student is.
-      where: (B,) bool; False gives exactly 0 and no gradient, whatever the example holds.
+      student_map: (B, H, W, C_s) or any (B, ..., C_s), any float type.
+      teacher_map: (B, H, W, C_t); the feature with more channels is pooled.
+      where: (B,) bool; False gives exactly 0 and no gradient, even where the example holds NaN.
 
     Returns:
       (B,), the mean over positions and min(C_s, C_t) channels.

@@ -12,19 +12,19 @@ from jaxkd.losses.arguments import exclude, full_precision, include
 def _pair(output: jax.Array, target: jax.Array, where: jax.Array | None) -> tuple[jax.Array, jax.Array]:
     if jnp.shape(output) != jnp.shape(target) or jnp.ndim(output) != 4:
         raise ShapeError(
-            f"The output has shape {jnp.shape(output)} and the target {jnp.shape(target)}. Images are compared pixel "
-            "by pixel. Give two batches (B, H, W, C) of one size."
+            f"The output has shape {jnp.shape(output)} and the target {jnp.shape(target)}. Pass two batches (B, H, W, "
+            "C) of the same shape."
         )
     output, target = include(where, output, target)
     return full_precision(output), full_precision(target)
 
 
 def l1(output: jax.Array, target: jax.Array, *, where: jax.Array | None = None) -> jax.Array:
-    """Mean absolute difference of each image, what MDBN and EDSR train on.
+    """Mean absolute difference of each image, the loss of MDBN and EDSR.
 
     Args:
       output: (B, H, W, C), any float type.
-      target: likewise.
+      target: (B, H, W, C), any float type.
       where: (B,) bool, False for examples that give 0 and no gradient.
 
     Returns:
@@ -61,7 +61,8 @@ def charbonnier(
 def fft_l1(output: jax.Array, target: jax.Array, *, where: jax.Array | None = None) -> jax.Array:
     """Mean absolute difference of real and imaginary parts of the 2-D FFT over space (unnormalised).
 
-    BasicSR-based networks such as SAFMN add 0.05 of it to L1. A full FFT's mean, although half of it is computed.
+    BasicSR-based networks such as SAFMN add 0.05 times it to L1. The mean is over the full spectrum, of which half is
+    computed.
 
     Args:
       output: (B, H, W, C).
@@ -78,7 +79,7 @@ def fft_l1(output: jax.Array, target: jax.Array, *, where: jax.Array | None = No
     width = output.shape[2]
     difference = jnp.fft.rfft2(output - target, axes=(1, 2))
     size = jnp.abs(difference.real) + jnp.abs(difference.imag)
-    # The columns that rfft2 leaves out mirror those it has, all but the first and, of an even width, the last.
+    # The columns that rfft2 omits mirror the computed ones, except the first and, for even widths, the last.
     twice = jnp.full(size.shape[2], 2.0).at[0].set(1.0)
     if width % 2 == 0:
         twice = twice.at[-1].set(1.0)

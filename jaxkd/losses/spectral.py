@@ -7,13 +7,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxkd.errors import UnknownNameError, did_you_mean
+from jaxkd.errors import UnknownNameError, check_choice
 from jaxkd.losses.arguments import check_features, exclude, include
 from jaxkd.losses.features import difference
 
-# The form that `spectral` and the presets use unless told otherwise. Both give the same number; "closed" has no FFT,
-# hence no transposes and no complex intermediates, and works per example, so a sharded batch stays where it is.
-# benchmarks/step_time.py times both.
+# The default method of `spectral` and the presets. Both methods give the same number; "closed" has no FFT, hence no
+# transposes and no complex intermediates, and a sharded batch is not gathered. benchmarks/step_time.py times both.
 DEFAULT_METHOD = "closed"
 
 
@@ -51,15 +50,15 @@ def spectral(
 ) -> jax.Array:
     """SpectralKD loss of one layer.
 
-    The orthonormal rfft2 over height and width of both maps; the mean squared difference of real and imaginary parts
-    over all C H (W // 2 + 1) 2 numbers. It is a squared error in space with more weight on the columns that rfft2 does
-    not halve: for W = 14 between 0.4375 and 0.875 times `feature_mse`, the latter for differences that are constant in
+    Mean squared difference of the orthonormal rfft2 of both maps over height and width, over all C H (W // 2 + 1) 2
+    real and imaginary parts. It equals a squared error in space with more weight on the columns that rfft2 does not
+    halve: for W = 14 between 0.4375 and 0.875 times `feature_mse`, the latter for differences that are constant in
     space.
 
     Args:
       student_map: (B, H, W, C_s), any float type; computed in at least fp32.
-      teacher_map: (B, H, W, C_t). Fewer student channels: the teacher is pooled; more: the student is.
-      where: (B,) bool; False gives exactly 0 and no gradient, whatever the example holds.
+      teacher_map: (B, H, W, C_t); the feature with more channels is pooled.
+      where: (B,) bool; False gives exactly 0 and no gradient, even where the example holds NaN.
       method: "closed" (without an FFT) or "fft"; equal to 1e-12 in float64.
 
     Returns:
@@ -78,9 +77,4 @@ def spectral(
 
 def check_method(method: str) -> None:
     """Raises UnknownNameError unless `method` is one of METHODS."""
-    if method not in _FORMS:
-        raise UnknownNameError(
-            f'method="{method}" is not a form of the spectral loss.{did_you_mean(method, METHODS)} It selects how the '
-            "same "
-            f"number is computed. Choose one of {', '.join(METHODS)}."
-        )
+    check_choice("method", method, METHODS, error=UnknownNameError)

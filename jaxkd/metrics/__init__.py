@@ -1,6 +1,6 @@
-"""Metrics as pairs (sum, count): made per batch on the device, added up, divided once at the end.
+"""Metrics as pairs (sum, count): computed per batch on the device, added over batches, divided once at the end.
 
-`psnr` and `ssim` measure two pictures on the host; averaged over a set, they go into such pairs as well.
+`psnr` and `ssim` compare two images on the host.
 """
 
 from jaxkd.metrics.aggregate import Metric, Metrics, finalise, merge, metric

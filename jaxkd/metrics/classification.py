@@ -1,11 +1,11 @@
-"""Metrics of classifiers."""
+"""Classification metrics: top-k accuracy and cross-entropy."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 
-from jaxkd.errors import ConfigError, ShapeError
+from jaxkd.errors import ShapeError, check_range
 from jaxkd.metrics.aggregate import Metrics, metric
 
 
@@ -14,8 +14,7 @@ def _check(logits: jax.Array, labels: jax.Array) -> None:
     if logits.ndim != 2 or jnp.shape(labels) != logits.shape[:1] or not integer:
         raise ShapeError(
             f"The logits have shape {logits.shape} and the labels are {jnp.result_type(labels)} of shape "
-            f"{jnp.shape(labels)}. Accuracy compares (batch, classes) logits with one integer per example. Pass "
-            "integer labels of shape (batch,)."
+            f"{jnp.shape(labels)}. Pass logits of shape (batch, classes) and integer labels of shape (batch,)."
         )
 
 
@@ -27,7 +26,7 @@ def _pick(scores: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def top_k_correct(logits: jax.Array, labels: jax.Array, k: int = 1, where: jax.Array | None = None) -> jax.Array:
-    """Whether each label is among its example's k highest logits.
+    """Whether each label is among the k highest logits of its example.
 
     Classes with equal logits are ranked by index, as by argmax and a stable sort. NaN ranks before any number,
     and a label whose own logit is NaN is wrong.
@@ -45,12 +44,11 @@ def top_k_correct(logits: jax.Array, labels: jax.Array, k: int = 1, where: jax.A
       ConfigError: k below 1.
       ShapeError: labels of another shape or kind.
     """
-    if k < 1:
-        raise ConfigError(f"k={k} is out of range. A label is looked for among the k highest logits. Give 1 or more.")
+    check_range("k", k, 1, whole=True)
     _check(logits, labels)
     own = _pick(logits, labels)[:, None]
     behind = (logits < own) | ((logits == own) & (jnp.arange(logits.shape[1]) >= labels[:, None]))
-    # Counted from what does not rank behind it, so that NaN, which compares with nothing, ranks before.
+    # Counting the classes that do not rank behind puts NaN, for which every comparison is false, in front.
     correct = (jnp.sum(~behind, axis=1) < min(k, logits.shape[1])) & ~jnp.isnan(own[:, 0])
     if where is not None:
         correct = correct & jnp.asarray(where, jnp.bool_)
@@ -67,7 +65,7 @@ def classification_metrics(logits: jax.Array, labels: jax.Array, where: jax.Arra
 
     Returns:
       {"top1", "top5", "loss"} -> (sum, count), fp32. The sums of top1 and top5 are numbers of images, so that the mean
-      is a share in [0, 1]; with fewer than 5 classes top5 looks at all of them. The loss is in nats.
+      is in [0, 1]; with fewer than 5 classes top5 considers all of them. The loss is in nats.
 
     Raises:
       ShapeError: labels of another shape or kind.

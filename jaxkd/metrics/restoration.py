@@ -1,14 +1,13 @@
-"""PSNR and SSIM as the super-resolution field measures them.
+"""PSNR and SSIM by the conventions of super-resolution papers (BasicSR's formulas).
 
-A figure means nothing without its convention, so a metric's name carries it: `psnr_y_crop4` is PSNR on the luma, 4
-pixels cut from each side. The formulas are BasicSR's `calculate_psnr` and `calculate_ssim`: 8-bit pictures; luma as
-MATLAB's `rgb2ycbcr` (BT.601, 16 to 235), not rounded; a peak of 255 also for the luma; SSIM with an 11x11 Gaussian of
-1.5 pixels where it fits entirely into the picture, colour being the mean over the channels. A set's figure is the mean
-over its pictures of the decibels.
+The name of a metric holds its convention: `psnr_y_crop4` is PSNR on luma after cropping 4 pixels from each side. The
+formulas are BasicSR's `calculate_psnr` and `calculate_ssim`: 8-bit images; luma as in MATLAB's `rgb2ycbcr` (BT.601, 16
+to 235), not rounded; a peak of 255 also for luma; SSIM with an 11x11 Gaussian of 1.5 pixels, without padding, averaged
+over the channels for RGB. The PSNR of a data set is the mean of the decibels of its images.
 
-`psnr` and `ssim` run on the host in fp64 and are what is reported; their `_on_device` versions are traceable, in fp32,
-for curves during training. Luma is a sum of integers times 219/255000 and is compared as such, so that two pictures
-of equal luma compare as equal on either side.
+`psnr` and `ssim` run on the host in fp64 and give the reported numbers; their `_on_device` versions are traceable, in
+fp32, for curves during training. Luma is computed as a sum of integers times 219/255000, so that images of equal luma
+compare as equal in both.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd.errors import ConfigError, ShapeError, UnknownNameError, did_you_mean
+from jaxkd.errors import ShapeError, UnknownNameError, check_range, did_you_mean
 
 Array = np.ndarray | jax.Array
 
@@ -28,15 +27,15 @@ PEAK = 255.0
 LUMA_THOUSANDTHS = (299, 587, 114)
 LUMA_STEP = 219.0 / 255_000.0
 LUMA_BLACK = 16.0
-RADIUS = 5  # of the window, pixels
+RADIUS = 5  # of the SSIM window, pixels
 WINDOW = 2 * RADIUS + 1
 C1, C2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
-ROWS = 16  # per piece on the host, so that what is computed from them stays in the cache
+ROWS = 16  # rows per step on the host, so that intermediate results stay in the cache
 METRICS = ("psnr", "ssim")
 
 
 def _gaussian() -> tuple[float, ...]:
-    """The weights of the window along one axis, from its end to its middle; all eleven sum to one."""
+    """Window weights along one axis from the edge to the centre; all eleven sum to one."""
     weights = np.exp(-((np.arange(WINDOW) - RADIUS) ** 2) / (2 * 1.5**2))
     return tuple(float(w) for w in (weights / weights.sum())[: RADIUS + 1])
 
@@ -53,8 +52,7 @@ def name_of(metric: str, crop_border: int, luma: bool) -> str:
     """
     if metric not in METRICS:
         raise UnknownNameError(
-            f'There is no metric "{metric}" of pictures. Restored pictures are measured by {" and ".join(METRICS)}. '
-            f"Use one of these.{did_you_mean(metric, METRICS)}"
+            f'There is no metric "{metric}" of images.{did_you_mean(metric, METRICS)} Use {" or ".join(METRICS)}.'
         )
     _check_border(crop_border)
     return f"{metric}_{'y' if luma else 'rgb'}_crop{crop_border}"
@@ -70,9 +68,8 @@ def parse_name(name: str) -> tuple[str, int, bool]:
     if not found:
         usual = [f"{metric}_{colour}_crop{n}" for metric in METRICS for colour in ("y", "rgb") for n in (0, 2, 3, 4)]
         raise UnknownNameError(
-            f'"{name}" is not the name of a metric of pictures. It must say what is measured, on luma or RGB, and how '
-            f"many pixels are cut from each side. Write it like psnr_y_crop4 or ssim_rgb_crop0."
-            f"{did_you_mean(name, usual)}"
+            f'"{name}" is not the name of a metric of images.{did_you_mean(name, usual)} Write the metric, y or rgb, '
+            "and the pixels cropped from each side, e.g. psnr_y_crop4 or ssim_rgb_crop0."
         )
     return found[1], int(found[3]), found[2] == "y"
 
@@ -93,10 +90,7 @@ def luma(image: np.ndarray) -> np.ndarray:
     """
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim < 1 or image.shape[-1] != 3:
-        raise ShapeError(
-            f"The picture is {image.dtype} of shape {image.shape}. Luma is a weighted sum of red, green and blue of 8 "
-            "bits. Pass uint8 RGB, (..., 3)."
-        )
+        raise ShapeError(f"The image is {image.dtype} of shape {image.shape}. Pass uint8 RGB of shape (..., 3).")
     return LUMA_BLACK + LUMA_STEP * _weighted(image.astype(np.int32))
 
 
@@ -107,33 +101,28 @@ def _weighted(rgb: Array) -> Array:
 
 
 def _check_border(crop_border: int) -> None:
-    if not isinstance(crop_border, int | np.integer) or crop_border < 0:
-        raise ConfigError(
-            f"crop_border={crop_border} is out of range. It is a number of pixels to leave out on each side. Give 0 or "
-            "more; the usual border is the factor of super-resolution."
-        )
+    check_range("crop_border", crop_border, 0, whole=True, hint="papers crop the super-resolution factor")
 
 
 def _cropped(a: Array, b: Array, crop_border: int, least: int, floats: bool = False) -> tuple[Array, Array]:
-    """Both as (B, h, w, 3) without their border, after the checks that the host and the device share."""
+    """Checks both images and returns them as (B, h, w, 3) without their border."""
     _check_border(crop_border)
     if a.shape != b.shape or a.ndim not in (3, 4) or a.shape[-1] != 3:
         raise ShapeError(
-            f"The pictures have shapes {a.shape} and {b.shape}. They are compared pixel by pixel, in colour. Pass two "
-            "of one shape, (height, width, 3) or (batch, height, width, 3); repeat a greyscale channel three times."
+            f"The images have shapes {a.shape} and {b.shape}. Pass two of the same shape, (height, width, 3) or "
+            "(batch, height, width, 3); repeat a greyscale channel three times."
         )
     for image in (a, b):
         if not (image.dtype == np.uint8 or (floats and jnp.issubdtype(image.dtype, jnp.floating))):
             raise ShapeError(
-                f"The pictures are {a.dtype} and {b.dtype}. The field compares 8-bit pictures, as a file holds them. "
-                "Pass uint8: a network's output as np.rint(255 * np.clip(output, 0, 1)).astype(np.uint8)."
+                f"The images are {a.dtype} and {b.dtype}, but the published metrics compare 8-bit images. Pass uint8: "
+                "a network's output as np.rint(255 * np.clip(output, 0, 1)).astype(np.uint8)."
             )
     height, width = a.shape[-3] - 2 * crop_border, a.shape[-2] - 2 * crop_border
     if min(height, width) < least:
         raise ShapeError(
-            f"The pictures of {a.shape[-3]}x{a.shape[-2]} pixels leave {max(height, 0)}x{max(width, 0)} after "
-            f"crop_border={crop_border}. This metric needs {least}x{least} at least. Compare larger pictures or crop "
-            "less."
+            f"The images of {a.shape[-3]}x{a.shape[-2]} pixels leave {max(height, 0)}x{max(width, 0)} after "
+            f"crop_border={crop_border}, and this metric needs {least}x{least}. Compare larger images or crop less."
         )
     rows, columns = slice(crop_border, crop_border + height), slice(crop_border, crop_border + width)
     pair = tuple(image if image.ndim == 4 else image[None] for image in (a, b))
@@ -150,11 +139,11 @@ def psnr(a: np.ndarray, b: np.ndarray, crop_border: int = 4, luma: bool = True) 
     Args:
       a: (H, W, 3) or (B, H, W, 3) uint8 RGB.
       b: the same shape; the order of the two does not matter.
-      crop_border: pixels to leave out on each side; the field crops the factor of super-resolution.
+      crop_border: pixels to leave out on each side; papers crop the super-resolution factor.
       luma: compare BT.601 luma; False for all three channels together.
 
     Returns:
-      A float, or (B,) fp64 for a batch. Pictures that are equal in what is compared give inf.
+      A float, or (B,) fp64 for a batch. Images of equal luma (or RGB) give inf.
 
     Raises:
       ShapeError: other shapes or kinds, or nothing left after cropping.
@@ -170,7 +159,7 @@ def psnr(a: np.ndarray, b: np.ndarray, crop_border: int = 4, luma: bool = True) 
             difference = (x[row : row + ROWS].astype(np.int16) - y[row : row + ROWS]).astype(np.float64)
             if luma:
                 difference = _weighted(difference)
-            difference *= difference  # of whole numbers, so that summing them rounds next to nothing
+            difference *= difference  # whole numbers, so that their sum is nearly exact
             total += float(difference.sum())
         error = total * LUMA_STEP**2 / x[..., 0].size if luma else total / x.size
         values.append(float(10.0 * np.log10(PEAK**2 / error)) if error else float("inf"))
@@ -178,7 +167,7 @@ def psnr(a: np.ndarray, b: np.ndarray, crop_border: int = 4, luma: bool = True) 
 
 
 def _blur(x: Array) -> Array:
-    """(..., H, W) -> (..., H - 10, W - 10): the window's mean where it fits; sums of slices, so never in TF32."""
+    """(..., H, W) -> (..., H - 10, W - 10) mean over the SSIM window; sums of slices, so never in TF32."""
     height, width = x.shape[-2] - 2 * RADIUS, x.shape[-1] - 2 * RADIUS
     blurred = GAUSSIAN[RADIUS] * x[..., RADIUS : RADIUS + height, :]
     for i in range(RADIUS):
@@ -195,7 +184,7 @@ def _similarity(a: Array, b: Array) -> Array:
     The two factors of SSIM are written as one minus a squared difference over a sum of squares: algebraically the
     usual quotients, but exactly 1 for equal windows, and without the cancellation that costs fp32 its digits.
     """
-    middle = PEAK / 2  # variances do not see a shift, and their rounding error is smallest around zero
+    middle = PEAK / 2  # a shift does not change variances, and their rounding error is smallest around zero
     a, b = a - middle, b - middle
     difference = a - b
     mean_a, mean_difference = _blur(a), _blur(difference)
@@ -213,11 +202,11 @@ def ssim(a: np.ndarray, b: np.ndarray, crop_border: int = 4, luma: bool = True) 
     Args:
       a: (H, W, 3) or (B, H, W, 3) uint8 RGB; 11x11 pixels at least must remain after cropping.
       b: the same shape; the order of the two does not matter.
-      crop_border: pixels to leave out on each side; the field crops the factor of super-resolution.
+      crop_border: pixels to leave out on each side; papers crop the super-resolution factor.
       luma: compare BT.601 luma; False for the mean of the three channels' similarities.
 
     Returns:
-      A float, or (B,) fp64 for a batch. Equal pictures give 1.
+      A float, or (B,) fp64 for a batch. Equal images give 1.
 
     Raises:
       ShapeError: other shapes or kinds, or too little left after cropping.
@@ -251,16 +240,16 @@ def _levels(image: jax.Array) -> jax.Array:
 
 
 def psnr_on_device(a: jax.Array, b: jax.Array, crop_border: int = 4, luma: bool = True) -> jax.Array:
-    """`psnr` for the inside of a compiled evaluation step, within 1e-4 dB of it.
+    """`psnr` inside jit; differs from `psnr` by at most 1e-4 dB.
 
     Args:
       a: (H, W, 3) or (B, H, W, 3) RGB, uint8 or float in [0, 1]; floats are clipped and rounded to 8 bits first.
-      b: the same shape; it may be of another kind.
+      b: the same shape; it may have another dtype.
       crop_border: as for `psnr`; static.
       luma: as for `psnr`; static.
 
     Returns:
-      () or (B,) fp32. Equal pictures give inf; a NaN in a picture gives NaN.
+      () or (B,) fp32. Equal images give inf; a NaN in an image gives NaN.
 
     Raises:
       ShapeError: other shapes or kinds, or nothing left after cropping.
@@ -277,16 +266,16 @@ def psnr_on_device(a: jax.Array, b: jax.Array, crop_border: int = 4, luma: bool 
 
 
 def ssim_on_device(a: jax.Array, b: jax.Array, crop_border: int = 4, luma: bool = True) -> jax.Array:
-    """`ssim` for the inside of a compiled evaluation step, within 1e-5 of it.
+    """`ssim` inside jit; differs from `ssim` by at most 1e-5.
 
     Args:
       a: (H, W, 3) or (B, H, W, 3) RGB, uint8 or float in [0, 1]; floats are clipped and rounded to 8 bits first.
-      b: the same shape; it may be of another kind.
+      b: the same shape; it may have another dtype.
       crop_border: as for `ssim`; static.
       luma: as for `ssim`; static.
 
     Returns:
-      () or (B,) fp32. Equal pictures give 1; a NaN in a picture gives NaN.
+      () or (B,) fp32. Equal images give 1; a NaN in an image gives NaN.
 
     Raises:
       ShapeError: other shapes or kinds, or too little left after cropping.

@@ -1,4 +1,4 @@
-"""Networks: pure functions of parameters and an image that also hand back the features that are asked for."""
+"""Networks as pure functions of parameters and images that also return the features named in `taps`."""
 
 from jaxkd.models.contract import ModelSpec
 from jaxkd.models.registry import create, list_models, spec, tap_names

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from jaxkd.errors import ConfigError, ShapeError, TapError, did_you_mean, in_words
+from jaxkd.errors import ConfigError, ShapeError, TapError, check_range, did_you_mean, in_words
 
 Features = dict[str, jax.Array]
 Offsets = Mapping[str, jax.Array]
@@ -206,20 +206,13 @@ def require_grid(img_size: tuple[int, int], patch_size: tuple[int, int]) -> None
 def require_counts(**values: int) -> None:
     """Raises ConfigError unless every value is a positive integer."""
     for name, value in values.items():
-        require(
-            isinstance(value, int) and not isinstance(value, bool) and value > 0,
-            f"{name}={value!r} is not a count. Give a positive whole number.",
-        )
+        check_range(name, value, 1, whole=True)
 
 
 def require_rates(model: Any) -> None:
     """Raises ConfigError unless every dropout rate of `model` is in [0, 1)."""
     for name in ("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"):
-        value = getattr(model, name, 0.0)
-        require(
-            isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1,
-            f"{name}={value!r} is out of range. Give a number from 0 to below 1.",
-        )
+        check_range(name, getattr(model, name, 0.0), 0, below=1)
 
 
 def require_heads(channels: int, num_heads: int, where: str = "") -> None:
@@ -228,13 +221,4 @@ def require_heads(channels: int, num_heads: int, where: str = "") -> None:
     require(
         num_heads > 0 and channels % num_heads == 0,
         f"{channels} channels do not divide by num_heads={num_heads}{where}. Change embed_dim or num_heads.",
-    )
-
-
-def require_choice(name: str, value: str, choices: Iterable[str]) -> None:
-    """Raises ConfigError unless `value` is one of `choices`."""
-    quoted = ", ".join(f'"{choice}"' for choice in choices)
-    require(
-        value in choices,
-        f'{name}="{value}" is not known.{did_you_mean(value, choices)} Use one of: {quoted}.',
     )

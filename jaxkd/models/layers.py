@@ -17,11 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from jaxkd.errors import check_choice, check_range
 from jaxkd.models.contract import (
     add_offset,
     check_dropout_rng,
-    require,
-    require_choice,
     require_grid,
     require_rates,
     size_pair,
@@ -74,7 +73,7 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
     Raises:
       ConfigError: no activation has that name.
     """
-    require_choice("act_layer", name, ACTIVATIONS)
+    check_choice("act_layer", name, ACTIVATIONS)
     return ACTIVATIONS[name]
 
 
@@ -91,9 +90,9 @@ def check_transformer(model: Any, pools: tuple[str, ...]) -> None:
     model.img_size = size_pair(model.img_size, "img_size")
     model.patch_size = size_pair(model.patch_size, "patch_size")
     require_grid(model.img_size, model.patch_size)
-    require_choice("global_pool", model.global_pool, pools)
+    check_choice("global_pool", model.global_pool, pools, hint='"" keeps the tokens')
     require_rates(model)
-    require(model.mlp_ratio > 0, f"mlp_ratio={model.mlp_ratio} is out of range. Give a number above 0, e.g. 4.")
+    check_range("mlp_ratio", model.mlp_ratio, above=0)
     activation(model.act_layer)
 
 

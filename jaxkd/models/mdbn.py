@@ -53,24 +53,24 @@ class ResidualBlock(nn.Module):
 
     Attributes:
       num_feat, res_scale, merged, dtype: see `BaseBlock` and `Upscaler`.
-      wanted: which of "deep_0", "shallow_0", "deep_1", "shallow_1" to hand out; the others are not even kept.
+      taps: which of "deep_0", "shallow_0", "deep_1", "shallow_1" to return.
     """
 
     num_feat: int
     res_scale: float
     merged: bool
     dtype: jnp.dtype
-    wanted: tuple[str, ...]
+    taps: tuple[str, ...]
 
     @nn.compact
     def __call__(self, x: jax.Array, offsets: Offsets) -> tuple[jax.Array, Features]:
-        """(B, H, W, C) -> the same, and the branches that are wanted."""
+        """(B, H, W, C) -> (B, H, W, C) and the branches in `taps`."""
         y, features = x, {}
         for j in range(BASE_BLOCKS):
             names = [f"{branch}_{j}" for branch in BRANCHES]
             base = BaseBlock(self.num_feat, self.merged, self.dtype, name=f"baseblock{j + 1}")
             y, *branches = base(y, tuple(offsets.get(name) for name in names))
-            features |= {name: value for name, value in zip(names, branches, strict=True) if name in self.wanted}
+            features |= {name: value for name, value in zip(names, branches, strict=True) if name in self.taps}
         return x + self.res_scale * y, features
 
 
@@ -78,7 +78,7 @@ class MDBN(Upscaler):
     """The multi-depth branch network; arguments as in `Upscaler`.
 
     Attributes:
-      merged: see `BaseBlock`; set by `weights.merge_branches`, not by the user.
+      merged: see `BaseBlock`; `weights.merge_branches` sets it.
     """
 
     merged: bool = False
@@ -89,19 +89,19 @@ class MDBN(Upscaler):
         return 2 * BASE_BLOCKS
 
     def tap_names(self) -> tuple[str, ...]:
-        """Of each residual block the branches of both base blocks, then its output."""
+        """For each residual block the branches of both base blocks, then its output."""
         inside = tuple(f"{branch}_{j}" for j in range(BASE_BLOCKS) for branch in BRANCHES)
         return tuple(
             name for i in range(self.num_block) for name in (*(f"block_{i}.{n}" for n in inside), f"block_{i}")
         )
 
     def _block(self, index: int, x: jax.Array, tap: TapRecorder) -> jax.Array:
-        """(B, H, W, C) -> the same; records `block_i.deep_j` and `block_i.shallow_j`."""
+        """(B, H, W, C) -> (B, H, W, C); records `block_i.deep_j` and `block_i.shallow_j`."""
         prefix = f"block_{index}."
-        wanted = tuple(sorted(name.removeprefix(prefix) for name in tap.taps if name.startswith(prefix)))
+        taps = tuple(sorted(name.removeprefix(prefix) for name in tap.taps if name.startswith(prefix)))
         offsets = {name.removeprefix(prefix): v for name, v in tap.offsets.items() if name.startswith(prefix)}
         block = nn.remat(ResidualBlock) if self.remat else ResidualBlock
-        x, features = block(self.num_feat, self.res_scale, self.merged, self.dtype, wanted, name=f"body_{index}")(
+        x, features = block(self.num_feat, self.res_scale, self.merged, self.dtype, taps, name=f"body_{index}")(
             x, offsets
         )
         tap.features.update({prefix + name: value for name, value in features.items()})

@@ -1,7 +1,7 @@
-"""What the super-resolution networks share: 3x3 convolutions, PixelShuffle, and the way from an image to a larger one.
+"""Base class of the super-resolution networks: 3x3 convolutions, PixelShuffle, everything but the residual blocks.
 
-MDBN and the EDSR baseline differ only in their blocks. Around them both are: a convolution to `num_feat` channels, the
-blocks, a convolution and a skip over all of it, upsampling by PixelShuffle (Shi et al. 2016) and a convolution to RGB.
+MDBN and EDSR-baseline differ only in their blocks. Both consist of a convolution to `num_feat` channels, the blocks, a
+convolution and a skip over all of them, upsampling by PixelShuffle (Shi et al. 2016) and a convolution to RGB.
 All convolutions are 3x3 with bias and zero padding. Legend: B batch, H W height and width, C channels, s scale, r the
 factor of one upsampling.
 """
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from jaxkd.errors import check_range
 from jaxkd.models.contract import Features, Offsets, TapRecorder, check_images, require, require_counts
 from jaxkd.models.layers import patch_init
 
@@ -118,18 +119,18 @@ def enlarge_by_strips(
 
 
 class Upscaler(nn.Module):
-    """A network from an image to a larger one; its blocks are the subclass's.
+    """A network that enlarges images; a subclass defines the residual blocks.
 
     Attributes:
-      scale: s, one of `SCALES`; set by the name, not by the user.
+      scale: s, one of `SCALES`; the registered name sets it.
       num_feat: channels inside.
       num_block: residual blocks.
       res_scale: factor on the branch of a residual block.
       dtype: type of the arithmetic; parameters, input and output are fp32.
       remat: recompute each block in the backward pass instead of storing it.
-      strip_pixels: of each image the last upsampling and the last convolution take rows of about so many pixels at a
-        time (see `enlarge_by_strips`); 0: the whole. For inference, where `tasks.tiling` sets it, not by the user: a
-        backward pass would hold the maps anyway.
+      strip_pixels: number of input pixels that the last upsampling and the last convolution process at a time (see
+        `enlarge_by_strips`); 0: all. For inference, where `superres.tiling` sets it; a backward pass would store the
+        maps anyway.
     """
 
     scale: int = 4
@@ -143,18 +144,13 @@ class Upscaler(nn.Module):
     def __post_init__(self):
         require(
             self.scale in SCALES,
-            f"scale={self.scale!r} is not built. Upsampling goes by 3, or by 2 once, twice or three times. Use one of: "
-            f"{', '.join(map(str, SCALES))}.",
+            f"scale={self.scale!r} is not implemented. Use one of: {', '.join(map(str, SCALES))}.",
         )
         require_counts(num_feat=self.num_feat, num_block=self.num_block)
-        require(
-            isinstance(self.strip_pixels, int) and self.strip_pixels >= 0,
-            f"strip_pixels={self.strip_pixels!r} is out of range. It counts pixels. Use 0 for none, or 8192.",
-        )
+        check_range("strip_pixels", self.strip_pixels, 0, whole=True)
         require(
             isinstance(self.res_scale, int | float) and math.isfinite(self.res_scale),
-            f"res_scale={self.res_scale!r} is not a finite number. It multiplies the branch of every residual block. "
-            "Use 1.0.",
+            f"res_scale={self.res_scale!r} is not a finite number. Use e.g. 1.0.",
         )
         super().__post_init__()
 
@@ -170,10 +166,10 @@ class Upscaler(nn.Module):
 
     @property
     def receptive_field(self) -> int:
-        """How far influence reaches, in pixels of the input, per side and exactly.
+        """Exact radius of the receptive field in input pixels.
 
-        Output pixel (y, x) has its source at (y // s, x // s). An input pixel can change it only if neither its row nor
-        its column is further away from there than this; at this distance some of the s x s outputs do change.
+        Output pixel (y, x) has its source at (y // s, x // s). An input pixel can change it only if its row and its
+        column are at most this far from the source; at this distance some of the s x s outputs do change.
         """
         # conv_first, the blocks, conv_after_body and the first upsampling reach one input pixel each. All later ones
         # together reach one more: each sees one pixel further on a grid at least twice as fine, and half of (one pixel
@@ -184,27 +180,27 @@ class Upscaler(nn.Module):
         """Every name that `taps` and `offsets` accept, in depth order."""
         return tuple(f"block_{i}" for i in range(self.num_block))
 
-    def _entered(self, images: jax.Array) -> jax.Array:
-        """Images as the first convolution wants them, fp32."""
+    def _preprocess(self, images: jax.Array) -> jax.Array:
+        """Images in fp32 -> the input of the first convolution."""
         return images
 
-    def _left(self, images: jax.Array) -> jax.Array:
-        """What the last convolution gives, fp32 -> images."""
+    def _postprocess(self, images: jax.Array) -> jax.Array:
+        """Output of the last convolution in fp32 -> images."""
         return images
 
     def _block(self, index: int, x: jax.Array, tap: TapRecorder) -> jax.Array:
-        """(B, H, W, C) -> the same through residual block `index`; records what lies inside it."""
+        """(B, H, W, C) -> (B, H, W, C) through residual block `index`, whose inner features it records."""
         raise NotImplementedError
 
     @nn.compact
     def __call__(
         self, images: jax.Array, train: bool = False, taps: tuple[str, ...] = (), offsets: Offsets | None = None
     ) -> tuple[jax.Array, Features]:
-        """Enlarges a batch and hands out the features that `taps` names.
+        """Enlarges a batch of images.
 
         Args:
           images: (B, H, W, 3), RGB in [0, 1], fp32; any H and W from 1.
-          train: accepted for the contract's sake: nothing in here differs in training.
+          train: accepted because all networks have it; it has no effect.
           taps: static; any of `tap_names()`.
           offsets: tap -> array added at that point.
 
@@ -217,7 +213,7 @@ class Upscaler(nn.Module):
         network = f"this {type(self).__name__}"
         check_images(images, None, RGB, network)
         tap = TapRecorder(network, self.tap_names(), taps, offsets)
-        first = Conv3x3(self.num_feat, self.dtype, name="conv_first")(self._entered(images.astype(jnp.float32)))
+        first = Conv3x3(self.num_feat, self.dtype, name="conv_first")(self._preprocess(images.astype(jnp.float32)))
         x = first
         for i in range(self.num_block):
             x = tap(f"block_{i}", self._block(i, x, tap))
@@ -236,4 +232,4 @@ class Upscaler(nn.Module):
             x = enlarge_by_strips(x, enlarge, finish, factor, rows=max(1, self.strip_pixels // x.shape[2]))
         else:
             x = finish(pixel_shuffle(enlarge(x), factor))
-        return self._left(x), tap.features
+        return self._postprocess(x), tap.features

@@ -63,7 +63,7 @@ def test_mse_is_per_example_and_in_fp32():
             (2, 14, 14, 8),
             r"\(2, 7, 7, 8\).*\(2, 14, 14, 8\).*grids \(7, 7\) and \(14, 14\) differ.*Pair layers",
         ),
-        ((2, 7, 7, 8), (3, 7, 7, 8), r"batches are of 2 and 3 examples.*same images"),
+        ((2, 7, 7, 8), (3, 7, 7, 8), r"batches are of 2 and 3 examples.*the same images"),
         ((2, 7, 7, 8), (2, 49, 8), r"\(2, 7, 7, 8\).*\(2, 49, 8\).*same axes"),
         ((8,), (8,), r"a batch and a channel axis"),
     ],

@@ -152,7 +152,7 @@ def test_names(convention, name):
 
 
 def test_names_that_do_not_exist():
-    with pytest.raises(UnknownNameError, match='no metric "psnrr".*psnr and ssim.*Did you mean "psnr"'):
+    with pytest.raises(UnknownNameError, match='no metric "psnrr".*Did you mean "psnr".*psnr or ssim'):
         metrics.name_of("psnrr", 4, True)
     with pytest.raises(ConfigError, match="crop_border=-1"):
         metrics.name_of("psnr", -1, True)

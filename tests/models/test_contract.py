@@ -175,7 +175,7 @@ def test_an_offset_must_not_broadcast(tiny, pictures, tap):
     [
         ((2, 48, 32, 3), r"\(2, 48, 32, 3\), but .* built for \(batch, 32, 32, 3\).*img_size=\(48, 32\)"),
         ((2, 3, 32, 32), r"look like NCHW.*transpose\(0, 2, 3, 1\)"),
-        ((32, 32, 3), r"batch of images.*images\[None\]"),
+        ((32, 32, 3), r"built for \(batch, 32, 32, 3\).*images\[None\]"),
         ((2, 32, 32, 1), "in_chans=1"),
     ],
 )

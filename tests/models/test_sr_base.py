@@ -59,9 +59,9 @@ def test_pixel_shuffle_reads_channel_then_row_then_column():
     ("shape", "message"),
     [
         ((1, 3, 8, 8), r"takes \(batch, height, width, 3\).*look like NCHW.*transpose\(0, 2, 3, 1\)"),
-        ((8, 8, 3), r"batch of images.*images\[None\]"),
-        ((1, 8, 8, 4), "reads red, green and blue.*without alpha"),
-        ((1, 0, 8, 3), "no pixels in them"),
+        ((8, 8, 3), r"takes \(batch, height, width, 3\).*images\[None\]"),
+        ((1, 8, 8, 4), "Convert the images to RGB, without alpha"),
+        ((1, 0, 8, 3), "at least 1 x 1 pixels"),
     ],
 )
 def test_wrong_images_are_explained(shape, message):
@@ -70,7 +70,7 @@ def test_wrong_images_are_explained(shape, message):
 
 
 def test_another_scale_is_an_error():
-    with pytest.raises(ConfigError, match="scale=5 is not built.*2, 3, 4, 8"):
+    with pytest.raises(ConfigError, match="scale=5 is not implemented.*2, 3, 4, 8"):
         MDBN(scale=5)
 
 
