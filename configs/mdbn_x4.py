@@ -1,7 +1,7 @@
 """MDBN, x4 super-resolution, by its authors' protocol (arXiv 2309.17334, options/train/MDBN).
 
-    python -m jaxkd.main --config=configs/mdbn_x4.py --workdir=runs/mdbn_x4 --config.data.source=/data/DF2K_sub
-           --config.eval.sets="('Set5=/data/Set5','Set14=/data/Set14')"
+    python -m jaxkd.main --config=configs/mdbn_x4.py --workdir=runs/mdbn_x4 --config.data.source=/data/DF2K_sub \\
+        --config.eval.sets="('Set5=/data/Set5','Set14=/data/Set14')"
     python -m jaxkd.main --config=configs/mdbn_x4.py:embedded --workdir=runs/enlarge      (no data, no GPU, 4 minutes)
     python -m jaxkd.main --config=configs/mdbn_x4.py:scale=3 --workdir=runs/mdbn_x3 --config.data.source=/data/DF2K_sub
     python -m jaxkd.main --config=configs/mdbn_x4.py:network=edsr --workdir=runs/edsr --config.data.source=/data/DF2K

@@ -24,7 +24,7 @@ SHELL = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.s
 MARKDOWN = sorted([*ROOT.glob("*.md"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.md"))])
 
 PROGRAM = r"python3? (?:-m jaxkd\.\w+|benchmarks/\w+\.py)"
-COMMAND_LINE = re.compile(rf"^\W*(?:\w+=\S+ |pip .* && )*({PROGRAM}\b.*)$")
+COMMAND_LINE = re.compile(rf"^\s*(?:\$ )?(?:\w+=\S+ |pip .* && )*({PROGRAM}\b.*)$")
 INLINE = re.compile(rf"`({PROGRAM}\b[^`]*)`")
 MENTION = re.compile(rf"{PROGRAM}\b(?:\s+--?[\w-]+[\w.-]*(?:=\S+)?)*")
 
@@ -155,11 +155,13 @@ def commands_of(path: Path) -> Iterator[tuple[str, str, bool]]:
     }
     for node, start in docstrings.items():
         yield from ((f"line {start + n - 1}", command, False) for n, command in command_lines(node.value))
-    if path.is_relative_to(ROOT / "tests"):
-        return
-    for node in ast.walk(tree):
-        for found in MENTION.finditer(literal(node)):
-            yield f"line {node.lineno}", found[0].rstrip(".,;:)"), True
+    parts = {part for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in (node for node in ast.walk(tree) if node not in parts):
+        if node in docstrings:
+            text = "\n".join(line for line in node.value.splitlines() if not COMMAND_LINE.match(line))
+        else:
+            text = "" if path.is_relative_to(ROOT / "tests") else literal(node)
+        yield from ((f"line {node.lineno}", found[0].rstrip(".,;:)"), True) for found in MENTION.finditer(text))
 
 
 def complaints(path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, list[str]]:
@@ -199,7 +201,7 @@ def test_the_commands_of_the_readme_and_the_configs_are_found(monkeypatch):
     [
         ("python -m jaxkd.main --config=configs/swin_swin.py --workdir=a\n    --config.seed=1", "without a backslash"),
         ("python -m jaxkd.shards --in=a --out=b python -m jaxkd.shards --in=c --out=d", "exit code 2"),
-        ("python -m jaxkd.main --config=configs/swin_swin.py --workdir=a python -m jaxkd.main", "is not an option"),
+        ("python -m jaxkd.main --config=configs/swin_swin.py --workdir=a python -m jaxkd.main", "flag 'm'"),
         ("python -m jaxkd.shards --in=a --out=b --resized=256", "exit code 2"),
         ("python -m jaxkd.shard --in=a --out=b", "there is no jaxkd.shard"),
         ("python benchmarks/step.py --batch-size=8", "there is no benchmarks/step.py"),

@@ -141,5 +141,5 @@ def test_errors():
         losses.spectral(jnp.zeros((1, 7, 7, 8)), jnp.zeros((1, 14, 14, 8)))
     with pytest.raises(ShapeError, match=r"4 axes, \(batch, height, width, channels\).*such as block_11"):
         losses.spectral(jnp.zeros((1, 49, 8)), jnp.zeros((1, 49, 8)))
-    with pytest.raises(UnknownNameError, match=r'method="fftt".*Did you mean "fft".*closed, fft'):
+    with pytest.raises(UnknownNameError, match=r'method="fftt".*Did you mean "fft".*"closed", "fft"'):
         losses.spectral(jnp.zeros((1, 2, 2, 1)), jnp.zeros((1, 2, 2, 1)), method="fftt")
