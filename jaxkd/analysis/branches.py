@@ -1,7 +1,7 @@
-"""Fourier analysis of parallel branches: what each of them carries, and how different that is.
+"""Fourier analysis of parallel branches: the spectrum of each branch, and the difference between two.
 
 The MDBN paper (arXiv 2309.17334) shows by Fourier analysis that its deep branches carry fine structure and its shallow
-ones smooth content, and does not say how it computed that. The definitions here are ours:
+ones smooth content, but does not publish its definitions. The definitions here are:
 
 - Each channel of a branch output loses its mean over space, is multiplied by a Hann window and transformed in two
   dimensions. The mean is left out because the network does not define it: adding a constant to one branch and taking it
@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd.analysis.spectrum import radial_frequencies, radial_profile, spatial_spectrum
-from jaxkd.errors import ConfigError, ShapeError
+from jaxkd.errors import ShapeError, check_range
 
 Statistics = dict[str, jax.Array]
 CUT = 0.25  # cycles per pixel
@@ -86,11 +86,10 @@ def branch_statistics(maps: jax.Array, *, cut: float = CUT, window: bool = True)
     """
     if maps.ndim != 4 or 0 in maps.shape or min(maps.shape[1:3]) < SMALLEST_GRID:
         raise ShapeError(
-            f"The branch output has shape {maps.shape}. Its spectrum needs at least {SMALLEST_GRID} x {SMALLEST_GRID} "
-            "positions. Pass (batch, height, width, channels) of larger images."
+            f"The branch output has shape {maps.shape}. Pass (batch, height, width, channels) with at least "
+            f"{SMALLEST_GRID} x {SMALLEST_GRID} positions."
         )
-    if not 0 < cut <= 0.5:
-        raise ConfigError(f"cut={cut} splits no spectrum. It is in cycles per pixel. Give a number in (0, 0.5].")
+    check_range("cut", cut, above=0, most=0.5, hint="it is in cycles per pixel")
     _, h, w, _ = maps.shape
     x = jnp.asarray(maps, jnp.promote_types(maps.dtype, jnp.float32))
     # The size is taken out first, so that squares of tiny or huge features neither vanish nor overflow.
@@ -161,8 +160,7 @@ def differentiation(one: jax.Array, other: jax.Array) -> jax.Array:
     """
     if one.shape != other.shape:
         raise ShapeError(
-            f"The distributions have shapes {one.shape} and {other.shape}. Rings are compared one by one. Take both "
-            "branches from images of one size."
+            f"The distributions have shapes {one.shape} and {other.shape}. Take both branches from images of one size."
         )
     return jnp.sum(jnp.abs(one - other), axis=-1) / 2
 
@@ -209,8 +207,8 @@ def summarise_branches(
     shapes = {s["amplitude"].shape[1:] for batch in batches for s in batch.values()}
     if len(shapes) != 1 or any(list(batch) != names for batch in batches):
         raise ShapeError(
-            f"The branches come in the sizes {sorted(shapes)}. Spectra of one size alone can be averaged, over the "
-            "same branches. Crop the images to a common size first."
+            f"The branches have the sizes {sorted(shapes)}, but only spectra of one size can be averaged. Crop the "
+            "images to a common size first."
         )
     stacked = {
         name: {k: np.concatenate([np.asarray(b[name][k], np.float64) for b in batches]) for k in batches[0][name]}
@@ -237,10 +235,7 @@ def _block(name: str, stacked: Mapping[str, Mapping[str, np.ndarray]]) -> dict[s
         both = [f"{name}.{branch}_{j}" for branch in BRANCHES]
         missing = [n for n in both if n not in stacked]
         if missing:
-            raise ShapeError(
-                f"The features of {missing[0]} are missing. A branch is compared with the one beside it. Ask for both "
-                f"taps, {both[0]} and {both[1]}."
-            )
+            raise ShapeError(f"The features of {missing[0]} are missing. Request both taps, {both[0]} and {both[1]}.")
         distance = np.asarray(differentiation(*(stacked[n]["distribution"] for n in both)))
         distances.append(distance)
         pairs.append(

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd.errors import ConfigError, ShapeError
+from jaxkd.errors import ConfigError, ShapeError, check_range
 
 # Counters per position on CPU: neighbouring channels use different ones. Most values of real features share a bin (one
 # massive activation stretches the range), and an increment then waits for the previous one to reach memory: 4.7 ms
@@ -146,32 +146,24 @@ def channel_entropy(
     Source: Distillation Dynamics (arXiv 2511.06848): 100 bins over the global range of all layers and images.
     """
     if 0 in features.shape:
-        raise ShapeError(
-            f"The features have shape {features.shape}. Of nothing there is neither a range nor a mean. Pass at least "
-            "one position and one channel."
-        )
+        raise ShapeError(f"The features have shape {features.shape}. Pass at least one position and one channel.")
     lo, hi = (jnp.min(features), jnp.max(features)) if range is None else range
     return jnp.mean(entropy_map(features, lo, hi, bins))
 
 
 def _check(shape: tuple[int, ...], lo: jax.Array | float, hi: jax.Array | float, bins: int) -> None:
-    if bins < 1:
-        raise ConfigError(
-            f"bins={bins} is out of range. A histogram has at least one bin. Give 1 or more (published: 100)."
-        )
+    check_range("bins", bins, 1, whole=True, hint="the paper uses 100")
     if not any(isinstance(v, jax.core.Tracer) for v in (lo, hi)) and np.any(np.asarray(lo) > np.asarray(hi)):
         raise ConfigError(
-            f"The range of the histogram is ({lo}, {hi}). Its lower end is above its upper end, so no value is inside. "
-            "Give (lowest, highest)."
+            f"The range of the histogram is ({lo}, {hi}): its lower end is above its upper end. Give (low, high)."
         )
     if not shape or shape[-1] == 0:
         raise ShapeError(
-            f"The features have shape {tuple(shape)}. The entropy is that of the channels, the last axis. Pass "
-            "(..., channels) with at least one channel."
+            f"The features have shape {tuple(shape)}. Pass (..., channels) with at least one channel on the last axis."
         )
     positions = int(np.prod(shape[:-1]))
     if positions * _COUNTERS * (bins + 2) > np.iinfo(np.int32).max:
         raise ShapeError(
-            f"{positions} positions with {bins} bins are too many for one call. Their counters are numbered in int32. "
-            "Pass the images in several parts; nothing but the range connects them."
+            f"{positions} positions with {bins} bins are too many for one call, because counters are numbered in "
+            "int32. Pass the images in several parts with the same range."
         )

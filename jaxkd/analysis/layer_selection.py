@@ -1,8 +1,8 @@
-"""Which layers of a teacher are worth aligning: SpectralKD's rule, read off an intensity profile.
+"""SpectralKD's rule for choosing the layers to align, from the teacher's intensity profile.
 
 SpectralKD (arXiv 2412.19055, section on the model-wise analysis) finds that CaiT concentrates information in its first
-and its last blocks, aligns those and leaves the middle alone: 0, 1 and 18 ... 23 of 24 blocks with 0, 1 and 6 ... 11 of
-12. We know of no published threshold for that choice. Here it is a rule:
+and its last blocks and aligns only those: 0, 1 and 18 ... 23 of 24 blocks with 0, 1 and 6 ... 11 of 12. No threshold
+for that choice is published. The rule here is:
 
 1. The share of a block is (I - min) / (max - min), its intensity on the profile's own range from 0 to 1. A block is
    *high* if its share is above `threshold`, which is one half.
@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxkd.errors import ConfigError, ShapeError
+from jaxkd.errors import ShapeError, check_range
 
 THRESHOLD = 0.5  # share of the profile's range above which a block is high
 FLAT = 0.1  # a profile whose range is at most this share of its largest value has no high blocks
@@ -33,7 +33,7 @@ FLAT = 0.1  # a profile whose range is at most this share of its largest value h
 
 @dataclass(frozen=True)
 class Suggestion:
-    """What the rule says of one profile.
+    """Result of the rule for one profile.
 
     Attributes:
       pairs: ((student layer, teacher layer), ...), numbers counted from 0, in depth order; empty if not supported.
@@ -74,18 +74,11 @@ def suggest_pairs(profile: Any, student_depth: int, *, threshold: float = THRESH
     values = np.asarray(profile, np.float64)
     if values.ndim != 1:
         raise ShapeError(
-            f"The profile has shape {values.shape}. It is one intensity per block, in depth order. Give shape (L,), "
-            "averaged over images and frequencies."
+            f"The profile has shape {values.shape}. Give (L,): one intensity per block, averaged over images and "
+            "frequencies."
         )
-    if not 0 < threshold < 1:
-        raise ConfigError(
-            f"threshold={threshold!r} is out of range. It is the share of the profile's range above which a block "
-            f"counts as high. Give a number between 0 and 1, by default {THRESHOLD}."
-        )
-    if student_depth < 1:
-        raise ConfigError(
-            f"student_depth={student_depth!r} is out of range. It is how many blocks the student has. Give 1 or more."
-        )
+    check_range("threshold", threshold, above=0, below=1, hint=f"the default is {THRESHOLD}")
+    check_range("student_depth", student_depth, 1, whole=True)
     problem = _unusable(values, student_depth)
     if problem:
         return Suggestion((), 0, 0, threshold, False, problem)
@@ -146,7 +139,7 @@ def suggest_stages(student_stages: int, teacher_stages: int) -> Suggestion:
 
 
 def _unusable(values: np.ndarray, student_depth: int) -> str:
-    """Why no run of blocks can be looked for at all, or ''."""
+    """The reason why the profile cannot be used, or ''."""
     bad = np.flatnonzero(~np.isfinite(values))
     if bad.size:
         more = f" and {bad.size - 1} more" if bad.size > 1 else ""
@@ -155,7 +148,7 @@ def _unusable(values: np.ndarray, student_depth: int) -> str:
             "broken, or was computed in a precision that overflows."
         )
     if values.size < 3:
-        return f"The teacher has {values.size} blocks, too few for two ends and a middle, which takes three."
+        return f"The teacher has {values.size} blocks, but the rule needs at least three: two ends and a middle."
     if student_depth < 2:
         return "The student has one block, which cannot be its first and its last."
     lowest, highest, size = float(values.min()), float(values.max()), float(np.abs(values).max())
@@ -169,7 +162,7 @@ def _unusable(values: np.ndarray, student_depth: int) -> str:
 
 
 def _unsupported(share: np.ndarray, high: np.ndarray, first: int, last: int, middle: np.ndarray, scale: str) -> str:
-    """Why the high blocks are not where the rule needs them."""
+    """The reason why the high blocks do not support the rule."""
     steps = np.diff(share)
     shape = "It rises from block to block. " if (steps >= 0).all() else ""
     shape = "It falls from block to block. " if (steps <= 0).all() else shape
@@ -185,12 +178,12 @@ def _unsupported(share: np.ndarray, high: np.ndarray, first: int, last: int, mid
 
 
 def _run(high: np.ndarray) -> int:
-    """How many entries are True before the first False."""
+    """Number of leading True entries."""
     return int(high.size if high.all() else high.argmin())
 
 
 def _fit(first: int, last: int, depth: int) -> tuple[int, int]:
-    """How much of both runs fits into `depth` blocks: the longer one gives way, the first where they are equal."""
+    """Lengths of both runs after shortening the longer one (the first if equal) until they fit into `depth` blocks."""
     while first + last > depth:
         if first >= last:
             first -= 1

@@ -1,7 +1,7 @@
-"""How many directions the tokens of an image, or of a data set, need (arXiv 2511.15572, energy ranks and dataset PCA).
+"""Energy ranks of single images and PCA of a data set (arXiv 2511.15572).
 
-"Energy" is squared norm. Nothing here is centred unless it says so: a common mean direction counts as a direction, and
-where it holds most of the energy it alone decides the rank. Sizes: B, M images, N tokens, C channels, D directions.
+"Energy" is squared norm. Tokens are not centred unless stated: a common mean direction counts as a direction, and if it
+holds most of the energy it decides the rank. Sizes: B, M images, N tokens, C channels, D directions.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd.errors import DataError, ShapeError, UnknownNameError, did_you_mean
+from jaxkd.errors import DataError, ShapeError, UnknownNameError, check_choice
 
 RANK_THRESHOLDS = (0.99, 0.95, 0.90, 0.80)
 PCA_THRESHOLDS = (0.80, 0.90, 0.95, 0.99)
@@ -29,11 +29,10 @@ def check_tokens(tokens: jax.Array | np.ndarray, name: str = "tokens") -> None:
     shape = np.shape(tokens)
     if len(shape) != 3:
         raise ShapeError(
-            f"{name} has shape {shape}. Ranks and spectra are taken per image over (images, tokens, channels). "
-            "Reshape a map (B, h, w, C) to (B, h * w, C)."
+            f"{name} has shape {shape}, not (images, tokens, channels). Reshape a map (B, h, w, C) to (B, h * w, C)."
         )
     if 0 in shape:
-        raise DataError(f"{name} has shape {shape}. There is nothing in it to measure. Give at least one image.")
+        raise DataError(f"{name} has shape {shape} and is empty. Give at least one image, token and channel.")
 
 
 def blocks(tokens: jax.Array | np.ndarray, size: int = BLOCK) -> Iterator[jax.Array]:
@@ -71,11 +70,7 @@ def image_energies(tokens: jax.Array, *, method: str = "gram") -> jax.Array:
       ShapeError: tokens not (B, N, C). DataError: an empty axis. UnknownNameError: another method.
     """
     check_tokens(tokens)
-    if method not in METHODS:
-        raise UnknownNameError(
-            f'Method "{method}" does not exist. The energies come from the Gram matrix or from an SVD. Give one of '
-            f"{', '.join(METHODS)}.{did_you_mean(method, METHODS)}"
-        )
+    check_choice("method", method, METHODS, error=UnknownNameError)
     x = jnp.asarray(tokens).astype(jnp.float32)
     # LAPACK's SVD reports an infinity on standard error; NaN in, NaN out for both.
     x = jnp.where(jnp.all(jnp.isfinite(x), axis=(1, 2), keepdims=True), x, jnp.nan)
@@ -239,11 +234,11 @@ def pca_from_moments(moment: np.ndarray, total: np.ndarray, count: int, centre: 
     moment, total = np.asarray(moment, np.float64), np.asarray(total, np.float64)
     if moment.shape != (*total.shape, *total.shape) or total.ndim != 1:
         raise ShapeError(
-            f"The second moment has shape {moment.shape}, the sum of tokens {total.shape}. A PCA needs (C, C) and "
-            "(C,). Pass both results of second_moment."
+            f"The second moment has shape {moment.shape} and the sum of tokens {total.shape}. Pass (C, C) and (C,), "
+            "the results of second_moment."
         )
     if count < 1:
-        raise DataError(f"The count of tokens is {count}. A mean needs at least one. Accumulate some images first.")
+        raise DataError(f"The count of tokens is {count}. Accumulate at least one image first.")
     mean = total / count
     covariance = moment / count - (np.outer(mean, mean) if centre else 0.0)
     if np.all(np.isfinite(covariance)):
@@ -305,8 +300,8 @@ def captured_energy(tokens: jax.Array, basis: jax.Array, mean: jax.Array | None 
     check_tokens(tokens)
     if len(np.shape(basis)) != 2 or np.shape(basis)[0] != np.shape(tokens)[2]:
         raise ShapeError(
-            f"The basis has shape {np.shape(basis)} and the tokens {np.shape(tokens)}. Each column is a direction "
-            "among the channels. Pass a basis (channels, directions) made from tokens of this width."
+            f"The basis has shape {np.shape(basis)} and the tokens {np.shape(tokens)}. Pass a basis (channels, "
+            "directions) made from tokens of this width."
         )
     x = jnp.asarray(tokens).astype(jnp.float32)
     if mean is not None:

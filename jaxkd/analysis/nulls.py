@@ -1,6 +1,6 @@
-"""Null models: tokens that keep a little of the real ones and nothing else, to draw beside every curve.
+"""Null models: random tokens that keep one property of the real ones, to compare every curve with.
 
-A statistic that looks the same for real tokens and for a null shows only what that null keeps.
+A statistic that is the same for real tokens and for a null model shows only the property that the null model keeps.
 Sizes: B images, N tokens, C channels.
 """
 
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd.analysis.lowrank import check_tokens, image_energies
-from jaxkd.errors import ShapeError, UnknownNameError, did_you_mean
+from jaxkd.errors import ShapeError, UnknownNameError, check_choice
 
 KINDS = ("gaussian", "subspace", "one_hot", "permutation")
 
@@ -98,17 +98,13 @@ def null_tokens(
     Raises:
       UnknownNameError: another kind. ShapeError: tokens not (B, N, C), ranks not (B,). DataError: an empty axis.
     """
-    if kind not in KINDS:
-        raise UnknownNameError(
-            f'Null model "{kind}" does not exist. Each keeps another part of the real tokens. Give one of '
-            f"{', '.join(KINDS)}.{did_you_mean(kind, KINDS)}"
-        )
+    check_choice("kind", kind, KINDS, error=UnknownNameError)
     check_tokens(tokens)
     x = jnp.asarray(tokens).astype(jnp.float32)
     if ranks is not None and np.shape(ranks) != x.shape[:1]:
         raise ShapeError(
-            f"ranks has shape {np.shape(ranks)} and the tokens {x.shape}. The subspace of each image has that image's "
-            "dimension. Pass one rank per image, energy_ranks(tokens)[:, 0]."
+            f"ranks has shape {np.shape(ranks)} and the tokens {x.shape}. Pass one rank per image, "
+            "energy_ranks(tokens)[:, 0]."
         )
     return _draw(kind, x, jax.random.key(key) if isinstance(key, int) else key, first, ranks)
 

@@ -1,9 +1,9 @@
-"""Which pixels and which positions of a layer move a score: gradients, SmoothGrad, integrated gradients.
+"""Saliency maps of images and layers: gradients, SmoothGrad, integrated gradients.
 
-Everything takes a pure function and knows no network: `score(images, classes) -> (B,)` for maps of the image, and
+All functions take a pure function instead of a network: `score(images, classes) -> (B,)` for maps of the image, and
 `forward(images, offsets) -> outputs` for maps of the layers. The score of an image must depend on that image alone, as
-it does for any network in evaluation; the sum over the batch then has the gradient of every image in one backward pass.
-Functions are traceable; wrap a call in `jax.jit` when it is repeated.
+it does for any network in evaluation; one backward pass through the sum over the batch then gives the gradient of every
+image. Functions are traceable; wrap repeated calls in `jax.jit`.
 
 Legend: B images, H W pixels, C channels, h w grid of a layer.
 NaN in an image or a gradient stays NaN in the result of that image and of no other.
@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd.errors import ConfigError, ShapeError, did_you_mean
+from jaxkd.errors import ShapeError, check_choice, check_range
 
 Score = Callable[[jax.Array, jax.Array], jax.Array]
 Forward = Callable[[jax.Array, Mapping[str, jax.Array]], jax.Array]
@@ -37,8 +37,8 @@ def class_score(logits: jax.Array, classes: jax.Array) -> jax.Array:
     """
     if logits.ndim != 2 or tuple(classes.shape) != (logits.shape[0],):
         raise ShapeError(
-            f"The outputs have shape {tuple(logits.shape)} and the classes {tuple(classes.shape)}. A class score is "
-            "one number per image. Give (B, classes) and (B,), or a score of your own."
+            f"The outputs have shape {tuple(logits.shape)} and the classes {tuple(classes.shape)}. Give (B, classes) "
+            "and (B,), or another score function with one number per image."
         )
     return jnp.take_along_axis(logits, classes[:, None], axis=1)[:, 0]
 
@@ -62,7 +62,7 @@ def reduce_channels(gradient: jax.Array, reduction: str = "max") -> jax.Array:
     Raises:
       ConfigError: another reduction.
     """
-    _require_choice("reduction", reduction, REDUCTIONS)
+    check_choice("reduction", reduction, REDUCTIONS)
     if reduction == "none":
         return gradient
     return (jnp.max if reduction == "max" else jnp.mean)(jnp.abs(gradient), axis=-1)
@@ -120,20 +120,17 @@ def smooth_grad(
     Raises:
       ConfigError: no samples, negative noise, another reduction. ShapeError: wrong `score`, or wrong number of keys.
     """
-    _require_count("samples", samples)
-    _require_choice("reduction", reduction, REDUCTIONS)
-    if isinstance(noise, int | float) and not noise >= 0:
-        raise ConfigError(
-            f"noise={noise} is not a standard deviation. It is a share of each image's range. Give a number from 0 "
-            "upwards, e.g. 0.15."
-        )
+    check_range("samples", samples, 1, whole=True)
+    check_choice("reduction", reduction, REDUCTIONS)
+    if isinstance(noise, int | float):
+        check_range("noise", noise, 0, hint="it is a share of each image's range, e.g. 0.15")
     images = _floating(images)
     # Keys of the old kind (plain uint32) have one more axis.
     keys = key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
     if keys.shape not in ((), images.shape[:1]):
         raise ShapeError(
-            f"{keys.shape[0]} keys came with {images.shape[0]} images. Noise is drawn with one key for all images or "
-            "one for each. Give jax.random.key(seed), or jax.random.split(key, B)."
+            f"{keys.shape[0]} keys came with {images.shape[0]} images. Give one key, jax.random.key(seed), or one per "
+            "image, jax.random.split(key, B)."
         )
     axes = tuple(range(1, images.ndim))
     sigma = noise * (images.max(axis=axes, keepdims=True) - images.min(axis=axes, keepdims=True))
@@ -184,8 +181,8 @@ def integrated_gradients(
     Raises:
       ConfigError: no steps or another rule. ShapeError: wrong `score`, or a baseline that does not broadcast.
     """
-    _require_count("steps", steps)
-    _require_choice("rule", rule, RULES)
+    check_range("steps", steps, 1, whole=True)
+    check_choice("rule", rule, RULES)
     images = _floating(images)
     baseline = jnp.asarray(baseline, images.dtype)
     _require_broadcast(baseline.shape, images.shape)
@@ -247,8 +244,8 @@ def layer_gradients(
     for name, value in zeros.items():
         if value.shape[:1] != images.shape[:1]:
             raise ShapeError(
-                f'The zeros of "{name}" have shape {tuple(value.shape)}, but there are {images.shape[0]} images. Every '
-                "image has a gradient of its own. Make them with zero_offsets from features of the same batch."
+                f'The zeros of "{name}" have shape {tuple(value.shape)}, but there are {images.shape[0]} images. Make '
+                "them with zero_offsets from features of the same batch."
             )
     if not zeros:
         return {}
@@ -277,8 +274,8 @@ def layer_gradient_maps(gradients: Mapping[str, jax.Array]) -> dict[str, jax.Arr
     for name, value in gradients.items():
         if value.ndim not in (2, 3, 4):
             raise ShapeError(
-                f'The gradient of "{name}" has shape {tuple(value.shape)}. A map is made of (B, h, w, C), (B, P, C) or '
-                "(B, C). Leave that tap out."
+                f'The gradient of "{name}" has shape {tuple(value.shape)}, but a map needs (B, h, w, C), (B, P, C) or '
+                "(B, C). Omit that tap."
             )
         magnitude = jnp.abs(value.astype(jnp.promote_types(value.dtype, jnp.float32)))
         if value.ndim < 4:
@@ -306,7 +303,7 @@ def _weighted_gradients(
     Returns:
       (B, H, W, C).
     """
-    _require_count("batch", batch)
+    check_range("batch", batch, 1, whole=True)
     size, count = images.shape[0], len(weights)
     blocks = -(-count // max(1, batch // max(1, size)))
     width = -(-count // blocks)  # blocks of equal size waste the fewest points
@@ -366,8 +363,8 @@ def _checked_score(score: Score, images: jax.Array, classes: jax.Array) -> jax.A
     value = score(images, classes)
     if tuple(value.shape) != tuple(images.shape[:1]):
         raise ShapeError(
-            f"The score has shape {tuple(value.shape)} for {images.shape[0]} images. A gradient map belongs to one "
-            f"number per image. Return ({images.shape[0]},), e.g. with class_score(logits, classes)."
+            f"The score has shape {tuple(value.shape)} for {images.shape[0]} images. Return one number per image, "
+            f"({images.shape[0]},), e.g. with class_score(logits, classes)."
         )
     return _floating(value)
 
@@ -379,22 +376,6 @@ def _require_broadcast(baseline: tuple[int, ...], images: tuple[int, ...]) -> No
         fits = False
     if not fits:
         raise ShapeError(
-            f"The baseline has shape {tuple(baseline)}, the images have {tuple(images)}. The path runs from the one to "
-            "the other. Give a number, (C,) channels, or an image of the same size."
-        )
-
-
-def _require_count(name: str, value: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(
-            f"{name}={value!r} is not a count. It says how often something is computed, so it is fixed when the "
-            "computation is compiled. Give a positive whole number."
-        )
-
-
-def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(
-            f'{name}="{value}" is not known.{did_you_mean(value, choices)} It selects how a map is computed. Choose '
-            f"one of {', '.join(choices)}."
+            f"The baseline has shape {tuple(baseline)} and the images {tuple(images)}. Give a number, (C,) channels, "
+            "or an image of the same size."
         )

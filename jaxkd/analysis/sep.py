@@ -1,9 +1,9 @@
 """Cumulative power spectrum along channels, SEP (arXiv 2511.15572; "ECG" in the authors' code).
 
-What it can show is little, because real tokens have mirrored spectra: the curve is at 50 % in the middle by
+It shows little, because the spectra of real-valued tokens are mirrored: the curve is at 50 % in the middle by
 construction (50 % (1 + (E_0 - E_{D/2}) / sum E), even D), and its mean over permutations of the channels is the
-straight line rho0 + (1 - rho0) (d - 1) / (D - 1) whatever the token, rho0 being the share of E_0. Draw a null model
-beside it.
+straight line rho0 + (1 - rho0) (d - 1) / (D - 1) for any token, where rho0 is the share of E_0. Compare it with a null
+model.
 
 Sizes: B, M images, N tokens, C channels, D bins: C of the two-sided ("full") spectrum, C // 2 + 1 of the "folded" one.
 """
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd.analysis.lowrank import blocks, check_tokens
-from jaxkd.errors import ConfigError
+from jaxkd.errors import check_range
 
 THRESHOLDS = (50, 60, 70, 80, 90)
 # A curve that fp32 leaves this many percentage points below a threshold has reached it. Spikes and all tokens with
@@ -201,7 +201,7 @@ class SepTrials(NamedTuple):
 
 @dataclass(frozen=True)
 class SepPermutation:
-    """What channel permutations do to SEP, summarised; A thresholds, D bins, sd of the population.
+    """Summary of SEP under channel permutations; A thresholds, D bins, sd of the population.
 
     Attributes:
       permutations, bootstrap: draws of each.  images: with energy.  zero_tokens: tokens left out.
@@ -364,8 +364,4 @@ def sep_permutation(
 
 def _check_draws(**numbers: int) -> None:
     for name, value in numbers.items():
-        if value < 1:
-            raise ConfigError(
-                f"{name}={value} is out of range. The test compares at least one draw with the original. Give 1 or "
-                "more."
-            )
+        check_range(name, value, 1, whole=True)

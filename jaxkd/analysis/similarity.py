@@ -1,4 +1,4 @@
-"""How alike the features of two networks are: linear CKA of minibatches, and canonical correlations.
+"""Similarity of the features of two networks: minibatch linear CKA and canonical correlations.
 
 Sizes: n images of a chunk, A and B layers of the two networks, C channels.
 """
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd.analysis.lowrank import ranks_from_energies
-from jaxkd.errors import ConfigError, DataError, ShapeError
+from jaxkd.errors import DataError, ShapeError, check_range
 
 Moments = tuple[np.ndarray, np.ndarray, int]  # sum of x x^T, sum of x, count
 
@@ -73,8 +73,8 @@ def hsic1(gram_a: jax.Array | np.ndarray, gram_b: jax.Array | np.ndarray) -> Any
     shape_a, shape_b = np.shape(gram_a), np.shape(gram_b)
     if not all(len(s) in (2, 3) and s[-1] == s[-2] for s in (shape_a, shape_b)) or shape_a[-1] != shape_b[-1]:
         raise ShapeError(
-            f"The Gram matrices have shapes {shape_a} and {shape_b}. HSIC compares inner products between the same "
-            "images. Pass (n, n) or (layers, n, n) for one chunk of n images."
+            f"The Gram matrices have shapes {shape_a} and {shape_b}. Pass (n, n) or (layers, n, n) for one chunk of n "
+            "images."
         )
     host = isinstance(gram_a, np.ndarray) and isinstance(gram_b, np.ndarray)
     xp, kind = (np, np.float64) if host else (jnp, np.float32)
@@ -109,11 +109,11 @@ def minibatch_cka(cross: np.ndarray, self_a: np.ndarray, self_b: np.ndarray) -> 
     cross, self_a, self_b = (np.asarray(v, np.float64) for v in (cross, self_a, self_b))
     if cross.ndim != 3 or self_a.shape != cross.shape[:2] or self_b.shape != (cross.shape[0], cross.shape[2]):
         raise ShapeError(
-            f"The HSICs have shapes {cross.shape}, {self_a.shape} and {self_b.shape}. CKA divides each pair by both "
-            "layers' own. Pass (chunks, A, B), (chunks, A) and (chunks, B)."
+            f"The HSICs have shapes {cross.shape}, {self_a.shape} and {self_b.shape}. Pass (chunks, A, B), (chunks, A) "
+            "and (chunks, B)."
         )
     if not len(cross):
-        raise DataError("There is no chunk of images. A mean over none is undefined. Give at least 4 images.")
+        raise DataError("There is no chunk of images. Give at least 4 images.")
     a, b = self_a.mean(axis=0), self_b.mean(axis=0)
     square = np.where(a > 0, a, np.nan)[:, None] * np.where(b > 0, b, np.nan)
     return cross.mean(axis=0) / np.sqrt(square)
@@ -146,8 +146,8 @@ def cross_moment(
     """
     if np.shape(a)[:-1] != np.shape(b)[:-1]:
         raise ShapeError(
-            f"The features have shapes {np.shape(a)} and {np.shape(b)}. Correlations are taken between the same "
-            "images and positions. Pool both to one grid, or to one vector per image."
+            f"The features have shapes {np.shape(a)} and {np.shape(b)}, which are not the same images and positions. "
+            "Pool both to one grid, or to one vector per image."
         )
     x, y = (jnp.asarray(v).astype(jnp.float32).reshape(-1, v.shape[-1]) for v in (a, b))
     if shift_a is not None:
@@ -160,7 +160,7 @@ def cross_moment(
 def _centred(moment: np.ndarray, total_a: np.ndarray, total_b: np.ndarray, count: int) -> np.ndarray:
     """(C_a, C_b) covariance in float64."""
     if count < 1:
-        raise DataError(f"The count of tokens is {count}. A mean needs at least one. Accumulate some images first.")
+        raise DataError(f"The count of tokens is {count}. Accumulate at least one image first.")
     moment, total_a, total_b = (np.asarray(v, np.float64) for v in (moment, total_a, total_b))
     return moment / count - np.outer(total_a / count, total_b / count)
 
@@ -201,22 +201,19 @@ def principal_angles(moment_a: Moments, moment_b: Moments, cross: np.ndarray, en
     Raises:
       ShapeError: shapes that do not fit. ConfigError: energy outside (0, 1]. DataError: no tokens, or other counts.
     """
-    if not 0 < energy <= 1:
-        raise ConfigError(
-            f"energy={energy} is out of range. It is the share of the variance that is kept. Give a number in (0, 1]."
-        )
+    check_range("energy", energy, above=0, most=1)
     (square_a, total_a, count), (square_b, total_b, count_b) = moment_a, moment_b
     shapes = np.shape(square_a), np.shape(square_b), np.shape(cross)
     c_a, c_b = np.shape(total_a)[-1], np.shape(total_b)[-1]
     if shapes != ((c_a, c_a), (c_b, c_b), (c_a, c_b)):
         raise ShapeError(
-            f"The moments have shapes {shapes[0]}, {shapes[1]} and {shapes[2]} for {c_a} and {c_b} channels. The last "
-            "one relates the channels of the first two. Pass (C_a, C_a), (C_b, C_b) and (C_a, C_b)."
+            f"The moments have shapes {shapes[0]}, {shapes[1]} and {shapes[2]} for {c_a} and {c_b} channels. Pass "
+            "(C_a, C_a), (C_b, C_b) and (C_a, C_b)."
         )
     if count != count_b:
         raise DataError(
-            f"The moments are over {count} and {count_b} tokens. Correlations are taken between the same images and "
-            "positions. Pool both networks' features to one grid."
+            f"The moments are over {count} and {count_b} tokens, which are not the same images and positions. Pool "
+            "both networks' features to one grid."
         )
     pairs = (square_a, total_a, total_a), (square_b, total_b, total_b), (cross, total_a, total_b)
     moments = [_centred(*pair, count) for pair in pairs]

@@ -1,12 +1,12 @@
 """Spectra of features: along channels (SpectralKD, Distillation Dynamics) and over space, with its radial profile.
 
-Two things are called spectrum in the papers. The analysis transforms the *channels* of each position, the SpectralKD
-loss transforms *space*. Channels have no natural order, so a frequency along them means nothing by itself (permuting
-them changes the spectrum and says nothing new about the features); the mean over frequencies, the intensity, is what
-the papers compare across layers. The spatial spectrum does have units: cycles per pixel of the feature grid.
+The papers use the word spectrum for two things. The analysis transforms the *channels* of each position, the SpectralKD
+loss transforms *space*. Channels have no natural order, so a frequency along them has no meaning of its own (permuting
+the channels changes the spectrum but not the information); the papers compare the mean over frequencies, the intensity,
+across layers. The spatial spectrum has units: cycles per pixel of the feature grid.
 
-All of it is fp32 at least and works image by image. XLA gathers a sharded batch before an FFT, so a caller with several
-devices puts these functions inside `shard_map`.
+All functions compute in at least fp32 and image by image. XLA gathers a sharded batch before an FFT, so with several
+devices call these functions inside `shard_map`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ def _channel_amplitudes(features: jax.Array) -> jax.Array:
     """(..., C) -> (..., C // 2 + 1) |FFT along channels| / C; the other frequencies mirror these, the input is real."""
     if features.ndim < 2 or 0 in features.shape:
         raise ShapeError(
-            f"The features have shape {features.shape}. A channel spectrum is a mean over positions, so there must be "
-            "channels, the last axis, and at least one position. Pass (batch, tokens, channels) or (batch, height, "
-            "width, channels)."
+            f"The features have shape {features.shape}. Pass (batch, tokens, channels) or (batch, height, width, "
+            "channels) with at least one position."
         )
     x = jnp.asarray(features, jnp.promote_types(features.dtype, jnp.float32))
     # Half the transform and half the moduli; twice as fast as the full one, to the same numbers.
@@ -95,8 +94,8 @@ def spatial_spectrum(maps: jax.Array) -> jax.Array:
     """
     if maps.ndim != 4 or 0 in maps.shape:
         raise ShapeError(
-            f"The feature map has shape {maps.shape}. A spatial spectrum needs the two axes of space. Pass "
-            "(batch, height, width, channels); tokens of a known grid are reshaped to it."
+            f"The feature map has shape {maps.shape}. Pass (batch, height, width, channels); reshape tokens to their "
+            "grid."
         )
     _, h, w, _ = maps.shape
     x = jnp.asarray(maps, jnp.promote_types(maps.dtype, jnp.float32))
@@ -147,7 +146,7 @@ def radial_frequencies(h: int, w: int) -> np.ndarray:
       ShapeError: an empty grid.
     """
     if h < 1 or w < 1:
-        raise ShapeError(f"The grid is {h} x {w}. An empty one has no frequencies. Pass the height and width of a map.")
+        raise ShapeError(f"The grid is {h} x {w}. Pass the height and width of a map, at least 1 x 1.")
     side = _side(h, w)
     return np.arange(side // 2 + 1) / side
 
@@ -171,10 +170,7 @@ def radial_profile(spectrum: jax.Array) -> jax.Array:
       ShapeError: fewer than two axes, or an empty grid.
     """
     if spectrum.ndim < 2:
-        raise ShapeError(
-            f"The spectrum has shape {spectrum.shape}. Rings are formed over its two last axes, height and width. Pass "
-            "(..., height, width)."
-        )
+        raise ShapeError(f"The spectrum has shape {spectrum.shape}. Pass (..., height, width).")
     h, w = spectrum.shape[-2:]
     count = len(radial_frequencies(h, w))
     u, v = np.arange(h)[:, None] - h // 2, np.arange(w)[None] - w // 2

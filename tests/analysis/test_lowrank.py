@@ -209,7 +209,7 @@ def test_memory_map(tmp_path):
         (lambda: lowrank.image_energies(np.zeros((1, 2, 3)), method="grm"), UnknownNameError, 'Did you mean "gram"'),
         (lambda: lowrank.captured_energy(np.zeros((1, 2, 3)), np.eye(4)), ShapeError, "(4, 4)"),
         (lambda: lowrank.pca_from_moments(np.eye(3), np.zeros(2), 1), ShapeError, "(3, 3)"),
-        (lambda: lowrank.pca_from_moments(np.eye(3), np.zeros(3), 0), DataError, "at least one"),
+        (lambda: lowrank.pca_from_moments(np.eye(3), np.zeros(3), 0), DataError, "at least one image"),
     ],
 )
 def test_errors(call, error, says):

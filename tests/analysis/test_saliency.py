@@ -314,12 +314,12 @@ def test_bfloat16_images_are_computed_in_float32():
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
-        (lambda s, x: saliency.smooth_grad(s, x, CLASSES, KEY, samples=0), ConfigError, "samples=0 is not a count"),
-        (lambda s, x: saliency.smooth_grad(s, x, CLASSES, KEY, noise=-1), ConfigError, "noise=-1 is not a standard"),
-        (lambda s, x: saliency.smooth_grad(s, x, CLASSES, KEY, batch=0), ConfigError, "batch=0 is not a count"),
+        (lambda s, x: saliency.smooth_grad(s, x, CLASSES, KEY, samples=0), ConfigError, "samples=0 is out of range"),
+        (lambda s, x: saliency.smooth_grad(s, x, CLASSES, KEY, noise=-1), ConfigError, "noise=-1 is out of range"),
+        (lambda s, x: saliency.smooth_grad(s, x, CLASSES, KEY, batch=0), ConfigError, "batch=0 is out of range"),
         (lambda s, x: saliency.smooth_grad(s, x, CLASSES, jax.random.split(KEY, 3)), ShapeError, "3 keys came with 2"),
         (lambda s, x: saliency.vanilla_gradient(s, x, CLASSES, reduction="maxx"), ConfigError, 'mean "max"'),
-        (lambda s, x: saliency.integrated_gradients(s, x, CLASSES, steps=0), ConfigError, "steps=0 is not a count"),
+        (lambda s, x: saliency.integrated_gradients(s, x, CLASSES, steps=0), ConfigError, "steps=0 is out of range"),
         (lambda s, x: saliency.integrated_gradients(s, x, CLASSES, rule="midpont"), ConfigError, '"midpoint"'),
         (lambda s, x: saliency.integrated_gradients(s, x, CLASSES, baseline=np.zeros(2)), ShapeError, r"shape \(2,\)"),
         (

@@ -115,13 +115,13 @@ def test_every_ring_has_members(h, w):
 
 
 def test_wrong_shapes_are_refused_in_words():
-    with pytest.raises(ShapeError, match=r"shape \(8,\).*channels, the last axis.*Pass \(batch, tokens"):
+    with pytest.raises(ShapeError, match=r"shape \(8,\).*Pass \(batch, tokens"):
         channel_spectrum(np.ones(8, np.float32))
     with pytest.raises(ShapeError, match=r"shape \(0, 4, 8\)"):
         image_channel_spectrum(np.ones((0, 4, 8), np.float32))
-    with pytest.raises(ShapeError, match=r"shape \(2, 4, 8\).*two axes of space"):
+    with pytest.raises(ShapeError, match=r"shape \(2, 4, 8\).*Pass \(batch, height"):
         spatial_spectrum(np.ones((2, 4, 8), np.float32))
-    with pytest.raises(ShapeError, match=r"shape \(8,\).*two last axes"):
+    with pytest.raises(ShapeError, match=r"shape \(8,\).*height, width"):
         radial_profile(np.ones(8, np.float32))
     with pytest.raises(ShapeError, match="0 x 4"):
         radial_frequencies(0, 4)
