@@ -1,4 +1,4 @@
-"""What a classification or distillation run consists of: labelled images, networks, objective, scores."""
+"""Classification and distillation runs: labelled images, networks, objective, evaluation."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def build_task(config: ConfigDict, *, num_classes: int, load: bool = True) -> ta
 
 
 def build_dynamics(config: ConfigDict, task: tasks.ClassificationTask, mesh: Mesh) -> pipeline.Dynamics | None:
-    """What is computed of the layers every `dynamics.every_steps` steps; None if that is 0."""
+    """The statistics computed every `dynamics.every_steps` steps; None if that is 0."""
     options = config.dynamics.to_dict()
     if not options.pop("every_steps"):
         return None

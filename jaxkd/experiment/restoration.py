@@ -1,4 +1,4 @@
-"""What a super-resolution run consists of: pairs, patches, networks, and scores on whole images."""
+"""Super-resolution runs: pairs, patches, networks, and evaluation on whole images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Progress = Callable[[int], None]
 
 
 def scale_of(config: ConfigDict) -> int:
-    """How many times the student enlarges.
+    """The super-resolution scale of the student.
 
     Raises:
       UnknownNameError: no such network. ConfigError: a network that classifies.

@@ -21,7 +21,7 @@ def batch_spec(leading: int = 0) -> PartitionSpec:
 
 
 def batch_devices(mesh: Mesh) -> int:
-    """Into how many parts a batch is split."""
+    """Number of parts that a batch is split into."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 

@@ -1,4 +1,4 @@
-"""Which array lives where: one table of rules for parameters, and helpers that put host arrays on the mesh."""
+"""Sharding rules: one table for parameters, and functions that put host arrays on the mesh."""
 
 from __future__ import annotations
 

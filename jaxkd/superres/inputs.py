@@ -1,4 +1,4 @@
-"""Which picture files a path, a folder or a pattern names, and where their results go."""
+"""Image files of a path, folder or pattern, and the paths of their results."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def find_pictures(source: str) -> tuple[list[Path], Path]:
 
 
 def place(files: list[Path], root: Path, out: str, *, source: str, ending: str = "") -> tuple[dict[Path, Path], Path]:
-    """Where the result of each file goes, and the folder of the whole.
+    """Paths of the results, and the folder of all of them.
 
     Args:
       files, root: what `find_pictures` gave.

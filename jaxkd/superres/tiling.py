@@ -55,7 +55,7 @@ class Tile(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """How a picture is cut: windows of `side` (h, w), and what is kept of each; the kept parts cover it once."""
+    """Windows of an image: size `side` (h, w), and the part of each that is kept; the kept parts cover it once."""
 
     side: tuple[int, int]
     tiles: tuple[Tile, ...]
@@ -165,7 +165,7 @@ class Enlarger:
         self._params = jax.device_put(variables)
 
     def layout(self, height: int, width: int) -> Layout:
-        """How a picture of H x W is cut."""
+        """Windows of an image of H x W pixels."""
         lengths = (height, width)
         side = tuple(window_side(n, self.tile, self.overlap) for n in lengths)
         best = min((self._cost(lengths, c), c) for c in {side, *self._compiled} if self._fits(lengths, c))

@@ -24,7 +24,7 @@ PyTree = Any
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """When things happen, in optimiser steps.
+    """Schedule of the loop, in optimiser steps.
 
     Attributes:
       total_steps: length of the run.

@@ -50,7 +50,7 @@ def trainable_norm(grads: PyTree, frozen: PyTree | None) -> jax.Array:
 
 
 def count_images(batch: Batch) -> jax.Array:
-    """How many examples of a batch count: those whose `mask` is True, or all where there is none."""
+    """Number of examples whose `mask` is True, or of all examples without a mask."""
     if "mask" in batch:
         return jnp.sum(batch["mask"], dtype=jnp.int32)
     return jnp.asarray(jax.tree.leaves(batch)[0].shape[0], jnp.int32)

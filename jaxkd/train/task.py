@@ -1,4 +1,4 @@
-"""What the loop needs to know of a task, and nothing more: the loop never sees a model."""
+"""The protocol of a task, which is all that the loop knows: the loop never sees a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which parameters stay as they are: patterns over our parameter paths."""
+"""Freezing of parameters by patterns over their paths."""
 
 from __future__ import annotations
 

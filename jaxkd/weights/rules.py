@@ -1,4 +1,4 @@
-"""How our parameter paths and the keys of timm and BasicSR name the same arrays, and how their layouts differ.
+"""Rules between parameter paths of jaxkd and keys of timm and BasicSR, with the differences in layout.
 
 Each rule is written once, as a pair of patterns with the same placeholders in braces, and read in both directions, so
 that the two directions cannot disagree. Layouts: "same"; "linear", PyTorch's (out, in) against our (in, out); "conv",

@@ -54,7 +54,7 @@ class Features(Protocol):
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """What is computed, and how.
+    """Settings of a pass over a data set.
 
     Attributes:
       batch_size: images that go through the network at once; a multiple of the devices.

@@ -1,4 +1,4 @@
-"""Images that cannot be read: named once, counted, and too many of them are an error."""
+"""Unreadable images: each is logged once and counted, and too many of them are an error."""
 
 from __future__ import annotations
 

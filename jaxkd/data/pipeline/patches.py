@@ -23,7 +23,7 @@ SMALL = ("error", "skip")
 
 @dataclass(frozen=True)
 class PatchConfig:
-    """Which patches are cut, and how often.
+    """Settings for cutting patches.
 
     Attributes:
       hr_patch: pixels of a side of the HR patch; must divide by the scale (256; 255 for x3).

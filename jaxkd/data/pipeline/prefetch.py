@@ -1,4 +1,4 @@
-"""Batches made ahead of time in a thread, and how long the device had to wait for them."""
+"""Prefetching of batches in a thread, with a measurement of the time spent waiting for them."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ class Resumable(Protocol):
     def __next__(self) -> dict[str, np.ndarray]: ...
 
     def get_state(self) -> dict[str, Any]:
-        """Position after the last batch handed out."""
+        """Position after the last batch returned."""
         ...
 
     def close(self) -> None:
-        """Ends what it started."""
+        """Stops threads and processes."""
         ...
 
 
 class Prefetcher:
-    """Hands out the batches of `pipeline`, made up to `depth` batches ahead.
+    """Iterates over `pipeline` with up to `depth` batches computed ahead.
 
-    Its `get_state` is the position after what was *consumed*, whatever lies ready: that is what a checkpoint needs.
+    Its `get_state` is the position after the last *consumed* batch, not the last prefetched one, as a checkpoint needs.
 
     Attributes:
       wait_seconds: how long `__next__` has waited so far.
@@ -71,7 +71,7 @@ class Prefetcher:
         """The next batch.
 
         Raises:
-          StopIteration: there are no more. Exception: whatever the pipeline raised, in its turn.
+          StopIteration: at the end. Exception: an exception of the pipeline, in its place.
         """
         start = time.perf_counter()
         batch, state, error = self._queue.get()
@@ -87,6 +87,6 @@ class Prefetcher:
         return self._state
 
     def close(self) -> None:
-        """Ends the thread and the pipeline."""
+        """Stops the thread and the pipeline."""
         self._stop.set()
         self._thread.join()

@@ -1,4 +1,4 @@
-"""Batches for ever, from any position, made here or by worker processes; whatever it is that they hold."""
+"""An infinite, resumable iterator over batches, computed in this process or by worker processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Batch = dict[str, np.ndarray]
 
 
 class BatchesByPosition(Protocol):
-    """Random access to this host's batches, counted from 0 over all epochs; what worker processes get a copy of."""
+    """Random access to the batches of this host, counted from 0 over all epochs; copied to the worker processes."""
 
     def __getitem__(self, position: int) -> Batch:
         """The batch, and in it "broken": a JSON text of record number -> what is wrong with it."""
@@ -28,7 +28,7 @@ class BatchesByPosition(Protocol):
 
 
 class _From:
-    """Batches from a position on, as grain wants it: a long sequence."""
+    """Batches from a position on, as the long sequence that grain expects."""
 
     def __init__(self, batches: BatchesByPosition, start: int):
         self._batches, self._start = batches, start
@@ -41,7 +41,7 @@ class _From:
 
 
 def _start_worker() -> None:
-    """In a worker: leave Ctrl-C to the parent, and end with it even if it is killed."""
+    """Worker setup: ignores Ctrl-C, and exits with the parent process even if that is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -1,4 +1,4 @@
-"""Which record comes when: a function of the seed and the position alone, so that any position can be gone to."""
+"""Order of the records as a function of the seed and the position, so that a run can resume at any position."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ROUND = 256  # DeiT cuts an epoch of repeated augmentation to a multiple of thi
 
 
 def record_rng(seed: int, epoch: int, record: int, repeat: int) -> np.random.Generator:
-    """The random numbers of one copy of a record in one epoch, whoever asks for them and when."""
+    """Random generator of one copy of a record in one epoch; a function of its arguments only."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, _RECORD, epoch, record, repeat))))
 
 

@@ -21,7 +21,7 @@ from jaxkd.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """What happens to a training image on the host, in timm's order: crop, mirror, policy, colours.
+    """Augmentation of a training image on the host, in timm's order: crop, mirror, policy, colours.
 
     Attributes:
       kind: "random_resized_crop"; "pad_crop" (resize to the size, pad with black, crop at random); "none" (resize and
@@ -132,7 +132,7 @@ class TrainTransform:
         return random_resized_box(image_size, self._config.scale, self._config.ratio, rng)
 
     def _augmented(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
-        """What comes after the crop."""
+        """The steps after the crop."""
         config = self._config
         if config.hflip and rng.random() < config.hflip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

@@ -46,7 +46,7 @@ Report = Callable[[int, int], None]  # images and bytes that got done since the 
 
 @dataclass(frozen=True)
 class ShardOptions:
-    """How a folder is converted.
+    """Settings of a conversion.
 
     Attributes:
       format: a key of `FORMATS`.
@@ -124,7 +124,7 @@ def shrink(data: bytes, name: str, short_side: int, quality: int) -> bytes | Non
 
 
 def _identity(source: FolderSource, sizes: np.ndarray, options: ShardOptions) -> dict[str, Any]:
-    """What two conversions have in common exactly when they write the same bytes."""
+    """Settings that are equal if and only if two conversions write the same bytes."""
     digest = hashlib.sha256(json.dumps(source.class_names).encode())
     for part in (source.relative_names.blob, sizes.astype("<i8").tobytes(), source.labels.astype("<i4").tobytes()):
         digest.update(part)

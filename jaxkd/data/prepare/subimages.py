@@ -39,7 +39,7 @@ Report = Callable[[int, int, int], None]  # images done, images in all, sub-imag
 
 @dataclass(frozen=True)
 class CutOptions:
-    """How images are cut.
+    """Settings for cutting sub-images.
 
     Attributes:
       size: pixels of a side of a sub-image.
@@ -61,7 +61,7 @@ class CutOptions:
 
 @dataclass
 class CutResult:
-    """What was done.
+    """Result of a run.
 
     Attributes:
       images: that could be read.
@@ -155,7 +155,7 @@ def _names(source: Path) -> list[str]:
 
 
 def _identity(source: Path, names: list[str], options: CutOptions) -> dict[str, Any]:
-    """What two calls have in common exactly when they write the same files."""
+    """Settings that are equal if and only if two calls write the same files."""
     digest = hashlib.sha256()
     for name in names:
         digest.update(f"{name}\0{os.stat(source / name).st_size}\0".encode(errors="surrogateescape"))

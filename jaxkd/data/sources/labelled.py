@@ -1,4 +1,4 @@
-"""Where labelled images come from: a folder, shards, TFDS, or the digits that scikit-learn ships."""
+"""Sources of labelled images: a folder, shards, TFDS, or the digits inside scikit-learn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names: what the labels of a data set are called, and where each of millions of records came from."""
+"""Names of classes and of records."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class PackedNames:
 
     @property
     def blob(self) -> bytes:
-        """What the constructor takes."""
+        """The bytes that the constructor takes."""
         return self._bytes.tobytes()
 
     def __len__(self) -> int:

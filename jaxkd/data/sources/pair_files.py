@@ -1,4 +1,4 @@
-"""Which files make a set for super-resolution: where the large images lie, and which small one belongs to which."""
+"""File lists of a super-resolution data set: large images and the small image of each."""
 
 from __future__ import annotations
 

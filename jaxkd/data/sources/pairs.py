@@ -227,7 +227,7 @@ def _times(box: Box, scale: int) -> Box:
 
 
 def _cut(image: np.ndarray, box: Box, of: Box, scale: int) -> np.ndarray:
-    """What `image`, which shows `of`, has in `box`; both in LR pixels, the image `scale` times as large."""
+    """The part `box` of `image`, which covers `of`; both boxes in LR pixels, the image is `scale` times as large."""
     left, upper, right, lower = _times((box[0] - of[0], box[1] - of[1], box[2] - of[0], box[3] - of[1]), scale)
     return image[upper:lower, left:right]
 

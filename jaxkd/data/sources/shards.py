@@ -1,4 +1,4 @@
-"""Shards: a split of a data set in a few large files with an index, for disks that hate millions of small ones.
+"""Shards: a split of a data set in a few large files with an index, for disks that are slow with many small files.
 
     DIR/train/manifest.json        what is here: format, classes, counts, SHA-256 of every other file; written last
     DIR/train/records.npy          where each record lies (`RECORD`), in the order of the folder it was made from
@@ -46,7 +46,7 @@ _OPEN_FILES = 64  # ImageNet has hundreds of shards, a process often may open no
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder of shards says about itself.
+    """Contents of a folder of shards: format, classes, counts, checksums.
 
     Attributes:
       split: "train" or "val".
@@ -161,7 +161,7 @@ class TarWriter:
 
 
 class ArrayRecordWriter:
-    """One record a chunk and no compression: images are compressed already, and are read one by one."""
+    """One record per chunk and no compression, because images are compressed and read one by one."""
 
     def __init__(self, path: Path):
         self._path = str(path)
@@ -348,7 +348,7 @@ def file_sha256(path: str | Path) -> str:
 
 
 def damaged_shard(path: str | Path, state: str) -> DataError:
-    """The error for a shard that is not what it was; `state` continues "The shard ... "."""
+    """The error for a damaged shard; `state` continues "The shard ... "."""
     return DataError(
         f'The shard "{path}" {state}. It has changed since the conversion, or the disk is failing. Fetch it again, or '
         "delete it and repeat the python -m jaxkd.shards command that made it: that writes what is missing."
@@ -356,7 +356,7 @@ def damaged_shard(path: str | Path, state: str) -> DataError:
 
 
 def damaged_index(path: str | Path) -> DataError:
-    """The error for an index file that is not what it was."""
+    """The error for a damaged index file."""
     return DataError(
         f'The index "{path}" is missing or has changed since the conversion. Without it, images and labels cannot be '
         "found in the shards. Fetch it again, or convert the data again into a new folder."

@@ -25,7 +25,7 @@ Encoded = bytes  # `bytes` is a method below
 
 @dataclass(frozen=True)
 class TfdsSpec:
-    """What "tfds:NAME?option=value&..." says.
+    """Parsed form of "tfds:NAME?option=value&...".
 
     Attributes:
       name: of the data set, perhaps with config and version: "cifar10", "cifar10_corrupted/brightness_1:1.0.0".

@@ -18,7 +18,7 @@ _PER_BOX = 2 * _ATTEMPTS + 2  # uniform numbers
 
 @dataclass(frozen=True)
 class EraseConfig:
-    """Which share of the images loses which boxes; the defaults are timm's (data/random_erasing.py).
+    """Settings of random erasing; the defaults are timm's (data/random_erasing.py).
 
     The published DeiT recipe is `EraseConfig(probability=0.25, mode="pixel")`. timm's `num_splits`, which spares the
     first part of a batch, belongs to AugMix and is not here.

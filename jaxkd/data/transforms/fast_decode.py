@@ -56,7 +56,7 @@ class _Scale(ctypes.Structure):
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """How a JPEG becomes a crop. The defaults give Pillow's pixels.
+    """Settings for decoding JPEG files. The defaults give Pillow's pixels.
 
     Attributes:
       region: decode only the crop; the same pixels. "auto": where TurboJPEG 3 is installed; "on": fail where it is not;
@@ -89,7 +89,7 @@ class DecodeOptions:
 
 
 def region_decoding() -> str:
-    """What `DecodeOptions(region="auto")` does here, for logs: the library's path, or why there is none."""
+    """Path of the library that `DecodeOptions(region="auto")` uses, or the reason why it finds none; for logs."""
     library, problem = _library()
     return problem or str(library._name)
 
@@ -104,7 +104,7 @@ def decode_crop_resize(
     options: DecodeOptions = DecodeOptions(),
     exif: bool = False,
 ) -> Image.Image:
-    """The image of an encoded file, cropped, then resized; by default the pixels of Pillow doing the three in turn.
+    """The image of an encoded file, cropped, then resized; by default the pixels of Pillow's decode, crop and resize.
 
     Args:
       data: content of the file.
@@ -130,7 +130,7 @@ def decode_crop_resize(
         return box
 
     image = None
-    # A truncated file lacks its end; Pillow refuses it whatever the crop is, so the shortcuts must not take it.
+    # Pillow refuses a truncated file for any crop, so the shortcuts must not accept it.
     if data.startswith(b"\xff\xd8\xff") and data.endswith(b"\xff\xd9") and not (exif and b"Exif" in data):
         if options.region != "off" and _library()[0] is not None:
             image = _by_turbojpeg(data, size, choose_once, resample, options.dct_scaling)
@@ -179,7 +179,7 @@ def _by_draft(data: bytes, size: Size, choose: Callable[[Size], Box], resample: 
                 return None
             part = _shrunk(box, factor)
             return image.convert("RGB").crop(part.box).resize((size[1], size[0]), resample, part.inside)
-    except Exception:  # whatever is wrong with it, decode_rgb will say it in its own words
+    except Exception:  # decode_rgb raises the error for a broken file
         return None
 
 

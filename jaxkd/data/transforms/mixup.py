@@ -15,7 +15,7 @@ MIX_MODES = ("batch", "pair", "elem")
 
 @dataclass(frozen=True)
 class MixConfig:
-    """How images are mixed; the defaults are timm's (data/mixup.py).
+    """Settings of mixup and cutmix; the defaults are timm's (data/mixup.py).
 
     DeiT's own recipe is `MixConfig(mixup_alpha=0.8, cutmix_alpha=1.0)`. The recipes of SpectralKD and its relatives
     carry these numbers as flags, but their code never mixes.
@@ -90,7 +90,7 @@ class MixConfig:
 
 
 class Mixing(NamedTuple):
-    """What was drawn for n images: n = 1 stands for the whole batch.
+    """Random draws for n images; n = 1 holds for the whole batch.
 
     Attributes:
       lam: (n,) fp32, weight of the image's own label, and of its pixels where it is mixup.

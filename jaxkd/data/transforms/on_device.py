@@ -1,4 +1,4 @@
-"""What happens to images inside the compiled step: normalised, then erased, then mixed."""
+"""Augmentation inside the compiled step: normalise, erase, mix."""
 
 from __future__ import annotations
 

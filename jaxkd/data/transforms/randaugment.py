@@ -3,8 +3,8 @@
     augment = auto_augment("rand-m9-mstd0.5-inc1", fill=fill_from_mean(mean), interpolation="bicubic", image_size=224)
     image = augment(image, rng)
 
-Every policy first decides (`draw`) and then changes the picture, so that the decisions can be looked at without paying
-for the pictures, or be forced.
+Every policy first draws its random choices (`draw`) and then applies them (`apply`), so that the choices can be tested
+without images.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ RESAMPLING: dict[str, tuple[Image.Resampling, ...]] = {
 
 
 class Step(NamedTuple):
-    """One operation that was decided on.
+    """One operation that was drawn.
 
     Attributes:
       name: a key of `OPS`.
@@ -58,7 +58,7 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class OpStyle:
-    """What all operations of a policy share.
+    """Settings of all operations of a policy.
 
     Attributes:
       fill: RGB of the pixels that come from outside the picture.
@@ -75,7 +75,7 @@ class OpStyle:
     magnitude_max: float = FULL_MAGNITUDE
 
     def draw(self, entry: tuple[str, float, float], rng: np.random.Generator) -> Step | None:
-        """What becomes of (operation, probability, magnitude) for one picture; None: it is left out."""
+        """Draws whether and how strongly (operation, probability, magnitude) is applied to one image; None: not applied."""
         name, probability, magnitude = entry
         if probability < 1 and rng.random() >= probability:
             return None
