@@ -75,7 +75,7 @@ class OpStyle:
     magnitude_max: float = FULL_MAGNITUDE
 
     def draw(self, entry: tuple[str, float, float], rng: np.random.Generator) -> Step | None:
-        """Draws whether and how strongly (operation, probability, magnitude) is applied to one image; None: not applied."""
+        """Draws whether and how strongly (operation, probability, magnitude) is applied; None: not applied."""
         name, probability, magnitude = entry
         if probability < 1 and rng.random() >= probability:
             return None
