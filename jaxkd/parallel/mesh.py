@@ -40,16 +40,15 @@ def make_mesh(data: int = -1, model: int = 1, devices: list | None = None) -> Me
     count = len(devices)
     if model < 1 or (data != -1 and data < 1):
         raise TopologyError(
-            f"mesh.data={data}, mesh.model={model} is not a mesh. Both count devices (data may be -1 for 'the rest'). "
-            "Use --config.mesh.data=-1 --config.mesh.model=1 to split the batch over all devices."
+            f"mesh.data={data}, mesh.model={model} is not a mesh. Give numbers of devices (data may be -1 for 'the "
+            "rest'), e.g. --config.mesh.data=-1 --config.mesh.model=1 to split the batch over all devices."
         )
     if data == -1:
         data = count // model
     if data * model != count:
         raise TopologyError(
             f"mesh.data={data} x mesh.model={model} needs {data * model} devices, but JAX sees {count} "
-            f"({devices[0].platform}). Every device must have a place in the mesh, or some would idle unseen. "
-            f"Use --config.mesh.data=-1 with a mesh.model that divides {count}."
+            f"({devices[0].platform}). Use --config.mesh.data=-1 with a mesh.model that divides {count}."
         )
     grid = np.asarray(devices).reshape(data, model)
     if any(len({d.process_index for d in row}) > 1 for row in grid):
@@ -68,11 +67,10 @@ def check_batch(name: str, batch_size: int, mesh: Mesh, *, accumulate: int = 1) 
         near = f"{lower} or {upper}" if lower else f"{upper}"
         pieces = f"{batch_devices(mesh)} devices" + (f" x {accumulate} micro-batches" if accumulate > 1 else "")
         raise TopologyError(
-            f"{name}={batch_size} does not divide over {pieces}. Each device must get the same number of images, or "
-            f"the step could not be one compiled program. Use a multiple of {parts}, for example {near}."
+            f"{name}={batch_size} does not divide over {pieces}. Use a multiple of {parts}, for example {near}."
         )
     if batch_size % jax.process_count():
         raise TopologyError(
-            f"{name}={batch_size} does not divide over {jax.process_count()} hosts. Each host loads an equal share. "
+            f"{name}={batch_size} does not divide over {jax.process_count()} hosts. "
             f"Use a multiple of {jax.process_count()}."
         )

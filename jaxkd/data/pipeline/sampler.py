@@ -49,17 +49,13 @@ class EpochSampler:
         self, records: int, batch_size: int, seed: int, host_index: int = 0, host_count: int = 1, repeats: int = 1
     ):
         if repeats < 1 or repeats != int(repeats):
-            raise ConfigError(
-                f"data.repeats={repeats} is not a number of copies. Repeated augmentation shows each chosen image that "
-                "many times in a row, augmented differently. Give 1 for none, or 3 as DeiT does."
-            )
+            raise ConfigError(f"data.repeats={repeats} is not a number of copies. Give 1 for none, or 3 as DeiT does.")
         samples = records // _ROUND * _ROUND if repeats > 1 and records >= _ROUND else records
         if samples < batch_size:
             cut = f", of which data.repeats={repeats} leaves {samples} samples an epoch (a multiple of {_ROUND})"
             raise DataError(
                 f"The training split has {records} images{cut if samples < records else ''}, which is less than "
-                f"train.batch_size={batch_size}. An epoch is cut into whole batches, and there would be none. Set "
-                f"--config.train.batch_size to {samples} or less."
+                f"train.batch_size={batch_size}. Set --config.train.batch_size to {samples} or less."
             )
         self._records, self._batch, self._seed, self._repeats = records, batch_size, seed, int(repeats)
         self._share = batch_size // host_count

@@ -46,8 +46,8 @@ def photo_files(split: str) -> list[str]:
     found = importlib.util.find_spec("skimage")
     if found is None or not found.submodule_search_locations:
         raise DataError(
-            'data.source="embedded:photos" needs scikit-image, which is not installed. The photographs lie inside that '
-            "package. Install it with pip install 'jaxkd[photos]', or name a folder of images."
+            'data.source="embedded:photos" needs scikit-image, which is not installed. '
+            "Install it with pip install 'jaxkd[photos]', or name a folder of images."
         )
     folder = Path(found.submodule_search_locations[0], "data")
     missing = [name for name in PHOTOS[split] if not (folder / name).is_file()]

@@ -92,36 +92,30 @@ class Manifest:
         except FileNotFoundError:
             if (folder / CONVERSION).exists():
                 raise DataError(
-                    f'The conversion into "{folder}" is not finished. Its manifest is written when all shards are '
-                    "there. Run the same python -m jaxkd.shards command again; it continues."
+                    f'The conversion into "{folder}" is not finished. '
+                    "Run the same python -m jaxkd.shards command again; it continues."
                 ) from None
             raise DataError(
-                f'"{folder}" holds no shards: there is no {MANIFEST}. Without it nobody knows what the files are. Make '
+                f'"{folder}" holds no shards: there is no {MANIFEST}. Make '
                 f"shards with python -m jaxkd.shards --in=FOLDER --out={folder.parent}."
             ) from None
         except (OSError, ValueError) as error:
-            raise DataError(
-                f'"{path}" cannot be read ({error}). It says where the images lie in the shards. Convert the data '
-                "again into a new folder."
-            ) from None
+            raise DataError(f'"{path}" cannot be read ({error}). Convert the data again into a new folder.') from None
         if not isinstance(content, dict) or content.get("kind") != KIND:
             raise DataError(
-                f'"{path}" is not a manifest of jaxkd. Only folders that python -m jaxkd.shards made can be read as '
-                "shards. Give such a folder, or one with <split>/<label>/<image>."
+                f'"{path}" is not a manifest of jaxkd. Give a folder that python -m jaxkd.shards wrote, '
+                "or one with <split>/<label>/<image>."
             )
         if content.get("version") != VERSION:
             raise DataError(
                 f'The shards in "{folder}" have version {content.get("version")}, but this jaxkd reads version '
-                f"{VERSION}. The layout differs between versions. Use the jaxkd that wrote them, or convert the data "
+                f"{VERSION}. Use the jaxkd that wrote them, or convert the data "
                 "again into a new folder."
             )
         try:
             return cls(**content)
         except TypeError as error:
-            raise DataError(
-                f'"{path}" is damaged ({error}). It says where the images lie in the shards. Convert the data again '
-                "into a new folder."
-            ) from None
+            raise DataError(f'"{path}" is damaged ({error}). Convert the data again into a new folder.') from None
 
 
 class ShardWriter(Protocol):
@@ -225,8 +219,8 @@ def _array_record() -> Any:
         from array_record.python import array_record_module
     except ImportError:
         raise DataError(
-            "Shards of format arrayrecord need the package array_record, which is not installed. It reads and writes "
-            "these files. Install it with pip install 'jaxkd[shards]', or use --format=tar."
+            "Shards of format arrayrecord need the package array_record, which is not installed. "
+            "Install it with pip install 'jaxkd[shards]', or use --format=tar."
         ) from None
     return array_record_module
 
