@@ -147,11 +147,7 @@ def _evaluate_classifier(
     mesh = parallel.make_mesh()
     parallel.check_batch("--batch-size", batch_size, mesh)
     task = tasks.ClassificationTask(network, distill.preset("none"))
-    preprocess = data.EvalPreprocess(
-        image_size=network.image_size,
-        crop_pct=crop_pct or network.spec.crop_pct,
-        interpolation=interpolation or network.spec.interpolation,
-    )
+    preprocess = data.eval_preprocess(network.spec, network.image_size, crop_pct, interpolation)
     batches = data.eval_batches(source, preprocess, batch_size=batch_size)
     params = parallel.put_on_mesh(task.init(jax.random.key(0))[0], mesh)
     eval_step = train.compile_eval_step(task, mesh)

@@ -1,10 +1,17 @@
-"""Messages about numbers out of range and unknown choices."""
+"""Messages about numbers out of range and unknown choices, and the config fields that messages name."""
 
+import ast
+import importlib
+import importlib.util
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
+import jaxkd
+from jaxkd.config.fields import base, flatten
 from jaxkd.errors import ConfigError, DataError, check_choice, check_range
 
 
@@ -68,3 +75,44 @@ def test_choices_that_exist():
     check_choice("scale", 4, (2, 3, 4))
     with pytest.raises(DataError, match="; a is usual.$"):
         check_choice("mode", "x", ("a", "b"), hint="a is usual", error=DataError)
+
+
+PACKAGE = Path(jaxkd.__file__).parent
+FIELDS = flatten(base())
+SECTIONS = "|".join(name for name in base() if isinstance(base()[name], ConfigDict))
+DOTTED = re.compile(rf"(?<![\w./-])(?:--config\.)?((?:{SECTIONS})(?:\.(?:\w+|\{{\}}))+)")  # {} stands for a value
+
+
+def is_field(name: str) -> bool:
+    pattern = re.compile(re.escape(name).replace(r"\{\}", r"[\w.]+") + r"(\.|$)")
+    return any(pattern.match(field) or name.startswith(f"{field}.") for field in FIELDS)
+
+
+def is_public(name: str) -> bool:
+    """Whether it is a function of the package of that name, such as distill.resolve_pairs."""
+    section, attribute, *rest = name.split(".")
+    found = importlib.util.find_spec(f"jaxkd.{section}") and importlib.import_module(f"jaxkd.{section}")
+    return not rest and hasattr(found, attribute)
+
+
+def texts(file: Path):
+    """(line, text) of every string of a file that is no docstring; {} where an f-string has a value."""
+    tree = ast.parse(file.read_text())
+    skipped = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and isinstance(node.body[0], ast.Expr):
+            skipped.add(node.body[0].value)
+        if isinstance(node, ast.JoinedStr):
+            skipped.update(node.values)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in skipped:
+            yield node.lineno, node.value
+        elif isinstance(node, ast.JoinedStr):
+            yield node.lineno, "".join(v.value if isinstance(v, ast.Constant) else "{}" for v in node.values)
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_config_fields_in_messages_exist(file):
+    for line, text in texts(file):
+        for name in DOTTED.findall(text):
+            assert is_field(name) or is_public(name), f"{file}:{line}: {name} is no field of the config"

@@ -1,10 +1,11 @@
-"""Labelled images: where they come from, how they are cropped for training and evaluation, in which order they come.
+"""Data sets, image transforms and batches.
 
-For super-resolution, pairs of a large image and a small one take their place (pairs.py, patches.py). The host decodes
-and crops uint8; normalising happens on the device, inside the compiled step.
+`sources` gives records with random access (labelled images; pairs for super-resolution), `transforms` are functions on
+one image or, on the device, on a batch, and `pipeline` makes batches of them. The host decodes and crops uint8;
+normalising happens on the device, inside the compiled step.
 """
 
-from jaxkd.data.pipeline.eval import EvalPreprocess, eval_batches
+from jaxkd.data.pipeline.eval import EvalPreprocess, eval_batches, eval_preprocess
 from jaxkd.data.pipeline.patches import PatchConfig, PatchPipeline
 from jaxkd.data.pipeline.prefetch import Prefetcher
 from jaxkd.data.pipeline.train import AugmentConfig, TrainPipeline, TrainTransform
@@ -34,6 +35,7 @@ __all__ = [
     "auto_augment",
     "crop_to_multiple",
     "eval_batches",
+    "eval_preprocess",
     "fill_from_mean",
     "imresize",
     "normalise",

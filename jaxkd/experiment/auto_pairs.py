@@ -156,11 +156,7 @@ def _choose(config: ConfigDict, source: data.Source, build: Callable) -> dict[st
 
 def _images(config: ConfigDict, source: data.Source, teacher: weights.Network) -> tuple[np.ndarray, list[int]]:
     """(B, H, W, 3) uint8 and their numbers: evenly over the split, since a folder's first ones are all of one class."""
-    preprocess = data.EvalPreprocess(
-        image_size=teacher.image_size,
-        crop_pct=config.eval.crop_pct or teacher.spec.crop_pct,
-        interpolation=config.eval.interpolation or teacher.spec.interpolation,
-    )
+    preprocess = data.eval_preprocess(teacher.spec, teacher.image_size, config.eval.crop_pct, config.eval.interpolation)
     images, used, problem = [], [], None
     for index in dict.fromkeys(i * len(source) // IMAGES for i in range(IMAGES)):
         try:

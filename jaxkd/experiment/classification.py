@@ -133,14 +133,8 @@ def _on_device(config: ConfigDict) -> dict[str, Any]:
         count = config.data.erase.count
         erase = data.EraseConfig(config.data.erase.probability, config.data.erase.mode, max_count=count)
     if mixes(config):
-        mix = data.MixConfig(
-            mixup_alpha=config.data.mix.mixup,
-            cutmix_alpha=config.data.mix.cutmix,
-            cutmix_minmax=tuple(config.data.mix.cutmix_minmax) or None,
-            prob=config.data.mix.prob,
-            switch_prob=config.data.mix.switch_prob,
-            mode=config.data.mix.mode,
-        )
+        minmax = tuple(config.data.mix.cutmix_minmax) or None
+        mix = data.MixConfig(**{**config.data.mix, "cutmix_minmax": minmax})
     return {"erase": erase, "mix": mix}
 
 
@@ -186,11 +180,8 @@ def build_evaluator(
     config: ConfigDict, task: tasks.ClassificationTask, source: Any, batch_size: int, eval_step: Any, mesh: Mesh
 ) -> Any:
     """A function state -> {metric: mean} over the whole validation split; `ema_*` beside the raw weights."""
-    spec = task.student.spec
-    preprocess = data.EvalPreprocess(
-        image_size=task.student.image_size,
-        crop_pct=config.eval.crop_pct or spec.crop_pct,
-        interpolation=config.eval.interpolation or spec.interpolation,
+    preprocess = data.eval_preprocess(
+        task.student.spec, task.student.image_size, config.eval.crop_pct, config.eval.interpolation
     )
 
     def score(state: train.TrainState) -> dict[str, float]:

@@ -59,20 +59,12 @@ def build_task(config: ConfigDict, *, load: bool = True) -> tasks.RestorationTas
 
 
 def build_pipeline(config: ConfigDict, source: data.PairSource) -> data.PatchPipeline:
-    """This host's endless, resumable patches of the training pairs."""
-    patches = config.data.patches
+    """An infinite, resumable iterator over this host's patches of the training pairs."""
     return data.PatchPipeline(
         source,
         batch_size=config.train.batch_size,
         seed=config.seed,
-        config=data.PatchConfig(
-            hr_patch=patches.size,
-            flips=patches.flips,
-            rotations=patches.rotations,
-            patches_per_image=patches.per_image,
-            visits=patches.visits,
-            small=patches.small,
-        ),
+        config=data.PatchConfig(**config.data.patches),
         workers=config.data.workers,
         max_broken=config.data.max_broken,
         host_index=jax.process_index(),

@@ -34,7 +34,7 @@ def distillation(**more) -> tasks.DistillationTask:
     """soft+spectral, deit <- cait, with stochastic depth in the student, erasing and mixing."""
     student, teacher = network("deit_tiny_patch16_224", STUDENT, 3), network("cait_xxs24_224", TEACHER, 7)
     pairs = (("block_0", "block_0"), ("block_1", "block_1"))
-    more = {"erase": data.EraseConfig(0.5, "pixel"), "mix": data.MixConfig(mixup_alpha=0.8)} | more
+    more = {"erase": data.EraseConfig(0.5, "pixel"), "mix": data.MixConfig(mixup=0.8)} | more
     return tasks.DistillationTask(student, teacher, distill.preset("soft+spectral", pairs=pairs), pairs=pairs, **more)
 
 

@@ -160,13 +160,13 @@ def test_several_boxes_are_as_many_and_as_large_as_timm_s(timm):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"probability": 1.5}, r"erase.probability=1.5 is not a probability.*Give a number from 0 to 1"),
-        ({"mode": "pixels"}, r'erase.mode="pixels" does not exist. Did you mean "pixel"'),
-        ({"min_area": 0.5}, r"erase.min_area=0.5, data.erase.max_area=0.33\d* is not a range"),
-        ({"min_aspect": 0.0}, r"erase.min_aspect=0.0, data.erase.max_aspect=None is not a range"),
-        ({"min_aspect": 2.0}, r"erase.min_aspect=2.0.*max_aspect=None stands for 1 / min_aspect"),
-        ({"min_count": 3, "max_count": 2}, r"erase.min_count=3, data.erase.max_count=2 is not a range"),
-        ({"max_count": 0}, r"erase.max_count=0 is not a range"),
+        ({"probability": 1.5}, r"erase.probability=1.5 is out of range.*Give a number, at least 0 and at most 1"),
+        ({"mode": "pixels"}, r'erase.mode="pixels" is not possible. Did you mean "pixel"'),
+        ({"min_area": 0.5}, r"min_area=0.5, max_area=0.33\d* is not a range"),
+        ({"min_aspect": 0.0}, r"min_aspect=0.0, max_aspect=None is not a range"),
+        ({"min_aspect": 2.0}, r"min_aspect=2.0.*max_aspect=None stands for 1 / min_aspect"),
+        ({"min_count": 3, "max_count": 2}, r"min_count=3, max_count=2 is not a range"),
+        ({"max_count": 0}, r"max_count=0 is not a range"),
     ],
 )
 def test_what_cannot_be_is_refused(options, message):

@@ -163,11 +163,11 @@ def test_minmax_boxes_are_timm_s(timm):
 @pytest.mark.parametrize(
     ("mode", "options"),
     [
-        ("batch", {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "prob": 0.8, "switch_prob": 0.3}),
-        ("elem", {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "prob": 0.8, "switch_prob": 0.3}),
-        ("elem", {"mixup_alpha": 0.2}),
-        ("elem", {"mixup_alpha": 0.0, "cutmix_alpha": 0.5, "prob": 0.5}),
-        ("elem", {"mixup_alpha": 0.4, "cutmix_minmax": (0.2, 0.8), "prob": 0.9}),
+        ("batch", {"mixup": 0.8, "cutmix": 1.0, "prob": 0.8, "switch_prob": 0.3}),
+        ("elem", {"mixup": 0.8, "cutmix": 1.0, "prob": 0.8, "switch_prob": 0.3}),
+        ("elem", {"mixup": 0.2}),
+        ("elem", {"mixup": 0.0, "cutmix": 0.5, "prob": 0.5}),
+        ("elem", {"mixup": 0.4, "cutmix_minmax": (0.2, 0.8), "prob": 0.9}),
     ],
 )
 def test_lambdas_are_distributed_like_timm(timm, mode, options):
@@ -200,14 +200,14 @@ def test_lambdas_are_distributed_like_timm(timm, mode, options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mixup_alpha": -1.0}, r"mix.mixup_alpha=-1.0 is out of range"),
-        ({"cutmix_alpha": float("nan")}, r"mix.cutmix_alpha=nan is out of range"),
-        ({"switch_prob": 2}, r"mix.switch_prob=2 is not a probability"),
-        ({"smoothing": 1.0}, r"mix.smoothing=1.0 is out of range"),
-        ({"mode": "pairs"}, r'mix.mode="pairs" does not exist. Did you mean "pair"'),
-        ({"mixup_alpha": 0.0}, r"mix nothing.*leave mixing out altogether \(mix=None\)"),
+        ({"mixup": -1.0}, r"mix.mixup=-1.0 is out of range"),
+        ({"cutmix": float("nan")}, r"mix.cutmix=nan is out of range"),
+        ({"switch_prob": 2}, r"mix.switch_prob=2 is out of range"),
+        ({"smoothing": 1.0}, r"smoothing=1.0 is out of range"),
+        ({"mode": "pairs"}, r'mix.mode="pairs" is not possible. Did you mean "pair"'),
+        ({"mixup": 0.0}, r"mix nothing.*leave mixing out \(mix=None\)"),
         ({"cutmix_minmax": (0.8, 0.2)}, r"mix.cutmix_minmax=\(0.8, 0.2\) is not a range"),
-        ({"cutmix_minmax": (0.2, 0.8), "cutmix_alpha": 0.5}, r"mix.cutmix_alpha=0.5 is never read"),
+        ({"cutmix_minmax": (0.2, 0.8), "cutmix": 0.5}, r"mix.cutmix=0.5 has no effect"),
     ],
 )
 def test_what_cannot_be_is_refused(options, message):

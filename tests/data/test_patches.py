@@ -24,7 +24,7 @@ def images(tmp_path, picture):
 
 def pipeline(root, *, scale: int = 4, **kwargs) -> PatchPipeline:
     names = {k: kwargs.pop(k) for k in list(kwargs) if k in PatchConfig.__dataclass_fields__}
-    options = {"batch_size": 4, "seed": 3, "config": PatchConfig(**{"hr_patch": 24, **names}), **kwargs}
+    options = {"batch_size": 4, "seed": 3, "config": PatchConfig(**{"size": 24, **names}), **kwargs}
     return PatchPipeline(open_pairs(str(root), scale), **options)
 
 
@@ -92,16 +92,16 @@ def test_both_patches_are_cut_at_one_place_and_turned_alike(images, scale, cache
     assert len({i for i, _ in seen}) == 7 and len({turn for _, turn in seen}) >= 6  # of 28 draws of eight
 
 
-@pytest.mark.parametrize("patches_per_image", [1, 3])
-def test_places_and_turns_are_uniform(tmp_path, patches_per_image):
+@pytest.mark.parametrize("per_image", [1, 3])
+def test_places_and_turns_are_uniform(tmp_path, per_image):
     """LR patches of 2 x 2 in images of 4 x 5: twelve places and eight turns, each as likely."""
     coordinates(tmp_path, 6, 4, 5, 2)
     source = open_pairs(f"{tmp_path}?lr=LR", 2)
-    config = PatchConfig(hr_patch=4, patches_per_image=patches_per_image, visits=200)
+    config = PatchConfig(size=4, per_image=per_image, visits=200)
     batches = PatchPipeline(source, batch_size=60, seed=0, config=config)
     lr = np.concatenate([next(batches)["lr"] for _ in range(batches.steps_per_epoch)]).astype(int)
-    assert len(lr) == 6 * 200 * patches_per_image
-    assert (np.bincount(lr[:, 0, 0, 2]) == 200 * patches_per_image).all()
+    assert len(lr) == 6 * 200 * per_image
+    assert (np.bincount(lr[:, 0, 0, 2]) == 200 * per_image).all()
     places = lr[..., 0].min((1, 2)) * 4 + lr[..., 1].min((1, 2))
     corner = lr[:, 0, 0, :2] - np.stack([lr[..., 0].min((1, 2)), lr[..., 1].min((1, 2))], -1)
     transposed = lr[:, 0, 1, 0] != lr[:, 0, 0, 0]
@@ -136,7 +136,7 @@ def test_flips_and_rotations_can_be_left_out(images):
 def test_an_epoch_visits_every_image_as_often_and_every_visit_differs(tmp_path):
     coordinates(tmp_path, 5, 12, 12, 2)
     source = open_pairs(f"{tmp_path}?lr=LR", 2)
-    config = PatchConfig(hr_patch=8, patches_per_image=2, visits=6, rotations=False, flips=False)
+    config = PatchConfig(size=8, per_image=2, visits=6, rotations=False, flips=False)
     batches = PatchPipeline(source, batch_size=4, seed=1, config=config)
     assert batches.steps_per_epoch == 15
     epochs = []
@@ -151,27 +151,27 @@ def test_an_epoch_visits_every_image_as_often_and_every_visit_differs(tmp_path):
 
 def test_keeping_images_and_reading_parts_give_the_same_batches(images):
     for copies in (1, 2):
-        options = {"visits": 3, "patches_per_image": copies}
+        options = {"visits": 3, "per_image": copies}
         assert_same(take(pipeline(images, **options), 12), take(pipeline(images, cache_mb=0, **options), 12))
 
 
 def test_restarting_anywhere_continues_the_sequence(images):
-    whole = take(pipeline(images, visits=2, patches_per_image=2), 9)
-    first = pipeline(images, visits=2, patches_per_image=2)
+    whole = take(pipeline(images, visits=2, per_image=2), 9)
+    first = pipeline(images, visits=2, per_image=2)
     head = take(first, 4)
     state = json.loads(json.dumps(first.get_state()))
-    second = pipeline(images, visits=2, patches_per_image=2)
+    second = pipeline(images, visits=2, per_image=2)
     second.set_state(state)
     assert_same(whole, head + take(second, 5))
-    for changed in ({"hr_patch": 16}, {"visits": 3}, {"scale": 2}, {"seed": 4}, {"patches_per_image": 1}):
+    for changed in ({"size": 16}, {"visits": 3}, {"scale": 2}, {"seed": 4}, {"per_image": 1}):
         name, value = next(iter(changed.items()))
-        other = pipeline(images, **{"visits": 2, "patches_per_image": 2, **changed})
+        other = pipeline(images, **{"visits": 2, "per_image": 2, **changed})
         with pytest.raises(CheckpointError, match=f"but now there is {name}={value}"):
             other.set_state(state)
 
 
 def test_hosts_share_the_batches_of_one_host(images):
-    options = {"batch_size": 8, "visits": 3, "patches_per_image": 2}
+    options = {"batch_size": 8, "visits": 3, "per_image": 2}
     alone = pipeline(images, **options)
     hosts = [pipeline(images, host_index=i, host_count=2, **options) for i in range(2)]
     for _ in range(3):
@@ -183,7 +183,7 @@ def test_hosts_share_the_batches_of_one_host(images):
 @pytest.mark.parametrize("cache_mb", [0, 256])
 def test_worker_processes_change_nothing(images, cache_mb):
     (images / "3.png").write_bytes(b"no image")
-    options = {"visits": 2, "patches_per_image": 2, "cache_mb": cache_mb, "max_broken": 0.2}
+    options = {"visits": 2, "per_image": 2, "cache_mb": cache_mb, "max_broken": 0.2}
     alone, many = pipeline(images, **options), pipeline(images, workers=2, **options)
     try:
         assert_same(take(alone, 8), take(many, 8))
@@ -208,7 +208,7 @@ def test_broken_images_are_masked_named_and_counted(images, caplog, cache_mb):
     damaged = images / "1.png"
     damaged.write_bytes(damaged.read_bytes()[:900])  # its header is in order
     (images / "2.jpg").write_bytes(b"")
-    batches = pipeline(images, visits=4, patches_per_image=2, max_broken=0.3, cache_mb=cache_mb)
+    batches = pipeline(images, visits=4, per_image=2, max_broken=0.3, cache_mb=cache_mb)
     shown = take(batches, batches.steps_per_epoch)
     assert sum(int(b["mask"].sum()) for b in shown) == 5 * 4 * 2
     for batch in shown:
@@ -224,8 +224,8 @@ def test_small_images_are_an_error_or_left_out(images, picture, caplog):
     picture(23, 90, 50).save(images / "3_flat.png")
     with pytest.raises(
         DataError,
-        match="1 of 8 images are smaller than data.hr_patch=24 in a.*3_flat.png.*Set data.hr_patch to 20 or "
-        'less, or data.small="skip"',
+        match="1 of 8 images are smaller than data.patches.size=24 in a.*3_flat.png.*Set data.patches.size to 20 or "
+        'less, or data.patches.small="skip"',
     ):
         pipeline(images)
     batches = pipeline(images, small="skip", visits=4)
@@ -234,7 +234,7 @@ def test_small_images_are_an_error_or_left_out(images, picture, caplog):
     assert names["records"] == 7
     assert all(b["mask"].all() for b in take(batches, 7))
     with pytest.raises(DataError, match="Give larger images"):
-        pipeline(images, small="skip", hr_patch=200)
+        pipeline(images, small="skip", size=200)
 
 
 def test_an_image_that_shrinks_while_training_is_broken(images, picture):
@@ -247,18 +247,18 @@ def test_an_image_that_shrinks_while_training_is_broken(images, picture):
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"hr_patch": 25}, ConfigError, "hr_patch=25 does not divide by the scale 4.*Give 24 or 28"),
-        ({"hr_patch": 2}, ConfigError, "Give 4\\."),
-        ({"hr_patch": 0}, ConfigError, "data.hr_patch=0 is out of range"),
-        ({"patches_per_image": 3}, ConfigError, "does not divide the 4 patches of a batch.*Give one of: 1, 2, 4"),
+        ({"size": 25}, ConfigError, "size=25 does not divide by the scale 4.*Give 24 or 28"),
+        ({"size": 2}, ConfigError, "Give 4\\."),
+        ({"size": 0}, ConfigError, "data.patches.size=0 is out of range"),
+        ({"per_image": 3}, ConfigError, "does not divide the 4 patches of a batch.*Give one of: 1, 2, 4"),
         (
-            {"patches_per_image": 4, "host_count": 2},
+            {"per_image": 4, "host_count": 2},
             ConfigError,
             "the 2 patches of a batch of each host .train.batch_size=4",
         ),
-        ({"visits": 0}, ConfigError, "data.visits=0 is out of range"),
+        ({"visits": 0}, ConfigError, "data.patches.visits=0 is out of range"),
         ({"small": "skp"}, ConfigError, 'Did you mean "skip"'),
-        ({"batch_size": 8}, DataError, "has 7 images, of which an epoch shows 7 patches.*Set data.visits to 2 or more"),
+        ({"batch_size": 8}, DataError, "7 images, of which an epoch shows 7 patches.*Set data.patches.visits to 2 or"),
     ],
 )
 def test_what_cannot_be(images, options, error, words):

@@ -23,7 +23,7 @@ def test_they_train_and_score():
     assert len(set(names)) == 11 and names[-2:] == ["chelsea.png", "coffee.png"]
     assert not [n for n in names[:9] if n.split("_")[0] == "chelsea"]
     assert [p.lr.shape for p in val] == [(75, 112, 3), (100, 150, 3)]
-    batches = PatchPipeline(train, batch_size=8, seed=0, config=PatchConfig(hr_patch=96, visits=8))
+    batches = PatchPipeline(train, batch_size=8, seed=0, config=PatchConfig(size=96, visits=8))
     assert batches.steps_per_epoch == 9 and next(batches)["mask"].all()
 
 

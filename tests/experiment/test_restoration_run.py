@@ -108,7 +108,7 @@ def test_bicubic_and_named_sets(folder):
         ({"eval__sets": ("nowhere",)}, 'eval.sets holds "nowhere"'),
         ({"eval__sets": ("A=/no/such/folder",)}, "/no/such/folder"),
         ({"data__patches__size": 15}, "does not divide by the scale"),
-        ({"data__patches__size": 64}, "smaller than data.hr_patch"),
+        ({"data__patches__size": 64}, "smaller than data.patches.size"),
         ({"restoration__loss": "l2"}, 'restoration.loss="l2"'),
         ({"label_smoothing": 0.2}, "label_smoothing=0.2 is set, but nothing reads it"),
         ({"eval__crop": "3"}, 'eval.crop="3"'),

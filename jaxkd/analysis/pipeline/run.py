@@ -110,11 +110,7 @@ def analyse(
 
 
 def _batches(network: FeatureSource, source: Any, options: AnalysisOptions) -> Any:
-    preprocess = data.EvalPreprocess(
-        image_size=network.image_size,
-        crop_pct=options.crop_pct or network.crop_pct,
-        interpolation=options.interpolation or network.interpolation,
-    )
+    preprocess = data.eval_preprocess(network, network.image_size, options.crop_pct, options.interpolation)
     if not len(source):
         raise DataError("There are no images to analyse. Every statistic is over images. Give at least one.")
     return data.eval_batches(source, preprocess, batch_size=options.stream.batch_size, max_broken=options.max_broken)

@@ -55,9 +55,7 @@ def write_saliency(
     for number, network in enumerate(networks, start=1):
         if network.score is None:
             continue
-        crop = data.EvalPreprocess(
-            network.image_size, crop_pct or network.crop_pct, interpolation or network.interpolation
-        )
+        crop = data.eval_preprocess(network, network.image_size, crop_pct, interpolation)
         shown = _first_images(crop, source, count)
         explain = jax.jit(partial(_explain, network))
         layers = jax.jit(partial(_layer_maps, network))

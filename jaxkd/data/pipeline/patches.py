@@ -1,4 +1,4 @@
-"""The endless, resumable sequence of training batches for super-resolution: random aligned patches of pairs."""
+"""Training batches for super-resolution: an infinite, resumable iterator over random aligned patches of pairs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaxkd.data.pipeline.resumable import Batch, ResumableBatches
 from jaxkd.data.pipeline.sampler import EpochSampler, record_rng
 from jaxkd.data.sources.pairs import Pair, PairSource
 from jaxkd.data.transforms.crops import Box, Size
-from jaxkd.errors import ConfigError, DataError, did_you_mean
+from jaxkd.errors import ConfigError, DataError, check_choice, check_range
 
 _LOG = logging.getLogger(__name__)
 
@@ -23,48 +23,36 @@ SMALL = ("error", "skip")
 
 @dataclass(frozen=True)
 class PatchConfig:
-    """Settings for cutting patches.
+    """Settings of the training patches; the names are those of the config's `data.patches`.
 
     Attributes:
-      hr_patch: pixels of a side of the HR patch; must divide by the scale (256; 255 for x3).
+      size: pixels of a side of the HR patch; must divide by the scale (256; 255 for x3).
       flips: mirror left and right with probability 1/2.
       rotations: turn by 0, 90, 180 or 270 degrees, each as often.
-      patches_per_image: patches of each image that is visited, side by side in a batch. A 2040 x 1404 PNG takes
+      per_image: patches of each image that is visited, side by side in a batch. A 2040 x 1404 PNG takes
         0.14 s to decode, a patch of it next to nothing, so 4 make batches nearly four times as fast; but a batch then
         shows a quarter of the scenes. Must divide each host's share of the batch.
       visits: how often an epoch visits each image, for sets that would otherwise give less than a batch.
-      small: what becomes of images smaller than a patch: "error", or "skip" to leave them out, with a warning.
+      small: how images smaller than a patch are treated: "error", or "skip" to leave them out, with a warning.
       cache_mb: images are kept decoded, in each worker, if all of them together need no more than this many 10^6 bytes.
         With larger sets nothing is kept. It changes no pixel of images that are in order.
 
     Raises:
-      ConfigError: a number is out of range.
+      ConfigError: a value is out of range.
     """
 
-    hr_patch: int = 256
+    size: int = 256
     flips: bool = True
     rotations: bool = True
-    patches_per_image: int = 1
+    per_image: int = 1
     visits: int = 1
     small: str = "error"
     cache_mb: float = 256
 
     def __post_init__(self) -> None:
-        for name, meaning in (
-            ("hr_patch", "the side of a patch of the large image, in pixels"),
-            ("patches_per_image", "how many patches are cut from an image once it is decoded"),
-            ("visits", "how often an epoch visits each image"),
-        ):
-            value = getattr(self, name)
-            if value < 1 or value != int(value):
-                raise ConfigError(
-                    f"data.{name}={value} is out of range. It is {meaning}. Give a whole number, 1 or more."
-                )
-        if self.small not in SMALL:
-            raise ConfigError(
-                f'data.small="{self.small}" is not possible.{did_you_mean(self.small, SMALL)} It says what becomes of '
-                f"images that are smaller than a patch. Use one of: {', '.join(SMALL)}."
-            )
+        for name in ("size", "per_image", "visits"):
+            check_range(f"data.patches.{name}", getattr(self, name), 1, whole=True)
+        check_choice("data.patches.small", self.small, SMALL)
 
 
 class _Patches:
@@ -81,7 +69,7 @@ class _Patches:
     ):
         self._source, self._records, self._sizes = source, records, sizes
         self._sampler, self._config, self._seed = sampler, config, seed
-        self._side = config.hr_patch // source.scale  # of an LR patch
+        self._side = config.size // source.scale  # of an LR patch
         lr_pixels = sizes.clip(0).prod(1, dtype=np.int64).sum()
         # All or nothing: what a damaged file becomes must not depend on what a worker has seen before.
         self._keeps = 3 * lr_pixels * (1 + source.scale**2) <= config.cache_mb * 1e6
@@ -92,7 +80,7 @@ class _Patches:
 
     def __getitem__(self, position: int) -> Batch:
         epoch, places, _ = self._sampler.batch(position)
-        copies, side, scale = self._config.patches_per_image, self._side, self._source.scale
+        copies, side, scale = self._config.per_image, self._side, self._source.scale
         count = copies * len(places)
         batch = {
             "hr": np.zeros((count, scale * side, scale * side, 3), np.uint8),
@@ -135,7 +123,7 @@ class _Patches:
         if min(height, width) < 0:  # it could not be read before: the same complaint again, or it is mended
             height, width = self._source.size(record)
         if min(height, width) < self._side:
-            raise DataError(_too_small(self._source, record, (height, width), self._config.hr_patch))
+            raise DataError(_too_small(self._source, record, (height, width), self._config.size))
         return height, width
 
     def _regions(self, record: int, boxes: list[Box]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -151,10 +139,10 @@ class _Patches:
 
 
 class PatchPipeline(ResumableBatches):
-    """This host's training batches for super-resolution, for ever, from any position.
+    """An infinite, resumable iterator over this host's training batches for super-resolution.
 
     They are `{"hr": (b, P, P, 3) uint8, "lr": (b, P / s, P / s, 3) uint8, "mask": (b,) bool}`, b patches of this host,
-    P = `hr_patch`, s = the scale; `mask` is False, and the patch black, where an image cannot be read. An epoch visits
+    P = `size`, s = the scale; `mask` is False, and the patch black, where an image cannot be read. An epoch visits
     every image `visits` times, in an order of its own, less the incomplete last batch. Where a patch lies and how it is
     turned depends on (seed, epoch, image, visit, patch) alone: the sequence is the same for any number of workers and
     hosts, and after a restart.
@@ -175,7 +163,7 @@ class PatchPipeline(ResumableBatches):
       skipped: names of the images that are smaller than a patch, with `small="skip"`.
 
     Raises:
-      ConfigError: `hr_patch` does not divide by the scale, or `patches_per_image` does not divide the batch.
+      ConfigError: `size` does not divide by the scale, or `per_image` does not divide the batch.
       DataError: images smaller than a patch, or an epoch of less than a batch.
     """
 
@@ -191,33 +179,32 @@ class PatchPipeline(ResumableBatches):
         host_index: int = 0,
         host_count: int = 1,
     ):
-        scale, patch, copies = source.scale, config.hr_patch, config.patches_per_image
+        scale, patch, copies = source.scale, config.size, config.per_image
         if patch % scale:
             below = patch // scale * scale
             raise ConfigError(
-                f"data.hr_patch={patch} does not divide by the scale {scale}. A patch of the large image must cover "
-                f"whole pixels of the small one. Give {f'{below} or ' if below else ''}{below + scale}."
+                f"data.patches.size={patch} does not divide by the scale {scale}. Give "
+                f"{f'{below} or ' if below else ''}{below + scale}."
             )
         share = batch_size // host_count
         if share % copies:
             fits = ", ".join(str(n) for n in range(1, share + 1) if share % n == 0)
             raise ConfigError(
-                f"data.patches_per_image={copies} does not divide the {share} patches of a batch"
-                f"{' of each host' if host_count > 1 else ''} (train.batch_size={batch_size}). The patches of an image "
-                f"stand in one batch, so that it is decoded once. Give one of: {fits}."
+                f"data.patches.per_image={copies} does not divide the {share} patches of a batch"
+                f"{' of each host' if host_count > 1 else ''} (train.batch_size={batch_size}). Give one of: {fits}."
             )
         sizes = source.sizes()
         small = (sizes.min(1) < patch // scale) & (sizes.min(1) >= 0)
-        self.skipped = _sort_out(source, np.flatnonzero(small), sizes, config)
+        self.skipped = _check_small(source, np.flatnonzero(small), sizes, config)
         records = np.flatnonzero(~small)
         visits = len(records) * config.visits
         if visits * copies < batch_size:
             needed = -(-batch_size // max(len(records) * copies, 1))
             raise DataError(
                 f"The training set has {len(records)} images, of which an epoch shows {visits * copies} patches "
-                f"(data.visits={config.visits}, data.patches_per_image={copies}), less than "
-                f"train.batch_size={batch_size}. An epoch is cut into whole batches, and there would be none. "
-                + (f"Set data.visits to {needed} or more." if len(records) else "Give larger images.")
+                f"(data.patches.visits={config.visits}, data.patches.per_image={copies}), less than "
+                f"train.batch_size={batch_size}. "
+                + (f"Set data.patches.visits to {needed} or more." if len(records) else "Give larger images.")
             )
         sampler = EpochSampler(visits, batch_size // copies, seed, host_index, host_count)
         super().__init__(
@@ -228,8 +215,8 @@ class PatchPipeline(ResumableBatches):
                 "batch_size": batch_size,
                 "seed": seed,
                 "scale": scale,
-                "hr_patch": patch,
-                "patches_per_image": copies,
+                "size": patch,
+                "per_image": copies,
                 "visits": config.visits,
             },
             broken=BrokenImages(len(records), max_broken),
@@ -237,27 +224,27 @@ class PatchPipeline(ResumableBatches):
         )
 
 
-def _sort_out(source: PairSource, small: np.ndarray, sizes: np.ndarray, config: PatchConfig) -> list[str]:
+def _check_small(source: PairSource, small: np.ndarray, sizes: np.ndarray, config: PatchConfig) -> list[str]:
     """Names of the images that are too small; an error unless they may be skipped."""
     if not len(small):
         return []
     names = [source.name(i) for i in small.tolist()]
     shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    side = config.hr_patch
+    side = config.size
     if config.small == "skip":
-        _LOG.warning("Left out: %d images smaller than data.hr_patch=%d: %s", len(names), side, shown)
+        _LOG.warning("Left out: %d images smaller than data.patches.size=%d: %s", len(names), side, shown)
         return names
     smallest = int(sizes[small].min()) * source.scale
-    usable = f"data.hr_patch to {smallest} or less, or " if smallest else ""
+    usable = f"data.patches.size to {smallest} or less, or " if smallest else ""
     raise DataError(
-        f"{len(names)} of {len(source)} images are smaller than data.hr_patch={side} in a direction: {shown}. A patch "
-        f'must lie inside its image. Set {usable}data.small="skip" to train without them.'
+        f"{len(names)} of {len(source)} images are smaller than data.patches.size={side} in a direction: {shown}. Set "
+        f'{usable}data.patches.small="skip" to train without them.'
     )
 
 
 def _too_small(source: PairSource, record: int, size: Size, side: int) -> str:
     height, width = (source.scale * n for n in size)
     return (
-        f'The image "{source.name(record)}" has {width} x {height} pixels of use, less than data.hr_patch={side}. A '
-        "patch must lie inside its image. Remove it, or train with smaller patches."
+        f'The image "{source.name(record)}" has {width} x {height} pixels of use, less than data.patches.size={side}. '
+        "Remove it, or train with smaller patches."
     )

@@ -1,24 +1,20 @@
-"""Image files to RGB pictures: what every kind of file becomes, and what a file that cannot become one says.
+"""Decoding of image files to RGB.
 
-What timm does (`Image.open(file).convert("RGB")`), with two differences, both for files that are rare in training sets:
+As timm's `Image.open(file).convert("RGB")`, with two differences, both for files that are rare in training sets:
 
-| file                                   | becomes
-| | -------------------------------------- |
------------------------------------------------------------------------------ | | greyscale, black and white
-| three equal channels                                                          | | CMYK, YCbCr
-  | Pillow's conversion, without colour profiles                                  | | palette
-      | the palette's colours; a transparent entry keeps its colour                   |
-| alpha channel                          | dropped, not composited: the colour below full transparency shows
-| | 16 bits a channel, greyscale           | the upper 8 bits; Pillow would clip at 255 and give white (first
-difference)  | | 16 bits a channel, colour              | the upper 8 bits, as Pillow
-               | | 32-bit integers, floating point        | `DataError`: no value is white by definition (Pillow would
-               clip at 255)       |
-| animation                              | the first frame
-| | EXIF rotation                          | ignored, as timm; obeyed with `exif=True`
-  | | more than `MAX_PIXELS`                 | `DataError` before a pixel is decoded (second difference)
-      |
-| truncated, damaged, no image           | `DataError`
-|
+| file                            | becomes                                                                      |
+| ------------------------------- | ---------------------------------------------------------------------------- |
+| greyscale, black and white      | three equal channels                                                         |
+| CMYK, YCbCr                     | Pillow's conversion, without colour profiles                                 |
+| palette                         | the palette's colours; a transparent entry keeps its colour                  |
+| alpha channel                   | dropped, not composited: the colour below full transparency shows            |
+| 16 bits a channel, greyscale    | the upper 8 bits; Pillow would clip at 255 and give white (first difference) |
+| 16 bits a channel, colour       | the upper 8 bits, as Pillow                                                  |
+| 32-bit integers, floating point | `DataError`: no value is white by definition (Pillow would clip at 255)      |
+| animation                       | the first frame                                                              |
+| EXIF rotation                   | ignored, as timm; obeyed with `exif=True`                                    |
+| more than `MAX_PIXELS`          | `DataError` before a pixel is decoded (second difference)                    |
+| truncated, damaged, no image    | `DataError`                                                                  |
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxkd.errors import ConfigError, did_you_mean
+from jaxkd.errors import ConfigError, check_choice, check_range
 
 ERASE_MODES = ("const", "rand", "pixel")
 _ATTEMPTS = 10  # timm's: after so many boxes that do not fit, none is erased
@@ -45,34 +45,23 @@ class EraseConfig:
     max_count: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.probability <= 1:
-            raise ConfigError(
-                f"data.erase.probability={self.probability} is not a probability. It is the share of training images "
-                "that lose a box. Give a number from 0 to 1; published recipes use 0.25."
-            )
-        if self.mode not in ERASE_MODES:
-            raise ConfigError(
-                f'data.erase.mode="{self.mode}" does not exist.{did_you_mean(self.mode, ERASE_MODES)} It says what '
-                f"fills an erased box. Use one of: {', '.join(ERASE_MODES)}."
-            )
+        check_range("data.erase.probability", self.probability, 0, 1, hint="published recipes use 0.25")
+        check_choice("data.erase.mode", self.mode, ERASE_MODES)
         if not 0 < self.min_area <= self.max_area <= 1:
             raise ConfigError(
-                f"data.erase.min_area={self.min_area}, data.erase.max_area={self.max_area} is not a range. The area of "
-                "a box, as a share of the image's, is drawn between them. Give 0 < min_area <= max_area <= 1, for "
-                "example 0.02 and 0.333."
+                f"min_area={self.min_area}, max_area={self.max_area} is not a range of shares of the image's area. "
+                "Give 0 < min_area <= max_area <= 1, for example 0.02 and 0.333."
             )
         low, high = self.aspects
         if not 0 < low <= high:
             raise ConfigError(
-                f"data.erase.min_aspect={self.min_aspect}, data.erase.max_aspect={self.max_aspect} is not a range. "
-                "Height over width of a box is drawn between them, and max_aspect=None stands for 1 / min_aspect. Give "
-                "0 < min_aspect <= max_aspect, for example 0.3 and None."
+                f"min_aspect={self.min_aspect}, max_aspect={self.max_aspect} is not a range of height over width. Give "
+                "0 < min_aspect <= max_aspect, for example 0.3 and None; max_aspect=None stands for 1 / min_aspect."
             )
         if not 1 <= self.min_count <= self.most:
             raise ConfigError(
-                f"data.erase.min_count={self.min_count}, data.erase.max_count={self.max_count} is not a range. The "
-                "number of boxes in an erased image is drawn between them, and max_count=None stands for min_count. "
-                "Give 1 <= min_count <= max_count."
+                f"min_count={self.min_count}, max_count={self.max_count} is not a range of numbers of boxes. Give "
+                "1 <= min_count <= max_count; max_count=None stands for min_count."
             )
 
     @property

@@ -8,23 +8,23 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxkd.errors import ConfigError, ShapeError, did_you_mean
+from jaxkd.errors import ConfigError, ShapeError, check_choice, check_range
 
 MIX_MODES = ("batch", "pair", "elem")
 
 
 @dataclass(frozen=True)
 class MixConfig:
-    """Settings of mixup and cutmix; the defaults are timm's (data/mixup.py).
+    """Settings of mixup and CutMix, named as in the config's `data.mix`; the defaults are timm's (data/mixup.py).
 
-    DeiT's own recipe is `MixConfig(mixup_alpha=0.8, cutmix_alpha=1.0)`. The recipes of SpectralKD and its relatives
+    DeiT's own recipe is `MixConfig(mixup=0.8, cutmix=1.0)`. The recipes of SpectralKD and its relatives
     carry these numbers as flags, but their code never mixes.
 
     Attributes:
-      mixup_alpha: lambda of mixup is Beta(alpha, alpha); 0 turns mixup off.
-      cutmix_alpha: lambda of CutMix, whose box has the share 1 - lambda of the image; 0 turns CutMix off.
+      mixup: lambda of mixup is Beta(alpha, alpha); 0 turns mixup off.
+      cutmix: lambda of CutMix, whose box has the share 1 - lambda of the image; 0 turns CutMix off.
       cutmix_minmax: instead, height and width of the box are each drawn between these shares of the image's; turns
-        CutMix on and leaves cutmix_alpha unread.
+        CutMix on and leaves cutmix unread.
       prob: that a batch, pair or element is mixed at all.
       switch_prob: that it is CutMix, where both are on.
       mode: what shares one lambda and box: the "batch", a "pair" of images that are mixed into each other, or nothing
@@ -35,8 +35,8 @@ class MixConfig:
         may be left to the loss instead, but must not be in both.
     """
 
-    mixup_alpha: float = 1.0
-    cutmix_alpha: float = 0.0
+    mixup: float = 1.0
+    cutmix: float = 0.0
     cutmix_minmax: tuple[float, float] | None = None
     prob: float = 1.0
     switch_prob: float = 0.5
@@ -45,47 +45,29 @@ class MixConfig:
     smoothing: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("mixup_alpha", "cutmix_alpha"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(
-                    f"data.mix.{name}={getattr(self, name)} is out of range. It is the parameter of a beta "
-                    "distribution. Give a number above 0, or 0 to turn it off; DeiT uses 0.8 for mixup and 1.0 for "
-                    "cutmix."
-                )
-        for name in ("prob", "switch_prob"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(
-                    f"data.mix.{name}={getattr(self, name)} is not a probability. It says how often images are mixed "
-                    "(prob) and how often by cutmix (switch_prob). Give a number from 0 to 1."
-                )
-        if not 0 <= self.smoothing < 1:
-            raise ConfigError(
-                f"data.mix.smoothing={self.smoothing} is out of range. It is the share of the label that is spread "
-                "over all classes. Give a number from 0 (off) to below 1; published recipes use 0.1."
-            )
-        if self.mode not in MIX_MODES:
-            raise ConfigError(
-                f'data.mix.mode="{self.mode}" does not exist.{did_you_mean(self.mode, MIX_MODES)} It says which images '
-                f"share one lambda. Use one of: {', '.join(MIX_MODES)}."
-            )
+        check_range("data.mix.mixup", self.mixup, 0, hint="0 turns it off, DeiT uses 0.8")
+        check_range("data.mix.cutmix", self.cutmix, 0, hint="0 turns it off, DeiT uses 1")
+        check_range("data.mix.prob", self.prob, 0, 1)
+        check_range("data.mix.switch_prob", self.switch_prob, 0, 1)
+        check_range("smoothing", self.smoothing, 0, below=1, hint="published recipes use 0.1")
+        check_choice("data.mix.mode", self.mode, MIX_MODES)
         if self.cutmix_minmax is None:
-            if not (self.mixup_alpha or self.cutmix_alpha):
+            if not (self.mixup or self.cutmix):
                 raise ConfigError(
-                    "data.mix.mixup_alpha=0 and data.mix.cutmix_alpha=0 mix nothing. Labels would still become "
-                    "probabilities, to no end. Set one above 0, or leave mixing out altogether (mix=None)."
+                    "data.mix.mixup=0 and data.mix.cutmix=0 mix nothing. Set one above 0, or leave mixing out "
+                    "(mix=None)."
                 )
             return
         low, high = self.cutmix_minmax
         if not 0 <= low < high <= 1:
             raise ConfigError(
-                f"data.mix.cutmix_minmax={self.cutmix_minmax} is not a range. Height and width of the box, as shares "
-                "of the image's, are drawn between its ends. Give 0 <= low < high <= 1, for example (0.2, 0.8)."
+                f"data.mix.cutmix_minmax={self.cutmix_minmax} is not a range of shares of the image's height and "
+                "width. Give 0 <= low < high <= 1, for example (0.2, 0.8)."
             )
-        if self.cutmix_alpha not in (0, 1):
+        if self.cutmix not in (0, 1):
             raise ConfigError(
-                f"data.mix.cutmix_alpha={self.cutmix_alpha} is never read, because "
-                f"data.mix.cutmix_minmax={self.cutmix_minmax} is set. The size of the box comes from one of them. Set "
-                "cutmix_alpha=0, or cutmix_minmax=None."
+                f"data.mix.cutmix={self.cutmix} has no effect, because data.mix.cutmix_minmax={self.cutmix_minmax} "
+                "sets the size of the box. Set data.mix.cutmix=0, or data.mix.cutmix_minmax=()."
             )
 
 
@@ -172,12 +154,12 @@ def _draw(key: jax.Array, size: tuple[int, int], config: MixConfig) -> Mixing:
     number_key, gamma_key = jax.random.split(key)
     # One call each: every call of the generator is code of its own, which takes its time to compile.
     uniforms = jax.random.uniform(number_key, (6,))
-    can_mixup = config.mixup_alpha > 0
-    can_cutmix = config.cutmix_alpha > 0 or config.cutmix_minmax is not None
+    can_mixup = config.mixup > 0
+    can_cutmix = config.cutmix > 0 or config.cutmix_minmax is not None
     active = uniforms[0] < config.prob
     cutmix = active & can_cutmix & (uniforms[1] < config.switch_prob if can_mixup else True)
     # With cutmix_minmax nobody reads CutMix's lambda; its alpha is 1 then, as in timm.
-    alpha = jnp.where(cutmix, config.cutmix_alpha or 1.0, config.mixup_alpha or 1.0)
+    alpha = jnp.where(cutmix, config.cutmix or 1.0, config.mixup or 1.0)
     # Beta(a, a) is the share that the first of two equal gamma variables has in their sum.
     log_gammas = jax.random.loggamma(gamma_key, alpha, (2,))
     lam = jax.nn.sigmoid(log_gammas[0] - log_gammas[1])
@@ -236,8 +218,8 @@ def minmax_box(uniforms: jax.Array, size: tuple[int, int], minmax: tuple[float, 
         low, high = int(side * minmax[0]), int(side * minmax[1])
         if low >= high:
             raise ConfigError(
-                f"data.mix.cutmix_minmax={minmax} leaves no box for images {side} pixels high or wide. Sides are whole "
-                f"pixels from {low} to below {high}. Set the two further apart."
+                f"data.mix.cutmix_minmax={minmax} leaves no box for images {side} pixels high or wide: its sides are "
+                f"whole pixels from {low} to below {high}. Set the two further apart."
             )
         cut = low + (for_cut * (high - low)).astype(jnp.int32)
         start = (for_start * (side - cut + 1)).astype(jnp.int32)
