@@ -63,6 +63,13 @@ def docstring_problems(tree: ast.Module) -> list[str]:
     return missing + opening
 
 
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
+def test_functions_are_short_and_docstrings_state_something(file):
+    tree = ast.parse(file.read_text())
+    problems = [*long_functions(tree), *docstring_problems(tree)]
+    assert not problems, f"{file.relative_to(ROOT)}: " + "; ".join(problems)
+
+
 def test_a_long_function_and_a_questioning_docstring_are_found():
     tree = ast.parse(
         '"""What is in here."""\n\ndef long():\n    """Sums."""\n' + "    x = 1\n" * 79 + "\ndef bare():\n    pass\n"
