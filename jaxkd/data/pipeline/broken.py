@@ -45,6 +45,6 @@ class BrokenImages:
         more = f" | and {len(self.found) - 20} more" if len(self.found) > 20 else ""
         raise DataError(
             f"{len(self.found)} of {self._records} images cannot be read, more than the share "
-            f"data.max_broken={self._most}. So many missing images would change what is learnt or scored. Mend or "
+            f"data.max_broken={self._most}. Repair or "
             f"remove them, or raise data.max_broken. {shown}{more}"
         )

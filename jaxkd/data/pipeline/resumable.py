@@ -107,8 +107,8 @@ class ResumableBatches:
         for name, value in self._identity.items():
             if state.get(name) != value:
                 raise CheckpointError(
-                    f"The checkpoint's place in the data was taken with {name}={state.get(name)}, but now there is "
-                    f"{name}={value}. The remaining images of the epoch would not be the ones that were left. Restore "
+                    f"The checkpoint's position in the data was saved with {name}={state.get(name)}, but now there is "
+                    f"{name}={value}. Restore "
                     "the data set and config of that run, or choose a new --workdir."
                 )
         self.close()

@@ -57,12 +57,12 @@ class TfdsSpec:
             if key not in OPTIONS or not separator or not value:
                 raise DataError(
                     f'data.source="{spec}" has "{part}", which is not an option of TFDS data.'
-                    f"{did_you_mean(key, OPTIONS)} Options say where the data lie and what they are. Write {SYNTAX}; "
+                    f"{did_you_mean(key, OPTIONS)} Write {SYNTAX}; "
                     f"the options are {', '.join(OPTIONS)}."
                 )
             options[key] = os.path.expanduser(value) if key == "data_dir" else value
         if not name:
-            raise DataError(f'data.source="{spec}" names no data set. TFDS has hundreds. Write {SYNTAX}.')
+            raise DataError(f'data.source="{spec}" names no data set. Write {SYNTAX}.')
         return cls(name, **options)
 
 
@@ -185,8 +185,8 @@ def _tfds() -> Any:
         import tensorflow_datasets
     except ImportError as error:
         raise DataError(
-            f"TFDS data need the package tensorflow-datasets, which cannot be imported ({error}). It knows where each "
-            "data set lies and how to read it, and works without TensorFlow. Install it with pip install 'jaxkd[tfds]'."
+            f"TFDS data need the package tensorflow-datasets, which cannot be imported ({error}). "
+            "Install it, without TensorFlow, with pip install 'jaxkd[tfds]'."
         ) from None
     return tensorflow_datasets
 
@@ -276,8 +276,8 @@ def _split(builder: Any, spec: TfdsSpec, split: str) -> str:
         if name in there:
             return name
     raise DataError(
-        f"tfds:{spec.name} has no held-out split; it has: {', '.join(there)}. A run is scored on images that it does "
-        f"not train on. Cut some off: tfds:{spec.name}?train={there[0]}[:90%]&val={there[0]}[90%:]."
+        f"tfds:{spec.name} has no held-out split; it has: {', '.join(there)}. Split one, e.g. "
+        f"tfds:{spec.name}?train={there[0]}[:90%]&val={there[0]}[90%:]."
     )
 
 

@@ -77,13 +77,13 @@ class DecodeOptions:
     def __post_init__(self) -> None:
         if self.region not in REGION_DECODING:
             raise ConfigError(
-                f'region="{self.region}" is not possible.{did_you_mean(self.region, REGION_DECODING)} It says whether '
-                f"only the part of a JPEG that a crop shows is decoded. Use one of: {', '.join(REGION_DECODING)}."
+                f'region="{self.region}" is not possible.{did_you_mean(self.region, REGION_DECODING)} '
+                f"Use one of: {', '.join(REGION_DECODING)}."
             )
         if self.region == "on" and (problem := _library()[1]):
             raise ConfigError(
-                f'region="on" needs TurboJPEG 3, which is not here: {problem}. It decodes only the part of a JPEG '
-                "that a crop shows. Install it with pip install 'jaxkd[turbo]', or use \"auto\", which then decodes "
+                f'region="on" needs TurboJPEG 3, which was not found: {problem}. '
+                "Install it with pip install 'jaxkd[turbo]', or use \"auto\", which then decodes "
                 "with Pillow: the same pixels, more slowly."
             )
 

@@ -96,13 +96,13 @@ def _target(image: np.ndarray, scale: float | tuple[int, int]) -> tuple[tuple[in
         size = tuple(scale)
         if len(size) != 2 or any(int(n) != n or n < 1 for n in size):
             raise ConfigError(
-                f"The size {scale} to resize to is not a height and a width. A picture has two sides of at least one "
-                "pixel. Pass two positive integers, or one number as the factor."
+                f"The size {scale} to resize to is not a height and a width. "
+                "Pass two positive integers, or one number as the factor."
             )
         return (int(size[0]), int(size[1])), (size[0] / height, size[1] / width)
     if not (math.isfinite(scale) and scale > 0):
         raise ConfigError(
-            f"The factor {scale} to resize by is out of range. Each side is multiplied by it. Pass a positive number, "
+            f"The factor {scale} to resize by is out of range. Pass a positive number, "
             "such as 1 / 4 to shrink or 4 to enlarge."
         )
     # MATLAB rounds the size up; the slack keeps 0.28 * 25 = 7.000000000000001 from becoming 8.
@@ -133,9 +133,9 @@ def imresize(image: np.ndarray, scale: float | tuple[int, int]) -> np.ndarray:
     integer = image.dtype in INTEGERS
     if image.ndim not in (2, 3) or image.size == 0 or not (integer or np.issubdtype(image.dtype, np.floating)):
         raise ShapeError(
-            f"The picture to resize is {image.dtype} of shape {image.shape}. Resizing works on one picture of uint8, "
-            "uint16 or float, (height, width) or (height, width, channels), with at least one pixel. Resize the "
-            "pictures of a batch one by one."
+            f"The image to resize is {image.dtype} of shape {image.shape}. Pass uint8, uint16 or float of shape "
+            "(height, width) or (height, width, channels) with at least one pixel; resize the images of a batch one by "
+            "one."
         )
     size, scales = _target(image, scale)
     out = image
@@ -161,13 +161,11 @@ def crop_to_multiple(image: np.ndarray, multiple: int) -> np.ndarray:
       ShapeError: a picture with a side shorter than `multiple`.
     """
     if multiple < 1:
-        raise ConfigError(
-            f"multiple={multiple} is out of range. Sides are cut to whole multiples of it. Give 1 or more."
-        )
+        raise ConfigError(f"multiple={multiple} is out of range. Give 1 or more.")
     height, width = image.shape[0] // multiple * multiple, image.shape[1] // multiple * multiple
     if not height or not width:
         raise ShapeError(
-            f"The picture has {image.shape[0]}x{image.shape[1]} pixels and is to be cut to multiples of {multiple}. "
-            "Nothing of it would remain. Leave it out, or use a smaller factor."
+            f"The image has {image.shape[0]}x{image.shape[1]} pixels, too few to be cut to multiples of {multiple}. "
+            "Leave it out, or use a smaller factor."
         )
     return image[:height, :width]
