@@ -36,7 +36,7 @@ from PIL import Image
 
 from jaxkd import data
 from jaxkd.data.pipeline.sampler import EpochSampler, record_rng
-from jaxkd.data.sources.labelled import EXTENSIONS
+from jaxkd.data.sources.folder import EXTENSIONS
 from jaxkd.data.transforms.crops import Box, random_resized_box
 from jaxkd.data.transforms.decode import decode_rgb, read_file
 from jaxkd.data.transforms.fast_decode import DecodeOptions, decode_crop_resize, region_decoding

@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from torch_import import import_timm
 
-from jaxkd import distill, models, tasks, weights
+from jaxkd import tasks, weights
 from jaxkd.distill.schedules import weight_schedule
 from jaxkd.errors import ConfigError
 
@@ -69,9 +69,7 @@ class TorchPeer:
         labels = labels.astype(np.float32 if labels.ndim == 2 else np.int64)
         self.labels = torch.from_numpy(labels).to(self.device)
         self.weights = {t.name: float(weight_schedule(t.weight, name=t.name)(0)) for t in task.objective.terms}
-        self.pairs = distill.resolve_pairs(
-            config.distill.pairs or (), models.tap_names(task.student.model), models.tap_names(task.teacher.model)
-        )
+        self.pairs = task.objective.pairs
         kept = self.student.no_weight_decay()
         trained = [(n, p) for n, p in self.student.named_parameters() if p.requires_grad]
         plain = {n for n, p in trained if p.ndim <= 1 or n in kept or n.endswith("relative_position_bias_table")}

@@ -94,8 +94,9 @@ def prepare(config: Any) -> tuple[Any, Any, Any, Any, bool]:
     validate.validate(config)
     facts = models.spec(config.student.name)
     classes = 10 if config.data.source == "embedded:digits" else facts.num_classes or 1000
-    config = run_module.resolve(config, num_classes=config.student.args.num_classes or classes)
-    task = run_module.build_task(config, num_classes=config.student.args.num_classes, load=load)
+    classes = config.student.args.get("num_classes") or classes
+    config = run_module.resolve(config, num_classes=classes)
+    task = run_module.build_task(config, num_classes=classes, load=load)
     if task.constants and not load:
         # As at the start of a training run, so that features have the sizes that features have.
         images = jnp.zeros((1, *task.teacher.image_size, 3), jnp.float32)
@@ -157,32 +158,29 @@ def measure(options: argparse.Namespace, config: Any) -> int:
     batch, key = parallel.put_batch(host, mesh), jax.random.key(config.seed + 1)
     task.constants = parallel.put_on_mesh(task.constants, mesh)
     params, mutable = jax.jit(task.init)(jax.random.key(config.seed))
-    first = jax.random.fold_in(jax.random.fold_in(key, 0), 0)  # the key that the first step prepares its images with
-    images, labelled = jax.jit(task.train_images)(first, batch)
+    first = jax.random.fold_in(key, 0)  # the key of the first step
+    inputs = jax.jit(task.inputs)(batch, first, task.constants)
     peer = None
     if options.peer:
         from peer_torch import TorchPeer
 
         rate = float(schedule(np.int32(0)))
-        peer = TorchPeer(config, task, params, np.asarray(images), np.asarray(labelled["label"]), rate)
+        peer = TorchPeer(config, task, params, np.asarray(inputs.x), np.asarray(inputs.batch["label"]), rate)
     state = train.create_state(params, mutable, optimizer, ema=config.ema.decay > 0)
     holder = {"state": parallel.put_on_mesh(state, mesh)}
     params = parallel.put_on_mesh(params, mesh)
 
-    def student_loss(params: PyTree, teacher_out: PyTree, images: jax.Array, batch: PyTree) -> jax.Array:
-        student_out = task.forward(params, images, train=True, key=key)
-        return task.objective(student_out, teacher_out, batch, 0)[0]
+    def student_loss(params: PyTree, mutable: PyTree, inputs: train.Inputs) -> jax.Array:
+        return task.student_loss(params, mutable, inputs, first, jnp.int32(0))[0]
 
     say("compiling ...")
     compiled: dict[str, Compiled] = {}
     runs: dict[str, Any] = {}
-    answer = None
     if task.objective.needs_teacher:
-        compiled["teacher_forward"] = compile_program(jax.jit(task.teach), images, task.constants)
+        compiled["teacher_forward"] = compile_program(jax.jit(task.teacher_forward), inputs.x, task.constants)
         call = compiled["teacher_forward"].call
-        runs["teacher_forward"] = lambda: jax.block_until_ready(call(images, task.constants))
-        answer = runs["teacher_forward"]()
-    given = (params, answer, images, labelled)
+        runs["teacher_forward"] = lambda: jax.block_until_ready(call(inputs.x, task.constants))
+    given = (params, mutable, inputs)
     gradient = compile_program(jax.jit(jax.value_and_grad(student_loss)), *given)
     compiled["student_forward_backward"] = gradient
     runs["student_forward_backward"] = lambda: jax.block_until_ready(gradient.call(*given))
@@ -198,7 +196,7 @@ def measure(options: argparse.Namespace, config: Any) -> int:
 
     runs["train_step"] = train_step
     first_loss = train_step()
-    maps = _paired_maps(config, task, answer)
+    maps = _paired_maps(config, task, inputs.teacher)
     spectral = spectral_programs(options.batch_size, maps)
     products = matrix_products(dtype)
 

@@ -5,7 +5,7 @@
     python -m jaxkd.main --config=configs/deit_cait.py:embedded --workdir=runs/first_light     (no data, no GPU)
 
 Expected: 77.4 % top-1 for DeiT-Tiny, 82.2 % for DeiT-Small (published, best epoch on the validation set); not yet
-measured by us.
+measured with jaxkd.
 The recipe is the authors' code: see `recipes.published` and the table in README.md.
 """
 

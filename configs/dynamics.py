@@ -4,7 +4,7 @@
     python -m jaxkd.main --config=configs/dynamics.py:soft ...        (no feature term; also :first and :last)
 
 Expected (published logs, best epoch on the validation set, one seed each): soft 76.99, first 77.00, last 76.83,
-first_last 77.08 % top-1; not yet measured by us. `last` is also the encoding-mismatch paper's recipe for a plain
+first_last 77.08 % top-1; not yet measured with jaxkd. `last` is also the encoding-mismatch paper's recipe for a plain
 DeiT-Tiny.
 """
 

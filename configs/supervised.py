@@ -1,4 +1,4 @@
-"""Any network of the zoo on labelled images, without a teacher.
+"""Any registered network on labelled images, without a teacher.
 
     python -m jaxkd.main --config=configs/supervised.py:cait_xxs24_224 --workdir=runs/a --config.data.source=/data/birds
     python -m jaxkd.main --config=configs/supervised.py:embedded --workdir=runs/digits      (no data, no GPU)

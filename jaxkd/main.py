@@ -7,6 +7,7 @@ The same command continues a run that was stopped.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import itertools
@@ -14,12 +15,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from jaxkd.cli.console import fail, quiet
-from jaxkd.config.fields import base, flatten, kind_of
+from jaxkd.config.fields import ARGS, base, change, flatten, kind_of
+from jaxkd.config.plugins import add_plugin_folder
 from jaxkd.config.validate import forget_unread
 from jaxkd.errors import ConfigError, JaxkdError, did_you_mean
 
@@ -48,7 +51,8 @@ def parse(argv: Sequence[str]) -> tuple[ConfigDict, str, bool | None]:
             f'--config="{file}" is not a file.{did_you_mean(file, there)} A config is a Python file with get_config(). '
             f"Here are: {', '.join(there) or 'none; run this from the project folder'}."
         )
-    ours, sys.argv = sys.argv, ["jaxkd", *argv]  # where ml_collections looks for overrides, whatever it is given
+    argv, network_args = _split_network_args(argv)
+    sys_argv, sys.argv = sys.argv, ["jaxkd", *argv]  # where ml_collections looks for overrides, whatever it is given
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             rest = values(sys.argv)
@@ -62,16 +66,36 @@ def parse(argv: Sequence[str]) -> tuple[ConfigDict, str, bool | None]:
     except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
         raise _flag_error(argv, error) from None
     finally:
-        sys.argv = ours
+        sys.argv = sys_argv
     if rest[1:]:
         raise ConfigError(f'"{rest[1]}" is not an option. Options start with two dashes. For example: {USAGE}')
     if not values.workdir:
         raise ConfigError(f"No --workdir was given. Checkpoints and metrics need a folder. For example: {USAGE}")
     given = {a.split("=", 1)[0].removeprefix("--config.") for a in argv if a.startswith("--config.")}
-    config = values.config
-    if "distill.preset" in given:
+    config = change(values.config, network_args).lock()
+    if config.plugins:
+        add_plugin_folder(Path(file).parent)
+    if given & {"distill.preset", "distill.terms"}:
         config = forget_unread(config, given)
     return config, values.workdir, values.distributed
+
+
+def _split_network_args(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """(the other arguments, {"student.args.depth": 3, ...}): a config has no fields for a constructor's arguments."""
+    rest, found = [], {}
+    words = iter(argv)
+    for word in words:
+        name, equals, text = word.partition("=")
+        field = name.lstrip("-").removeprefix("config.")
+        if not (name.startswith("-") and field.startswith(ARGS) and field not in ARGS):
+            rest.append(word)
+            continue
+        text = text if equals else next(words, "")
+        try:
+            found[field] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            found[field] = {"true": True, "false": False}.get(text.lower(), text)
+    return rest, found
 
 
 def _flag_error(argv: Sequence[str], error: Exception) -> ConfigError:

@@ -22,7 +22,8 @@ from typing import Any
 
 from jaxkd.cli.console import Parser, disk_error, fail
 from jaxkd.data.prepare.shards import Report, ShardOptions, convert, verify
-from jaxkd.data.sources.labelled import SPLITS, FolderSource
+from jaxkd.data.sources.folder import FolderSource
+from jaxkd.data.sources.registry import SPLITS
 from jaxkd.data.sources.shards import FORMATS, Manifest, is_shards
 from jaxkd.errors import ConfigError, DataError, JaxkdError
 

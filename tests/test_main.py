@@ -200,8 +200,8 @@ def test_commands_in_the_docstrings_of_the_configs_can_be_parsed():
     ("field", "value", "words"),
     [
         ("seed", "-1", "seed=-1 is out of range"),
-        ("ema.decay", "1.0", "from 0 to below 1"),
-        ("optimizer.b1", "1.5", "from 0 to below 1"),
+        ("ema.decay", "1.0", "Give a number, at least 0 and below 1"),
+        ("optimizer.b1", "1.5", "Give a number, at least 0 and below 1"),
         ("data.augment.scale", "(0.5,)", "is not a range"),
         ("student.args.depth", "0", "depth=0 is out of range"),
         ("student.args.drop_path_rate", "1.5", "drop_path_rate=1.5 is out of range"),

@@ -13,45 +13,23 @@ from ml_collections.config_dict import placeholder
 
 from jaxkd.errors import ConfigError, did_you_mean
 
+ARGS = ("student.args.", "teacher.args.")  # free-form below: the constructor of the network says what it takes
+
 
 def network(name: str) -> ConfigDict:
-    """A network: its name, timm's constructor arguments (None: the network's own default) and its weights."""
+    """A network: its name, constructor arguments and weights."""
     config = ConfigDict(
         {
             "name": name,
-            # A file, a Hugging Face id ("timm/cait_s24_224.fb_dist_in1k"), a work directory of ours; "" is random.
+            # A file, a Hugging Face id ("timm/cait_s24_224.fb_dist_in1k"), a work directory of jaxkd; "" is random.
             "weights": "",
             "variant": "",  # "ema" or "raw", where the weights hold both
             "resize": False,  # resize position embeddings and relative-bias tables to this network's grid
             "new_head": False,  # drop a head of another size and start a new one
         }
     )
-    config.args = ConfigDict(
-        {
-            "img_size": placeholder(object),
-            "patch_size": placeholder(object),
-            "embed_dim": placeholder(int),
-            "depth": placeholder(int),
-            "depths": placeholder(object),
-            "num_heads": placeholder(object),
-            "mlp_ratio": placeholder(float),
-            "window_size": placeholder(object),
-            "num_classes": placeholder(int),
-            "drop_rate": placeholder(float),
-            "drop_path_rate": placeholder(float),
-            "init_values": placeholder(float),
-            "global_pool": placeholder(str),
-            "act_layer": placeholder(str),
-            "qkv_bias": placeholder(bool),
-            "class_token": placeholder(bool),
-            "reg_tokens": placeholder(int),
-            "no_embed_class": placeholder(bool),
-            "pre_norm": placeholder(bool),
-            "num_feat": placeholder(int),  # super-resolution
-            "num_block": placeholder(int),
-            "res_scale": placeholder(float),
-        }
-    )
+    # Any argument of the constructor, such as args.depth=6; one left out, or None, is the network's own default.
+    config.args = ConfigDict()
     return config
 
 
@@ -60,12 +38,18 @@ def base() -> ConfigDict:
     config = ConfigDict()
     config.task = "classification"  # or "distillation": with a teacher; "restoration": super-resolution
     config.seed = 0
+    # Modules of your own that register networks, terms and data sources; imported from the current folder, the config
+    # file's folder or PYTHONPATH.
+    config.plugins = ()
     config.student = network("deit_tiny_patch16_224")
     config.student.freeze = ()  # patterns over parameter paths, such as ("patch_embed", "blocks_0")
     config.teacher = network("")  # task "distillation" only
 
     config.distill = ConfigDict()
     config.distill.preset = "none"  # soft hard spectral mse soft+spectral soft+mse hard+spectral hard+mse
+    # Instead of a preset, its terms one by one: ({"loss": "kl", "weight": 0.9, "temperature": 1.0}, ...). A weight is a
+    # number or a schedule; jaxkd/distill/terms.py has the losses and their arguments.
+    config.distill.terms = ()
     # ((student, teacher), ...), "last", "first", "first+last", "stages", or "auto": from the teacher's spectrum
     config.distill.pairs = placeholder(object)
     config.distill.alpha = placeholder(
@@ -159,7 +143,7 @@ def base() -> ConfigDict:
     config.dynamics.layers = ()  # taps of the student; (): all blocks or stages
     config.dynamics.gradients = True  # of the training loss
     config.dynamics.ranks = True  # energy ranks, participation ratio, stable rank
-    config.dynamics.rank_images = 8  # how many of the images these are of: the decompositions are the dear part
+    config.dynamics.rank_images = 8  # how many of the images these are of: the decompositions are the expensive part
 
     # Runs after one another, each a dict of dotted changes with a "name"; a later one may take "stage:<name>" as
     # weights.
@@ -183,8 +167,8 @@ def parse_arg(arg: str | None, known: dict[str, str]) -> dict[str, str]:
         if name not in known:
             meaning = "; ".join(f"{k}: {v}" for k, v in known.items())
             raise ConfigError(
-                f'The config does not understand ":{part}".{did_you_mean(name, known)} It would otherwise be ignored '
-                f"in silence. Known after the colon: {meaning}."
+                f'The config does not understand ":{part}".{did_you_mean(name, known)} '
+                f"Known after the colon: {meaning}."
             )
         words[name] = value
     return words
@@ -194,7 +178,8 @@ def change(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
     """A copy of `config` with dotted fields changed: `{"train.epochs": 10}`.
 
     Raises:
-      ConfigError: for a field that does not exist.
+      ConfigError: for a field that does not exist. `student.args` and `teacher.args` take any argument, or a dict in
+        the place of all of them.
     """
     config = copy.deepcopy(config).unlock()  # deep, or fields that are still None would forget their type
     for dotted, value in changes.items():
@@ -202,13 +187,13 @@ def change(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
         node = config
         for name in parents:
             node = node.get(name) if isinstance(node, ConfigDict) else None
-        if not isinstance(node, ConfigDict) or leaf not in node:
+        if not isinstance(node, ConfigDict) or (leaf not in node and not dotted.startswith(ARGS)):
             raise ConfigError(
-                f'"{dotted}" is not a field of a config.{did_you_mean(dotted, flatten(config))} A stage may only '
-                "change fields that exist. jaxkd/config/fields.py lists them all."
+                f'"{dotted}" is not a field of a config.{did_you_mean(dotted, flatten(config))} '
+                "jaxkd/config/fields.py lists them all."
             )
         with node.ignore_type():
-            node[leaf] = value
+            node[leaf] = ConfigDict(value) if f"{dotted}." in ARGS else value
     return config
 
 

@@ -17,11 +17,10 @@ DEIT_CAIT_PAIRS = ((0, 0), (1, 1), (6, 18), (7, 19), (8, 20), (9, 21), (10, 22),
 
 
 def published(config: ConfigDict) -> ConfigDict:
-    """What the recipes of SpectralKD, Distillation Dynamics and the encoding-mismatch paper share, as their code has
-    it.
+    """The common part of the recipes of SpectralKD, Distillation Dynamics and encoding mismatch, as their code has it.
 
-    DeiT's recipe without mixup and cutmix (their code turns both off, whatever its flags say), without stochastic
-    depth, scored on a 224 crop of 256 pixels.
+    DeiT's recipe without mixup and cutmix (the published code turns both off, whatever its flags say), without
+    stochastic depth, scored on a 224 crop of 256 pixels.
     """
     changes = {
         "data.augment.auto_augment": "rand-m9-mstd0.5-inc1",
@@ -133,14 +132,14 @@ def embedded(config: ConfigDict, *, student: dict[str, Any], teacher: dict[str, 
       pairs: the layers that correspond in the small networks.
     """
     alone = {"task": "classification", "teacher.name": "", "teacher.weights": "", "distill.preset": "none"}
+    alone["distill.terms"] = ()
     alone |= {f"distill.{k}": None for k in ("pairs", "alpha", "temperature", "feature_weight")}
-    alone |= {f"teacher.args.{k}": None for k in teacher}
+    alone["teacher.args"] = {}
     first = {"name": "teacher", **alone, "student.name": config.teacher.name}
-    first |= {f"student.args.{k}": None for k in config.student.args}
     # What a command line says of the student is not meant for its teacher.
     first |= {"student.weights": "", "student.variant": "", "student.resize": False, "student.new_head": False}
     first |= {"student.freeze": ()}
-    first |= {f"student.args.{k}": v for k, v in teacher.items()}
+    first["student.args"] = teacher
     changes = {f"teacher.args.{k}": v for k, v in teacher.items()}
     changes |= {"distill.pairs": pairs, "teacher.weights": "stage:teacher"}
     changes["stages"] = (first, {"name": "student_alone", **alone}, {"name": "student_distilled"})

@@ -1,4 +1,4 @@
-"""What a config may say. Everything wrong with it is found before anything is built."""
+"""Checks of a config that need nothing but the config, made before anything is built."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxkd.config.fields import base, change, flatten
-from jaxkd.errors import ConfigError, did_you_mean
+from jaxkd.config import presets
+from jaxkd.config.fields import ARGS, base, change, flatten
+from jaxkd.errors import ConfigError, check_choice, check_range, did_you_mean
 
 CHOICES = {
     "task": ("distillation", "classification", "restoration"),
@@ -27,44 +28,70 @@ CHOICES = {
     "student.variant": ("", "raw", "ema"),
     "teacher.variant": ("", "raw", "ema"),
 }
-POSITIVE = ("train.epochs", "train.batch_size", "eval.every_epochs", "optimizer.learning_rate", "optimizer.accumulate")
-POSITIVE += ("data.repeats", "data.erase.count", "log.every_steps", "checkpoint.keep_last")
-NOT_NEGATIVE = ("train.steps", "eval.batch_size", "optimizer.weight_decay", "optimizer.clip_norm", "data.workers")
-NOT_NEGATIVE += ("seed", "schedule.warmup_epochs", "schedule.warmup_lr", "schedule.min_lr", "checkpoint.keep_best")
-NOT_NEGATIVE += ("checkpoint.keep_every_epochs",)
-POSITIVE += ("data.patches.size", "data.patches.per_image", "data.patches.visits")
-NOT_NEGATIVE += ("eval.every_steps", "schedule.steps", "restoration.fft_weight")
-POSITIVE += ("dynamics.images", "dynamics.rank_images")
-NOT_NEGATIVE += ("dynamics.every_steps",)
-BELOW_ONE = ("ema.decay", "label_smoothing", "optimizer.b1", "optimizer.b2")
+# bounds of `check_range` -> the fields that they hold for
+BOUNDS: tuple[tuple[dict[str, float], tuple[str, ...]], ...] = (
+    (
+        {"above": 0},
+        (
+            *("train.epochs", "train.batch_size", "eval.every_epochs", "log.every_steps", "checkpoint.keep_last"),
+            *("optimizer.learning_rate", "optimizer.accumulate", "data.repeats", "data.erase.count"),
+            *("data.patches.size", "data.patches.per_image", "data.patches.visits"),
+            *("dynamics.images", "dynamics.rank_images"),
+        ),
+    ),
+    (
+        {"least": 0},
+        (
+            *("seed", "train.steps", "eval.batch_size", "eval.every_steps", "data.workers", "dynamics.every_steps"),
+            *("optimizer.weight_decay", "optimizer.clip_norm", "optimizer.reference_batch"),
+            *("schedule.warmup_epochs", "schedule.warmup_lr", "schedule.min_lr", "schedule.steps"),
+            *("checkpoint.keep_best", "checkpoint.keep_every_epochs"),
+            *("checkpoint.every_steps", "checkpoint.every_epochs"),
+            *("data.augment.color_jitter", "data.augment.pad", "data.mix.mixup", "data.mix.cutmix"),
+            "restoration.fft_weight",
+        ),
+    ),
+    (
+        {"least": 0, "most": 1},
+        (
+            *("data.erase.probability", "data.mix.prob", "data.mix.switch_prob", "data.max_broken"),
+            *("data.augment.hflip", "eval.crop_pct"),
+        ),
+    ),
+    ({"least": 0, "below": 1}, ("ema.decay", "label_smoothing", "optimizer.b1", "optimizer.b2")),
+)
 RANGES = ("data.augment.scale", "data.augment.ratio")
-NOT_NEGATIVE += ("data.augment.color_jitter", "data.mix.mixup", "data.mix.cutmix")
-NOT_NEGATIVE += ("optimizer.reference_batch", "checkpoint.every_steps", "checkpoint.every_epochs", "data.augment.pad")
-FRACTIONS = ("data.erase.probability", "data.mix.prob", "data.mix.switch_prob", "data.max_broken")
-FRACTIONS += ("data.augment.hflip", "eval.crop_pct")
 
 
 def _no_teacher(c: ConfigDict) -> bool:
-    return c.task != "distillation" or c.distill.preset == "none"
+    return c.task != "distillation" or (c.distill.preset == "none" and not c.distill.terms)
+
+
+def _lacks(index: int, *names: str) -> Callable[[ConfigDict], bool]:
+    """Whether the preset lacks a logit term (0) or feature term (1), or has none of these `names`."""
+
+    def lacking(c: ConfigDict) -> bool:
+        part = presets.parts(c.distill.preset)[index]
+        return _no_teacher(c) or not part or bool(names and part not in names)
+
+    return lacking
 
 
 # (fields, when they are read by nothing, why). A field that differs from its default where nothing reads it is an
 # error.
-USELESS: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], bool], str], ...] = (
+UNREAD: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], bool], str], ...] = (
     (("distill.preset",), lambda c: c.task != "distillation" and c.distill.preset != "none", 'task="classification"'),
     (("teacher.",), _no_teacher, "a run without a teacher"),
     (
-        ("distill.pairs", "distill.feature_weight"),
-        lambda c: _no_teacher(c) or not _has_features(c),
-        "a preset without a feature term",
+        ("distill.alpha", "distill.temperature", "distill.feature_weight", "distill.spectral_method"),
+        lambda c: bool(c.distill.terms),
+        "an objective of distill.terms, which have weights and arguments of their own",
     ),
-    (("distill.alpha",), lambda c: _no_teacher(c) or not _has_logits(c), "a preset without a logit term"),
-    (("distill.temperature",), lambda c: _no_teacher(c) or "soft" not in c.distill.preset, "a preset without soft KD"),
-    (
-        ("distill.spectral_method",),
-        lambda c: _no_teacher(c) or "spectral" not in c.distill.preset,
-        "a preset without the spectral term",
-    ),
+    (("distill.pairs",), lambda c: not c.distill.terms and _lacks(1)(c), "a preset without a feature term"),
+    (("distill.feature_weight",), _lacks(1), "a preset without a feature term"),
+    (("distill.alpha",), _lacks(0), "a preset without a logit term"),
+    (("distill.temperature",), _lacks(0, "kl"), "a preset without soft KD"),
+    (("distill.spectral_method",), _lacks(1, "spectral"), "a preset without the spectral term"),
     (("data.augment.pad",), lambda c: c.data.augment.kind != "pad_crop", 'data.augment.kind other than "pad_crop"'),
     (
         ("data.augment.scale", "data.augment.ratio", "data.augment.region_decode", "data.augment.dct_scaling"),
@@ -115,114 +142,110 @@ def mixes(c: ConfigDict) -> bool:
     return bool(c.data.mix.mixup or c.data.mix.cutmix or c.data.mix.cutmix_minmax)
 
 
-def _has_features(c: ConfigDict) -> bool:
-    return "spectral" in c.distill.preset or "mse" in c.distill.preset
-
-
-def _has_logits(c: ConfigDict) -> bool:
-    return "soft" in c.distill.preset or "hard" in c.distill.preset
-
-
 def forget_unread(config: ConfigDict, given: set[str]) -> ConfigDict:
-    """A copy of `config` for another `distill.preset`: what the config file set for its own preset is taken back.
+    """A copy of `config` with another objective: what the config file set for its own objective is reset.
 
     Args:
-      config: a config whose preset was changed on the command line.
+      config: a config whose preset or terms were changed on the command line.
       given: fields that were given on the command line; these stay, and `validate` refuses them if nothing reads them.
     """
     known = flatten(base())
-    fields = [f for names, unread, _ in USELESS for f in names if unread(config)]
+    for one, other in (("distill.preset", "distill.terms"), ("distill.terms", "distill.preset")):
+        if one in given and other not in given:
+            config = change(config, {other: known[other]})
+    fields = [f for names, unread, _ in UNREAD for f in names if unread(config)]
     back = {f: known[f] for f in fields if f.startswith("distill.") and f != "distill.preset" and f not in given}
     return change(config, back).lock()
 
 
 def validate(config: ConfigDict) -> None:
-    """Raises ConfigError for an unknown, mistyped, impossible or useless field; says which, why and what instead."""
+    """Checks a config before anything is built.
+
+    Raises:
+      ConfigError: a field that is unknown, missing, mistyped, out of range or read by nothing, or fields that
+        contradict each other.
+    """
     known, given = flatten(base()), flatten(config)
+    known |= {name: None for name in given if name.startswith(ARGS)}
+    _check_fields(known, given)
+    for name, choices in CHOICES.items():
+        check_choice(name, given[name], choices)
+    for bounds, names in BOUNDS:
+        for name in names:
+            check_range(name, given[name], **bounds, hint=f"its default is {known[name]!r}")
+    for name in RANGES:
+        value = given[name]
+        if not isinstance(value, tuple | list) or len(value) != 2 or not all(_is_number(v) for v in value):
+            raise ConfigError(f"{name}={value!r} is not a range. Give two numbers, for example {known[name]!r}.")
+    if not all(isinstance(stage, dict | ConfigDict) for stage in config.stages):
+        raise ConfigError(
+            f"stages={config.stages!r} is not a list of stages. Write dicts of changed fields with a name, as "
+            "recipes.embedded does."
+        )
+    if config.distill.terms and config.distill.preset != "none":
+        raise ConfigError(
+            f'distill.preset="{config.distill.preset}" and distill.terms are both set. Leave one of them out: a preset '
+            "is a list of terms with a name."
+        )
+    presets.parts(config.distill.preset)  # an unknown name
+    _check_unread(config, known, given)
+    _check_requirements(config)
+
+
+def _check_fields(known: dict[str, Any], given: dict[str, Any]) -> None:
     for name in given:
         if name not in known:
             raise ConfigError(
-                f'The config has a field "{name}" (={given[name]!r}) that nothing reads.{did_you_mean(name, known)} A '
-                "misspelt field would leave its default in force unseen. jaxkd/config/fields.py lists every field."
+                f'The config has a field "{name}" (={given[name]!r}) that nothing reads.{did_you_mean(name, known)} '
+                "jaxkd/config/fields.py lists every field."
             )
     for name in known:
         if name not in given:
             raise ConfigError(
-                f'The config lacks the field "{name}". Configs start from fields.base(), which has them all. Build '
-                "yours as configs/supervised.py does."
+                f'The config lacks the field "{name}". Start from fields.base(), as configs/supervised.py does.'
             )
-    for name, choices in CHOICES.items():
-        if given[name] not in choices:
-            raise ConfigError(
-                f'{name}="{given[name]}" is not possible.{did_you_mean(given[name], [c for c in choices if c])} It '
-                f"selects one of: {', '.join(repr(c) for c in choices)}. Choose one of these."
-            )
-    for names, fine, words in (
-        (POSITIVE, lambda v: v > 0, "above 0"),
-        (NOT_NEGATIVE, lambda v: v >= 0, "0 or above"),
-        (FRACTIONS, lambda v: 0 <= v <= 1, "between 0 and 1"),
-        (BELOW_ONE, lambda v: 0 <= v < 1, "from 0 to below 1"),
-    ):
-        for name in names:
-            if not _number(given[name]) or not fine(given[name]):
-                raise ConfigError(
-                    f"{name}={given[name]!r} is out of range. It must be a number {words}. "
-                    f"Its default is {known[name]!r}."
-                )
-    for name in RANGES:
-        value = given[name]
-        if not isinstance(value, tuple | list) or len(value) != 2 or not all(_number(v) for v in value):
-            raise ConfigError(
-                f"{name}={value!r} is not a range. A crop is drawn between its two ends. Give two numbers, for example "
-                f"{known[name]!r}."
-            )
-    if not all(isinstance(stage, dict | ConfigDict) for stage in config.stages):
-        raise ConfigError(
-            f"stages={config.stages!r} is not a list of stages. Each is a dict of changed fields with a name. Leave it "
-            "to the config file; recipes.embedded shows how."
-        )
-    _check_useless(config, known, given)
+
+
+def _check_requirements(config: ConfigDict) -> None:
+    """Checks for what every run needs: a student, data, checkpoints, and a teacher where one is read."""
     if config.checkpoint.every_epochs == 0 and config.checkpoint.every_steps == 0:
         raise ConfigError(
-            "checkpoint.every_epochs=0 and checkpoint.every_steps=0 save nothing before the end. A killed run would "
+            "checkpoint.every_epochs=0 and checkpoint.every_steps=0 save nothing before the end, so a killed run would "
             "lose everything. Set one of them."
         )
     if not config.student.name:
-        raise ConfigError(
-            "student.name is empty. A run trains one network. Set --config.student.name, for example "
-            '"deit_tiny_patch16_224".'
-        )
+        raise ConfigError('student.name is empty. Set --config.student.name, for example "deit_tiny_patch16_224".')
     if not config.data.source:
         raise ConfigError(
-            "data.source is empty. The run needs images: a folder with train/<label>/* and val/<label>/*, or embedded "
-            "ones. Pass --config.data.source=/path/to/folder, or use a config's `:embedded` variant."
+            "data.source is empty. Pass --config.data.source=/path/to/folder with train/<label>/* and val/<label>/*, "
+            "or use a config's `:embedded` variant."
+        )
+    if config.task == "distillation" and _no_teacher(config):
+        raise ConfigError(
+            'task="distillation" with distill.preset="none" has no teacher. Set --config.task=classification, or '
+            'another preset, for example "soft+spectral".'
         )
     if not _no_teacher(config) and not (config.teacher.name and config.teacher.weights):
+        objective = "distill.terms" if config.distill.terms else f'distill.preset="{config.distill.preset}"'
         raise ConfigError(
-            f'distill.preset="{config.distill.preset}" needs a teacher, but teacher.name="{config.teacher.name}" and '
-            f'teacher.weights="{config.teacher.weights}". An untrained teacher teaches noise. Set '
-            "--config.teacher.name and --config.teacher.weights to a timm file, a Hugging Face id or a work directory "
-            "of jaxkd."
-        )
-    if config.task == "distillation" and config.distill.preset == "none":
-        raise ConfigError(
-            'task="distillation" with distill.preset="none" has no teacher. It would be supervised training under '
-            'another name. Set --config.task=classification, or one of the other presets, for example "soft+spectral".'
+            f'{objective} with task="distillation" needs a teacher, but teacher.name="{config.teacher.name}" and '
+            f'teacher.weights="{config.teacher.weights}". Set --config.teacher.name and --config.teacher.weights to a '
+            "timm file, a Hugging Face id or a work directory of jaxkd."
         )
 
 
-def _number(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _check_useless(config: ConfigDict, known: dict[str, Any], given: dict[str, Any]) -> None:
-    for fields, unread, why in USELESS:
+def _check_unread(config: ConfigDict, known: dict[str, Any], given: dict[str, Any]) -> None:
+    for fields, unread, why in UNREAD:
         if not unread(config):
             continue
         for name, value in given.items():
-            ours = any(name == f or (f.endswith(".") and name.startswith(f)) for f in fields)
-            if ours and value != known[name]:
+            concerned = any(name == f or (f.endswith(".") and name.startswith(f)) for f in fields)
+            if concerned and value != known[name]:
                 raise ConfigError(
-                    f"{name}={value!r} is set, but nothing reads it: this is {why}. A setting without effect misleads "
-                    f"whoever reads the results. Leave {name} at {known[name]!r}, or change what makes it useless."
+                    f"{name}={value!r} is set, but nothing reads it: this is {why}. Leave {name} at {known[name]!r}, "
+                    "or change what makes it useless."
                 )

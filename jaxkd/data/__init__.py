@@ -9,8 +9,8 @@ from jaxkd.data.pipeline.eval import EvalPreprocess, eval_batches, eval_preproce
 from jaxkd.data.pipeline.patches import PatchConfig, PatchPipeline
 from jaxkd.data.pipeline.prefetch import Prefetcher
 from jaxkd.data.pipeline.train import AugmentConfig, TrainPipeline, TrainTransform
-from jaxkd.data.sources.labelled import Source, open_source
 from jaxkd.data.sources.pairs import Pair, PairSource, open_pairs, whole_pairs
+from jaxkd.data.sources.registry import Source, open_source, register_source
 from jaxkd.data.transforms.crops import INTERPOLATIONS
 from jaxkd.data.transforms.erasing import EraseConfig
 from jaxkd.data.transforms.imresize import crop_to_multiple, imresize
@@ -42,5 +42,6 @@ __all__ = [
     "open_pairs",
     "open_source",
     "prepare_train_images",
+    "register_source",
     "whole_pairs",
 ]

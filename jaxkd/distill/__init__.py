@@ -1,19 +1,24 @@
-"""Knowledge distillation: which layers are compared, how the teacher is read, and what is minimised."""
+"""Knowledge distillation: objectives and their terms, layer pairing, weight schedules and the teacher."""
 
-from jaxkd.distill.objective import Objective, Term
+from jaxkd.distill.objective import ModelOutput, Objective, Term
 from jaxkd.distill.pairing import check_pairs, profile_taps, resolve_pairs, suggest
 from jaxkd.distill.presets import PRESETS, preset
 from jaxkd.distill.schedules import weight_schedule
 from jaxkd.distill.teacher import Teacher
+from jaxkd.distill.terms import build_objective, check_terms, register_term
 
 __all__ = [
     "PRESETS",
+    "ModelOutput",
     "Objective",
     "Teacher",
     "Term",
+    "build_objective",
     "check_pairs",
+    "check_terms",
     "preset",
     "profile_taps",
+    "register_term",
     "resolve_pairs",
     "suggest",
     "weight_schedule",

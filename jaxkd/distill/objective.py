@@ -1,4 +1,4 @@
-"""What is minimised: a sum of named terms, each with a weight that may change over the steps."""
+"""Objectives: weighted sums of named terms, whose weights may change over the steps."""
 
 from __future__ import annotations
 
@@ -12,37 +12,50 @@ import jax.numpy as jnp
 from jaxkd.distill.schedules import Schedule, weight_schedule
 from jaxkd.errors import ConfigError
 
-# (output, features) as `model.apply` hands it back; the output of a network with two heads may be a pair.
-Answer = tuple[Any, Mapping[str, jax.Array]]
+PyTree = Any
+# (output, features) as `model.apply` returns it; the output of a network with two heads may be a pair.
+ModelOutput = tuple[Any, Mapping[str, jax.Array]]
 Batch = Mapping[str, jax.Array]
-TermFn = Callable[[Answer, Answer | None, Batch], jax.Array]
+TermFn = Callable[[ModelOutput, ModelOutput | None, Batch], jax.Array]
+# (params, mutable, student, teacher, batch) -> ((B,) values, mutable)
+StatefulTermFn = Callable[[PyTree, PyTree, ModelOutput, ModelOutput | None, Batch], tuple[jax.Array, PyTree]]
+# (key, student shapes, teacher shapes) -> (params, mutable); shapes are ModelOutputs of `jax.ShapeDtypeStruct`
+TermInit = Callable[[jax.Array, ModelOutput, ModelOutput | None], tuple[PyTree, PyTree]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared and hashed by identity, as weights may be dicts
 class Term:
     """One part of an objective.
 
     Attributes:
-      name: under which it is logged.
+      name: the name it is logged under.
       weight: a number, a function step -> scalar, or a schedule as `weight_schedule` takes it.
       fn: (student (output, features), teacher (output, features) or None, batch) -> (B,), one value per example. It
         should pass `batch.get("mask")` on as `where`, so that excluded examples have no gradient even if they hold NaN.
+        With `init`: (params, mutable, student, teacher, batch) -> ((B,), mutable).
       needs_teacher: whether `fn` reads the teacher.
+      compares_logits: whether `fn` compares the logits of student and teacher, so that their classes must agree.
+      pairs: (student tap, teacher tap) whose features `fn` compares.
+      init: (key, student shapes, teacher shapes) -> (params, mutable) of a term with parameters, such as a projector,
+        or state, such as a running mean; the shapes are those of a batch of one. None for a term without either.
     """
 
     name: str
     weight: float | Schedule | Mapping[str, Any]
-    fn: TermFn
+    fn: TermFn | StatefulTermFn
     needs_teacher: bool = True
+    compares_logits: bool = False
+    pairs: tuple[tuple[str, str], ...] = ()
+    init: TermInit | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared and hashed by identity, as weights may be dicts
 class Objective:
     """loss = sum over terms of weight(step) * (mean of the term over the examples that count).
 
     Attributes:
       terms: of unique names.
-      student_taps: features that the terms read of the student, each once.
+      student_taps: features of the student that the terms read, each once; those of the terms' pairs come first.
       teacher_taps: likewise of the teacher.
 
     Example:
@@ -50,7 +63,8 @@ class Objective:
           return losses.cross_entropy(student[0], batch["label"])
 
       objective = Objective((Term("ce", 1.0, ce, needs_teacher=False),))
-      loss, terms = objective(model.apply(variables, images), None, {"label": labels}, step=0)
+      output = model.apply(variables, images)
+      loss, terms, mutable = objective({}, {}, output, None, {"label": labels}, step=0)
 
     Raises:
       ConfigError: no terms, or names that cannot be told apart in a log.
@@ -62,8 +76,10 @@ class Objective:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "terms", tuple(self.terms))
-        object.__setattr__(self, "student_taps", tuple(dict.fromkeys(self.student_taps)))
-        object.__setattr__(self, "teacher_taps", tuple(dict.fromkeys(self.teacher_taps)))
+        pairs = [pair for term in self.terms for pair in term.pairs]
+        for side, field in enumerate(("student_taps", "teacher_taps")):
+            taps = dict.fromkeys([pair[side] for pair in pairs] + list(getattr(self, field)))
+            object.__setattr__(self, field, tuple(taps))
         names = [t.name for t in self.terms]
         logged = ["loss", *names, *(f"{n}_weighted" for n in names)]
         if not names or len(set(logged)) != len(logged):
@@ -79,12 +95,53 @@ class Objective:
         """Whether any term reads the teacher."""
         return any(t.needs_teacher for t in self.terms)
 
+    @property
+    def compares_logits(self) -> bool:
+        """Whether any term compares the logits of student and teacher."""
+        return any(t.compares_logits for t in self.terms)
+
+    @property
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """The (student tap, teacher tap) pairs of all terms, each once."""
+        return tuple(dict.fromkeys(pair for term in self.terms for pair in term.pairs))
+
+    @property
+    def has_variables(self) -> bool:
+        """Whether any term has parameters or state."""
+        return any(t.init is not None for t in self.terms)
+
+    def init(
+        self, key: jax.Array, shapes: tuple[ModelOutput, ModelOutput | None]
+    ) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
+        """Parameters and mutable state of the terms that have any.
+
+        Args:
+          key: the term at place i draws with `fold_in(key, i)`.
+          shapes: outputs of student and teacher for a batch of one, as `jax.eval_shape` returns them.
+
+        Returns:
+          `{term name: params}` and `{term name: mutable}`, both {} where no term has any.
+        """
+        params, mutable = {}, {}
+        for index, term in enumerate(self.terms):
+            if term.init is not None:
+                params[term.name], mutable[term.name] = term.init(jax.random.fold_in(key, index), *shapes)
+        return params, mutable
+
     def __call__(
-        self, student_out: Answer, teacher_out: Answer | None, batch: Batch, step: int | jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        self,
+        params: PyTree,
+        mutable: PyTree,
+        student_out: ModelOutput,
+        teacher_out: ModelOutput | None,
+        batch: Batch,
+        step: int | jax.Array,
+    ) -> tuple[jax.Array, dict[str, jax.Array], PyTree]:
         """The loss of one batch.
 
         Args:
+          params: of the terms, from `init`; {} where no term has any.
+          mutable: likewise.
           student_out: (output, features) with `student_taps`; the output may be the pair (class, distillation).
           teacher_out: (output, features) with `teacher_taps`; None where `needs_teacher` is False.
           batch: "label" (B,) integers or (B, K) probabilities, and optionally "mask" (B,) bool, False for examples that
@@ -92,8 +149,8 @@ class Objective:
           step: optimiser step that the weights are read at.
 
         Returns:
-          The scalar to minimise, and for each term `name` (mean, unweighted) and `name_weighted`, whose sum over the
-          terms is the loss. All are 0 if no example counts.
+          The scalar to minimise; for each term `name` (mean, unweighted) and `name_weighted`, whose sum over the terms
+          is the loss, all 0 if no example counts; and the new mutable state.
 
         Raises:
           ConfigError: a term needs a teacher and there is none.
@@ -101,19 +158,25 @@ class Objective:
         if teacher_out is None and self.needs_teacher:
             names = ", ".join(t.name for t in self.terms if t.needs_teacher)
             raise ConfigError(
-                f"The objective was called without a teacher, but its terms {names} compare with one. Pass "
-                'what it answers, or use an objective without such terms, e.g. distill.preset("none").'
+                f"The objective was called without a teacher, but its terms {names} compare with one. Pass the "
+                'teacher\'s output, or use an objective without such terms, e.g. distill.preset("none").'
             )
         mask = batch.get("mask")
         total: jax.Array = jnp.zeros((), jnp.float32)
         logged: dict[str, jax.Array] = {}
+        changed: dict[str, PyTree] = {}
         for term, weight in zip(self.terms, self._weights, strict=True):
-            mean = masked_mean(term.fn(student_out, teacher_out, batch), mask)
+            if term.init is None:
+                values = term.fn(student_out, teacher_out, batch)
+            else:
+                name = term.name
+                values, changed[name] = term.fn(params[name], mutable[name], student_out, teacher_out, batch)
+            mean = masked_mean(values, mask)
             weighted = weight(step) * mean
             logged[term.name] = mean
             logged[f"{term.name}_weighted"] = weighted
             total = total + weighted
-        return total, logged
+        return total, logged, changed
 
 
 def masked_mean(values: jax.Array, mask: jax.Array | None) -> jax.Array:

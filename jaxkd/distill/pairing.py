@@ -1,4 +1,4 @@
-"""Which layer of the student is compared with which layer of the teacher."""
+"""Layer pairing: from what a config says to (student tap, teacher tap) pairs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BLOCK, _STAGE = re.compile(r"block_\d+"), re.compile(r"stage_\d+")
 
 
 def _layers(taps: Iterable[str]) -> tuple[str, ...]:
-    """What integers count, in depth order: `stage_i` of a network in stages, `block_i` of any other."""
+    """The taps that integers count, in depth order: `stage_i` of a network in stages, `block_i` of any other."""
     taps = tuple(taps)
     return tuple(t for t in taps if _STAGE.fullmatch(t)) or tuple(t for t in taps if _BLOCK.fullmatch(t))
 
@@ -27,8 +27,8 @@ def _ends(student: tuple[str, ...], teacher: tuple[str, ...], indices: tuple[int
     for side, taps in (("student", student), ("teacher", teacher)):
         if not _layers(taps):
             raise TapError(
-                f"The {side} has no layers that could be paired by position. Those are taps block_i or stage_i, and "
-                f"it has {in_words(taps)}. Name the taps in pairs, as (student tap, teacher tap)."
+                f"The {side} has no taps block_i or stage_i that could be paired by position; it has "
+                f"{in_words(taps)}. Name the taps in pairs, as (student tap, teacher tap)."
             )
     # A network of one layer has the same first and last.
     return tuple(dict.fromkeys((_layers(student)[i], _layers(teacher)[i]) for i in indices))
@@ -47,21 +47,21 @@ def _first_last(student: tuple[str, ...], teacher: tuple[str, ...]) -> tuple[Pai
 
 
 def _stages(student: tuple[str, ...], teacher: tuple[str, ...]) -> tuple[Pair, ...]:
-    ours, theirs = (tuple(t for t in taps if _STAGE.fullmatch(t)) for taps in (student, teacher))
-    for side, stages, taps in (("student", ours, student), ("teacher", theirs, teacher)):
+    student_stages, teacher_stages = (tuple(t for t in taps if _STAGE.fullmatch(t)) for taps in (student, teacher))
+    for side, stages, taps in (("student", student_stages, student), ("teacher", teacher_stages, teacher)):
         if not stages:
             raise TapError(
                 f'pairs="stages" pairs every stage, but the {side} has none: its layers are '
-                f'{in_words(_layers(taps))}. Only networks such as Swin are built in stages. Use "last" or '
+                f'{in_words(_layers(taps))}. Use "last" or '
                 '"first+last", or give the pairs by number.'
             )
-    if len(ours) != len(theirs):
+    if len(student_stages) != len(teacher_stages):
         raise ConfigError(
-            f'pairs="stages" pairs stage i with stage i, but the student has {len(ours)} ({in_words(ours)}) and the '
-            f"teacher {len(theirs)} ({in_words(theirs)}). Some would be left out unseen. Give the pairs by number, "
-            "as in ((0, 0), (1, 1))."
+            f'pairs="stages" pairs stage i with stage i, but the student has {len(student_stages)} '
+            f"({in_words(student_stages)}) and the teacher {len(teacher_stages)} ({in_words(teacher_stages)}). Give "
+            "the pairs by number, as in ((0, 0), (1, 1))."
         )
-    return tuple(zip(ours, theirs, strict=True))
+    return tuple(zip(student_stages, teacher_stages, strict=True))
 
 
 AUTO = "auto"
@@ -79,7 +79,7 @@ def profile_taps(teacher_taps: Sequence[str]) -> tuple[str, ...]:
 
 
 def suggest(student_taps: Sequence[str], teacher_taps: Sequence[str], profile: Any = None) -> Suggestion:
-    """What SpectralKD's rule says of two networks; `jaxkd/analysis/layer_selection.py` writes it down.
+    """Layer pairs by SpectralKD's rule, which `jaxkd/analysis/layer_selection.py` implements.
 
     Args:
       student_taps: all taps of the student in depth order (`models.tap_names`).
@@ -93,28 +93,28 @@ def suggest(student_taps: Sequence[str], teacher_taps: Sequence[str], profile: A
       ConfigError: no profile where one is needed. ShapeError: a profile of another length. TapError: no layers.
     """
     _ends(tuple(student_taps), tuple(teacher_taps), ())  # both have layers
-    ours, theirs = _layers(student_taps), _layers(teacher_taps)
-    staged = [bool(_STAGE.fullmatch(layers[0])) for layers in (ours, theirs)]
+    student_layers, teacher_layers = _layers(student_taps), _layers(teacher_taps)
+    staged = [bool(_STAGE.fullmatch(layers[0])) for layers in (student_layers, teacher_layers)]
     if all(staged):
-        return suggest_stages(len(ours), len(theirs))
+        return suggest_stages(len(student_layers), len(teacher_layers))
     if any(staged):
         reason = (
-            f"The student has {in_words(ours)} and the teacher {in_words(theirs)}. The rule pairs blocks with blocks "
-            "or stages with stages."
+            f"The student has {in_words(student_layers)} and the teacher {in_words(teacher_layers)}. The rule pairs "
+            "blocks with blocks or stages with stages."
         )
         return Suggestion((), 0, 0, None, False, reason)
     if profile is None:
         raise ConfigError(
-            f'pairs="{AUTO}" was given without a profile of the teacher. The layers are chosen from the intensity of '
-            "its blocks, which takes its weights and images. A training run measures it; elsewhere pass profile=, or "
-            f"give the pairs by number as in ((0, 0), ({len(ours) - 1}, {len(theirs) - 1}))."
+            f'pairs="{AUTO}" was given without a profile of the teacher, the intensity of its blocks. A training run '
+            "measures it; elsewhere pass profile=, or "
+            f"give the pairs by number as in ((0, 0), ({len(student_layers) - 1}, {len(teacher_layers) - 1}))."
         )
-    if len(profile) != len(theirs):
+    if len(profile) != len(teacher_layers):
         raise ShapeError(
-            f"The profile has {len(profile)} values, but the teacher has {len(theirs)} layers: {in_words(theirs)}. It "
-            "is one intensity per layer. Measure it at distill.profile_taps(teacher_taps)."
+            f"The profile has {len(profile)} values, but the teacher has {len(teacher_layers)} layers: "
+            f"{in_words(teacher_layers)}. Measure it at distill.profile_taps(teacher_taps)."
         )
-    return suggest_pairs(profile, len(ours))
+    return suggest_pairs(profile, len(student_layers))
 
 
 def resolve_pairs(
@@ -150,15 +150,12 @@ def resolve_pairs(
             return _NAMED[spec](student_taps, teacher_taps)
         spec = _auto(student_taps, teacher_taps, profile) if spec == AUTO else _parse(spec)
     pairs = tuple(
-        (_tap(ours, student_taps, "student", place), _tap(theirs, teacher_taps, "teacher", place))
-        for ours, theirs, place in _explicit(spec)
+        (_tap(student_layer, student_taps, "student", place), _tap(teacher_layer, teacher_taps, "teacher", place))
+        for student_layer, teacher_layer, place in _explicit(spec)
     )
     for pair in pairs:
         if pairs.count(pair) > 1:
-            raise ConfigError(
-                f"The pair {pair} is there {pairs.count(pair)} times. The feature loss is the mean over pairs, so it "
-                "would weigh more than the others by accident. Give each pair once."
-            )
+            raise ConfigError(f"The pair {pair} is there {pairs.count(pair)} times. Give each pair once.")
     return pairs
 
 
@@ -169,7 +166,7 @@ def _auto(student: tuple[str, ...], teacher: tuple[str, ...], profile: Any) -> t
     values = "" if profile is None else f" The intensities are {', '.join(f'{float(v):.3g}' for v in profile)}."
     ends = (0, 0), (len(_layers(student)) - 1, len(_layers(teacher)) - 1)
     raise ConfigError(
-        f'pairs="{AUTO}" found no pairs. {found.reason}{values} To align layers anyway is your choice to make: write '
+        f'pairs="{AUTO}" found no pairs. {found.reason}{values} To align layers anyway, write '
         f'pairs="first+last", or numbers such as {ends}.'
     )
 
@@ -182,13 +179,8 @@ def _parse(text: str) -> Any:
         try:
             return ast.literal_eval(text)
         except (ValueError, SyntaxError):
-            raise ConfigError(
-                f"pairs={text!r} cannot be read. It begins like a list of pairs but is not one. {_WRITE}"
-            ) from None
-    raise UnknownNameError(
-        f'pairs="{text}" is not a way to pair layers.{did_you_mean(text, (*_NAMED, AUTO))} A single text is the name '
-        f"of a set of pairs. {_WRITE}"
-    )
+            raise ConfigError(f"pairs={text!r} cannot be read as a list of pairs. {_WRITE}") from None
+    raise UnknownNameError(f'pairs="{text}" is not a way to pair layers.{did_you_mean(text, (*_NAMED, AUTO))} {_WRITE}')
 
 
 def _explicit(spec: Any) -> list[tuple[Any, Any, str]]:
@@ -202,9 +194,7 @@ def _explicit(spec: Any) -> list[tuple[Any, Any, str]]:
     rows = []
     for index, pair in enumerate(spec):
         if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
-            raise ConfigError(
-                f"pairs[{index}]={pair!r} is not a pair. Each entry is (student layer, teacher layer). {_WRITE}"
-            )
+            raise ConfigError(f"pairs[{index}]={pair!r} is not a pair (student layer, teacher layer). {_WRITE}")
         rows.append((pair[0], pair[1], f"pairs[{index}]"))
     return rows
 
@@ -214,16 +204,15 @@ def _columns(spec: dict[str, Any]) -> list[tuple[Any, Any, str]]:
         isinstance(v, str) or not isinstance(v, Sequence) for v in spec.values()
     ):
         raise ConfigError(
-            f"pairs={spec!r} is not understood. In two columns, pairs are one list of layers per network. Write "
-            '{"student": [0, 6], "teacher": [0, 18]}.'
+            f'pairs={spec!r} is not one list of layers per network. Write {{"student": [0, 6], "teacher": [0, 18]}}.'
         )
-    ours, theirs = spec["student"], spec["teacher"]
-    if len(ours) != len(theirs):
+    student_layers, teacher_layers = spec["student"], spec["teacher"]
+    if len(student_layers) != len(teacher_layers):
         raise ConfigError(
-            f"pairs lists {len(ours)} student layers {list(ours)} and {len(theirs)} teacher layers {list(theirs)}. "
-            "Layers are paired one by one in order. Give both lists the same length."
+            f"pairs lists {len(student_layers)} student layers {list(student_layers)} and {len(teacher_layers)} "
+            f"teacher layers {list(teacher_layers)}. Give both lists the same length."
         )
-    return [(a, b, f"pairs entry {i}") for i, (a, b) in enumerate(zip(ours, theirs, strict=True))]
+    return [(a, b, f"pairs entry {i}") for i, (a, b) in enumerate(zip(student_layers, teacher_layers, strict=True))]
 
 
 def _tap(layer: Any, taps: tuple[str, ...], side: str, place: str) -> str:
@@ -232,21 +221,19 @@ def _tap(layer: Any, taps: tuple[str, ...], side: str, place: str) -> str:
     if isinstance(layer, str):
         if layer not in taps:
             raise TapError(
-                f"{what}, which does not exist.{did_you_mean(layer, taps)} The {side} can only be read where it has "
-                f"taps: {in_words(taps)}. Choose among those."
+                f"{what}, which does not exist.{did_you_mean(layer, taps)} The {side} has the "
+                f"taps {in_words(taps)}. Choose among those."
             )
         return layer
     if not isinstance(layer, Integral) or isinstance(layer, bool):
         raise ConfigError(
-            f'{what}. A layer is a number, counted from 0, or the name of a tap. Write e.g. 11 or "block_11".'
+            f'{what}, which is neither a number from 0 nor the name of a tap. Write e.g. 11 or "block_11".'
         )
     layers = _layers(taps)
     if layer < 0:
         near = len(layers) + layer
         do = f"Write {near}." if near >= 0 else f"Write a number from 0 to {len(layers) - 1}."
-        raise ConfigError(
-            f"{what}. Layers are counted from 0 and never from the end, so that a pair reads as it is meant. {do}"
-        )
+        raise ConfigError(f"{what}, but layers are counted from 0 and never from the end. {do}")
     if layer >= len(layers):
         raise TapError(
             f"{what}, which does not exist. The {side} has {len(layers)} layers: {in_words(layers)}. Choose among "
@@ -271,15 +258,15 @@ def check_pairs(
       ShapeError: grids, ranks or batches that differ; with both shapes.
       TapError: a tap whose shape was not given.
     """
-    for ours, theirs in pairs:
-        for side, tap, shapes in (("student", ours, student_shapes), ("teacher", theirs, teacher_shapes)):
+    for student_tap, teacher_tap in pairs:
+        for side, tap, shapes in (("student", student_tap, student_shapes), ("teacher", teacher_tap, teacher_shapes)):
             if tap not in shapes:
                 raise TapError(
-                    f'The pair ("{ours}", "{theirs}") reads "{tap}" of the {side}, whose shape is not known. The '
-                    f'shapes given are of {in_words(shapes)}. Ask the network for it: taps=("{tap}", ...).'
+                    f'The pair ("{student_tap}", "{teacher_tap}") reads "{tap}" of the {side}, whose shape is not '
+                    f'known. The shapes given are of {in_words(shapes)}. Ask the network for it: taps=("{tap}", ...).'
                 )
-        names = (f'student\'s "{ours}"', f'teacher\'s "{theirs}"')
+        names = (f'student\'s "{student_tap}"', f'teacher\'s "{teacher_tap}"')
         try:
-            check_features(student_shapes[ours], teacher_shapes[theirs], names=names)
+            check_features(student_shapes[student_tap], teacher_shapes[teacher_tap], names=names)
         except ShapeError as error:
-            raise ShapeError(f'The pair ("{ours}", "{theirs}") cannot be compared. {error}') from None
+            raise ShapeError(f'The pair ("{student_tap}", "{teacher_tap}") cannot be compared. {error}') from None

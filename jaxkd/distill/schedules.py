@@ -20,6 +20,7 @@ _FIELDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "linear": (("from", "to", "end_step"), ("start_step",)),
     "cosine": (("from", "to", "end_step"), ("start_step",)),
     "step": (("from", "to", "start_step"), ()),
+    "one_minus": (("of",), ()),
 }
 
 
@@ -38,7 +39,8 @@ def weight_schedule(spec: Any, *, name: str = "weight", most: float = math.inf) 
         it is not given), a straight line to `to` at end_step, `to` from then on;
         {"schedule": "cosine", ...}: likewise, along half a cosine, flat at both ends;
         {"schedule": "step", "from": 0.2, "to": 0.0, "start_step": 1000}: `from` before start_step, `to` from it on;
-        or a function of the step, which is handed back as it is.
+        {"schedule": "one_minus", "of": 0.9}: 1 minus another number or schedule, whose values are at most 1;
+        or a function of the step, which is returned as it is.
       name: what the errors call it.
       most: largest value that makes sense.
 
@@ -57,8 +59,8 @@ def weight_schedule(spec: Any, *, name: str = "weight", most: float = math.inf) 
     kind = spec.pop("schedule", None)
     if kind not in _FIELDS:
         raise UnknownNameError(
-            f"{name} has schedule={kind!r}, which does not exist.{did_you_mean(str(kind), _FIELDS)} A schedule says "
-            f"how a weight changes over the steps. Choose one of {', '.join(_FIELDS)}, or give a plain number."
+            f"{name} has schedule={kind!r}, which does not exist.{did_you_mean(str(kind), _FIELDS)} "
+            f"Choose one of {', '.join(_FIELDS)}, or give a plain number."
         )
     needed, optional = _FIELDS[kind]
     for field in spec:
@@ -73,6 +75,9 @@ def weight_schedule(spec: Any, *, name: str = "weight", most: float = math.inf) 
                 f'{name} lacks the field "{field}". A {kind} schedule cannot be drawn without it. Give '
                 f"{', '.join(needed)}."
             )
+    if kind == "one_minus":
+        other = weight_schedule(spec["of"], name=name, most=1.0)
+        return lambda step: 1.0 - other(step)
     for field in ("value", "from", "to"):
         if field in spec:
             _check_value(spec[field], name if field == "value" else f"{name}.{field}", most)
@@ -80,10 +85,7 @@ def weight_schedule(spec: Any, *, name: str = "weight", most: float = math.inf) 
         return lambda step: jnp.float32(spec["value"])
     start, end = (_check_step(spec.get(f, 0), f"{name}.{f}") for f in ("start_step", "end_step"))
     if kind != "step" and end <= start:
-        raise ConfigError(
-            f"{name} changes from step {start} to step {end}. The change has to end after it starts. Set end_step "
-            "above start_step."
-        )
+        raise ConfigError(f"{name} changes from step {start} to step {end}. Set end_step above start_step.")
     return _curve(kind, float(spec["from"]), float(spec["to"]), start, end)
 
 
@@ -104,14 +106,12 @@ def _check_value(value: Any, name: str, most: float) -> None:
     if not number or not math.isfinite(value) or not 0 <= value <= most:
         span = "0 or above" if most == math.inf else f"from 0 to {most:g}"
         raise ConfigError(
-            f"{name}={value!r} is out of range. A loss term is weighted with a finite number {span}. Give such a "
-            'number, or a schedule such as {"schedule": "linear", "from": 0.2, "to": 0.0, "end_step": 1000}.'
+            f"{name}={value!r} is out of range. Give a finite number {span}, "
+            'or a schedule such as {"schedule": "linear", "from": 0.2, "to": 0.0, "end_step": 1000}.'
         )
 
 
 def _check_step(value: Any, name: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ConfigError(
-            f"{name}={value!r} is not a step. Optimiser steps are counted from 0. Give a whole number, 0 or above."
-        )
+        raise ConfigError(f"{name}={value!r} is not a step. Give a whole number, 0 or above.")
     return value

@@ -1,4 +1,4 @@
-"""The network that is read and never trained."""
+"""The frozen teacher."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ class Teacher:
     def __call__(
         self, variables: PyTree, images: jax.Array, taps: tuple[str, ...] = ()
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The teacher's answer to the student's images.
+        """The teacher's output for the student's images.
 
         Args:
           variables: `{"params": ...}` of the teacher.
           images: (B, H, W, 3) as the student sees them, normalised with the student's constants.
-          taps: features to hand back.
+          taps: features to return.
 
         Returns:
           (output, features) in evaluation mode, without gradient to the variables or the images. A teacher with a
-          distillation token answers with the mean of its heads.
+          distillation token returns the mean of its heads.
 
         Raises:
           ShapeError: images with another number of channels than the constants.
@@ -64,8 +64,8 @@ class Teacher:
         if any(v.shape != (images.shape[-1],) for v in constants):
             raise ShapeError(
                 f"The images have shape {images.shape}, but the constants of teacher and student are for "
-                f"{sorted({v.size for v in constants})} channels. Every channel has its own mean and std. Pass NHWC "
-                "images and one value per channel."
+                f"{sorted({v.size for v in constants})} channels. Pass NHWC images "
+                "and one value per channel."
             )
         if np.array_equal(mean, student_mean) and np.array_equal(std, student_std):
             return images

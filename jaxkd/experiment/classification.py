@@ -12,12 +12,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from jaxkd import data, distill, models, parallel, tasks, train, weights
+from jaxkd import data, models, parallel, tasks, train, weights
 from jaxkd.analysis import pipeline
 from jaxkd.config.validate import mixes
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import auto_pairs
 from jaxkd.experiment.experiment import Problem
+from jaxkd.experiment.objective import build_objective
 
 PyTree = Any
 
@@ -33,10 +34,9 @@ def open_problem(config: ConfigDict, workdir: Path, mesh: Mesh, console: Console
     config, chosen = auto_pairs.settle(config, workdir, sources["val"], build, console)
     task = build(config)
     size = task.student.image_size
-    teacher = getattr(task, "teacher", None)
-    objective = f"objective {config.distill.preset if teacher else 'cross-entropy'}"
-    if task.objective.student_taps:
-        objective += f" · {len(task.objective.student_taps)} layer pairs"
+    objective = f"objective {' + '.join(term.name for term in task.objective.terms)}"
+    if task.objective.pairs:
+        objective += f" · {len(task.objective.pairs)} layer pairs"
     return Problem(
         config=config,
         task=task,
@@ -62,7 +62,8 @@ def resolve(config: ConfigDict, *, num_classes: int) -> ConfigDict:
     resolved = config.copy_and_resolve_references()
     with resolved.unlocked():
         for network in (resolved.student, resolved.teacher):
-            if network.name and network.args.num_classes is None:
+            takes = bool(network.name) and "num_classes" in models.arguments(network.name)
+            if takes and network.args.get("num_classes") is None:
                 network.args.num_classes = num_classes
     return resolved.lock()
 
@@ -90,32 +91,25 @@ def build_task(config: ConfigDict, *, num_classes: int, load: bool = True) -> ta
         shapes = jax.eval_shape(
             student.model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *student.image_size, 3), np.float32)
         )
-        frozen = {"student": weights.freeze_mask(shapes["params"], tuple(config.student.freeze)), "projectors": {}}
+        frozen = weights.freeze_mask(shapes["params"], tuple(config.student.freeze))
+    student_taps = models.tap_names(student.model)
     if config.task == "classification":
+        objective = build_objective(config, student_taps)
         student = _loaded(student, config.student, config.seed, load)
-        objective = distill.preset("none", smoothing=config.label_smoothing)
         return tasks.ClassificationTask(student, objective, frozen=frozen, **_on_device(config))
     teacher = _network(config.teacher, config.precision.compute, False, like=student)
-    student_taps, teacher_taps = models.tap_names(student.model), models.tap_names(teacher.model)
-    pairs = distill.resolve_pairs(config.distill.pairs or (), student_taps, teacher_taps)
-    given = {k: _plain(config.distill[k]) for k in ("alpha", "temperature", "feature_weight")}
-    objective = distill.preset(
-        config.distill.preset,
-        pairs=pairs,
-        smoothing=config.label_smoothing,
-        spectral_method=config.distill.spectral_method or None,
-        **{k: v for k, v in given.items() if v is not None},
-    )
-    tasks.check_networks(student, teacher, objective, pairs)
-    if config.teacher.new_head and any(term.name in ("kl", "hard") for term in objective.terms):
+    objective = build_objective(config, student_taps, models.tap_names(teacher.model))
+    tasks.check_networks(student, teacher, objective)
+    if config.teacher.new_head and objective.compares_logits:
+        names = ", ".join(term.name for term in objective.terms if term.compares_logits)
         raise ConfigError(
-            f'teacher.new_head=True with distill.preset="{config.distill.preset}" would distil the logits of a random '
-            "classifier. Only a trained head teaches. Fine-tune the teacher on these classes first "
-            "(configs/supervised.py), or choose a preset without logits: spectral or mse."
+            f"teacher.new_head=True with the term {names} would distil the logits of a random classifier. Fine-tune "
+            "the teacher on these classes first (configs/supervised.py), or choose an objective without logits, such "
+            "as the presets spectral and mse."
         )
     student = _loaded(student, config.student, config.seed, load)
     teacher = _loaded(teacher, config.teacher, config.seed, load)
-    return tasks.DistillationTask(student, teacher, objective, pairs=pairs, frozen=frozen, **_on_device(config))
+    return tasks.DistillationTask(student, teacher, objective, frozen=frozen, **_on_device(config))
 
 
 def build_dynamics(config: ConfigDict, task: tasks.ClassificationTask, mesh: Mesh) -> pipeline.Dynamics | None:

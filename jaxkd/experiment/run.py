@@ -14,9 +14,10 @@ from rich.console import Console
 from threadpoolctl import threadpool_limits
 
 from jaxkd import __version__, data, parallel, train
-from jaxkd.config.validate import validate
+from jaxkd.config.plugins import import_plugins
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import classification, restoration
+from jaxkd.experiment.checks import check_config
 from jaxkd.experiment.classification import build_dynamics, build_evaluator, build_task, build_train_pipeline, resolve
 from jaxkd.experiment.run_summary import announce
 from jaxkd.experiment.sweep import run_stages
@@ -52,6 +53,7 @@ def run(config: ConfigDict, workdir: str | Path, *, console: Console | None = No
       JaxkdError: anything that the user can mend, before the first step wherever possible.
     """
     workdir = Path(workdir)
+    import_plugins(config.plugins)
     if config.stages:
         return run_stages(config, workdir, run_one, console)
     return run_one(config, workdir, console)
@@ -59,7 +61,7 @@ def run(config: ConfigDict, workdir: str | Path, *, console: Console | None = No
 
 def run_one(config: ConfigDict, workdir: Path, console: Console | None, *, title: str = "") -> dict[str, Any]:
     """One training run; see `run`."""
-    validate(config)
+    check_config(config)
     mesh = parallel.make_mesh(config.mesh.data, config.mesh.model)
     parallel.check_batch("train.batch_size", config.train.batch_size, mesh, accumulate=config.optimizer.accumulate)
     kind = restoration if config.task == "restoration" else classification

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxkd.config.fields import change
-from jaxkd.config.validate import validate
 from jaxkd.errors import ConfigError, did_you_mean
+from jaxkd.experiment.checks import check_config
 from jaxkd.report.training_curves import AVERAGE, draw_curves, draw_scores, read_bicubic, score_names, scores_caption
 from jaxkd.train import read_metrics
 
@@ -67,7 +67,7 @@ def run_stages(
     """
     configs = stage_configs(config, workdir)
     for one in configs.values():
-        validate(one)  # a mistake in the last stage is found before the first one runs
+        check_config(one)  # a mistake in the last stage is found before the first one runs
     results: dict[str, dict[str, Any]] = {}
     for index, (name, one) in enumerate(configs.items(), start=1):
         if console is not None:

@@ -35,13 +35,13 @@ class ModelSpec:
     """
 
     name: str
-    tag: str
-    input_size: tuple[int, int]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    crop_pct: float
-    interpolation: str
-    num_classes: int
+    tag: str = ""
+    input_size: tuple[int, int] = (224, 224)
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    crop_pct: float = 0.875
+    interpolation: str = "bicubic"
+    num_classes: int = 1000
     task: str = "classification"
 
 

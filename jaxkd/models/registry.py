@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from typing import Any
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 
@@ -36,7 +39,7 @@ _XS = {"embed_dim": 288, "num_heads": 6}
 _S = {"embed_dim": 384, "num_heads": 8}
 
 # name -> (family, arguments that make it what it is)
-REGISTRY: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
+_BUILT_IN: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     **{
         f"deit_{s}_patch16_224": (VisionTransformer, a)
         for s, a in [("tiny", _TINY), ("small", _SMALL), ("base", _BASE)]
@@ -93,13 +96,85 @@ REGISTRY: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     **{f"edsr_x{scale}": (EDSR, {"scale": scale}) for scale in (2, 3, 4)},
 }
 
-# Arguments that the name or a conversion of the weights decides, or that belong to linen.
-_NOT_FOR_USERS = frozenset({"distillation_token", "scale", "merged", "strip_pixels", "parent", "name"})
+# Arguments that the name or a conversion of the weights decides.
+_DECIDED_BY_NAME = frozenset({"distillation_token", "scale", "merged", "strip_pixels"})
+
+
+class Entry(NamedTuple):
+    """A registered network.
+
+    Attributes:
+      constructor: linen module class, or a function that returns a module.
+      specs: tag -> facts, the default tag first; the tag of a network without tags is "".
+      arguments: names that `create` passes on.
+    """
+
+    constructor: Callable[..., nn.Module]
+    specs: dict[str, ModelSpec]
+    arguments: tuple[str, ...]
+
+
+REGISTRY: dict[str, Entry] = {}
+
+
+def register(
+    name: str,
+    constructor: Callable[..., nn.Module],
+    spec: ModelSpec | Sequence[ModelSpec],
+    *,
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """Registers a network, so that `create`, configs and commands know it by its name.
+
+    Args:
+      name: without a dot, which separates a tag.
+      constructor: a linen module class, or a function that returns a module. `create` passes the user's arguments on,
+        and img_size, num_classes, dtype and remat where the constructor takes them. The module keeps the contract of
+        `models/contract.py`: `apply(variables, images, train=..., taps=..., offsets=...)` returns (output, features),
+        and `tap_names()` lists the taps.
+      spec: preprocessing constants and defaults; several for several tags of weights, the default first.
+      arguments: names a user may give; None takes them from the constructor's signature.
+
+    Raises:
+      ConfigError: the name has a dot or is taken.
+    """
+    if "." in name:
+        raise ConfigError(f'The network name "{name}" has a dot, which separates a tag of weights. Leave it out.')
+    if name in REGISTRY:
+        raise ConfigError(
+            f'The network "{name}" is registered already, by {_origin(REGISTRY[name].constructor)}. Choose another '
+            "name."
+        )
+    specs = (spec,) if isinstance(spec, ModelSpec) else tuple(spec)
+    if arguments is None:
+        arguments = [key for key in inspect.signature(constructor).parameters if key not in ("parent", "name")]
+    by_tag = {one.tag: dataclasses.replace(one, name=name) for one in specs}
+    REGISTRY[name] = Entry(constructor, by_tag, tuple(arguments))
+
+
+def _origin(constructor: Any) -> str:
+    constructor = getattr(constructor, "func", constructor)  # of a partial
+    return f"{constructor.__module__}.{constructor.__qualname__}"
+
+
+def _register_built_in() -> None:
+    for name, (family, args) in _BUILT_IN.items():
+        rows = SPECS[name] or {"": RESTORATION[name]}
+        task = "restoration" if name in RESTORATION else "classification"
+        specs = [ModelSpec(name, tag, *row, task=task) for tag, row in rows.items()]
+        fields = [f.name for f in dataclasses.fields(family)]
+        valid = [f for f in fields if f not in _DECIDED_BY_NAME and f not in ("parent", "name")]
+        register(name, functools.partial(family, **args), specs, arguments=valid)
+
+
+_register_built_in()
 
 
 def list_models(pattern: str = "*") -> list[str]:
     """Registered names that match a shell pattern, e.g. "cait*"; a pattern with a dot matches `name.tag`."""
-    names = REGISTRY if "." not in pattern else [f"{name}.{tag}" for name in REGISTRY for tag in SPECS[name]]
+    names: Iterable[str] = REGISTRY
+    if "." in pattern:
+        names = [f"{name}.{tag}" for name, entry in REGISTRY.items() for tag in entry.specs if tag]
     return sorted(fnmatch.filter(names, pattern))
 
 
@@ -112,25 +187,29 @@ def spec(name: str) -> ModelSpec:
     base, _, tag = str(name).partition(".")
     if base not in REGISTRY:
         raise UnknownNameError(
-            f'The model "{base}" is not registered.{did_you_mean(base, REGISTRY)} Names and tags are timm\'s, and only '
-            "the networks that jaxkd implements are known. See jaxkd.models.list_models() for all of them."
+            f'The model "{base}" is not registered.{did_you_mean(base, REGISTRY)} '
+            "jaxkd.models.list_models() lists all names; a network of your own is added with models.register."
         )
-    tags = SPECS[base]
-    if base in RESTORATION and not tag:
-        return ModelSpec(base, "", *RESTORATION[base], task="restoration")
-    if base in RESTORATION:
-        raise UnknownNameError(
-            f'The model "{base}" has no tags, and "{tag}" was given. A tag decides mean, std and crop, which are the '
-            f'same for all of its weights. Write "{base}".'
-        )
-    tag = tag or next(iter(tags))
+    tags = REGISTRY[base].specs
+    if not tag:
+        return next(iter(tags.values()))
+    if set(tags) == {""}:
+        raise UnknownNameError(f'The model "{base}" has no tags, and "{tag}" was given. Write "{base}".')
     if tag not in tags:
         raise UnknownNameError(
-            f'The model "{base}" has no weights tagged "{tag}".{did_you_mean(tag, tags)} The tag decides mean, std and '
-            "crop, so a guess would be wrong in silence. Leave the tag out for the first of these, or use one of: "
-            f"{', '.join(tags)}."
+            f'The model "{base}" has no weights tagged "{tag}".{did_you_mean(tag, tags)} Leave the tag out for the '
+            f"first of these, or use one of: {', '.join(tags)}."
         )
-    return ModelSpec(base, tag, *tags[tag])
+    return tags[tag]
+
+
+def arguments(name: str) -> tuple[str, ...]:
+    """Names of the arguments that `create(name, ...)` takes.
+
+    Raises:
+      UnknownNameError: unknown name or tag.
+    """
+    return REGISTRY[spec(name).name].arguments
 
 
 def create(name: str, **kwargs: Any) -> nn.Module:
@@ -149,20 +228,19 @@ def create(name: str, **kwargs: Any) -> nn.Module:
       ConfigError: an argument that the network does not take, or that it cannot be built with.
     """
     facts = spec(name)
-    family, args = REGISTRY[facts.name]
-    valid = [f.name for f in dataclasses.fields(family) if f.name not in _NOT_FOR_USERS]
+    entry = REGISTRY[facts.name]
     for key in kwargs:
-        if key not in valid:
+        if key not in entry.arguments:
             raise ConfigError(
-                f'"{key}" is not an argument of {facts.name}.{did_you_mean(key, valid)} Arguments have the '
-                f"names of {'timm' if facts.task == 'classification' else 'BasicSR'}. "
-                f"It takes: {', '.join(valid)}."
+                f'"{key}" is not an argument of {facts.name}.{did_you_mean(key, entry.arguments)} '
+                f"It takes: {', '.join(entry.arguments)}."
             )
     if facts.task == "classification":
-        args = {"img_size": facts.input_size, "num_classes": facts.num_classes, **args}
-    return family(**{**args, **kwargs})
+        defaults = {"img_size": facts.input_size, "num_classes": facts.num_classes}
+        kwargs = {key: value for key, value in defaults.items() if key in entry.arguments} | kwargs
+    return entry.constructor(**kwargs)
 
 
 def tap_names(model: nn.Module) -> tuple[str, ...]:
-    """What `taps` and `offsets` of `model` accept, in depth order."""
-    return model.tap_names()
+    """Names that `taps` and `offsets` of `model` accept, in depth order."""
+    return model.tap_names() if hasattr(model, "tap_names") else ()

@@ -4,31 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxkd import data, metrics
-from jaxkd.distill import Objective
-from jaxkd.train.task import Batch, Metrics
+from jaxkd.distill import ModelOutput, Objective
+from jaxkd.train.task import Batch, Inputs, Metrics, Task
 from jaxkd.weights.network import Network
 
 PyTree = Any
 
 
-class ClassificationTask:
+class ClassificationTask(Task):
     """Trains `student` on labels; `DistillationTask` adds a teacher.
 
     Args:
       student: the network; its variables, if any, are the start.
       objective: what to minimise (here: cross-entropy).
-      frozen: tree of bool like the parameters, or None.
+      frozen: tree of bool like the student's parameters, or None.
       erase: random erasing of training images, or None.
       mix: mixup and cutmix of training images, or None; its labels stay unsmoothed, since the objective smooths.
     """
-
-    constants: PyTree
 
     def __init__(
         self,
@@ -43,23 +42,40 @@ class ClassificationTask:
         self.erase = erase
         self.mix = None if mix is None else replace(mix, smoothing=0.0)
         self.objective = objective
-        self.frozen = frozen
         self.constants = {}
+        self._frozen_student = frozen
+
+    @cached_property
+    def frozen(self) -> PyTree | None:
+        """Tree of bool like the parameters; parameters of the objective always train."""
+        if self._frozen_student is None:
+            return None
+        projectors, _ = jax.eval_shape(self._init_objective, jax.random.key(0))
+        return {"student": self._frozen_student, "projectors": jax.tree.map(lambda _: False, projectors)}
 
     def init(self, key: jax.Array) -> tuple[PyTree, PyTree]:
-        """Random parameters, or the given ones; no mutable collections (these networks have none)."""
+        """Random student parameters, or the given ones, and parameters and state of the objective."""
         if self.student.variables is not None:
             params = self.student.variables["params"]
         else:
             images = jnp.zeros((1, *self.student.image_size, 3), jnp.float32)
             params = self.student.model.init(key, images)["params"]
-        return {"student": params, "projectors": {}}, {}
+        projectors, state = self._init_objective(jax.random.fold_in(key, 1))
+        return {"student": params, "projectors": projectors}, {"projectors": state} if state else {}
 
-    def images(self, batch: Batch) -> jax.Array:
+    def _init_objective(self, key: jax.Array) -> tuple[PyTree, PyTree]:
+        return self.objective.init(key, self.output_shapes()) if self.objective.has_variables else ({}, {})
+
+    def output_shapes(self) -> tuple[ModelOutput, ModelOutput | None]:
+        """Shapes of (output, features) of student and teacher for one image; nothing is computed."""
+        objective = self.objective
+        return abstract_output(self.student, objective.student_taps, **self.student_options(train=True)), None
+
+    def preprocess(self, batch: Batch) -> jax.Array:
         """(B, H, W, 3) uint8 -> fp32, normalised with the student's constants."""
         return data.normalise(batch["image"], self.student.spec.mean, self.student.spec.std)
 
-    def train_images(self, key: jax.Array, batch: Batch) -> tuple[jax.Array, Batch]:
+    def augment(self, key: jax.Array, batch: Batch) -> tuple[jax.Array, Batch]:
         """Normalised, erased and mixed images, and the batch with the labels that belong to them."""
         pixels, labels = batch["image"], batch["label"]
         if self.mix is not None and "mask" in batch:
@@ -80,61 +96,59 @@ class ClassificationTask:
         )
         return images, {**batch, "label": labels}
 
-    def forward(
-        self,
-        params: PyTree,
-        images: jax.Array,
-        *,
-        train: bool,
-        key: jax.Array | None = None,
-        taps: tuple[str, ...] = (),
-        offsets: Mapping[str, jax.Array] | None = None,
-    ) -> tuple:
-        """The student's (output, features): the features that the objective reads while it trains, and `taps`.
-
-        `offsets` are added at their taps, see `models.contract`.
-        """
-        return self.student.model.apply(
-            {"params": params["student"]},
-            images,
-            train=train,
-            taps=(*self.objective.student_taps, *taps) if train else taps,
-            offsets=offsets,
-            rngs=None if key is None else {"dropout": key},
-            **self.options(train),
-        )
-
-    def options(self, train: bool) -> dict[str, Any]:
-        """Further arguments of the student; a task whose student answers differently while it trains says so here."""
+    def student_options(self, train: bool) -> dict[str, Any]:
+        """Further arguments of the student's `apply`."""
         return {}
 
-    def teach(self, images: jax.Array, constants: PyTree) -> tuple | None:
-        """What a teacher says of `images`; here nobody does."""
+    def teacher_forward(self, images: jax.Array, constants: PyTree) -> ModelOutput | None:
+        """The teacher's (output, features) for the student's images; None without a teacher."""
         return None
 
-    @staticmethod
-    def keys(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The keys that a step with `key` prepares its images with, and that its student drops with."""
-        images_key, dropout_key = (jax.random.fold_in(key, purpose) for purpose in (0, 1))
-        return images_key, dropout_key
+    def inputs(self, batch: Batch, key: jax.Array, constants: PyTree) -> Inputs:
+        """See `train.Task.inputs`."""
+        images, batch = self.augment(jax.random.fold_in(key, 0), batch)
+        return Inputs(images, batch, self.teacher_forward(images, constants))
 
-    def loss(
-        self, params: PyTree, mutable: PyTree, batch: Batch, key: jax.Array, step: jax.Array, constants: PyTree
-    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], PyTree]]:
-        """See `train.Task.loss`."""
-        images_key, dropout_key = self.keys(key)
-        images, batch = self.train_images(images_key, batch)
-        teacher_out = self.teach(images, constants)
-        student_out = self.forward(params, images, train=True, key=dropout_key)
-        loss, terms = self.objective(student_out, teacher_out, batch, step)
-        return loss, (terms, mutable)
+    def student_loss(
+        self,
+        params: PyTree,
+        mutable: PyTree,
+        inputs: Inputs,
+        key: jax.Array,
+        step: jax.Array,
+        *,
+        taps: tuple[str, ...] = (),
+        offsets: Mapping[str, jax.Array] | None = None,
+    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], PyTree, dict[str, jax.Array]]]:
+        """See `train.Task.student_loss`."""
+        student = self.student.model.apply(
+            {"params": params["student"]},
+            inputs.x,
+            train=True,
+            taps=(*self.objective.student_taps, *taps),
+            offsets=offsets,
+            rngs={"dropout": jax.random.fold_in(key, 1)},
+            **self.student_options(train=True),
+        )
+        state = mutable.get("projectors", {})
+        loss, terms, state = self.objective(params["projectors"], state, student, inputs.teacher, inputs.batch, step)
+        mutable = {**mutable, "projectors": state} if state else mutable
+        return loss, (terms, mutable, {name: student[1][name] for name in taps})
 
     def evaluate(self, params: PyTree, mutable: PyTree, batch: Batch, constants: PyTree) -> Metrics:
         """Top-1, top-5 (percent) and plain cross-entropy of the student."""
-        logits, _ = self.forward(params, self.images(batch), train=False)
+        images, options = self.preprocess(batch), self.student_options(train=False)
+        logits, _ = self.student.model.apply({"params": params["student"]}, images, train=False, **options)
         scores = metrics.classification_metrics(logits, batch["label"], batch["mask"])
         return {k: (100.0 * v if k.startswith("top") else v, count) for k, (v, count) in scores.items()}
 
     def metadata(self) -> dict[str, Any]:
         """See `train.Task.metadata`."""
         return {"student": self.student.spec.name}
+
+
+def abstract_output(network: Network, taps: tuple[str, ...], **options: Any) -> ModelOutput:
+    """Shapes of (output, features) of a network for one image, by abstract evaluation."""
+    images = jax.ShapeDtypeStruct((1, *network.image_size, 3), jnp.float32)
+    variables = jax.eval_shape(network.model.init, jax.random.key(0), images)
+    return jax.eval_shape(lambda v, x: network.model.apply(v, x, train=False, taps=taps, **options), variables, images)

@@ -1,4 +1,4 @@
-"""A frozen teacher beside the student: logits and feature maps are compared inside the compiled step."""
+"""Distillation: a student learns from labels and from a frozen teacher inside one compiled step."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd import data, weights
-from jaxkd.distill import Objective, Teacher, check_pairs
+from jaxkd.distill import ModelOutput, Objective, Teacher, check_pairs
 from jaxkd.errors import ConfigError
-from jaxkd.tasks.classification import ClassificationTask
+from jaxkd.tasks.classification import ClassificationTask, abstract_output
 from jaxkd.weights.network import Network
 
 PyTree = Any
@@ -23,9 +23,8 @@ class DistillationTask(ClassificationTask):
     Args:
       student: the network that learns.
       teacher: the network that is read; its variables become `constants`.
-      objective: what to minimise.
-      pairs: the (student tap, teacher tap) pairs that the objective compares, checked here before anything compiles.
-      frozen: tree of bool like the parameters, or None.
+      objective: what to minimise; its pairs are checked here before anything compiles.
+      frozen: tree of bool like the student's parameters, or None.
       erase: random erasing of training images, or None; the teacher sees the erased images.
       mix: mixup and cutmix of training images, or None; the teacher sees the mixed images.
 
@@ -41,7 +40,6 @@ class DistillationTask(ClassificationTask):
         teacher: Network,
         objective: Objective,
         *,
-        pairs: tuple[tuple[str, str], ...] = (),
         frozen: PyTree | None = None,
         erase: data.EraseConfig | None = None,
         mix: data.MixConfig | None = None,
@@ -51,15 +49,20 @@ class DistillationTask(ClassificationTask):
         # A student with a distillation token learns the teacher from that token's own head, as in DeiT.
         self._two_heads = bool(getattr(student.model, "distillation_token", False))
         self._teacher = Teacher(teacher.model, teacher.spec.mean, teacher.spec.std, student.spec.mean, student.spec.std)
-        check_networks(student, teacher, objective, pairs)
+        check_networks(student, teacher, objective)
         self.constants = teacher.variables if teacher.variables is not None else _random_variables(teacher)
         self._fingerprint = weights.fingerprint(self.constants)
 
-    def options(self, train: bool) -> dict[str, Any]:
+    def student_options(self, train: bool) -> dict[str, Any]:
         """Both heads of a distilled student while it trains."""
         return {"distilled": True} if train and self._two_heads else {}
 
-    def teach(self, images: jax.Array, constants: PyTree) -> tuple | None:
+    def output_shapes(self) -> tuple[ModelOutput, ModelOutput]:
+        """See `ClassificationTask.output_shapes`."""
+        student, _ = super().output_shapes()
+        return student, abstract_output(self.teacher, self.objective.teacher_taps)
+
+    def teacher_forward(self, images: jax.Array, constants: PyTree) -> ModelOutput:
         """The teacher's (logits, features), without gradient."""
         return self._teacher(constants, images, self.objective.teacher_taps)
 
@@ -79,43 +82,27 @@ def _random_variables(teacher: Network) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.02, leaf.shape), leaf.dtype), shapes)
 
 
-def check_networks(
-    student: Network, teacher: Network, objective: Objective, pairs: tuple[tuple[str, str], ...]
-) -> None:
-    """Whether the two can be compared as `objective` and `pairs` say; needs no weights and compiles nothing.
+def check_networks(student: Network, teacher: Network, objective: Objective) -> None:
+    """Checks that `objective` can compare the two networks; needs no weights and compiles nothing.
 
     Raises:
       ConfigError: different numbers of classes where logits are compared, or different image sizes.
       ShapeError: the grids of a pair differ.
       TapError: a layer does not exist.
     """
-    compares_logits = any(term.name in ("kl", "hard") for term in objective.terms)
-    if compares_logits and student.num_classes != teacher.num_classes:
+    if objective.compares_logits and student.num_classes != teacher.num_classes:
         raise ConfigError(
-            f"The student has {student.num_classes} classes and the teacher {teacher.num_classes}. Logits are "
-            "compared class by class. Set student.args.num_classes or teacher.args.num_classes (a fine-tuned head) so "
-            "that both are the same, or choose a preset without logits."
+            f"The student has {student.num_classes} classes and the teacher {teacher.num_classes}, and their logits "
+            "are compared. Set student.args.num_classes or teacher.args.num_classes (a fine-tuned head) so that both "
+            "are the same, or choose an objective without logits."
         )
     if student.image_size != teacher.image_size:
         raise ConfigError(
-            f"The student takes {student.image_size} images and the teacher {teacher.image_size}. Both see the "
+            f"The student takes {student.image_size} images and the teacher {teacher.image_size}, but both see the "
             "same batch. Set teacher.args.img_size (with teacher.resize=True if its position embeddings must follow)."
         )
     shapes = [
-        _tap_shapes(network, taps)
-        for network, taps in (
-            (student, objective.student_taps),
-            (teacher, objective.teacher_taps),
-        )
+        {name: tuple(value.shape) for name, value in abstract_output(network, taps)[1].items()} if taps else {}
+        for network, taps in ((student, objective.student_taps), (teacher, objective.teacher_taps))
     ]
-    check_pairs(pairs, *shapes)
-
-
-def _tap_shapes(network: Network, taps: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the named features, by abstract evaluation: nothing is computed or compiled."""
-    if not taps:
-        return {}
-    images = jax.ShapeDtypeStruct((1, *network.image_size, 3), jnp.float32)
-    variables = jax.eval_shape(network.model.init, jax.random.key(0), images)
-    _, features = jax.eval_shape(lambda v, x: network.model.apply(v, x, train=False, taps=taps), variables, images)
-    return {name: tuple(value.shape) for name, value in features.items()}
+    check_pairs(objective.pairs, *shapes)

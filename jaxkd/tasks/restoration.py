@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,14 +10,14 @@ import jax.numpy as jnp
 
 from jaxkd import losses
 from jaxkd.errors import ConfigError, did_you_mean
-from jaxkd.train.task import Batch, Metrics
+from jaxkd.train.task import Batch, Inputs, Metrics, Task
 from jaxkd.weights.network import Network
 
 PyTree = Any
 PIXEL_LOSSES = {"l1": losses.l1, "charbonnier": losses.charbonnier}
 
 
-class RestorationTask:
+class RestorationTask(Task):
     """Trains `student` to make the HR patch from the LR patch.
 
     Args:
@@ -29,13 +30,11 @@ class RestorationTask:
       ConfigError: another loss, or a network that is no super-resolution network.
     """
 
-    constants: PyTree
-
     def __init__(self, student: Network, *, pixel: str = "l1", fft_weight: float = 0.0, frozen: PyTree | None = None):
         if pixel not in PIXEL_LOSSES:
             raise ConfigError(
-                f'restoration.loss="{pixel}" does not exist.{did_you_mean(pixel, PIXEL_LOSSES)} It compares images '
-                f"pixel by pixel. Choose one of: {', '.join(PIXEL_LOSSES)}."
+                f'restoration.loss="{pixel}" does not exist.{did_you_mean(pixel, PIXEL_LOSSES)} '
+                f"Choose one of: {', '.join(PIXEL_LOSSES)}."
             )
         if student.spec.task != "restoration":
             raise ConfigError(
@@ -53,22 +52,36 @@ class RestorationTask:
             params = self.student.model.init(key, jnp.zeros((1, 8, 8, 3), jnp.float32))["params"]
         return {"student": params, "projectors": {}}, {}
 
-    def loss(
-        self, params: PyTree, mutable: PyTree, batch: Batch, key: jax.Array, step: jax.Array, constants: PyTree
-    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], PyTree]]:
-        """Mean over the patches that could be read; pixels are in [0, 1]."""
+    def inputs(self, batch: Batch, key: jax.Array, constants: PyTree) -> Inputs:
+        """LR and HR patches as fp32 in [0, 1]."""
         small, large = (batch[k].astype(jnp.float32) / 255.0 for k in ("lr", "hr"))
-        output, _ = self.student.model.apply({"params": params["student"]}, small, train=True)
-        where = batch["mask"]
+        return Inputs(small, {"hr": large, "mask": batch["mask"]}, None)
+
+    def student_loss(
+        self,
+        params: PyTree,
+        mutable: PyTree,
+        inputs: Inputs,
+        key: jax.Array,
+        step: jax.Array,
+        *,
+        taps: tuple[str, ...] = (),
+        offsets: Mapping[str, jax.Array] | None = None,
+    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], PyTree, dict[str, jax.Array]]]:
+        """Mean over the patches that could be read; see `train.Task.student_loss`."""
+        output, features = self.student.model.apply(
+            {"params": params["student"]}, inputs.x, train=True, taps=taps, offsets=offsets
+        )
+        large, where = inputs.batch["hr"], inputs.batch["mask"]
         count = jnp.maximum(jnp.sum(where), 1)
         terms = {self._pixel: jnp.sum(PIXEL_LOSSES[self._pixel](output, large, where=where)) / count}
         if self._fft_weight:
             terms["fft_l1"] = jnp.sum(losses.fft_l1(output, large, where=where)) / count
         loss = terms[self._pixel] + self._fft_weight * terms.get("fft_l1", 0.0)
-        return loss, (terms, mutable)
+        return loss, (terms, mutable, features)
 
     def evaluate(self, params: PyTree, mutable: PyTree, batch: Batch, constants: PyTree) -> Metrics:
-        """L1 of patches; whole images are scored by `restoring.PairScorer`, since their sizes differ."""
+        """Loss terms of patches; `experiment.restoration` scores whole images, whose sizes differ."""
         _, (terms, _) = self.loss(params, mutable, batch, jax.random.key(0), jnp.zeros((), jnp.int32), constants)
         count = jnp.sum(batch["mask"]).astype(jnp.float32)
         return {name: (value * count, count) for name, value in terms.items()}

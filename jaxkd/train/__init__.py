@@ -8,12 +8,13 @@ from jaxkd.train.preemption import StopRequest
 from jaxkd.train.progress import TrainProgress
 from jaxkd.train.state import TrainState, create_state
 from jaxkd.train.step import compile_eval_step, compile_train_step, train_step
-from jaxkd.train.task import Task
+from jaxkd.train.task import Inputs, Task
 from jaxkd.train.writers import MetricWriter, read_metrics
 
 __all__ = [
     "Checkpoints",
     "Clock",
+    "Inputs",
     "LoopSettings",
     "MetricWriter",
     "Observation",

@@ -17,6 +17,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from jaxkd.config.plugins import import_plugins
 from jaxkd.errors import CheckpointError, ConfigError, JaxkdError, did_you_mean
 from jaxkd.parallel import tree_shardings
 from jaxkd.train.state import TrainState
@@ -155,10 +156,10 @@ def find_run(path: str | Path) -> Path | None:
 
 
 def read_config(run: Path) -> dict[str, Any]:
-    """The resolved config of a work directory.
+    """The resolved config of a work directory; its plugins are imported, so that its networks are registered.
 
     Raises:
-      CheckpointError: config.json is missing or is no JSON object.
+      CheckpointError: config.json is missing or is no JSON object. ConfigError: a plugin cannot be imported.
     """
     try:
         config = json.loads((run / "config.json").read_text())
@@ -172,6 +173,7 @@ def read_config(run: Path) -> dict[str, Any]:
             f'"{run / "config.json"}" holds no config. It should be one JSON object of fields. Restore the file, or '
             "use another work directory."
         )
+    import_plugins(config.get("plugins", ()))
     return config
 
 

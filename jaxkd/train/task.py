@@ -1,8 +1,9 @@
-"""The protocol of a task, which is all that the loop knows: the loop never sees a model."""
+"""The protocol between the training loop and a task: pure functions of parameters, state and a batch."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
@@ -11,8 +12,22 @@ Batch = dict[str, jax.Array]
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 
 
+class Inputs(NamedTuple):
+    """What a student learns from in one step; every array has the examples along its first axis.
+
+    Attributes:
+      x: what the student takes.
+      batch: labels or targets that belong to `x`, and "mask" where some examples do not count.
+      teacher: (output, features) of the teacher for `x`, or None.
+    """
+
+    x: jax.Array
+    batch: Batch
+    teacher: Any
+
+
 class Task(Protocol):
-    """Pure functions of a training problem. `loss` and `evaluate` are traced; they must not have side effects.
+    """Pure functions of a training problem. All but `init` and `metadata` are traced and have no side effects.
 
     Attributes:
       constants: arrays the compiled step reads and never changes (a teacher's variables). They are an argument of the
@@ -27,11 +42,44 @@ class Task(Protocol):
         """Initial parameters `{"student": ..., "projectors": ...}` and mutable collections (maybe empty)."""
         ...
 
+    def inputs(self, batch: Batch, key: jax.Array, constants: PyTree) -> Inputs:
+        """Augments and normalises a batch and runs the teacher; reads no parameters that train."""
+        ...
+
+    def student_loss(
+        self,
+        params: PyTree,
+        mutable: PyTree,
+        inputs: Inputs,
+        key: jax.Array,
+        step: jax.Array,
+        *,
+        taps: tuple[str, ...] = (),
+        offsets: Mapping[str, jax.Array] | None = None,
+    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], PyTree, dict[str, jax.Array]]]:
+        """The loss of the student on `inputs`.
+
+        Args:
+          params: as `init` returns them.
+          mutable: likewise.
+          inputs: of `inputs`, or a part of its examples.
+          key: the key of the step, the same that `inputs` was given.
+          step: optimiser steps done.
+          taps: features of the student to return.
+          offsets: tap -> array that is added there, so that the gradient at 0 is the layer's gradient.
+
+        Returns:
+          The scalar to minimise, and (its named terms, the new mutable collections, the features at `taps`).
+        """
+        ...
+
     def loss(
         self, params: PyTree, mutable: PyTree, batch: Batch, key: jax.Array, step: jax.Array, constants: PyTree
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], PyTree]]:
-        """Scalar to minimise, its named terms (scalars) and the new mutable collections."""
-        ...
+        """`student_loss` of `inputs`: the scalar to minimise, its named terms and the new mutable collections."""
+        inputs = self.inputs(batch, key, constants)
+        loss, (terms, mutable, _) = self.student_loss(params, mutable, inputs, key, step)
+        return loss, (terms, mutable)
 
     def evaluate(self, params: PyTree, mutable: PyTree, batch: Batch, constants: PyTree) -> Metrics:
         """`{name: (sum, count)}` over the examples whose `batch["mask"]` is True."""

@@ -12,6 +12,7 @@ from flax import linen as nn
 from jaxkd import models
 from jaxkd.errors import ConfigError
 from jaxkd.models import ModelSpec
+from jaxkd.models.contract import size_pair
 from jaxkd.train.checkpoint import find_run, load_run_weights
 from jaxkd.weights.loading import load_with_origin
 from jaxkd.weights.timm import from_timm, to_timm
@@ -54,12 +55,23 @@ def build_network(name: str, args: dict[str, Any], *, compute: str = "float32", 
       UnknownNameError: no such network. ConfigError: an argument that it does not take.
     """
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in args.items() if v is not None}
-    model = models.create(name, **given, dtype=DTYPES[compute], remat=remat)
-    spec = models.spec(name)
+    spec, accepted = models.spec(name), models.arguments(name)
+    for field, key, value, default in (
+        ("precision.compute", "dtype", compute, "float32"),
+        ("precision.remat", "remat", remat, False),
+    ):
+        if key in accepted:
+            given[key] = DTYPES[value] if key == "dtype" else value
+        elif value != default:
+            raise ConfigError(
+                f"{field}={value!r} is set, but {spec.name} has no argument {key}. Leave {field} at {default!r}, or "
+                "add the argument to the network."
+            )
+    model = models.create(name, **given)
     num_classes = given.get("num_classes", spec.num_classes)
     # A network for any image size, such as those for super-resolution, has the size of its training patches only.
     size = getattr(model, "img_size", spec.input_size)
-    return Network(model, spec, size, int(num_classes), None, "random weights")
+    return Network(model, spec, size_pair(size, "img_size"), int(num_classes), None, "random weights")
 
 
 def load_weights(
@@ -96,11 +108,21 @@ def load_weights(
             )
         variables, said = load_with_origin(network.model, source, variant=variant or None, **options)
         return replace(network, variables=variables, origin=source if said == f'"{source}"' else said)
-    # Through the state dict, so that a run's weights obey the same checks, resizes and diffs as a file's.
     saved, config, origin = load_run_weights(source, variant=variant or None, step=step)
+    if _same_shapes(network, saved):  # also of a network that has no counterpart in timm
+        return replace(network, variables=saved, origin=origin)
+    # Through the state dict, so that a run's weights obey the same checks, resizes and diffs as a file's.
     theirs = network_from_run(config)
     state_dict = to_timm(theirs.model, saved)
     return replace(network, variables=from_timm(network.model, state_dict, **options), origin=origin)
+
+
+def _same_shapes(network: Network, variables: PyTree) -> bool:
+    channels = getattr(network.model, "in_chans", 3)
+    images = jax.ShapeDtypeStruct((1, *network.image_size, channels), jnp.float32)
+    expected = jax.eval_shape(network.model.init, jax.random.key(0), images)
+    shapes = [jax.tree.map(lambda x: tuple(x.shape), tree) for tree in (expected, variables)]
+    return shapes[0] == shapes[1]
 
 
 def network_from_run(config: dict[str, Any]) -> Network:

@@ -35,7 +35,7 @@ def distillation(**more) -> tasks.DistillationTask:
     student, teacher = network("deit_tiny_patch16_224", STUDENT, 3), network("cait_xxs24_224", TEACHER, 7)
     pairs = (("block_0", "block_0"), ("block_1", "block_1"))
     more = {"erase": data.EraseConfig(0.5, "pixel"), "mix": data.MixConfig(mixup=0.8)} | more
-    return tasks.DistillationTask(student, teacher, distill.preset("soft+spectral", pairs=pairs), pairs=pairs, **more)
+    return tasks.DistillationTask(student, teacher, distill.preset("soft+spectral", pairs=pairs), **more)
 
 
 def batch_of(step: int) -> dict[str, np.ndarray]:

@@ -40,11 +40,11 @@ def observed(task, mesh, batch, *, key=None, params=None, step=0, **options):
 
 
 def reference(task, batch, layers, *, key, step=0):
-    """Features and per-image gradients of the whole batch, as the loss computes them; ours need not know how."""
+    """Features and per-image gradients of the whole batch, as the loss computes them."""
     params, _ = task.init(jax.random.key(0))
     images_key, dropout_key = (jax.random.fold_in(key, i) for i in (0, 1))
-    images, labelled = task.train_images(images_key, batch)
-    teacher = task.teach(images, task.constants)
+    images, labelled = task.augment(images_key, batch)
+    teacher = task.teacher_forward(images, task.constants)
 
     def apply(offsets, taps):
         return task.student.model.apply(
@@ -54,7 +54,7 @@ def reference(task, batch, layers, *, key, step=0):
     features = apply(None, layers)[1]
     zeros = jax.tree.map(jnp.zeros_like, features)
     gradient = jax.jit(
-        jax.grad(lambda o: task.objective(apply(o, task.objective.student_taps), teacher, labelled, step)[0])
+        jax.grad(lambda o: task.objective({}, {}, apply(o, task.objective.student_taps), teacher, labelled, step)[0])
     )(zeros)
     counted = int(batch["mask"].sum()) if "mask" in batch else len(batch["image"])
     # In the order of `layers`: what passes through JAX comes back sorted by name.
@@ -157,7 +157,8 @@ def test_values_stand_in_the_order_of_the_layers(mesh):
     task = classification(args=args)
     ours, layers = observed(task, mesh, batch, gradients=False, ranks=False)
     assert layers == tuple(f"block_{i}" for i in range(11))  # and not block_0, block_1, block_10, block_2
-    _, features = task.forward(task.init(jax.random.key(0))[0], task.images(batch), train=False, taps=layers)
+    variables = {"params": task.init(jax.random.key(0))[0]["student"]}
+    _, features = task.student.model.apply(variables, task.preprocess(batch), train=False, taps=layers)
     expected = [np.abs(np.asarray(features[name])).mean() for name in layers]
     np.testing.assert_allclose(ours["activation_mean"], expected, rtol=1e-4)
 

@@ -17,7 +17,7 @@ from PIL import Image
 from jaxkd.data import AugmentConfig, TrainPipeline, open_source
 from jaxkd.data.prepare.shards import ShardOptions, convert, shrink, verify
 from jaxkd.data.sources import shards as shards_module
-from jaxkd.data.sources.labelled import FolderSource
+from jaxkd.data.sources.folder import FolderSource
 from jaxkd.errors import DataError
 
 

@@ -202,4 +202,4 @@ def test_a_file_that_is_no_image_is_named(folder, content):
 
 def test_unknown_splits_and_embedded_sets():
     assert 'Did you mean "val"?' in _message("embedded:digits", "vall")
-    assert 'Did you mean "digits"?' in _message("embedded:digit")
+    assert 'Did you mean "embedded:digits"?' in _message("embedded:digit")

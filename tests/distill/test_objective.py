@@ -52,7 +52,7 @@ def test_goldens_with_logits(golden, kind, temperature, alpha, beta, weight, met
         spectral_method=method,
         **({"temperature": temperature} if kind == "soft" else {}),
     )
-    loss, terms = objective(*golden_case(g, key), step=0)
+    loss, terms, _ = objective({}, {}, *golden_case(g, key), step=0)
     logit = "kl" if kind == "soft" else "hard"
     ours = [terms["ce_weighted"], terms["spectral_weighted"], terms[f"{logit}_weighted"]]
     np.testing.assert_allclose(ours, g[key], rtol=1e-5)
@@ -64,7 +64,7 @@ def test_goldens_without_logits(golden, temperature, alpha, beta, weight):
     g = golden("kd_losses")
     key = f"fft_tau{temperature}_alpha{alpha}_beta{beta}_w{weight}"
     objective = preset("spectral", pairs=PAIRS, feature_weight=beta * weight, ce_weight=1 - alpha)
-    loss, terms = objective(*golden_case(g, key), step=0)
+    loss, terms, _ = objective({}, {}, *golden_case(g, key), step=0)
     np.testing.assert_allclose([terms["ce_weighted"], terms["spectral_weighted"]], g[key], rtol=1e-5)
     np.testing.assert_allclose(loss, g[key].sum(), rtol=1e-5)
 
@@ -94,7 +94,7 @@ def test_presets_are_these_terms_with_these_weights(name):
     assert objective.needs_teacher == (name != "none")
     assert objective.student_taps == tuple(s for s, _ in pairs)
     assert objective.teacher_taps == tuple(t for _, t in pairs)
-    loss, terms = jax.jit(objective)(student, teacher, batch, jnp.int32(3))
+    loss, terms, _ = jax.jit(objective)({}, {}, student, teacher, batch, jnp.int32(3))
 
     def features(fn):
         return sum(fn(student[1][s], teacher[1][t]).mean() for s, t in PAIRS) / 2
@@ -115,7 +115,7 @@ def test_presets_are_these_terms_with_these_weights(name):
 
 def test_none_needs_no_teacher():
     student, _, batch = random_case()
-    loss, terms = preset("none", smoothing=0.0)(student, None, batch, 0)
+    loss, terms, _ = preset("none", smoothing=0.0)({}, {}, student, None, batch, 0)
     np.testing.assert_allclose(loss, losses.cross_entropy(student[0], batch["label"]).mean(), rtol=1e-6)
     assert set(terms) == {"ce", "ce_weighted"}
 
@@ -130,7 +130,7 @@ def test_schedules_follow_the_step_and_ce_follows_alpha():
     )
     run = jax.jit(objective)
     for step, alpha, feature in ((0, 1.0, 0.2), (4, 0.6, 0.2), (5, 0.5, 0.0), (20, 0.0, 0.0)):
-        loss, terms = run(student, teacher, batch, jnp.int32(step))
+        loss, terms, _ = run({}, {}, student, teacher, batch, jnp.int32(step))
         np.testing.assert_allclose(terms["kl_weighted"], alpha * terms["kl"], rtol=1e-5)
         np.testing.assert_allclose(terms["ce_weighted"], (1 - alpha) * terms["ce"], rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(terms["mse_weighted"], feature * terms["mse"], rtol=1e-5)
@@ -145,7 +145,7 @@ def test_the_mask_leaves_out_examples_in_value_and_gradient(name):
     keep = jnp.array([0, 1, 3])
 
     def loss(s, t, b):
-        return objective(s, t, b, 0)[0]
+        return objective({}, {}, s, t, b, 0)[0]
 
     spoilt = jax.tree.map(lambda x: x.at[2].set(jnp.nan), (student, teacher))
     value, grad = jax.value_and_grad(loss)(*spoilt, {"label": batch["label"].at[2].set(-1), "mask": where})
@@ -155,7 +155,7 @@ def test_the_mask_leaves_out_examples_in_value_and_gradient(name):
     for ours, theirs in zip(jax.tree.leaves(grad), jax.tree.leaves(expected_grad), strict=True):
         np.testing.assert_array_equal(ours[2], 0.0)
         np.testing.assert_allclose(ours[keep], theirs, rtol=1e-5, atol=1e-8)
-    nothing, terms = objective(*spoilt, {"label": batch["label"], "mask": jnp.zeros(4, bool)}, 0)
+    nothing, terms, _ = objective({}, {}, *spoilt, {"label": batch["label"], "mask": jnp.zeros(4, bool)}, 0)
     assert float(nothing) == 0.0 and all(float(v) == 0.0 for v in terms.values())
 
 
@@ -164,25 +164,25 @@ def test_two_heads_learn_from_labels_and_from_the_teacher():
     second = jax.random.normal(jax.random.key(9), first.shape)
     student = ((first, second), features)
     for name, logit in (("soft", losses.kl), ("hard", losses.hard)):
-        _, terms = preset(name)(student, teacher, batch, 0)
+        _, terms, _ = preset(name)({}, {}, student, teacher, batch, 0)
         ce = losses.cross_entropy(first, batch["label"], smoothing=0.1).mean()
         np.testing.assert_allclose(terms["ce"], ce, rtol=1e-6)
         np.testing.assert_allclose(
             terms["kl" if name == "soft" else "hard"], logit(second, teacher[0]).mean(), rtol=1e-6
         )
     # without a logit term nothing else would teach the second head
-    _, terms = preset("mse", pairs=PAIRS)(student, teacher, batch, 0)
+    _, terms, _ = preset("mse", pairs=PAIRS)({}, {}, student, teacher, batch, 0)
     ce = losses.cross_entropy((first + second) / 2, batch["label"], smoothing=0.1).mean()
     np.testing.assert_allclose(terms["ce"], ce, rtol=1e-6)
     # a teacher with two heads answers with their mean
-    _, terms = preset("soft")((first, features), ((second, -first), {}), batch, 0)
+    _, terms, _ = preset("soft")({}, {}, (first, features), ((second, -first), {}), batch, 0)
     np.testing.assert_allclose(terms["kl"], losses.kl(first, (second - first) / 2).mean(), rtol=1e-5)
 
 
 def test_soft_labels():
     student, teacher, _ = random_case()
     probabilities = jax.nn.softmax(teacher[0])
-    _, terms = preset("none", smoothing=0.0)(student, None, {"label": probabilities}, 0)
+    _, terms, _ = preset("none", smoothing=0.0)({}, {}, student, None, {"label": probabilities}, 0)
     expected = losses.cross_entropy(student[0], probabilities).mean()
     np.testing.assert_allclose(terms["ce"], expected, rtol=1e-6)
 
@@ -193,7 +193,7 @@ def test_own_terms():
 
     objective = Objective((Term("norm", lambda step: 0.5 * step, norm, needs_teacher=False),), ("a", "b", "a"))
     assert objective.student_taps == ("a", "b") and not objective.needs_teacher
-    loss, terms = objective((jnp.array([[1.0, 2.0], [0.0, 1.0]]), {}), None, {}, 4)
+    loss, terms, _ = objective({}, {}, (jnp.array([[1.0, 2.0], [0.0, 1.0]]), {}), None, {}, 4)
     assert (float(loss), float(terms["norm"]), float(terms["norm_weighted"])) == (6.0, 3.0, 6.0)
 
 
@@ -254,11 +254,11 @@ def test_preset_errors(kwargs, error, text):
 def test_objective_errors():
     student, teacher, batch = random_case()
     with pytest.raises(ConfigError, match=r"without a teacher, but its terms kl, spectral compare with one"):
-        preset("soft+spectral", pairs=PAIRS)(student, None, batch, 0)
+        preset("soft+spectral", pairs=PAIRS)({}, {}, student, None, batch, 0)
     with pytest.raises(TapError, match=r'reads "block_5" of the teacher.*block_1.*taps=objective.teacher_taps'):
-        preset("mse", pairs=PAIRS)(student, (teacher[0], {"block_1": teacher[1]["block_1"]}), batch, 0)
+        preset("mse", pairs=PAIRS)({}, {}, student, (teacher[0], {"block_1": teacher[1]["block_1"]}), batch, 0)
     with pytest.raises(TapError, match=r'reads "block_0" of the student.*no features'):
-        preset("mse", pairs=PAIRS)((student[0], {}), teacher, batch, 0)
+        preset("mse", pairs=PAIRS)({}, {}, (student[0], {}), teacher, batch, 0)
 
     def fn(s, t, b):
         return s[0]

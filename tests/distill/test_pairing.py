@@ -130,11 +130,11 @@ def test_names_numbers_and_taps(spec, student, teacher, expected):
         ("auto", DEIT, SWIN_S, ConfigError, r"student has block_0 ... block_11 and the teacher stage_0 ... stage_3"),
         ("auto", SWIN_T, CAIT, ConfigError, r"blocks with blocks or stages with stages.*first\+last"),
         ("auto", swin_taps((1, 1)), SWIN_S, ConfigError, r"student has 2 stages and the teacher 4"),
-        ("auto", ("pre_logits",), CAIT, TapError, r"The student has no layers.*pre_logits"),
+        ("auto", ("pre_logits",), CAIT, TapError, r"The student has no taps block_i or stage_i.*pre_logits"),
         ("stages", DEIT, SWIN_S, TapError, r"the student has none: its layers are block_0 ... block_11.*first\+last"),
         ("stages", SWIN_T, CAIT, TapError, r"the teacher has none"),
         ("stages", swin_taps((1, 1)), SWIN_S, ConfigError, r"student has 2 \(stage_0 ... stage_1\) and the teacher 4"),
-        ("last", ("pre_logits",), CAIT, TapError, r"The student has no layers.*pre_logits"),
+        ("last", ("pre_logits",), CAIT, TapError, r"The student has no taps block_i or stage_i.*pre_logits"),
     ],
 )
 def test_mistakes_say_what_why_and_what_to_do(spec, student, teacher, error, text):

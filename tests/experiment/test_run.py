@@ -227,10 +227,10 @@ def test_erasing_and_mixing_reach_the_images_of_every_task(teacher_file, task):
         "label": np.arange(8, dtype=np.int32),
         "mask": np.arange(8) != 2,
     }
-    images, changed = jax.jit(built.train_images)(jax.random.key(1), batch)
+    images, changed = jax.jit(built.augment)(jax.random.key(1), batch)
     assert changed["label"].shape == (8, 10)
     np.testing.assert_allclose(changed["label"].sum(axis=1), 1, rtol=1e-5)
     partner = changed["label"][5]  # of the image that could not be read: mixed with itself instead
     assert partner[5] == pytest.approx(1.0) and partner[2] == 0
-    plain = built.images(batch)
+    plain = built.preprocess(batch)
     assert (np.asarray(images) != np.asarray(plain)).any(axis=(1, 2, 3)).sum() >= 7

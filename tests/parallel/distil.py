@@ -32,7 +32,7 @@ def build() -> tasks.DistillationTask:
     student = network("deit_tiny_patch16_224", STUDENT, 3)
     teacher = network("cait_xxs24_224", TEACHER, 7)
     pairs = (("block_0", "block_0"), ("block_1", "block_1"))
-    return tasks.DistillationTask(student, teacher, distill.preset("soft+spectral", pairs=pairs), pairs=pairs)
+    return tasks.DistillationTask(student, teacher, distill.preset("soft+spectral", pairs=pairs))
 
 
 def batch_of(step: int) -> dict[str, np.ndarray]:

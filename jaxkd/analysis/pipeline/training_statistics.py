@@ -1,7 +1,7 @@
 """Statistics of a student's layers while it trains: computed inside the compiled step, on images of its own batch.
 
 Names and definitions are those of `jaxkd.analysis`, so that a curve over the steps continues into the analysis of the
-finished network. Three things are peculiar to training. The images are augmented, erased and mixed as the step trains
+finished network. Three things differ from an analysis. The images are augmented, erased and mixed as the step trains
 on them, and dropout and stochastic depth are on, with the masks of the step. The parameters are those before the
 update. The gradient is that of the training loss, the teacher's terms included.
 """
@@ -53,13 +53,13 @@ class Dynamics:
     class token, so the gradient there is 0 unless a feature term reads that layer.
 
     Args:
-      task: whose student and loss are watched.
+      task: the task whose student and loss are observed.
       mesh: where the batch is split.
       layers: taps of the student; () takes all `block_i` and `stage_i`.
       images: how many of a batch (published analyses: 32); a smaller (micro-)batch gives all of its own.
       gradients: whether to compute `gradient`, which costs a backward pass of these images.
       ranks: whether to compute ranks, the participation ratio and the stable rank.
-      rank_images: how many images these are averaged over; decompositions are the dear part.
+      rank_images: how many images these are averaged over; decompositions are the expensive part.
 
     Raises:
       ConfigError: `layers` is one string. TapError: a layer that the student does not have, or one named twice.
@@ -85,23 +85,24 @@ class Dynamics:
     ) -> dict[str, jax.Array]:
         """See the class."""
         task = self._task
-        images_key, dropout_key = task.keys(key)
-        images, batch = task.train_images(images_key, batch)
-        there = batch.get("mask", jnp.ones(images.shape[0], bool))
-        wanted = min(self._images, images.shape[0])
+        inputs = task.inputs(batch, key, constants)
+        size = inputs.x.shape[0]
+        there = inputs.batch.get("mask", jnp.ones(size, bool))
+        wanted = min(self._images, size)
         given = self._even(wanted)
-        if given < images.shape[0]:
-            images, batch, there = jax.tree.map(lambda x: self._spread(x[:given]), (images, batch, there))
+        if given < size:
+            inputs, there = jax.tree.map(lambda x: self._spread(x[:given]), (inputs, there))
         valid = there & (jnp.arange(given) < wanted)
-        if "mask" in batch or wanted < given:
-            batch = {**batch, "mask": valid}
+        if "mask" in inputs.batch or wanted < given:
+            inputs = inputs._replace(batch={**inputs.batch, "mask": valid})
 
         # Features are a tuple from here on: JAX would sort a dict by its keys, and block_10 comes before block_2.
         def loss(offsets: tuple[jax.Array, ...]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
             named = dict(zip(self.layers, offsets, strict=True)) if offsets else None
-            answer = task.forward(params, images, train=True, key=dropout_key, taps=self.layers, offsets=named)
-            features = tuple(answer[1][name] for name in self.layers)
-            return task.objective(answer, task.teach(images, constants), batch, step)[0], features
+            value, (_, _, features) = task.student_loss(
+                params, mutable, inputs, key, step, taps=self.layers, offsets=named
+            )
+            return value, tuple(features[name] for name in self.layers)
 
         slopes = None
         if self._gradients:
@@ -126,11 +127,11 @@ class Dynamics:
         return -(-count // devices) * devices
 
     def _spread(self, x: jax.Array) -> jax.Array:
-        """The first images of a batch lie on the first devices; the work on them is everybody's."""
+        """Spreads the first images of a batch, which lie on the first devices, over all devices."""
         return jax.lax.with_sharding_constraint(x, parallel.batch_sharding(self._mesh))
 
     def _per_image(self, function: Any, features: Any, ranges: Any = None, slopes: Any = None) -> dict[str, jax.Array]:
-        """`function` of the images that each device has: XLA could otherwise gather batches for an FFT or eigh."""
+        """Applies `function` to the images of each device; without shard_map XLA may gather batches for FFT or eigh."""
         split, whole = parallel.batch_spec(), PartitionSpec()
         return jax.shard_map(
             function, mesh=self._mesh, in_specs=(split, whole, split), out_specs=split, check_vma=False
@@ -145,20 +146,16 @@ def resolve_layers(layers: tuple[str, ...], existing: tuple[str, ...]) -> tuple[
     """
     if isinstance(layers, str):
         raise ConfigError(
-            f'dynamics.layers="{layers}" is one string, but layers are a tuple of names. It would be read letter by '
-            f'letter. Write ("{layers}",).'
+            f'dynamics.layers="{layers}" is one string, but layers are a tuple of names. Write ("{layers}",).'
         )
     for name in layers:
         if name not in existing:
             raise TapError(
                 f'dynamics.layers names "{name}", which the student does not have.{did_you_mean(name, existing)} '
-                f"Statistics are of features that the network hands out. It has: {in_words(existing)}. Choose among "
-                "those, or leave dynamics.layers out for all blocks or stages."
+                f"Choose among {in_words(existing)}, or leave dynamics.layers out for all blocks or stages."
             )
     if len(set(layers)) < len(layers):
-        raise TapError(
-            f"dynamics.layers={tuple(layers)} names a layer twice. Each is a column of a table. Name each once."
-        )
+        raise TapError(f"dynamics.layers={tuple(layers)} names a layer twice. Name each once.")
     return tuple(layers) or tuple(name for name in existing if _DEPTH.fullmatch(name))
 
 
@@ -190,7 +187,7 @@ def _statistics(
             "entropy_own_range": entropy_map(tokens, *ranges[index], BINS).mean(axis=1),
             **activation_statistics(tokens),
         }
-        # Said outright: on CPU, XLA's maximum may lose a NaN, and a histogram does not count infinity.
+        # Explicit, because on CPU XLA's maximum may lose a NaN, and a histogram does not count infinity.
         finite = jnp.isfinite(tokens).all(axis=(1, 2))
         row = {name: jnp.where(finite, value, jnp.nan) for name, value in row.items()}
         if slopes is not None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from jaxkd.data.ordered_map import ordered_map
 from jaxkd.data.pipeline.broken import BrokenImages
-from jaxkd.data.sources.labelled import Source
+from jaxkd.data.sources.registry import Source
 from jaxkd.data.transforms.crops import INTERPOLATIONS, Size, centre_crop, resize_to_cover
 from jaxkd.errors import DataError, check_choice, check_range
 

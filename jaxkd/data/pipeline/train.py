@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from jaxkd.data.pipeline.broken import BrokenImages
 from jaxkd.data.pipeline.resumable import Batch, ResumableBatches
 from jaxkd.data.pipeline.sampler import EpochSampler, record_rng
-from jaxkd.data.sources.labelled import Source
+from jaxkd.data.sources.registry import Source
 from jaxkd.data.transforms.crops import INTERPOLATIONS, Box, Size, centre_crop, random_resized_box, resize_to_cover
 from jaxkd.data.transforms.fast_decode import DecodeOptions, decode_crop_resize
 from jaxkd.data.transforms.image_ops import color_jitter

@@ -24,7 +24,7 @@ from PIL import Image
 from jaxkd.data.files import atomic_file, write_atomic
 from jaxkd.data.ordered_map import ordered_map
 from jaxkd.data.prepare.shard_folder import claim_shard_folder
-from jaxkd.data.sources.labelled import FolderSource
+from jaxkd.data.sources.folder import FolderSource
 from jaxkd.data.sources.shards import (
     CONVERSION,
     FORMATS,

@@ -27,7 +27,7 @@ from PIL import Image
 from jaxkd.data.files import claim_folder, remove_partial_files, write_atomic
 from jaxkd.data.ordered_map import ordered_map
 from jaxkd.data.prepare.shard_folder import check_unchanged
-from jaxkd.data.sources.labelled import image_files
+from jaxkd.data.sources.folder import image_files
 from jaxkd.data.transforms.crops import Box, Size
 from jaxkd.data.transforms.decode import decode_rgb, read_file
 from jaxkd.errors import DataError, check_range, did_you_mean

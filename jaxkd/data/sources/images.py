@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jaxkd.data.sources.labelled import EMBEDDED, EXTENSIONS, Source, image_files, open_source
-from jaxkd.data.sources.tfds import TFDS
+from jaxkd.data.sources.folder import EXTENSIONS, image_files
+from jaxkd.data.sources.registry import EMBEDDED, Source, open_source, registered_opener
 from jaxkd.data.transforms.decode import decode_rgb, read_file
 from jaxkd.errors import DataError, did_you_mean
 
@@ -108,7 +108,7 @@ def open_images(spec: str, *, per_class: int = 0, max_images: int = 0) -> tuple[
       DataError: nothing there.
     """
     root = Path(spec)
-    labelled = spec.startswith((EMBEDDED, TFDS)) or (root / "val").is_dir()
+    labelled = registered_opener(spec) is not None or spec.startswith(EMBEDDED) or (root / "val").is_dir()
     if labelled and per_class:
         raise DataError(
             f'--per-class={per_class} does not go with --images="{spec}", which is a labelled data set. It takes the '

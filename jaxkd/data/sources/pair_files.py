@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxkd.data.sources.labelled import EMBEDDED, SPLITS, image_files
+from jaxkd.data.sources.folder import image_files
 from jaxkd.data.sources.photos import photo_files
+from jaxkd.data.sources.registry import EMBEDDED, SPLITS
 from jaxkd.errors import ConfigError, DataError, did_you_mean
 
 _LOG = logging.getLogger(__name__)

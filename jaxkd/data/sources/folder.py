@@ -1,0 +1,136 @@
+"""Labelled images in a folder, one folder inside it for each class."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from jaxkd.data.sources.labels import PackedNames, read_class_words
+from jaxkd.data.transforms.decode import decode_rgb, read_file
+from jaxkd.errors import DataError, did_you_mean
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
+
+Encoded = bytes  # `bytes` is a method below
+
+
+class FolderSource:
+    """Images as `<root>/<split>/<label>/**/<file>`; labels are the sorted folder names of the training split.
+
+    For ImageNet, whose folders are wnids, these are the labels of torchvision, timm and the published weights.
+
+    Args:
+      root: the data set's folder; `labels.WORDS_FILES` in it give the classes' words.
+      split: "train" or "val".
+      exif: obey EXIF rotation.
+
+    Attributes:
+      root: see above.
+      split: see above.
+      relative_names: record -> "<label>/.../<file>", in the order of labels and then of paths.
+      labels: (records,) int32.
+
+    Raises:
+      DataError: a folder is missing or empty, a class has no images, or a class of `val` is not in `train`.
+    """
+
+    def __init__(self, root: str | Path, split: str, *, exif: bool = False):
+        self.root, self.split, self.exif = Path(root), split, exif
+        folder = self._folder(split)
+        found = _class_folders(folder)
+        if not found:
+            raise DataError(
+                f'"{folder}" has no class folders. Each label is a folder of its own with its images inside. Arrange '
+                f"the images as {folder}/<label>/<image>."
+            )
+        reference = self.root / "train"
+        names = found if split == "train" or not reference.is_dir() else _class_folders(reference)
+        unknown = [n for n in found if n not in set(names)]
+        if unknown:
+            raise DataError(
+                f'"{folder}" has the class '
+                f'"{unknown[0]}"{f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""}, which "{reference}" has '
+                f"not.{did_you_mean(unknown[0], names)} Give both splits the same class folders: labels "
+                "are the sorted class names of the training split."
+            )
+        labels = {name: label for label, name in enumerate(names)}
+        paths: list[str] = []
+        counts = []
+        for name in found:
+            files = image_files(folder / name)
+            if not files:
+                raise DataError(
+                    f'The class folder "{folder / name}" holds no images. '
+                    f"Remove the folder, or put images ({', '.join(EXTENSIONS[:4])}, ...) into it."
+                )
+            paths += (f"{name}/{file}" for file in files)
+            counts.append(len(files))
+        self.class_names = tuple(names)
+        self.class_words = read_class_words(self.root, names)
+        # Arrays rather than lists of objects: millions of paths are pickled to every worker.
+        self.relative_names = PackedNames.pack(paths)
+        self.labels = np.repeat(np.array([labels[n] for n in found], np.int32), counts)
+        self._prefix = os.path.join(folder, "")
+
+    @property
+    def class_counts(self) -> np.ndarray:
+        """See `Source`."""
+        return np.bincount(self.labels, minlength=len(self.class_names)).astype(np.int64)
+
+    def _folder(self, split: str) -> Path:
+        if not self.root.is_dir():
+            parent = self.root.parent
+            near = [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
+            raise DataError(
+                f'The data folder "{self.root}" does not exist.{did_you_mean(self.root.name, near)} Give a '
+                "folder with train/<label>/* and val/<label>/*, or use "
+                '"embedded:digits" to try without data.'
+            )
+        folder = self.root / split
+        if not folder.is_dir():
+            there = sorted(p.name for p in self.root.iterdir() if p.is_dir())
+            raise DataError(
+                f'The data folder "{self.root}" has no folder "{split}". '
+                f"It has: {', '.join(there[:8]) or 'no folders'}{', ...' if len(there) > 8 else ''}. "
+                f"Rename or link the right one to {folder}."
+            )
+        return folder
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def label(self, index: int) -> int:
+        """See `Source`."""
+        return int(self.labels[index])
+
+    def name(self, index: int) -> str:
+        """See `Source`: the path."""
+        return self._prefix + self.relative_names[index]
+
+    def bytes(self, index: int) -> Encoded:
+        """See `Source`."""
+        return read_file(self.name(index))
+
+    def image(self, index: int) -> Image.Image:
+        """See `Source`."""
+        return decode_rgb(self.bytes(index), self.name(index), exif=self.exif)
+
+
+def _class_folders(folder: Path) -> list[str]:
+    return sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
+
+
+def image_files(folder: Path) -> list[str]:
+    """All images below `folder`, relative to it, sorted within each folder, hidden files left out."""
+    found = []
+    skip = len(os.path.join(folder, ""))
+    for where, folders, files in os.walk(folder, followlinks=True):
+        folders.sort()
+        inside = where[skip:]
+        found += [
+            os.path.join(inside, f) for f in sorted(files) if f.lower().endswith(EXTENSIONS) and not f.startswith(".")
+        ]
+    return found

@@ -1,0 +1,158 @@
+"""The registry of labelled data sources: the text of `data.source` -> random access to the images of a split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from jaxkd.data.sources.digits import DigitsSource
+from jaxkd.data.sources.folder import FolderSource
+from jaxkd.data.sources.shards import MANIFEST, ShardSource, is_shards
+from jaxkd.data.sources.tfds import TFDS, TfdsSource
+from jaxkd.errors import ConfigError, DataError, did_you_mean
+
+SPLITS = ("train", "val")
+EMBEDDED = "embedded:"
+
+Encoded = bytes  # `bytes` is a method below
+
+
+class Source(Protocol):
+    """A split of a data set with random access.
+
+    It must be picklable, since worker processes get a copy; files are opened by the process that reads them. Its
+    methods may be called from many threads.
+
+    Attributes:
+      class_names: label -> name, in the order of the labels; for an ImageNet folder the wnids.
+      class_words: label -> words for people, where a file of the data set has them, else the name.
+      class_counts: (classes,) int64, label -> number of records.
+      exif: whether `image` obeys EXIF rotation; whoever decodes `bytes` should do the same.
+    """
+
+    class_names: tuple[str, ...]
+    class_words: tuple[str, ...]
+    exif: bool
+
+    @property
+    def class_counts(self) -> np.ndarray: ...
+
+    def __len__(self) -> int:
+        """Number of records."""
+        ...
+
+    def label(self, index: int) -> int:
+        """The label of a record, without decoding it."""
+        ...
+
+    def name(self, index: int) -> str:
+        """Where a record lies, for logs and errors: a path, or a shard and the place in it."""
+        ...
+
+    def bytes(self, index: int) -> Encoded | None:
+        """The encoded file of a record, or None where images are stored as arrays.
+
+        Raises:
+          DataError: it cannot be read.
+        """
+        ...
+
+    def image(self, index: int) -> Image.Image:
+        """The decoded RGB image of a record; data/transforms/decode.py says what becomes of grey, alpha, 16 bits
+
+        Raises:
+          DataError: it cannot be read or decoded; the message has its `name`.
+        """
+        ...
+
+
+class Opener(Protocol):
+    """Opens one split of the data set that `spec`, the whole text of `data.source`, names."""
+
+    def __call__(self, spec: str, split: str, *, exif: bool) -> Source: ...
+
+
+OPENERS: dict[str, Opener] = {}
+
+
+def register_source(name: str, opener: Opener) -> None:
+    """Makes `data.source` understand `name`.
+
+    Args:
+      name: a whole text such as "embedded:digits", or a prefix with its colon such as "tfds:", after which a user
+        writes what the opener reads.
+      opener: `(spec, split, *, exif) -> Source`; `split` is "train" or "val". It raises DataError for what is not
+        there. The source is pickled to worker processes, so its class must be importable by name.
+
+    Raises:
+      ConfigError: the name has no colon, which would hide a folder, or is taken.
+    """
+    if ":" not in name:
+        raise ConfigError(
+            f'The data source "{name}" has no colon, so a folder of that name could not be told apart. Register it as '
+            f'"{name}:" or "embedded:{name}".'
+        )
+    if name in OPENERS:
+        raise ConfigError(f'The data source "{name}" is registered already. Choose another name.')
+    OPENERS[name] = opener
+
+
+def registered_opener(spec: str) -> Opener | None:
+    """The opener registered for `spec` or its prefix, or None where `spec` is a folder."""
+    prefix, colon, _ = spec.partition(":")
+    return OPENERS.get(spec) or OPENERS.get(prefix + colon)
+
+
+def open_source(spec: str, split: str, *, exif: bool = False) -> Source:
+    """The records of one split.
+
+    Args:
+      spec: a folder with `train/<label>/*` and `val/<label>/*`; a folder of shards that `python -m jaxkd.shards` made;
+        "tfds:NAME" or "tfds:NAME?data_dir=DIR" (see `tfds.TfdsSpec`); "embedded:digits"; or what `register_source`
+        was given.
+      split: "train" or "val".
+      exif: turn images as their EXIF orientation says; timm and torchvision do not.
+
+    Raises:
+      DataError: the data set does not exist, is empty, or is arranged otherwise.
+    """
+    _check_split(split, SPLITS)
+    opener = registered_opener(spec)
+    if opener is not None:
+        return opener(spec, split, exif=exif)
+    if spec.startswith(EMBEDDED):
+        raise DataError(
+            f'data.source="{spec}" does not exist.{did_you_mean(spec, OPENERS)} There is: {", ".join(OPENERS)}.'
+        )
+    return _open_folder(Path(spec), split, exif=exif)
+
+
+def _open_folder(root: Path, split: str, *, exif: bool) -> Source:
+    if is_shards(root):
+        raise DataError(
+            f'"{root}" holds the shards of one split, and a run reads two. Give the folder above it: '
+            f"{root.resolve().parent}."
+        )
+    if is_shards(root / split):
+        return ShardSource(root, split, exif=exif)
+    others = [s for s in SPLITS if is_shards(root / s)]
+    if others and not (root / split).is_dir():
+        raise DataError(
+            f'The shards in "{root}" have no split "{split}": there is no {root / split / MANIFEST}, only '
+            f'"{others[0]}". Convert the other split into the same folder: python -m jaxkd.shards --in=FOLDER '
+            f"--out={root}."
+        )
+    return FolderSource(root, split, exif=exif)
+
+
+def _check_split(split: str, known: Sequence[str]) -> None:
+    if split not in known:
+        raise DataError(f'split="{split}" is not a split.{did_you_mean(split, known)} Use one of: {", ".join(known)}.')
+
+
+register_source("embedded:digits", lambda spec, split, *, exif: DigitsSource(split))
+register_source(TFDS, TfdsSource)

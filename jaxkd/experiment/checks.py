@@ -1,0 +1,31 @@
+"""Checks of a config against what is registered, made for every stage before the first one runs."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from jaxkd import distill, models
+from jaxkd.config.validate import validate
+from jaxkd.errors import ConfigError, did_you_mean
+
+
+def check_config(config: ConfigDict) -> None:
+    """`validate`, and whether networks, their arguments, and terms exist; builds nothing and reads no weights.
+
+    Raises:
+      ConfigError: an argument that a network or term does not take, or anything that `validate` raises.
+      UnknownNameError: a network or term that is not registered.
+    """
+    validate(config)
+    for side in ("student", "teacher"):
+        network = config[side]
+        if not network.name:
+            continue
+        accepted = models.arguments(network.name)
+        for key, value in network.args.items():
+            if key not in accepted:
+                raise ConfigError(
+                    f"{side}.args.{key}={value!r} is not an argument of {network.name}.{did_you_mean(key, accepted)} "
+                    f"It takes: {', '.join(accepted)}."
+                )
+    distill.check_terms(config.distill.terms)

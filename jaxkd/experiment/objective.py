@@ -1,0 +1,58 @@
+"""The objective that a config describes, from its terms or its preset."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxkd import distill
+from jaxkd.errors import ConfigError
+
+
+def build_objective(
+    config: ConfigDict, student_taps: tuple[str, ...], teacher_taps: tuple[str, ...] | None = None
+) -> distill.Objective:
+    """`config.distill.terms`, or the terms of `config.distill.preset`, with layers resolved to taps.
+
+    Args:
+      config: validated.
+      student_taps: all taps of the student in depth order.
+      teacher_taps: likewise; None without a teacher.
+
+    Raises:
+      ConfigError: terms that read a teacher where there is none, or no term that reads the teacher there is.
+      Anything that `distill.resolve_pairs` and `distill.build_objective` raise.
+    """
+    settings = config.distill
+    given = {"pairs": _resolve(settings.pairs, student_taps, teacher_taps), "smoothing": config.label_smoothing}
+    if not settings.terms:
+        values = {k: _plain(settings[k]) for k in ("alpha", "temperature", "feature_weight", "spectral_method")}
+        return distill.preset(settings.preset, **given, **{k: v for k, v in values.items() if v not in (None, "")})
+    entries = [
+        entry | {"pairs": _resolve(entry["pairs"], student_taps, teacher_taps)}
+        if isinstance(entry, dict) and "pairs" in entry
+        else entry
+        for entry in map(_plain, settings.terms)
+    ]
+    objective = distill.build_objective(entries, **given)
+    if objective.needs_teacher and teacher_taps is None:
+        names = ", ".join(term.name for term in objective.terms if term.needs_teacher)
+        raise ConfigError(
+            f'distill.terms has terms that read a teacher ({names}), but task="{config.task}" has none. Set '
+            "--config.task=distillation and teacher.name, or remove these terms."
+        )
+    if not objective.needs_teacher and teacher_taps is not None:
+        raise ConfigError(
+            'task="distillation" is set, but no term of distill.terms reads the teacher. Set '
+            '--config.task=classification, or add a term such as {"loss": "kl"}.'
+        )
+    return objective
+
+
+def _resolve(pairs: Any, student_taps: tuple[str, ...], teacher_taps: tuple[str, ...] | None) -> Any:
+    return distill.resolve_pairs(pairs or (), student_taps, teacher_taps or ())
+
+
+def _plain(value: Any) -> Any:
+    return value.to_dict() if isinstance(value, ConfigDict) else value
