@@ -11,7 +11,8 @@ import pytest
 from ml_collections import ConfigDict
 
 import jaxkd
-from jaxkd.config.fields import base, flatten
+from jaxkd import models
+from jaxkd.config.fields import ARGS, base, flatten
 from jaxkd.errors import ConfigError, DataError, check_choice, check_range
 
 
@@ -84,6 +85,9 @@ DOTTED = re.compile(rf"(?<![\w./-])(?:--config\.)?((?:{SECTIONS})(?:\.(?:\w+|\{{
 
 
 def is_field(name: str) -> bool:
+    if f"{name}.".startswith(ARGS):  # free-form: what some network takes
+        argument = name.partition(".args")[2].lstrip(".")
+        return argument in ("", "{}") or any(argument in models.arguments(known) for known in models.list_models())
     pattern = re.compile(re.escape(name).replace(r"\{\}", r"[\w.]+") + r"(\.|$)")
     return any(pattern.match(field) or name.startswith(f"{field}.") for field in FIELDS)
 
