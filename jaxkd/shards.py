@@ -25,7 +25,7 @@ from jaxkd.data.prepare.shards import Report, ShardOptions, convert, verify
 from jaxkd.data.sources.folder import FolderSource
 from jaxkd.data.sources.registry import SPLITS
 from jaxkd.data.sources.shards import FORMATS, Manifest, is_shards
-from jaxkd.errors import ConfigError, DataError, JaxkdError
+from jaxkd.errors import ConfigError, DataError, JaxkdError, check_range
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -56,14 +56,10 @@ def _check(args: argparse.Namespace) -> None:
                 f"--{name} is missing. A conversion reads one folder and writes another. For example: python -m "
                 "jaxkd.shards --in=/data/imagenet --out=/data/imagenet_shards."
             )
-    for name, value, good, meaning in (
-        ("resize", args.resize, args.resize >= 0, "the pixels of the short side, or 0 to keep files as they are"),
-        ("quality", args.quality, 1 <= args.quality <= 100, "the JPEG quality of resized images, from 1 to 100"),
-        ("shard-size", args.shard_size, 0 < args.shard_size < 1e6, "the size of a shard in MB, above 0"),
-        ("workers", args.workers, args.workers >= 0, "the number of threads, or 0 for one per core"),
-    ):
-        if not good:
-            raise ConfigError(f"--{name}={value} is out of range. It is {meaning}. Give such a number.")
+    check_range("--resize", args.resize, 0, hint="0 keeps files as they are")
+    check_range("--quality", args.quality, 1, 100)
+    check_range("--shard-size", args.shard_size, above=0, below=1e6)
+    check_range("--workers", args.workers, 0, hint="0 is one per core")
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from jaxkd.cli.console import Parser, disk_error, fail
 from jaxkd.data.prepare.subimages import CutOptions, CutResult, cut_folder
-from jaxkd.errors import ConfigError, JaxkdError
+from jaxkd.errors import ConfigError, JaxkdError, check_range
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -45,8 +45,7 @@ def run(args: argparse.Namespace) -> CutResult:
                 f"--{name} is missing. Cutting reads one folder and writes another. For example: python -m "
                 "jaxkd.subimages --in=/data/DIV2K_train_HR --out=/data/DIV2K_train_HR_sub."
             )
-    if args.workers < 0:
-        raise ConfigError(f"--workers={args.workers} is out of range. It is the number of threads. Give 0 or more.")
+    check_range("--workers", args.workers, 0, hint="0 is one per core")
     options = CutOptions(args.size, args.step, args.thresh)
     columns = (
         TextColumn("sub-images"),
