@@ -125,7 +125,7 @@ def test_a_teacher_of_another_architecture(complaint, images, tmp_path):
 
 @pytest.mark.slow
 def test_a_batch_that_does_not_divide_over_the_devices(images, tmp_path):
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}
     argv = supervised(images, tmp_path / "run", "--config.train.batch_size=12")
     done = subprocess.run(
         [sys.executable, "-m", "jaxkd.main", *argv], env=environment, cwd=ROOT, capture_output=True, text=True

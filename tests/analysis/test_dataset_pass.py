@@ -253,7 +253,7 @@ def test_eight_devices_give_the_numbers_of_one(tmp_path):
         "assert jax.device_count() == 8\n"
         "import test_stream; print(json.dumps(test_stream.summary_of(pathlib.Path(sys.argv[1]), 8)))"
     )
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path), str(HERE)], env=environment, capture_output=True, text=True
     )

@@ -213,7 +213,7 @@ def test_a_batch_without_one_readable_image_has_no_statistics(mesh):
 
 
 def test_one_device_is_eight_devices(tmp_path, mesh):
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
     command = [sys.executable, str(HERE / "observe.py"), str(tmp_path / "out.npz")]
     subprocess.run(command, env=env, check=True, timeout=300)
     eight, one = dict(np.load(tmp_path / "out.npz")), observe.steps(mesh)

@@ -97,7 +97,7 @@ print("same")
 
 @pytest.mark.slow
 def test_eight_devices_give_the_numbers_of_one():
-    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    flags = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
     result = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(SHARDED)],
         env=os.environ | flags,
