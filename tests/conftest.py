@@ -4,35 +4,42 @@ from __future__ import annotations
 
 import contextlib
 import os
-from importlib.metadata import version
 from pathlib import Path
-
-
-def _compile_quickly() -> None:
-    """Sets, for this process and those it starts, fast compilation and a compilation cache kept between runs.
-
-    `JAXKD_TEST_CACHE` names another folder for the cache; set to nothing it turns the cache off.
-    """
-    quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick}".strip()
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = os.environ.get("JAXKD_TEST_CACHE", str(Path(home) / "jaxkd-tests" / f"jax-{version('jax')}"))
-    if folder:
-        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", folder)
-        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
-        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-_compile_quickly()  # before JAX is imported, which reads the environment then
 
 import jax
 import numpy as np
 import pytest
 
 jax.config.update("jax_default_matmul_precision", "highest")
+
+
+def _compile_quickly() -> None:
+    """Sets fast compilation and a compilation cache kept between runs, here and in the processes that tests start.
+
+    `JAXKD_TEST_CACHE` names another folder for the cache; set to the empty string it turns the cache off.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")  # read when the first program is compiled
+    if "xla_backend_optimization_level" not in flags:
+        quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+        os.environ["XLA_FLAGS"] = f"{flags} {quick}".strip()
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = os.environ.get("JAXKD_TEST_CACHE", str(home / "jaxkd-tests" / f"jax-{jax.__version__}"))
+    if folder:
+        settings = {
+            "jax_compilation_cache_dir": folder,
+            "jax_persistent_cache_min_compile_time_secs": 0.1,
+            "jax_persistent_cache_min_entry_size_bytes": -1,
+        }
+        for name, value in settings.items():
+            if name.upper() not in os.environ:
+                os.environ[name.upper()] = str(value)
+                jax.config.update(name, value)
+
+
+_compile_quickly()
 
 HERE = Path(__file__).resolve().parent
 SHARED = HERE.parent.parent / "shared"

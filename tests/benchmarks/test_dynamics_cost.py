@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("jaxkd.experiment.run")
-
 ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = [pytest.mark.benchmarks, pytest.mark.slow]
 
 
 @pytest.fixture
@@ -25,7 +25,6 @@ def benchmark(monkeypatch):
     return dynamics
 
 
-@pytest.mark.slow
 def test_prints_the_cost_of_every_part():
     command = [sys.executable, "benchmarks/dynamics.py", "--config=configs/deit_cait.py:embedded", "--batch-size=2"]
     command += [

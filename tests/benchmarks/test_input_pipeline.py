@@ -16,7 +16,11 @@ ROOT = Path(__file__).resolve().parents[2]
 OURS = {"pillow", "region", "region_dct"}
 TINY = ("--image-size=32", "--batch-size=4", "--turns=2", "--batches=2", "--profile=6", "--rates", "100")
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+pytestmark = [
+    pytest.mark.benchmarks,
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
+]
 
 
 @pytest.fixture
@@ -56,14 +60,12 @@ def check(result: dict, names: set[str]) -> None:
     assert result["timed_images"] == 2 * 2 * 4 and result["workers"] >= 1
 
 
-@pytest.mark.slow
 def test_prints_rates_stages_and_cores(images):
     result = printed(f"--images={images}", "--workers=1")
     check(result, OURS)
     assert "ratio" not in result and "timm" not in result["stages_cpu_ms_per_image"]
 
 
-@pytest.mark.slow
 @pytest.mark.parity
 def test_prints_ratios_to_the_peer(images, timm):
     result = printed(f"--images={images}", "--peer=torch")

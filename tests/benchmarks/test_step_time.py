@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("jaxkd.experiment.run")
-
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ("--config=configs/deit_cait.py:embedded", "--batch-size=2", "--repeats=2")
 PARTS = ("teacher_forward", "student_forward_backward", "train_step")
+
+pytestmark = [pytest.mark.benchmarks, pytest.mark.slow]
 
 
 def run(*command: str) -> subprocess.CompletedProcess:
@@ -38,7 +38,6 @@ def check_program(program: dict) -> None:
     assert program["images_per_second"] == pytest.approx(2e3 / ms["median"], rel=0.01)
 
 
-@pytest.mark.slow
 def test_prints_every_part_of_the_step_and_both_forms_of_the_loss():
     result = printed("--config.ema.decay=0.0")
     assert set(result["programs"]) == set(PARTS)
@@ -55,7 +54,6 @@ def test_prints_every_part_of_the_step_and_both_forms_of_the_loss():
     assert "peer" not in result
 
 
-@pytest.mark.slow
 @pytest.mark.parity
 def test_the_peer_computes_the_same_loss(timm):
     peer = printed("--peer=torch")["peer"]

@@ -13,6 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ("--scales=3", "--size=31x20", "--repeats=2", "--batch-size=2")
 
+pytestmark = [pytest.mark.benchmarks, pytest.mark.slow]
+
 
 def run(*command: str) -> subprocess.CompletedProcess:
     env = os.environ | {"JAX_PLATFORMS": "cpu"}
@@ -21,7 +23,6 @@ def run(*command: str) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.slow
 def test_every_program_is_timed_and_measured():
     result = run("benchmarks/superres.py", *TINY)
     assert result.returncode == 0, result.stderr[-2000:]
@@ -36,7 +37,6 @@ def test_every_program_is_timed_and_measured():
     assert "difference" not in scale
 
 
-@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize("model", ["mdbn", "edsr"])
 def test_the_peer_makes_the_same_image(model):
@@ -80,7 +80,6 @@ def trained(tmp_path):
     return tmp_path / "run"
 
 
-@pytest.mark.slow
 def test_before_and_after(trained, tmp_path):
     from PIL import Image
 

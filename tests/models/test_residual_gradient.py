@@ -1,4 +1,4 @@
-"""What makes the backward pass fast on a CPU must survive changes of the layers (see `layers.normalise`)."""
+"""A fast backward pass on a CPU: no fusion grows with the depth (see `layers.normalise`)."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def widest_fusion(name: str, depth: int, **args) -> int:
     return max(line.split("->")[0].count(": ") for line in heads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "args"),
     [
