@@ -58,7 +58,7 @@ def test_the_output_is_pytorchs(scale, res_scale):
     images = np.random.default_rng(0).uniform(size=(2, 9, 14, 3)).astype(np.float32)
     with torch.no_grad():
         expected = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2))).numpy().transpose(0, 2, 3, 1)
-    np.testing.assert_allclose(ours.apply(variables, images)[0], expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(jax.jit(ours.apply)(variables, images)[0], expected, rtol=1e-4, atol=1e-4)
     # and the way back: PyTorch accepts every key, strictly
     theirs.load_state_dict({k: torch.tensor(v) for k, v in weights.to_basicsr(ours, variables).items()})
 

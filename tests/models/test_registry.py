@@ -96,7 +96,9 @@ def test_parameter_count_is_the_references(name):
 
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_state_dict_keys_and_shapes_are_the_references(golden_path, name):
-    expected = json.loads(gzip.decompress(golden_path("manifests.json.gz").read_bytes()))[name.replace("mdbn", "MDBN")]
+    manifests = json.loads(gzip.decompress(golden_path("manifests.json.gz").read_bytes()))
+    assert set(manifests) & set(REGISTRY) <= set(MANIFESTS)  # none is left out
+    expected = manifests[name.replace("mdbn", "MDBN")]
     ours = {key: list(entry.shape) for key, entry in manifest(models.create(name)).items()}
     assert ours == expected
 

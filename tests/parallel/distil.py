@@ -15,7 +15,7 @@ from jaxkd import distill, models, parallel, tasks, train, weights
 
 STEPS, BATCH, CLASSES = 5, 16, 5
 STUDENT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "drop_path_rate": 0.2}
-TEACHER = {"img_size": 32, "patch_size": 8, "embed_dim": 36, "depth": 2, "num_heads": 2}
+TEACHER = {"img_size": 32, "patch_size": 8, "embed_dim": 36, "depth": 1, "depth_token_only": 1, "num_heads": 2}
 
 
 def network(name: str, args: dict, seed: int) -> weights.Network:
@@ -31,7 +31,7 @@ def build() -> tasks.DistillationTask:
     """soft+spectral, deit <- cait, two pairs of layers, stochastic depth in the student."""
     student = network("deit_tiny_patch16_224", STUDENT, 3)
     teacher = network("cait_xxs24_224", TEACHER, 7)
-    pairs = (("block_0", "block_0"), ("block_1", "block_1"))
+    pairs = (("block_0", "block_0"), ("block_1", "block_0"))
     return tasks.DistillationTask(student, teacher, distill.preset("soft+spectral", pairs=pairs))
 
 

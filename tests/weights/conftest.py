@@ -31,15 +31,6 @@ def golden_state(golden):
     return load
 
 
-@pytest.fixture(scope="session")
-def manifests(golden_path):
-    """Full-size timm state dicts: {network: {key: shape}}."""
-    import gzip
-
-    content = json.loads(gzip.decompress(golden_path("manifests.json.gz").read_bytes()))
-    return {name: {k: tuple(v) for k, v in shapes.items()} for name, shapes in content.items()}
-
-
 @pytest.fixture
 def write_safetensors():
     """`write_safetensors(path, {"w": array}, bf16=("w",))`: the format by its specification, without the package.

@@ -143,7 +143,7 @@ def test_logits_and_every_tap_are_timms(network, pictures, name, hooks_of):
     expected, theirs = recorded(module, hooks, pictures)
     variables = weights.from_timm(model, state_of(module))
 
-    logits, features = jax.jit(partial(model.apply, taps=tuple(hooks)))(variables, pictures)
+    logits, features = jax.jit(partial(model.apply, taps=models.tap_names(model)))(variables, pictures)
 
     worst = {tap: float(np.abs(np.asarray(features[tap]) - theirs[tap]).max()) for tap in hooks}
     print(f"\n{name}: logits {np.abs(logits - expected).max():.1e}, worst tap {max(worst, key=worst.get)}", end=" ")
@@ -209,7 +209,8 @@ def test_the_gradient_of_spectralkd_is_pytorchs(network, pictures):
     labels = [3, 977]
     pairs = distill.resolve_pairs(PAIRS, models.tap_names(student), models.tap_names(teacher))
     objective = distill.preset("soft+spectral", pairs=pairs)
-    taught = jax.jit(partial(teacher.apply, taps=objective.teacher_taps))(teacher_variables, pictures)
+    # all taps, as above: this program is compiled already
+    taught = jax.jit(partial(teacher.apply, taps=models.tap_names(teacher)))(teacher_variables, pictures)
 
     @jax.jit
     def value_and_grad(variables):
