@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_weights import random_variables
 
 from jaxkd import convert, models, weights
 
@@ -23,7 +23,7 @@ SMALL = ["--model-arg=num_feat=4", "--model-arg=num_block=1"]
 def mdbn(tmp_path):
     """(network, variables, file) of a small MDBN."""
     model = models.create("mdbn_x2", num_feat=4, num_block=1)
-    variables = jax.jit(model.init)(jax.random.key(0, impl="rbg"), jnp.zeros((1, 2, 2, 3)))
+    variables = random_variables(model)
     return model, variables, weights.save_safetensors(tmp_path / "in.safetensors", model, variables)
 
 
@@ -78,7 +78,7 @@ def test_safetensors_of_the_moving_average_of_a_pickle_like_file(mdbn, tmp_path,
 def test_other_networks_go_to_safetensors_only(tmp_path, capsys):
     args = {"img_size": 32, "embed_dim": 24, "depth": 1, "num_heads": 2, "num_classes": 3}
     model = models.create("deit_tiny_patch16_224", **args)
-    variables = jax.jit(model.init)(jax.random.key(0, impl="rbg"), jnp.zeros((1, 32, 32, 3)))
+    variables = random_variables(model, size=32)
     file = weights.save_safetensors(tmp_path / "in.safetensors", model, variables)
     command = ["--model=deit_tiny_patch16_224", f"--weights={file}", *(f"--model-arg={k}={v}" for k, v in args.items())]
     assert convert.main([*command, f"--out={tmp_path / 'out.safetensors'}"]) == 0

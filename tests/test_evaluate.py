@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_weights import random_variables
 
 from jaxkd import data, evaluate, models, weights
 from jaxkd.config import fields
@@ -60,7 +60,7 @@ def test_raw_and_ema_of_a_run_are_what_training_scored(run, capsys):
 
 def test_a_file_is_scored_by_hand(tmp_path, capsys):
     model = models.create("deit_tiny_patch16_224", num_classes=10, **SMALL)
-    variables = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 16, 16, 3)))
+    variables = random_variables(model)
     weights.save_safetensors(tmp_path / "w.safetensors", model, variables)
     args = [f"--model-arg={k}={v}" for k, v in {**SMALL, "num_classes": 10}.items()]
     answer = scored(

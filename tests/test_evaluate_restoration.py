@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from random_weights import random_variables
 from rich.console import Console
 
 from jaxkd import data, evaluate, metrics, models, weights
@@ -39,7 +40,7 @@ def places(tmp_path_factory):
     write_pictures(root / "A", 2, 0)
     write_pictures(root / "B" / "HR", 3, 1, (40, 44))
     model = models.create("mdbn_x2", **TINY)
-    variables = jax.jit(model.init)(jax.random.key(3), jnp.zeros((1, 8, 8, 3)))
+    variables = random_variables(model)
     weights.save_safetensors(root / "w.safetensors", model, variables)
     return root, model, variables
 

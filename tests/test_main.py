@@ -7,10 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
+from random_weights import random_variables
 
 from jaxkd import main, models, weights
 from jaxkd.config.validate import validate
@@ -114,7 +114,7 @@ def test_a_tap_out_of_range(complaint, images, tmp_path):
 
 def test_a_teacher_of_another_architecture(complaint, images, tmp_path):
     deit = models.create("deit_tiny_patch16_224", num_classes=2, **SMALL)
-    variables = deit.init(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32))
+    variables = random_variables(deit)
     path = tmp_path / "deit.safetensors"
     weights.save_safetensors(path, deit, variables)
     argv = distilled(images, tmp_path / "run", "--config.distill.pairs=last", f"--config.teacher.weights={path}")

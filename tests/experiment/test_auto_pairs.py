@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from random_weights import random_variables
 from rich.console import Console
 from stopping import StopAfter
 
@@ -22,8 +23,8 @@ from jaxkd.experiment import run as run_module
 from jaxkd.experiment.sweep import stage_configs
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "num_heads": 3}
-STUDENT, TEACHER = SMALL | {"depth": 4}, SMALL | {"depth": 6}
+SMALL = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "num_heads": 3}
+STUDENT, TEACHER = SMALL | {"depth": 4}, SMALL | {"depth": 6, "depth_token_only": 1}
 HIGH_AT_THE_ENDS = (5.0, 1.0, 1.0, 1.0, 5.0, 6.0)  # one channel of the residual stream behind each block
 EXPECTED = ((0, 0), (2, 4), (3, 5))
 FLAT = (5.0, 5.0, 5.0, 5.0, 5.0, 5.0)
@@ -56,7 +57,7 @@ def config(path, **changes):
 def save_teacher(path, heights):
     """A CaiT whose blocks each add a constant to the first channel, so that it stands at `heights` behind them."""
     model = models.create("cait_xxs24_224", num_classes=10, **TEACHER)
-    variables = jax.jit(model.init)(jax.random.key(5), np.zeros((1, 16, 16, 3), np.float32))
+    variables = random_variables(model)
     variables["params"]["patch_embed"]["proj"]["kernel"] *= 0.02
     for i, step in enumerate(np.diff(heights, prepend=0.0)):
         block = variables["params"][f"blocks_{i}"]
@@ -228,7 +229,7 @@ def test_the_profile_is_the_published_intensity_in_fp32_with_the_teachers_own_no
     images = np.random.default_rng(0).integers(0, 255, (5, 16, 16, 3)).astype(np.uint8)
     normalised = (images / 255.0 - 0.5) / 0.5
     exact = network.model.clone(dtype=np.float32)
-    variables = jax.jit(exact.init)(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32))
+    variables = random_variables(exact)
     taps = ("block_0", "block_1")
     _, features = jax.jit(lambda v, x: exact.apply(v, x, taps=taps))(variables, normalised.astype(np.float32))
     stacked = np.stack([np.asarray(features[t], np.float64) for t in taps])  # (L, B, h, w, C)

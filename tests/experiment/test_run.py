@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from random_weights import random_variables
 from stopping import StopAfter
 
 from jaxkd import distill, models, train, weights
@@ -20,7 +21,7 @@ from jaxkd.errors import CheckpointError, ConfigError
 from jaxkd.experiment import run as run_module
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3}
+SMALL = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
 
 
 def config(**changes):
@@ -56,7 +57,7 @@ def with_teacher(path, **changes):
 @pytest.fixture(scope="module")
 def teacher_file(tmp_path_factory):
     model = models.create("cait_xxs24_224", num_classes=10, **SMALL)
-    variables = jax.jit(model.init)(jax.random.key(5), np.zeros((1, 16, 16, 3), np.float32))
+    variables = random_variables(model, 5)
     path = tmp_path_factory.mktemp("teacher") / "cait.safetensors"
     weights.save_safetensors(path, model, variables)
     return path
@@ -145,7 +146,7 @@ def test_another_teacher_is_noticed_on_resume(tmp_path, teacher_file, monkeypatc
         patch.setattr(train, "StopRequest", lambda: StopAfter(2))
         run_module.run(with_teacher(teacher_file), tmp_path / "run")
     model = models.create("cait_xxs24_224", num_classes=10, **SMALL)
-    other = jax.jit(model.init)(jax.random.key(6), np.zeros((1, 16, 16, 3), np.float32))
+    other = random_variables(model, 6)
     kept = teacher_file.read_bytes()
     try:
         weights.save_safetensors(teacher_file, model, other, overwrite=True)
@@ -157,7 +158,7 @@ def test_another_teacher_is_noticed_on_resume(tmp_path, teacher_file, monkeypatc
 
 def test_a_student_starts_from_a_file_and_frozen_parts_stay(tmp_path):
     model = models.create("deit_tiny_patch16_224", num_classes=10, **SMALL)
-    variables = jax.jit(model.init)(jax.random.key(9), np.zeros((1, 16, 16, 3), np.float32))
+    variables = random_variables(model, 9)
     path = tmp_path / "start.safetensors"
     weights.save_safetensors(path, model, variables)
     changes = {"student.weights": str(path), "student.freeze": ("patch_embed", "blocks_0"), "train.steps": 2}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import jax
-import numpy as np
 import pytest
+from random_weights import random_variables
 from stopping import StopAfter
 from test_run import SMALL, assert_trees_equal, config, final_params, with_teacher
 
@@ -20,7 +19,7 @@ ON = {"dynamics.every_steps": 2, "dynamics.images": 16, "dynamics.rank_images": 
 @pytest.fixture(scope="module")
 def teacher_file(tmp_path_factory):
     model = models.create("cait_xxs24_224", num_classes=10, **SMALL)
-    variables = jax.jit(model.init)(jax.random.key(5), np.zeros((1, 16, 16, 3), np.float32))
+    variables = random_variables(model)
     path = tmp_path_factory.mktemp("teacher") / "cait.safetensors"
     weights.save_safetensors(path, model, variables)
     return path

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_weights import random_variables
 
 from jaxkd import models, weights
 from jaxkd.errors import ConfigError
@@ -18,7 +19,7 @@ IMAGE = jnp.asarray(np.random.default_rng(1).uniform(size=(2, 7, 6, 3)), jnp.flo
 def network():
     """A small MDBN and its variables."""
     model = models.create("mdbn_x3", num_feat=5, num_block=2)
-    return model, jax.jit(model.init)(jax.random.key(0, impl="rbg"), IMAGE)
+    return model, random_variables(model)
 
 
 def test_output_and_taps_stay_what_they_were(network):

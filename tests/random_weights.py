@@ -1,0 +1,26 @@
+"""Variables of a network drawn by NumPy, because compiling its initialiser takes longer than most tests."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def random_variables(model, seed: int = 0, size: int = 16):
+    """Variables of `model` for images (1, size, size, 3), about as large as the initial ones, biases not zero."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        name = path[-1].key
+        if name == "scale":
+            value = np.ones(leaf.shape)
+        elif name.startswith("gamma"):
+            value = np.full(leaf.shape, 1e-5)
+        else:
+            fan_in = np.prod(leaf.shape[:-1]) if name == "kernel" and leaf.ndim == 4 else 2500
+            value = rng.normal(0, fan_in**-0.5, leaf.shape)
+        return value.astype(leaf.dtype)
+
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, 3)))
+    return jax.tree_util.tree_map_with_path(draw, shapes)
