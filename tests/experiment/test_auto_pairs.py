@@ -24,7 +24,7 @@ from jaxkd.experiment.sweep import stage_configs
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "num_heads": 3}
-STUDENT, TEACHER = SMALL | {"depth": 4}, SMALL | {"depth": 6, "depth_token_only": 1}
+STUDENT, TEACHER = SMALL | {"depth": 4}, SMALL | {"depth": 6}
 HIGH_AT_THE_ENDS = (5.0, 1.0, 1.0, 1.0, 5.0, 6.0)  # one channel of the residual stream behind each block
 EXPECTED = ((0, 0), (2, 4), (3, 5))
 FLAT = (5.0, 5.0, 5.0, 5.0, 5.0, 5.0)
