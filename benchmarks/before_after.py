@@ -37,7 +37,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--weights", action="append", default=[], metavar="LABEL=WORKDIR", help="of jaxkd; repeatable")
     parser.add_argument("--image", action="append", default=[], metavar="FILE:TOP,LEFT,HEIGHT,WIDTH")
-    parser.add_argument("--raw", action="store_true", help="raw weights instead of the moving average")
+    parser.add_argument("--variant", choices=("raw", "ema"), default="raw", help="raw weights or their moving average")
     parser.add_argument("--out", required=True, help="the PNG")
     options = parser.parse_args(argv)
     named = [entry.partition("=") for entry in options.weights]
@@ -131,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point; 0 is success, 2 that the user can mend something."""
     try:
         options = parse(sys.argv[1:] if argv is None else argv)
-        networks = {k: load(folder, "raw" if options.raw else "ema") for k, folder in options.weights.items()}
+        networks = {k: load(folder, options.variant) for k, folder in options.weights.items()}
         rows = [(*enlarge(networks, path, box), box) for path, box in options.images]
         draw(rows, Path(options.out))
     except JaxkdError as error:

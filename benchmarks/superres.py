@@ -39,8 +39,8 @@ from process_memory import peak_megabytes, restart_peak
 from timing import compile_program, interleaved, ratio, summary
 
 from jaxkd import models
-from jaxkd.cli.superres_evaluation import multiply_adds
 from jaxkd.errors import ConfigError, JaxkdError
+from jaxkd.superres.benchmark import multiply_adds
 from jaxkd.superres.tiling import by_strips
 
 WIDTH, HEIGHT = 1280, 720

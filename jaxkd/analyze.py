@@ -1,4 +1,4 @@
-"""See what the features do: spectra, entropy, ranks, PCA, SEP, saliency, or the branches of super-resolution networks.
+"""Analysis of features: spectra, entropy, ranks, PCA, SEP, saliency, or the branches of super-resolution networks.
 
     python -m jaxkd.analyze --model=cait_s24_224 --weights=cait.safetensors \\
         --model=deit_tiny_patch16_224 --weights=deit.safetensors --images=/data/imagenet/val --per-class=1 --out=report
@@ -10,7 +10,7 @@
 
 Options that describe a network (--weights, --model-arg, --label, --variant, --step) belong to the --model before them;
 --weights with a work directory of jaxkd needs no --model. The first network is the teacher of the comparisons. A
-function of your own gets (B, H, W, 3) fp32 NumPy images in [0, 1] and answers {name: (B, N, C) or (B, h, w, C)}.
+function of your own takes (B, H, W, 3) fp32 NumPy images in [0, 1] and returns {name: (B, N, C) or (B, h, w, C)}.
 
 Super-resolution networks (mdbn_x*, edsr_x*) get a Fourier analysis of their branches, each beside itself untrained.
 --images are then large images, which are shrunk by the network's scale as in training, or pairs ("DIR?lr=NAME"); with
@@ -20,71 +20,29 @@ Super-resolution networks (mdbn_x*, edsr_x*) get a Fourier analysis of their bra
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
 import shlex
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxkd import weights
-from jaxkd.analysis import pipeline
-from jaxkd.cli.console import Parser, PhaseProgress, end_on_sigterm, fail, model_argument, quiet
-from jaxkd.errors import ConfigError, JaxkdError
+from jaxkd.cli import console, networks
+from jaxkd.errors import ConfigError
 
 NOT_OF_BRANCHES = (  # options that do nothing for super-resolution networks
     *("checkpoints", "resize", "image_size", "per_class", "crop_pct", "interpolation", "batch_size", "low_memory"),
     *("layers", "last", "entropy_range", "bins", "gradients", "no_ranks", "permutations", "bootstrap"),
     *("permutation_images", "saliency", "no_compare"),
 )
-
-
-class _OfModel(argparse.Action):
-    """Collects options of networks in the order in which they stand on the command line."""
-
-    def __call__(self, parser, namespace, value, option=None) -> None:
-        from jaxkd.cli.networks import Wanted
-
-        wanted: list[Wanted] = namespace.wanted
-        name = self.dest
-        starts = name == "model" or (name == "weights" and (not wanted or wanted[-1].weights))
-        if starts:
-            wanted.append(Wanted())
-        elif not wanted:
-            raise ConfigError(
-                f"{option}={value} stands before any --model or --weights. It describes a network. Put it after it."
-            )
-        if name == "model_arg":
-            key, argument = model_argument(value)
-            wanted[-1].args[key] = argument
-        else:
-            setattr(wanted[-1], name, value)
+LEAST = {"batch_size": 1, "bins": 2, "bootstrap": 1}  # smallest values; 0 of other numbers
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="python -m jaxkd.analyze", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.set_defaults(wanted=[])
-    networks = parser.add_argument_group("networks")
-    for name, text in (
-        ("--model", "name in the zoo, or module:function"),
-        ("--weights", "file, Hugging Face id or work directory of jaxkd; left out: initial weights"),
-        ("--model-arg", "constructor argument NAME=VALUE, may be repeated"),
-        ("--label", "what the report calls it"),
-        ("--variant", '"ema" or "raw", where the weights hold both'),
-        ("--step", 'of a work directory: a number, "last" or "best"'),
-    ):
-        networks.add_argument(name, action=_OfModel, default=argparse.SUPPRESS, help=text)
-    which = networks.add_mutually_exclusive_group()
-    which.add_argument("--ema", action="store_true", help="the moving average, of networks without --variant")
-    which.add_argument("--raw", action="store_true", help="the raw weights; default, but for super-resolution the EMA")
-    networks.add_argument("--checkpoints", default="", help="work directory of jaxkd: every kept checkpoint of it (*)")
-    networks.add_argument("--resize", action="store_true", help="resize position embeddings to the network's grid (*)")
-    networks.add_argument("--image-size", type=int, default=0, help="of a function of your own (224) (*)")
+    parser = console.Parser(prog="python -m jaxkd.analyze", description=__doc__)
+    group = networks.add_options_of_networks(parser)
+    group.add_argument("--resize", action="store_true", help="resize position embeddings to the network's grid (*)")
+    group.add_argument("--image-size", type=int, default=0, help="of a function of your own (224) (*)")
     images = parser.add_argument_group("images")
     images.add_argument("--images", required=True, help='folder of images, data set or "embedded:digits"')
     images.add_argument(
@@ -94,67 +52,65 @@ def _parser() -> argparse.ArgumentParser:
     images.add_argument("--small-images", action="store_true", help="super-resolution: they are small already")
     images.add_argument("--crop-pct", type=float, default=0.0, help="default: each network's own (*)")
     images.add_argument("--interpolation", default="", help="default: each network's own (*)")
-    what = parser.add_argument_group("statistics (*)")
-    what.add_argument(
+    group = parser.add_argument_group("statistics (*)")
+    group.add_argument(
         "--layers", default="", help="taps or patterns such as block_*,cls_block_*; default: blocks or stages"
     )
-    what.add_argument("--last", default="", help="layer for ranks, PCA and SEP; default: the deepest")
-    what.add_argument("--entropy-range", default="chunk", metavar="chunk|exact|LOW:HIGH", help="of the histogram")
-    what.add_argument("--bins", type=int, default=100, help="of the histogram")
-    what.add_argument("--gradients", choices=("none", "class", "loss"), default="class")
-    what.add_argument("--no-ranks", action="store_true", help="leave out singular values")
-    what.add_argument("--permutations", type=int, default=100, help="channel permutations of SEP; 0: none")
-    what.add_argument("--bootstrap", type=int, default=2000, help="draws of the confidence intervals")
-    what.add_argument("--permutation-images", type=int, default=0, help="first N images; 0: all")
-    what.add_argument("--saliency", type=int, default=2, help="saliency maps of the first N images; 0: none")
-    what.add_argument("--no-compare", action="store_true", help="leave out CKA and principal angles")
-    how = parser.add_argument_group("how")
-    how.add_argument("--out", required=True, help="folder for report.html, results.json, CSV and figures")
-    how.add_argument("--overwrite", action="store_true", help="replace an earlier report in --out")
-    how.add_argument("--seed", type=int, default=2026, help="of permutations, draws and untrained networks")
-    how.add_argument("--batch-size", type=int, default=8, help="images at once; changes no number (*)")
-    how.add_argument("--low-memory", action="store_true", help="features of a chunk wait on the disk (*)")
-    how.add_argument("--no-figures", action="store_true", help="numbers only")
+    group.add_argument("--last", default="", help="layer for ranks, PCA and SEP; default: the deepest")
+    group.add_argument("--entropy-range", default="chunk", metavar="chunk|exact|LOW:HIGH", help="of the histogram")
+    group.add_argument("--bins", type=int, default=100, help="of the histogram")
+    group.add_argument("--gradients", choices=("none", "class", "loss"), default="class")
+    group.add_argument("--no-ranks", action="store_true", help="leave out singular values")
+    group.add_argument("--permutations", type=int, default=100, help="channel permutations of SEP; 0: none")
+    group.add_argument("--bootstrap", type=int, default=2000, help="draws of the confidence intervals")
+    group.add_argument("--permutation-images", type=int, default=0, help="first N images; 0: all")
+    group.add_argument("--saliency", type=int, default=2, help="saliency maps of the first N images; 0: none")
+    group.add_argument("--no-compare", action="store_true", help="leave out CKA and principal angles")
+    group = parser.add_argument_group("output and resources")
+    group.add_argument("--out", required=True, help="folder for report.html, results.json, CSV and figures")
+    group.add_argument("--overwrite", action="store_true", help="replace an earlier report in --out")
+    group.add_argument("--seed", type=int, default=2026, help="of permutations, draws and untrained networks")
+    group.add_argument("--batch-size", type=int, default=8, help="images at once; changes no number (*)")
+    group.add_argument("--low-memory", action="store_true", help="features of a chunk wait on the disk (*)")
+    group.add_argument("--no-figures", action="store_true", help="numbers only")
     return parser
 
 
-def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """What was given or is the default, and in `given` the names of what was given, be it the default or not."""
-    parser = _parser()
-    args, unset = parser.parse_args(argv), object()
-    # argparse gives no default to a name that is there already
-    probe = argparse.Namespace(**{**dict.fromkeys(vars(args), unset), "wanted": []})
-    args.given = {name for name, value in vars(parser.parse_args(argv, probe)).items() if value is not unset}
-    return args
+def analyze(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
+    """Runs the analysis that `args` (see `--help`), parsed from `argv`, describe; returns what results.json holds."""
+    from jaxkd.analysis.pipeline import open_report
+
+    for name, value in vars(args).items():
+        if type(value) is int and value < LEAST.get(name, 0):
+            raise ConfigError(f"--{name.replace('_', '-')}={value} is out of range. Give {LEAST.get(name, 0)} or more.")
+    command = shlex.join(["python", "-m", "jaxkd.analyze", *argv])
+    out = open_report(args.out, overwrite=args.overwrite)
+    given = networks.resolve(args.networks)
+    if networks.all_upscalers(given):
+        options = [f"--{name.replace('_', '-')}" for name in NOT_OF_BRANCHES]
+        refused = [o for o in options if any(a == o or a.startswith(f"{o}=") for a in argv)]
+        if refused:
+            raise ConfigError(
+                f"{refused[0]} was given, but it does nothing for {given[0].label}, a super-resolution network. Leave "
+                "it out; --help marks all such options with (*)."
+            )
+        return _analyze_branches(given, args, out, command)
+    if args.small_images:
+        raise ConfigError("--small-images was given, but the networks classify. Leave it out.")
+    return _analyze_features(given, args, out, command)
 
 
-def analyze(args: argparse.Namespace, *, command: str = "") -> dict[str, Any]:
-    """Does what `args` (see `--help`) say; returns the results that results.json holds."""
-    from rich.console import Console
-
+def _analyze_features(
+    given: Sequence[networks.NetworkArgs], args: argparse.Namespace, out: Path, command: str
+) -> dict[str, Any]:
     from jaxkd import parallel
+    from jaxkd.analysis import pipeline
     from jaxkd.analysis.pipeline.dataset_pass import StreamOptions
     from jaxkd.analysis.pipeline.summary import SummaryOptions
-    from jaxkd.cli.networks import all_upscalers, wanted_networks
     from jaxkd.data.sources.images import open_images
-    from jaxkd.report.tables import write_tables
 
-    out = _out_folder(args)
-    wanted = wanted_networks(args.wanted, args.checkpoints)
-    if all_upscalers(wanted):
-        return _branches(wanted, args, out, command)
-    if args.small_images:
-        raise ConfigError(
-            "--small-images was given, and the networks classify. They take images of one size, and none is shrunk "
-            "by a scale. Leave it out."
-        )
+    over_time = any(n.step == networks.ALL_STEPS for n in args.networks)
     entropy_range, value_range = _entropy_range(args.entropy_range)
-    _check_counts(args)
-    source, labelled = open_images(args.images, per_class=args.per_class, max_images=args.max_images)
-    mesh = parallel.make_mesh()
-    networks = [_features(w, args, mesh, source, labelled) for w in wanted]
-    counts = {n.label: n.num_classes for n in networks}
-    pipeline.check_gradient_labels(args.gradients, labelled, source, args.images, counts)
     options = pipeline.AnalysisOptions(
         stream=StreamOptions(
             batch_size=args.batch_size,
@@ -167,131 +123,80 @@ def analyze(args: argparse.Namespace, *, command: str = "") -> dict[str, Any]:
             low_memory=args.low_memory,
         ),
         summary=SummaryOptions(
-            permutations=0 if args.checkpoints else args.permutations,
+            permutations=0 if over_time else args.permutations,
             bootstrap=args.bootstrap,
             permutation_images=args.permutation_images,
             seed=args.seed,
         ),
-        compare=not (args.no_compare or args.checkpoints),
+        compare=not (args.no_compare or over_time),
         crop_pct=args.crop_pct,
         interpolation=args.interpolation,
     )
-    console = Console(stderr=True)
-    console.print(
-        f"{len(networks)} network{'s' if len(networks) > 1 else ''} over {len(source):,} images of {args.images}",
-        highlight=False,
-        markup=False,
-    )
-    with PhaseProgress(console) as progress:
-        results = pipeline.analyse(networks, source, mesh, options, scratch=out, progress=progress)
-        results["settings"] |= {"source": args.images, "command": command}
-        _clear(out)
-        if args.saliency and not args.checkpoints:
-            from jaxkd.analysis.pipeline.saliency_maps import write_saliency
-
-            results["saliency"] = write_saliency(
-                networks,
-                source,
-                out / "saliency",
-                count=args.saliency,
-                crop_pct=args.crop_pct,
-                interpolation=args.interpolation,
-                seed=args.seed,
-                progress=progress,
-            )
-    (out / "results.json").write_text(json.dumps(results, indent=1, allow_nan=False))
-    write_tables(results, out)
-    if args.checkpoints:
-        _over_time(results, out / "dynamics", figures=not args.no_figures)
-    if not args.no_figures:
-        from jaxkd.report.figures import write_figures
-        from jaxkd.report.html import write_report
-
-        console.print("drawing figures", highlight=False)
-        write_report(results, write_figures(results, out / "figures"), out / "report.html")
-    return results
-
-
-def _branches(wanted: list[Any], args: argparse.Namespace, out: Path, command: str) -> dict[str, Any]:
-    """The same for super-resolution networks: the Fourier analysis of their branches."""
-    from rich.console import Console
-
-    from jaxkd.cli.branch_networks import analyse_wanted
-    from jaxkd.report.branch_figures import branch_sentences
-    from jaxkd.report.branch_report import write_branches
-
-    refused = [name for name in NOT_OF_BRANCHES if name in getattr(args, "given", ())]
-    if refused:
-        raise ConfigError(
-            f"--{refused[0].replace('_', '-')} was given, and {wanted[0].label} is a super-resolution network. Its "
-            "branches get a Fourier analysis, in which this option has no meaning. Leave it out; --help marks all such "
-            "options with (*)."
-        )
-    _check_counts(args)
-    console = Console(stderr=True)
-    with PhaseProgress(console) as progress:
-        results = analyse_wanted(
-            wanted,
-            args.images,
-            small=args.small_images,
-            max_images=args.max_images,
-            variant=_variant(args),
-            seed=args.seed,
-            skipped=lambda s: console.print(f"jaxkd: left out. {s}", highlight=False, markup=False, soft_wrap=True),
+    source, labelled = open_images(args.images, per_class=args.per_class, max_images=args.max_images)
+    mesh = parallel.make_mesh()
+    features = [_features(n, args, mesh) for n in given]
+    counts = {f.label: f.num_classes for f in features}
+    pipeline.check_gradient_labels(args.gradients, labelled, source, args.images, counts)
+    with console.progress() as progress:
+        progress.say(f"{len(features)} network{'s'[: len(features) > 1]}, {len(source):,} images of {args.images}")
+        return pipeline.write_analysis(
+            features,
+            source,
+            mesh,
+            out,
+            options,
+            saliency=0 if over_time else args.saliency,
+            over_time=over_time,
+            figures=not args.no_figures,
+            about={"source": args.images, "command": command},
             progress=progress,
         )
-    results["settings"] |= {"command": command}
-    results["sentences"] = branch_sentences(results)
-    _clear(out)
-    write_branches(results, out, figures=not args.no_figures)
-    return results
 
 
-def _over_time(results: dict[str, Any], folder: Path, *, figures: bool) -> None:
-    """Tables and figures of each statistic by step and layer, in the form of those written during training."""
-    from jaxkd.report import training_statistics
+def _features(given: networks.NetworkArgs, args: argparse.Namespace, mesh: Any) -> Any:
+    """The `FeatureSource` of one network."""
+    from jaxkd.analysis import pipeline
 
-    rows = [
-        {"step": int(m["label"].split()[1]), "layers": m["layers"]}
-        | {k: ["nan" if x is None else x for x in v["mean"]] for k, v in m["per_layer"].items()}
-        for m in results["models"]
-    ]
-    training_statistics.write_tables(rows, folder)
-    if figures:
-        caption = f"{results['settings']['images']} images of {results['settings']['source']}, mean over images"
-        training_statistics.draw_tables(rows, folder, caption=caption)
-
-
-def _out_folder(args: argparse.Namespace) -> Path:
-    out = Path(args.out)
-    if (out / "results.json").exists() and not args.overwrite:
+    layers = tuple(filter(None, (t.strip() for t in args.layers.split(","))))
+    if ":" in given.model:
+        if given.weights or given.args:
+            raise ConfigError(
+                f'--model="{given.model}" is a function of your own, which --weights and --model-arg do not reach. '
+                "Leave them out."
+            )
+        size = (args.image_size or 224, args.image_size or 224)
+        return pipeline.callable_features(given.model, image_size=size, label=given.label, layers=layers)
+    if args.image_size:
         raise ConfigError(
-            f'--out="{out}" holds an earlier analysis (results.json). Nothing already saved is lost by accident. '
-            "Choose another folder, or add --overwrite."
+            f"--image-size={args.image_size} is the size for a function of your own, and {given.label} is a network of "
+            "jaxkd. Use --model-arg=img_size=SIZE, with --resize for weights of another grid."
         )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if not os.access(out, os.W_OK):
-            raise PermissionError("no permission to write there")
-    except OSError as error:
-        raise ConfigError(
-            f'--out="{out}" cannot be used ({error.strerror or error}). A report is a folder of files. Name a folder '
-            "that can be written."
-        ) from None
-    return out
+    gradient_of = "class" if args.gradients == "none" else args.gradients
+    network = networks.load(given, resize=args.resize)
+    return pipeline.network_features(
+        network, mesh, label=given.label, layers=layers, gradient_of=gradient_of, seed=args.seed
+    )
 
 
-def _clear(out: Path) -> None:
-    """Removes what an earlier report left, once the new numbers are there."""
-    for path in (out / "results.json", out / "report.html", *out.glob("*.csv")):
-        path.unlink(missing_ok=True)
-    for folder in ("figures", "saliency", "dynamics"):
-        shutil.rmtree(out / folder, ignore_errors=True)
+def _analyze_branches(
+    given: Sequence[networks.NetworkArgs], args: argparse.Namespace, out: Path, command: str
+) -> dict[str, Any]:
+    from jaxkd.analysis.pipeline.branches import BranchNetwork, write_branch_analysis
 
-
-def _variant(args: argparse.Namespace) -> str:
-    """Which weights of those networks that do not say it themselves."""
-    return "ema" if args.ema else "raw" if args.raw else ""
+    loaded = [(n.label, networks.load(n)) for n in given]
+    with console.progress() as progress:
+        return write_branch_analysis(
+            [BranchNetwork(label, n.model, n.variables, n.origin) for label, n in loaded],
+            args.images,
+            out,
+            small=args.small_images,
+            max_images=args.max_images,
+            seed=args.seed,
+            figures=not args.no_figures,
+            command=command,
+            skipped=lambda sentence: progress.say(f"jaxkd: left out. {sentence}"),
+            progress=progress,
+        )
 
 
 def _entropy_range(text: str) -> tuple[str, tuple[float, float] | None]:
@@ -303,73 +208,22 @@ def _entropy_range(text: str) -> tuple[str, tuple[float, float] | None]:
             raise ValueError
     except ValueError:
         raise ConfigError(
-            f'--entropy-range="{text}" is not a range. It is the span of the histogram. Use "chunk" (as published), '
-            '"exact" (of all images, in a pass of its own), or two numbers such as -8:8.'
+            f'--entropy-range="{text}" is not a range for the histogram. Use "chunk" (as published), "exact" (of all '
+            "images, in a pass of its own), or two numbers such as -8:8."
         ) from None
     return "given", (low, high)
 
 
-def _check_counts(args: argparse.Namespace) -> None:
-    for name, least in (
-        ("batch_size", 1),
-        ("bins", 2),
-        ("per_class", 0),
-        ("max_images", 0),
-        ("permutations", 0),
-        ("bootstrap", 1),
-        ("permutation_images", 0),
-        ("saliency", 0),
-        ("image_size", 0),
-        ("seed", 0),
-    ):
-        value = getattr(args, name)
-        if value < least:
-            raise ConfigError(f"--{name.replace('_', '-')}={value} is out of range. It counts. Give {least} or more.")
-
-
-def _features(wanted: Any, args: argparse.Namespace, mesh: Any, source: Any, labelled: bool) -> Any:
-    from jaxkd.cli.networks import name_and_args
-
-    layers = tuple(filter(None, (t.strip() for t in args.layers.split(","))))
-    if ":" in wanted.model:
-        if wanted.weights or wanted.args:
-            raise ConfigError(
-                f'--model="{wanted.model}" is a function of your own, which builds its network itself. --weights and '
-                "--model-arg do not reach it. Leave them out."
-            )
-        size = (args.image_size or 224, args.image_size or 224)
-        return pipeline.callable_features(wanted.model, image_size=size, label=wanted.label, layers=layers)
-    if args.image_size:
-        raise ConfigError(
-            f"--image-size={args.image_size} is the size that a function of your own gets, and {wanted.label} is a "
-            "network of the zoo. Use --model-arg=img_size=SIZE, with --resize for weights of another grid."
-        )
-    network = weights.build_network(*name_and_args(wanted))
-    if wanted.weights:
-        network = weights.load_weights(
-            network, wanted.weights, variant=wanted.variant or _variant(args), step=wanted.step, resize=args.resize
-        )
-    gradient_of = "class" if args.gradients == "none" else args.gradients
-    return pipeline.network_features(
-        network, mesh, label=wanted.label, layers=layers, gradient_of=gradient_of, seed=args.seed
-    )
-
-
+@console.command()
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; exit code 0, or 2 for what the user can mend."""
+    """Entry point; exit code 0, or 2 for a user error."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    try:
-        args = _arguments(argv)
-        quiet()
-        end_on_sigterm()
-        results = analyze(args, command=shlex.join(["python", "-m", "jaxkd.analyze", *argv]))
-    except JaxkdError as error:
-        fail(error)
-    except KeyboardInterrupt:
-        print("jaxkd: stopped.", file=sys.stderr)
-        return 130
+    args = _parser().parse_args(argv)
+    console.quiet()
+    console.end_on_sigterm()
+    results = analyze(args, argv)
     for model in results.get("models", ()):
-        print(_line(model))
+        print(_summary(model))
         for note in model["notes"]:
             print(f"  {note}")
     for sentence in results.get("sentences", ()):
@@ -379,10 +233,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _line(model: dict[str, Any]) -> str:
+def _summary(model: dict[str, Any]) -> str:
+    """One line on one network."""
     last, rows = model["last"], model["per_layer"]
     images, layers = model["images"], len(model["layers"])
-    parts = [f"{model['label']}: {images} image{'s'[: images > 1]}, {layers} layer{'s'[: layers > 1]}"]
+    counts = f"{images} image{'s'[: images > 1]}, {layers} layer{'s'[: layers > 1]}"
+    parts = [f"{model['label']} ({model['weights']}): {counts}"]
     if last and last["ranks"] and last["ranks"]["99"]["p99"] is not None:
         parts.append(
             f"{last['layer']} needs {last['ranks']['99']['p99']:.0f} of {last['D']} directions for 99 % of an image's "

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from jaxkd import analyze
-from jaxkd.cli.networks import wanted_networks
+from jaxkd.cli.networks import resolve
 from jaxkd.errors import JaxkdError
 
 TINY = ["--model-arg=img_size=32", "--model-arg=patch_size=8", "--model-arg=embed_dim=24", "--model-arg=depth=3"]
@@ -76,8 +76,8 @@ def test_a_broken_image_is_named_and_the_rest_analysed(pictures, tmp_path, capsy
     assert "5 images" in said and "1.png" in said
 
 
-def test_somebody_elses_network(pictures, tmp_path, monkeypatch, capsys):
-    (tmp_path / "theirs.py").write_text(
+def test_a_function_of_the_user(pictures, tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.py").write_text(
         "import numpy as np\n"
         "def features(images):\n"
         "    assert images.shape[1:] == (16, 16, 3) and images.max() <= 1\n"
@@ -89,15 +89,15 @@ def test_somebody_elses_network(pictures, tmp_path, monkeypatch, capsys):
     )
     monkeypatch.syspath_prepend(tmp_path)
     command = ["--image-size=16", f"--images={pictures}", *FEW]
-    assert analyze.main(["--model=theirs:features", *command, f"--out={tmp_path / 'o'}"]) == 0
+    assert analyze.main(["--model=mine:features", *command, f"--out={tmp_path / 'o'}"]) == 0
     results = json.loads((tmp_path / "o" / "results.json").read_text())
     assert results["models"][0]["layers"] == ["stem", "tokens"]
     assert results["models"][0]["grids"] == [[8, 8], None]
-    assert analyze.main(["--model=theirs:flat", *command, f"--out={tmp_path / 'p'}"]) == 0
-    said = failing(["--model=theirs:wrong", *command, f"--out={tmp_path / 'q'}"], capsys)
-    assert '"stem" of "theirs:wrong" has shape' in said and "(B, N, C)" in said
-    assert 'no function "feature".' in failing(["--model=theirs:feature", *command, f"--out={tmp_path / 'q'}"], capsys)
-    assert 'Did you mean "features"' in failing(["--model=theirs:feature", *command, f"--out={tmp_path / 'q'}"], capsys)
+    assert analyze.main(["--model=mine:flat", *command, f"--out={tmp_path / 'p'}"]) == 0
+    said = failing(["--model=mine:wrong", *command, f"--out={tmp_path / 'q'}"], capsys)
+    assert '"stem" of "mine:wrong" has shape' in said and "(B, N, C)" in said
+    assert 'no function "feature".' in failing(["--model=mine:feature", *command, f"--out={tmp_path / 'q'}"], capsys)
+    assert 'Did you mean "features"' in failing(["--model=mine:feature", *command, f"--out={tmp_path / 'q'}"], capsys)
 
 
 def failing(argv, capsys):
@@ -111,7 +111,7 @@ def failing(argv, capsys):
     ("arguments", "words"),
     [
         ([], "No network was given"),
-        (["--weights=nowhere.safetensors"], "came without --model"),
+        (["--weights=nowhere.safetensors"], "--model is missing"),
         (["--label=x", *DEIT], "stands before any --model"),
         ([*DEIT, "--layers=block_0,block_3"], '"block_3" does not exist'),
         ([*DEIT, "--last=block_7"], 'last="block_7" is not among the layers'),
@@ -128,7 +128,9 @@ def failing(argv, capsys):
         ([*DEIT, "--layers=attn_*"], "holds attention"),
         ([*DEIT, "--entropy-range=-inf:inf"], "is not a range"),
         ([*DEIT, "--seed=-1"], "--seed=-1 is out of range"),
-        (["--model=mdbn_x2"], "--permutations was given"),
+        (["--model=mdbn_x2"], "--permutations was given, but it does nothing"),
+        ([*DEIT, "--step=3"], "has no --weights"),
+        ([*DEIT, "--variant=best"], "argument --variant: invalid choice"),
         ([*DEIT, "--image-size=64"], "--model-arg=img_size=SIZE"),
     ],
     ids=lambda v: v[-1] if isinstance(v, list) and v else None,
@@ -168,12 +170,12 @@ def test_overwriting_leaves_nothing_of_the_earlier_report(pictures, tmp_path):
 
 def test_labels_are_made_distinct():
     args = analyze._parser().parse_args([*DEIT, *DEIT, "--label=b", "--images=x", "--out=y"])
-    assert [w.label for w in wanted_networks(args.wanted)] == ["deit_tiny_patch16_224", "b"]
+    assert [w.label for w in resolve(args.networks)] == ["deit_tiny_patch16_224", "b"]
     args = analyze._parser().parse_args([*DEIT, *DEIT, "--images=x", "--out=y"])
-    assert [w.label for w in wanted_networks(args.wanted)] == ["deit_tiny_patch16_224 (1)", "deit_tiny_patch16_224 (2)"]
+    assert [w.label for w in resolve(args.networks)] == ["deit_tiny_patch16_224 (1)", "deit_tiny_patch16_224 (2)"]
 
 
-def test_the_parser_raises_our_error():
+def test_the_parser_raises_config_error():
     with pytest.raises(JaxkdError, match="was not understood"):
         analyze._parser().parse_args(["--images=x"])
 

@@ -51,7 +51,7 @@ def complaint(capsys, *argv: str) -> str:
 def test_raw_and_ema_of_a_run_are_what_training_scored(run, capsys):
     workdir, result = run
     raw = scored(capsys, f"--weights={workdir}", "--data=embedded:digits")
-    ema = scored(capsys, f"--weights={workdir}", "--data=embedded:digits", "--ema", "--batch-size=50")
+    ema = scored(capsys, f"--weights={workdir}", "--data=embedded:digits", "--variant=ema", "--batch-size=50")
     for name in ("top1", "top5", "loss"):
         assert raw[name] == pytest.approx(result["metrics"][name], rel=1e-5)
         assert ema[name] == pytest.approx(result["metrics"][f"ema_{name}"], rel=1e-5)
@@ -102,5 +102,6 @@ def test_wrong_commands(run, tmp_path, capsys):
     text = complaint(capsys, *file, "--model-arg=num_classes=10")
     assert f'"{tmp_path}/x.safetensors"' in text and "do not exist" in text
     assert f"{workdir.name}" in complaint(capsys, f"--weights={workdir.parent}", digits)
-    assert "The command line was not understood" in complaint(capsys, digits)
+    assert "--weights is missing" in complaint(capsys, digits)
+    assert "The command line was not understood" in complaint(capsys, f"--weights={workdir}")
     assert "NAME=VALUE" in complaint(capsys, f"--weights={workdir}", digits, "--model-arg=depth")

@@ -14,10 +14,10 @@ from random_weights import random_variables
 from rich.console import Console
 
 from jaxkd import data, evaluate, metrics, models, weights
-from jaxkd.cli import superres_evaluation as evaluation
+from jaxkd.cli.score_table import print_table
 from jaxkd.config import fields, recipes
-from jaxkd.experiment import restoration
 from jaxkd.experiment import run as run_module
+from jaxkd.superres import benchmark, scoring
 
 TINY = {"num_feat": 8, "num_block": 1}
 ARGS = [f"--model-arg={k}={v}" for k, v in TINY.items()]
@@ -97,11 +97,15 @@ def test_one_set_is_called_after_its_folder(places, capsys):
     root, *_ = places
     argv = ["--model=mdbn_x2", f"--weights={root}/w.safetensors", *ARGS]
     assert list(scored(capsys, *argv, f"--data={root}/B/HR")[1]["images"]) == ["B"]
-    assert evaluation._title("embedded:photos") == "photos"
-    assert evaluation._title("/data/Set5?lr=LR") == "Set5"
-    assert restoration.split_entry("Set5=/data/Set5?lr=LR") == ("Set5", "/data/Set5?lr=LR")
-    assert restoration.split_entry("/data/a=b") == ("", "/data/a=b")
-    assert restoration.split_entry("Set5?lr=LR") == ("", "Set5?lr=LR")
+    for entry, name, folder in (
+        ("embedded:photos", "photos", "embedded:photos"),
+        ("/data/Set5?lr=LR", "Set5", "/data/Set5?lr=LR"),
+        ("A=/data/Set5?lr=LR", "A", "/data/Set5?lr=LR"),
+        ("/data/a=b", "a=b", "/data/a=b"),
+        ("Set5?lr=LR", "Set5", "Set5?lr=LR"),
+    ):
+        assert scoring.named_sets(entry, "--data") == {name: folder}
+    assert scoring.named_sets((), "eval.sets") == {}
 
 
 def test_a_run_is_scored_as_it_scored_itself(places, tmp_path, capsys):
@@ -121,7 +125,7 @@ def test_a_run_is_scored_as_it_scored_itself(places, tmp_path, capsys):
     config = fields.change(recipes.super_resolution(fields.base(), "mdbn_x2"), changes).lock()
     result = run_module.run(config, tmp_path / "run")["metrics"]
     data_flags = (f"--data=A={root}/A", f"--data=B={root}/B")
-    for flag, prefix in (("--raw", ""), ("--ema", "ema_")):
+    for flag, prefix in (("--variant=raw", ""), ("--variant=ema", "ema_")):
         _, answer = scored(capsys, f"--weights={tmp_path}/run", flag, *data_flags)
         assert answer["model"] == "mdbn_x2" and answer["metrics"]
         for name, value in answer["metrics"].items():
@@ -143,8 +147,8 @@ def test_cost_is_counted_from_the_convolutions(places, capsys, monkeypatch):
     assert cost["latency_ms"] > 0 and cost["memory_mb"] > 4 * 3 * 720 * 1280 / 1e6  # the result alone
     for text in ("GFLOP", f"{parameters:,}", f"{cost['gflop']:.2f}", "median of 5 calls on cpu"):
         assert text in table
-    monkeypatch.setattr(evaluation, "RESULT", (7, 10))
-    assert evaluation.measure_cost(model, variables)["result"] == [8, 10]
+    monkeypatch.setattr(benchmark, "RESULT", (7, 10))
+    assert benchmark.measure_cost(model, variables)["result"] == [8, 10]
 
 
 def test_a_loop_counts_as_often_as_it_runs():
@@ -156,15 +160,26 @@ def test_a_loop_counts_as_often_as_it_runs():
     jaxpr = jax.make_jaxpr(lambda x: jax.lax.scan(lambda c, _: (c, jax.jit(convolve)(x)), 0, None, length=4))(
         jnp.ones((1, 6, 7, 2))
     )
-    assert evaluation.multiply_adds(jaxpr.jaxpr) == 4 * 6 * 7 * 5 * 9 * 2
+    assert benchmark.multiply_adds(jaxpr.jaxpr) == 4 * 6 * 7 * 5 * 9 * 2
 
 
-def test_equal_pictures_are_written_as_text_and_names_are_no_markup():
-    assert evaluation._finite({"a": float("inf"), "b": 1.0}) == {"a": "inf", "b": 1.0}
+def test_equal_pictures_are_written_as_text(places, tmp_path, capsys):
+    """Black pictures and a network without weights: the result is equal, and JSON has no infinity."""
+    _, model, variables = places
+    tmp_path.joinpath("black").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "black" / "0.png")
+    weights.save_safetensors(tmp_path / "w.safetensors", model, jax.tree.map(jnp.zeros_like, variables))
+    argv = ["--model=mdbn_x2", f"--weights={tmp_path}/w.safetensors", *ARGS, f"--data={tmp_path}/black"]
+    table, answer = scored(capsys, *argv)
+    assert answer["metrics"]["black/psnr_y_crop2"] == answer["bicubic"]["black/psnr_y_crop2"] == "inf"
+    assert answer["metrics"]["black/ssim_y_crop2"] == 1.0 and "inf" in table
+
+
+def test_names_are_no_markup():
     scores = {"[b]x/psnr_y_crop2": "inf", "[b]x/ssim_y_crop2": 1.0}
     out = io.StringIO()
     result = {"model": "m", "loaded": "w[1]", "images": {"[b]x": 1}, "metrics": scores, "bicubic": scores}
-    evaluation.show(result, Console(file=out, width=100))
+    print_table(result, Console(file=out, width=100))
     assert "[b]x" in out.getvalue() and "w[1]" in out.getvalue() and "inf" in out.getvalue()
 
 
@@ -174,12 +189,12 @@ def test_wrong_sets_and_borders(places, tmp_path, capsys):
     assert '"/nowhere" does not exist' in complaint(capsys, *argv, "--data=X=/nowhere")
     (tmp_path / "empty").mkdir()
     assert "holds no images" in complaint(capsys, *argv, f"--data={tmp_path}/empty")
-    text = complaint(capsys, *argv, f"--data=A={root}/A", f"--data={root}/B")
-    assert f'--data="{root}/B" has no name' in text and f"--data=B={root}/B" in text
-    assert 'two sets "A"' in complaint(capsys, *argv, f"--data=A={root}/A", f"--data=A={root}/B")
+    for other in (f"A={root}/B", f"{root}/A"):
+        text = complaint(capsys, *argv, f"--data=A={root}/A", f"--data={other}")
+        assert '--data names two sets "A"' in text and "NAME=FOLDER" in text
     for crop in ("3", "", "-1"):
         text = complaint(capsys, *argv, f"--data={root}/A", f"--crop={crop}")
-        assert f'--crop="{crop}" is no border' in text
+        assert f"argument --crop: invalid choice: '{crop}' (choose from" in text
     assert "The command line was not understood" in complaint(capsys, *argv)
     broken = write_pictures(tmp_path / "broken", 3, 4)
     for i in (0, 2):

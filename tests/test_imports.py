@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "jaxkd"
 FILES = sorted(PACKAGE.rglob("*.py"))
-HEAVY = ("torch", "torchvision", "timm", "tensorflow", "matplotlib", "onnx", "onnxruntime")
+HEAVY = ("torch", "torchvision", "timm", "tensorflow", "matplotlib", "jinja2", "onnx", "onnxruntime")
 
 # Layers, lowest first: a unit may import those of every row above its own, and within a row they do not know one
 # another. A unit is a folder of jaxkd/; a command is a file directly in it.

@@ -1,24 +1,41 @@
-"""Networks as a command line describes them: which there are, what they are called, of which kind they are."""
+"""Networks on a command line: the same options in every command, and the network that they describe."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from jaxkd import models, train
+from jaxkd.cli.console import model_argument
 from jaxkd.errors import ConfigError
+
+ALL_STEPS = "all"  # NetworkArgs.step of --checkpoints
+OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("--model", {"metavar": "NAME", "help": "name of the network; not needed for a work directory"}),
+    ("--model-arg", {"metavar": "NAME=VALUE", "type": model_argument, "help": "constructor argument, repeatable"}),
+    ("--weights", {"metavar": "SOURCE", "help": "file, Hugging Face id or work directory of jaxkd"}),
+    (
+        "--variant",
+        {
+            "choices": ("raw", "ema"),
+            "help": "raw weights or their moving average, where there are both; default: raw, of BasicSR's files ema",
+        },
+    ),
+    ("--step", {"metavar": "STEP", "help": 'of a work directory: a number, "last" (default) or "best"'}),
+)
 
 
 @dataclass
-class Wanted:
-    """One network of the command line.
+class NetworkArgs:
+    """One network of a command line.
 
     Attributes:
-      model: name in the zoo, "module:function", or "" for a work directory.
+      model: name of the network, "module:function", or "" for a work directory.
       weights: file, Hugging Face id, work directory, or "" for initial weights.
       args: constructor arguments.
-      label: what results call it.
+      label: name in results.
       variant: "ema", "raw" or "" for the default.
       step: of a work directory.
     """
@@ -31,83 +48,198 @@ class Wanted:
     step: str = ""
 
 
-def wanted_networks(given: Sequence[Wanted], checkpoints: str = "") -> list[Wanted]:
-    """The networks that were asked for, each with a label of its own.
+class _Collect(argparse.Action):
+    """Collects the options of several networks in their order on the command line."""
+
+    def __call__(self, parser, namespace, value, option=None) -> None:
+        networks, name = namespace.networks, self.dest
+        if name == "checkpoints":
+            networks.append(NetworkArgs(weights=value, step=ALL_STEPS))
+            return
+        if name == "model" or (name == "weights" and (not networks or networks[-1].weights)):
+            networks.append(NetworkArgs())
+        elif not networks:
+            raise ConfigError(f"{option} stands before any --model or --weights. Put it after the network it is for.")
+        if name == "model_arg":
+            networks[-1].args[value[0]] = value[1]
+        else:
+            setattr(networks[-1], name, value)
+
+
+def add_network_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of one network; `network_args` reads them."""
+    group = parser.add_argument_group("network")
+    for option, settings in OPTIONS:
+        more = {"action": "append", "default": []} if option == "--model-arg" else {"default": ""}
+        group.add_argument(option, **settings, **more)
+
+
+def network_args(namespace: argparse.Namespace) -> NetworkArgs:
+    """The network of the options that `add_network_options` added.
+
+    Raises:
+      ConfigError: --weights is missing.
+    """
+    if not namespace.weights:
+        raise ConfigError("--weights is missing. Give a file, a Hugging Face id or a work directory of jaxkd.")
+    return NetworkArgs(
+        namespace.model,
+        namespace.weights,
+        dict(namespace.model_arg),
+        variant=namespace.variant,
+        step=namespace.step,
+    )
+
+
+def add_options_of_networks(parser: argparse.ArgumentParser) -> Any:
+    """Adds the options of any number of networks, collected in `networks`; returns the group for more of them."""
+    parser.set_defaults(networks=[])
+    group = parser.add_argument_group("networks", "Options after --model or --weights belong to that network.")
+    more = (
+        ("--label", {"help": "name in the report"}),
+        ("--checkpoints", {"metavar": "WORKDIR", "help": "every kept checkpoint of this run (*)"}),
+    )
+    for option, settings in (*OPTIONS, *more):
+        group.add_argument(option, **settings, action=_Collect, default=argparse.SUPPRESS)
+    return group
+
+
+def identify(network: NetworkArgs) -> tuple[str, dict[str, Any]]:
+    """Name and constructor arguments; of a work directory, those of the network that it trained.
+
+    Raises:
+      ConfigError: the name is not known, or the work directory trained another network.
+    """
+    from jaxkd import train
+
+    run = train.find_run(network.weights) if network.weights else None
+    if run is not None:
+        trained = train.read_config(run)["student"]
+        if network.model not in ("", trained["name"]):
+            raise ConfigError(
+                f'--model="{network.model}", but the work directory "{network.weights}" trained {trained["name"]}. '
+                "Leave --model out."
+            )
+        return trained["name"], {k: v for k, v in trained["args"].items() if v is not None} | network.args
+    if network.model:
+        return network.model, dict(network.args)
+    runs = [p.parent.name for p in sorted(Path(network.weights).glob("*/config.json"))]
+    if runs:
+        raise ConfigError(
+            f'--weights="{network.weights}" holds several runs: {", ".join(runs)}. Choose one, for example '
+            f"--weights={network.weights}/{runs[-1]}."
+        )
+    raise ConfigError(
+        f'--model is missing, and --weights="{network.weights}" is not a work directory of jaxkd, which would name its '
+        "network. Give --model=NAME; jaxkd.models.list_models() has the names."
+    )
+
+
+def build(network: NetworkArgs, *, compute: str = "float32", **defaults: Any) -> Any:
+    """The `weights.Network` without weights.
 
     Args:
-      given: as described; their labels are filled in.
-      checkpoints: work directory whose kept checkpoints are the networks instead, or "".
+      network: of the command line.
+      compute: "float32" or "bfloat16".
+      **defaults: constructor arguments that `network` may override.
 
     Raises:
-      ConfigError: none, both kinds, or one that is not known.
+      ConfigError, UnknownNameError: see `identify` and `weights.build_network`.
     """
-    wanted = list(given)
-    if checkpoints:
-        if wanted:
+    from jaxkd import weights
+
+    name, args = identify(network)
+    return weights.build_network(name, defaults | args, compute=compute)
+
+
+def load(network: NetworkArgs, built: Any = None, *, compute: str = "float32", resize: bool = False) -> Any:
+    """The `weights.Network` with its weights, or without any where `network` names none.
+
+    Args:
+      network: of the command line.
+      built: what `build` returned, to build it only once.
+      compute: see `build`.
+      resize: see `weights.load`.
+
+    Raises:
+      ConfigError, UnknownNameError, WeightSourceError, WeightMismatchError, CheckpointError: see `weights.load`.
+    """
+    from jaxkd import weights
+
+    built = built or build(network, compute=compute)
+    if network.weights:
+        return weights.load_weights(built, network.weights, variant=network.variant, step=network.step, resize=resize)
+    for name in ("variant", "step"):
+        if getattr(network, name):
             raise ConfigError(
-                f'--checkpoints="{checkpoints}" and --model or --weights were both given. The first analyses one '
-                "run over time, the others networks side by side. Use one of them."
+                f"--{name}={getattr(network, name)} was given for {network.model}, which has no --weights. Add "
+                f"them, or leave --{name} out."
             )
-        run = train.find_run(checkpoints)
+    return built
+
+
+def require_upscaler(name: str) -> None:
+    """Raises ConfigError for a network that does not enlarge images."""
+    from jaxkd import models
+
+    if models.spec(name).task != "restoration":
+        names = [n for n in models.list_models() if models.spec(n).task == "restoration"]
+        raise ConfigError(f"{name} classifies images and cannot enlarge them. Use one of: {', '.join(names)}.")
+
+
+def resolve(given: Sequence[NetworkArgs]) -> list[NetworkArgs]:
+    """The networks of a command line, each with a label of its own; --checkpoints becomes one network per checkpoint.
+
+    Raises:
+      ConfigError: there is none, --checkpoints beside others, or a network that `identify` refuses.
+    """
+    from jaxkd import train
+
+    networks = list(given)
+    if not networks:
+        raise ConfigError("No network was given. Give --model=NAME with --weights=FILE, or --weights=WORKDIR.")
+    runs = [n for n in networks if n.step == ALL_STEPS]
+    if runs:
+        folder = runs[0].weights
+        if len(networks) > 1:
+            raise ConfigError(
+                f'--checkpoints="{folder}" and another network were both given. Analyse one run over time, or networks '
+                "side by side."
+            )
+        run = train.find_run(folder)
         if run is None:
             raise ConfigError(
-                f'--checkpoints="{checkpoints}" is not a work directory of jaxkd. It holds config.json and '
-                "checkpoints/. Give the --workdir of a run; checkpoint.keep_every_epochs keeps more of them."
+                f'--checkpoints="{folder}" is not a work directory of jaxkd. Give the --workdir of a run; '
+                "checkpoint.keep_every_epochs keeps more of its checkpoints."
             )
         steps = sorted(int(p.name) for p in (run / "checkpoints").iterdir() if p.name.isdigit())
-        wanted = [Wanted(weights=str(run), step=str(s), label=f"step {s}") for s in steps]
-    if not wanted:
-        raise ConfigError(
-            "No network was given. An analysis reads the features of at least one. Give --model=NAME with "
-            "--weights=FILE, --weights=WORKDIR, or --model=module:function."
-        )
-    for w in wanted:
-        run = train.find_run(w.weights) if w.weights else None
-        if not w.model and run is None:
-            raise ConfigError(
-                f'--weights="{w.weights}" came without --model, and is not a work directory of jaxkd that would know '
-                "it. Put --model=NAME before it; jaxkd.models.list_models() has the names."
-            )
-        w.label = w.label or (run.name if run is not None else w.model.rpartition(":")[2])
-    labels = [w.label for w in wanted]
-    for i, w in enumerate(wanted):
-        if labels.count(w.label) > 1:
-            w.label = f"{w.label} ({i + 1})"
-    return wanted
+        variant = runs[0].variant
+        networks = [NetworkArgs(weights=str(run), step=str(s), label=f"step {s}", variant=variant) for s in steps]
+    for network in networks:
+        if ":" not in network.model:
+            identify(network)
+        run = train.find_run(network.weights) if network.weights else None
+        network.label = network.label or (run.name if run is not None else network.model.rpartition(":")[2])
+    labels = [n.label for n in networks]
+    for i, network in enumerate(networks):
+        if labels.count(network.label) > 1:
+            network.label = f"{network.label} ({i + 1})"
+    return networks
 
 
-def name_and_args(wanted: Wanted) -> tuple[str, dict[str, Any]]:
-    """Name in the zoo and constructor arguments; of a work directory, what it trained.
-
-    Raises:
-      ConfigError: the work directory trained another network than `wanted.model`.
-    """
-    name, args = wanted.model, dict(wanted.args)
-    run = train.find_run(wanted.weights) if wanted.weights else None
-    if run is not None:
-        saved = train.read_config(run)
-        if name and name != saved["student"]["name"]:
-            raise ConfigError(
-                f'--model="{name}", but the work directory "{wanted.weights}" trained {saved["student"]["name"]}. Its '
-                "weights fit no other network. Leave --model out."
-            )
-        name = saved["student"]["name"]
-        args = {k: v for k, v in saved["student"]["args"].items() if v is not None} | args
-    return name, args
-
-
-def all_upscalers(wanted: Sequence[Wanted]) -> bool:
-    """Whether the networks make images of images; False if they classify (or are functions, which are not asked).
+def all_upscalers(networks: Sequence[NetworkArgs]) -> bool:
+    """Whether the networks enlarge images; False if they classify or are functions of the user.
 
     Raises:
       ConfigError: some do and some do not. UnknownNameError: no such network.
     """
-    kinds = [":" not in w.model and models.spec(name_and_args(w)[0]).task == "restoration" for w in wanted]
+    from jaxkd import models
+
+    kinds = [":" not in n.model and models.spec(identify(n)[0]).task == "restoration" for n in networks]
     if any(kinds) and not all(kinds):
-        first, other = wanted[kinds.index(True)].label, wanted[kinds.index(False)].label
+        first, other = networks[kinds.index(True)].label, networks[kinds.index(False)].label
         raise ConfigError(
-            f'"{first}" is a super-resolution network and "{other}" is none. The first kind gets the Fourier analysis '
-            "of its branches, the other the statistics of features, and no number is common to both. Analyse them in "
-            "two calls, each with an --out of its own."
+            f'"{first}" is a super-resolution network and "{other}" is not, and their analyses have no number in '
+            "common. Analyse them in two calls, each with its own --out."
         )
     return any(kinds)

@@ -1,11 +1,11 @@
-"""Picture files of any size for processing, not for training: what is read, what is kept, what is written.
+"""Reading and writing of picture files of any size, for processing and not for training.
 
 | file                          | pixels                            | notes
 | ----------------------------- | --------------------------------- | ------------------------------------------------
 | greyscale, black and white    | (H, W) uint8                      | also a palette of greys
 | greyscale of 16 bits          | (H, W) uint16                     | PNG, TIFF; "white is zero" is turned round
 | colour, palette, YCbCr        | (H, W, 3) uint8                   |
-| colour of 16 bits             | (H, W, 3) uint8, the upper 8 bits | Pillow has no more; said in the notes
+| colour of 16 bits             | (H, W, 3) uint8, the upper 8 bits | Pillow has no more; noted
 | CMYK                          | (H, W, 3) uint8                   | by its ICC profile to sRGB, else by Pillow; noted
 | any with transparency         | (H, W, 2 or 4), alpha last        | 16-bit greyscale with alpha: upper 8 bits, noted
 | 32-bit integers, floats, Lab  | `DataError`                       | no value is white by definition; no RGB
@@ -59,7 +59,7 @@ _COLOUR_SPACE = {b"GRAY": 1, b"RGB ": 3, b"CMYK": 4}  # of an ICC profile -> cha
 
 @dataclass(frozen=True)
 class PictureInfo:
-    """What the header of a file says.
+    """The header of a picture file.
 
     Attributes:
       path: of the file.
@@ -140,28 +140,22 @@ def read_picture(path: Path) -> Picture:
 def _opened(path: Path) -> Iterator[Image.Image]:
     """An opened file; whatever is wrong with it becomes a DataError that names it."""
     limit = Image.MAX_IMAGE_PIXELS
-    # The limit guards servers against strangers' files; here somebody named their own, of any size.
+    # Pillow's limit guards servers against strangers' files; these are the user's own.
     Image.MAX_IMAGE_PIXELS = None
     try:
         if os.stat(path).st_size == 0:
-            raise DataError(f'"{path}" is empty (0 bytes). There is no picture in it. Fetch or copy it again.')
+            raise DataError(f'"{path}" is empty (0 bytes). Fetch or copy it again.')
         with Image.open(path) as image:
             yield image
     except (DataError, MemoryError):
         raise
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-        raise DataError(
-            f'"{path}" cannot be read ({error.strerror}). The system does not hand out its content. Check the path and '
-            "its permissions."
-        ) from None
+        raise DataError(f'"{path}" cannot be read ({error.strerror}). Check the path and its permissions.') from None
     # Pillow's readers raise whatever their parsing of a damaged file leads to: OSError, ValueError, struct.error, ...
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         reason = "no picture format is recognised" if reason.startswith("cannot identify") else reason
-        raise DataError(
-            f'"{path}" cannot be read as a picture ({reason}). It is truncated, damaged or something else. Fetch or '
-            "copy it again."
-        ) from None
+        raise DataError(f'"{path}" cannot be read as a picture ({reason}). Fetch or copy it again.') from None
     finally:
         Image.MAX_IMAGE_PIXELS = limit
 
@@ -173,7 +167,7 @@ def _raw(image: Image.Image) -> str:
 
 
 def _mode(image: Image.Image, path: Path) -> str:
-    """The mode that the pixels are wanted in."""
+    """The mode that the pixels are converted to."""
     mode, transparent = image.mode, "transparency" in image.info
     if mode.startswith(GREY16):
         return GREY16
@@ -190,8 +184,7 @@ def _mode(image: Image.Image, path: Path) -> str:
         return "RGBA"
     kind = {"I": "32-bit integers", "F": "floating-point numbers"}.get(mode, f"of the kind {mode}")
     raise DataError(
-        f'"{path}" cannot be read as greyscale or RGB: its pixels are {kind}. Nothing says which of its values is '
-        "white. Convert it to 8 or 16 bits a channel first."
+        f'"{path}" cannot be read as greyscale or RGB: its pixels are {kind}. Convert it to 8 or 16 bits a channel.'
     )
 
 
@@ -247,8 +240,7 @@ def format_of(path: Path) -> str:
     if found is None:
         raise ConfigError(
             f'"{path}" ends in "{path.suffix}", which is no format that is written.'
-            f"{did_you_mean(path.suffix.lower(), FORMATS)} The ending decides the format. Use one of: "
-            f"{', '.join(FORMATS)}."
+            f"{did_you_mean(path.suffix.lower(), FORMATS)} Use one of: {', '.join(FORMATS)}."
         )
     return found
 
@@ -265,25 +257,25 @@ def check_writable(info: PictureInfo, target: Path, scale: int) -> None:
     what = f'"{info.path}" would become {width:,} x {height:,} pixels'
     if max(height, width) > LIMITS[kind]:
         raise DataError(
-            f"{what}, and {NAMES[kind]} holds at most {LIMITS[kind]:,} to a side. No part of the work was begun. Write "
-            "another format (--format=png or tiff)."
+            f"{what}, and {NAMES[kind]} holds at most {LIMITS[kind]:,} to a side. Write another format (--format=png "
+            "or tiff)."
         )
     if info.alpha and kind not in _HOLDS_ALPHA:
         raise DataError(
-            f'"{info.path}" has transparency, and {NAMES[kind]} holds none. It would be lost. Write another format '
-            "(--format=png, webp or tiff)."
+            f'"{info.path}" has transparency, and {NAMES[kind]} holds none. Write another format (--format=png, webp '
+            "or tiff)."
         )
     if info.mode == GREY16 and kind not in _HOLDS_16:
         raise DataError(
-            f'"{info.path}" has 16 bits a pixel, and {NAMES[kind]} holds 8. Half of them would be lost. Write another '
-            "format (--format=png or tiff)."
+            f'"{info.path}" has 16 bits a pixel, and {NAMES[kind]} holds 8. Write another format (--format=png or '
+            "tiff)."
         )
     needed = height * width * (2 if info.mode == GREY16 else 1 if info.mode == "L" else 4)
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
     if there is not None and needed > there:
         raise DataError(
-            f"{what}, which take {needed / 2**30:,.0f} GB, and this machine has {there / 2**30:,.0f}. The result has "
-            "to fit into memory. Cut the picture into pieces first."
+            f"{what}, which take {needed / 2**30:,.0f} GB, and the memory of this machine is {there / 2**30:,.0f} GB. "
+            "Cut the picture into pieces first."
         )
 
 
@@ -292,12 +284,10 @@ def replacing(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A path beside `target` to write to; it gets that name when the block is done, and vanishes if it fails.
 
     Raises:
-      DataError: `target` exists and is not to be replaced; or its folder cannot be written to (said at once).
+      DataError: `target` exists and is not to be replaced; or its folder cannot be written to (raised at once).
     """
     if target.exists() and not overwrite:
-        raise DataError(
-            f'"{target}" exists already. Nothing is overwritten unasked. Add --overwrite, or choose another --out.'
-        )
+        raise DataError(f'"{target}" exists already. Add --overwrite, or choose another --out.')
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         try:
@@ -316,11 +306,10 @@ def replacing(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def unwritable(target: Path, error: Exception) -> DataError:
-    """What to say where a file cannot be written."""
+    """The error of a file that cannot be written."""
     reason = getattr(error, "strerror", None) or error
     return DataError(
-        f'"{target}" cannot be written ({reason}). The system refuses it. Check the path, its permissions and the '
-        "space on the disk."
+        f'"{target}" cannot be written ({reason}). Check the path, its permissions and the space on the disk.'
     )
 
 

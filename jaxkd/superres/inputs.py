@@ -13,7 +13,7 @@ _MAGIC = "*?["
 
 
 def find_pictures(source: str) -> tuple[list[Path], Path]:
-    """The pictures that `source` names, sorted, and the folder that their places are told from.
+    """The pictures that `source` names, sorted, and the folder that their paths are relative to.
 
     Args:
       source: a file; a folder, whose subfolders count too; or a pattern such as "photos/**/*.jpg". In a folder and of
@@ -35,14 +35,14 @@ def find_pictures(source: str) -> tuple[list[Path], Path]:
     else:
         near = os.listdir(path.parent) if path.parent.is_dir() else []
         raise DataError(
-            f'--in="{source}" does not exist.{did_you_mean(path.name, near)} It names a picture, a folder of pictures '
-            "or a pattern in quotation marks. Check the path."
+            f'--in="{source}" does not exist.{did_you_mean(path.name, near)} Give a picture, a folder of pictures, '
+            "or a pattern in quotation marks."
         )
     found = sorted(p for p in found if p.suffix.lower() in FORMATS and not p.name.startswith("."))
     if not found:
         raise DataError(
             f'--in="{source}" {"holds" if path.is_dir() else "matches"} no pictures. Files ending in '
-            f"{', '.join(FORMATS)} are read. Check the path."
+            f"{', '.join(FORMATS)} are read; check the path."
         )
     return found, root
 
@@ -67,14 +67,14 @@ def place(files: list[Path], root: Path, out: str, *, source: str, ending: str =
     if Path(source).expanduser().is_file() and folder.suffix.lower() in FORMATS and not folder.is_dir():
         if ending and FORMATS[folder.suffix.lower()] != FORMATS[ending]:
             raise ConfigError(
-                f'--out="{out}" and --format={ending[1:]} name different formats. The ending of a file says what is in '
-                "it. Leave --format out, or change the name."
+                f'--out="{out}" and --format={ending[1:]} name different formats. Leave --format out, or change the '
+                "name."
             )
         targets = {files[0]: folder}
         folder = folder.parent
     else:
         if folder.exists() and not folder.is_dir():
-            raise ConfigError(f'--out="{out}" is a file. Results of a folder need one too. Name a folder.')
+            raise ConfigError(f'--out="{out}" is a file. Name a folder for the results.')
         inside = folder.resolve()
         if inside != root.resolve() and inside.is_relative_to(root.resolve()):
             files = [f for f in files if not f.resolve().is_relative_to(inside)]
@@ -83,14 +83,21 @@ def place(files: list[Path], root: Path, out: str, *, source: str, ending: str =
     seen: dict[Path, Path] = {}
     for file, target in targets.items():
         if target.resolve() == file.resolve():
-            raise ConfigError(
-                f'The result of "{file}" would replace the picture itself. Originals are never overwritten. Choose '
-                "another --out."
-            )
+            raise ConfigError(f'The result of "{file}" would replace the picture itself. Choose another --out.')
         if target in seen:
             raise ConfigError(
-                f'The results of "{seen[target]}" and "{file}" would both be "{target}". One would be lost. Leave '
-                "--format out, or rename one of them."
+                f'The results of "{seen[target]}" and "{file}" would both be "{target}". Leave --format '
+                "out, or rename one of them."
             )
         seen[target] = file
     return targets, folder
+
+
+def make_folder(folder: Path) -> None:
+    """Makes the folder of the results. Raises ConfigError where that cannot be done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f'--out="{folder}" cannot be made ({error.strerror or error}). Check the path and its permissions.'
+        ) from None

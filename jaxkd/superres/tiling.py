@@ -1,4 +1,4 @@
-"""Enlarges a picture of any size by a network, piece by piece, with the pixels of one pass over the whole.
+"""Tiled inference: enlarges a picture of any size piece by piece, with the pixels of one pass over the whole.
 
 The network sees windows. Of each only those pixels are kept that nothing outside of the window can influence: they are
 `receptive_field` or further away from the window's sides, except where a side is the border of the picture itself.
@@ -102,7 +102,7 @@ def _unvary(y: jax.Array, variant: int) -> jax.Array:
 
 
 @jax.jit
-def _enter(windows: jax.Array) -> jax.Array:
+def _preprocess(windows: jax.Array) -> jax.Array:
     """(B, h, w) or (B, h, w, 3), integers or floats in [0, 1] -> (B, h, w, 3) fp32 in [0, 1]."""
     if jnp.issubdtype(windows.dtype, jnp.integer):
         top = jnp.iinfo(windows.dtype).max
@@ -142,12 +142,11 @@ class Enlarger:
         least = 2 * self.overlap + 1
         if tile and tile < least:
             raise ConfigError(
-                f"tile={tile} is too small. Around each kept pixel the network sees {self.overlap} more to every side, "
-                f"so that a window of fewer than {least} keeps nothing. Give at least {least}; {2 * least} or more "
-                "wastes less work."
+                f"tile={tile} is too small: windows overlap by {self.overlap} pixels on each side, which the network "
+                f"sees. Give at least {least}; {2 * least} or more wastes less work."
             )
         if batch_size < 0:
-            raise ConfigError(f"batch_size={batch_size} is out of range. It counts windows. Give 1 or more.")
+            raise ConfigError(f"batch_size={batch_size} is out of range. Give 1 or more windows, or 0 for the default.")
         self.tile = tile or max(SIDES[self.scale], 2 * least)
         on_cpu = jax.default_backend() == "cpu"
         self.batch_size = batch_size or (1 if on_cpu else 4)
@@ -157,7 +156,7 @@ class Enlarger:
         self._params = jax.device_put(variables)
         model = by_strips(model)
         self._network = jax.jit(lambda params, x: model.apply(params, x)[0])
-        self._leave = jax.jit(_leave, static_argnames=("dtype", "grey"))
+        self._postprocess = jax.jit(_postprocess, static_argnames=("dtype", "grey"))
         self._compiled: set[tuple[int, int]] = set()
 
     def use(self, variables: PyTree) -> None:
@@ -188,7 +187,7 @@ class Enlarger:
 
         Args:
           image: (H, W) greyscale or (H, W, 3) RGB; uint8, uint16, or float in [0, 1]. The network sees greyscale as
-            three equal channels, and the luma (BT.601) of its answer is kept.
+            three equal channels, and the luma (BT.601) of its output is kept.
 
         Yields:
           Where a piece came from, and its pixels (s (last - first), ...) of the kind of `image`; integers are clipped
@@ -218,14 +217,14 @@ class Enlarger:
     def _enlarged(self, windows: np.ndarray, side: tuple[int, int]) -> jax.Array:
         """(B, h, w[, 3]) -> (B, s h, s w[, 3]) of the same kind, still on the device."""
         try:
-            x = _enter(windows)
+            x = _preprocess(windows)
             y = self._network(self._params, x)
             if self.ensemble:
                 for variant in range(1, VARIANTS):
                     y = y + _unvary(self._network(self._params, _vary(x, variant)), variant)
                     y.block_until_ready()  # one variant's memory at a time
                 y = y / VARIANTS
-            return self._leave(y, dtype=windows.dtype.name, grey=windows.ndim == 3)
+            return self._postprocess(y, dtype=windows.dtype.name, grey=windows.ndim == 3)
         except jax.errors.JaxRuntimeError as error:
             raise self._explained(error, side) from error
 
@@ -243,8 +242,7 @@ class Enlarger:
             return error
         return ConfigError(
             f"The memory of the device is too small for {self.batch_size} window{'s' if self.batch_size > 1 else ''} "
-            f"of {side[0]}x{side[1]} pixels. What the network holds grows with their area. Give a smaller tile than "
-            f"{self.tile}, or a smaller batch."
+            f"of {side[0]}x{side[1]} pixels. Give a smaller tile than {self.tile}, or a smaller batch."
         )
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
@@ -259,7 +257,7 @@ class Enlarger:
         return out
 
 
-def _leave(y: jax.Array, *, dtype: str, grey: bool) -> jax.Array:
+def _postprocess(y: jax.Array, *, dtype: str, grey: bool) -> jax.Array:
     """(B, H, W, 3) fp32 -> `dtype`, (B, H, W) if `grey`; integers clipped and rounded as BasicSR does, half to even."""
     if grey:
         y = sum(weight * y[..., i] for i, weight in enumerate(LUMA))
@@ -272,7 +270,7 @@ def _check(image: np.ndarray) -> None:
     kinds = image.dtype in (np.uint8, np.uint16) or np.issubdtype(image.dtype, np.floating)
     if not kinds or image.size == 0 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
         raise ShapeError(
-            f"The picture to enlarge is {image.dtype} of shape {image.shape}. The network reads one picture of uint8, "
-            "uint16 or float in [0, 1], (height, width) or (height, width, 3), with at least one pixel. Convert it, "
-            "and enlarge transparency by data.imresize."
+            f"The picture to enlarge is {image.dtype} of shape {image.shape}. Give one of uint8, uint16 or float in "
+            "[0, 1], (height, width) or (height, width, 3), with at least one pixel; enlarge transparency by "
+            "data.imresize."
         )

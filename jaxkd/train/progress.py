@@ -1,4 +1,4 @@
-"""A line that says how far, how fast, and how long still: live on a terminal, now and then in a log file."""
+"""Progress of long work: a live bar on a terminal, a line now and then in a log file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.markup import escape
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichProgress
 
 
 def duration(seconds: float) -> str:
@@ -16,7 +18,79 @@ def duration(seconds: float) -> str:
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
 
 
-class TrainProgress:
+class Progress:
+    """Progress of named pieces of work, one after the other or side by side.
+
+    Args:
+      console: where to; None is silent.
+      every_seconds: how often a line is printed where there is no terminal.
+    """
+
+    def __init__(self, console: Console | None, *, every_seconds: float = 20.0):
+        self._console = console
+        self._every = every_seconds
+        self._last_line = time.monotonic()
+        self._tasks: dict[str, object] = {}
+        self._starts: dict[str, tuple[float, int]] = {}  # when a title was first seen, and how much was done then
+        self._bar: RichProgress | None = None
+        if console is not None and console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.completed}/{task.total}"),
+                TextColumn("{task.fields[status]}"),
+                TimeElapsedColumn(),
+            )
+            self._bar = RichProgress(*columns, console=console, transient=True)
+
+    def __enter__(self) -> Progress:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def show(self, title: str, done: int, total: int, status: str | None = None) -> None:
+        """Shows that `done` of `total` are done.
+
+        Args:
+          title: names the work; a new one gets a bar of its own.
+          done, total: in units of the work.
+          status: words behind the bar; None is the rate and the time left.
+        """
+        if self._console is None:
+            return
+        if status is None:
+            status = self._rate(title, done, total)
+        if self._bar:
+            if title not in self._tasks:
+                self._tasks[title] = self._bar.add_task(escape(title), total=total, status="")
+            self._bar.update(self._tasks[title], completed=done, total=total, status=escape(status))
+        elif time.monotonic() - self._last_line >= self._every:
+            self._last_line = time.monotonic()
+            self.say(f"{title} {done}/{total} {status}".rstrip())
+
+    def __call__(self, label: str, phase: str, done: int, total: int) -> None:
+        """`show` in the form that analyses and scorers report in."""
+        self.show(f"{label}: {phase}", done, total)
+
+    def say(self, text: str) -> None:
+        """Prints a line that stays."""
+        if self._console is not None:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _rate(self, title: str, done: int, total: int) -> str:
+        start, before = self._starts.setdefault(title, (time.monotonic(), done))
+        seconds = time.monotonic() - start
+        if done <= before or seconds < 0.5:
+            return ""
+        rate = (done - before) / seconds
+        return f"{rate:,.1f}/s, {duration((total - done) / rate)} left"
+
+
+class TrainProgress(Progress):
     """Progress of a run; `update` is cheap and may be called every step.
 
     Args:
@@ -28,44 +102,11 @@ class TrainProgress:
     """
 
     def __init__(self, console: Console | None, title: str, total: int, done: int, *, every_seconds: float = 20.0):
-        self._console = console
-        self._title = title
-        self._total = total
-        self._every = every_seconds
-        self._last_line = time.monotonic()
-        self._bar: Progress | None = None
-        if console is not None and console.is_terminal:
-            self._bar = Progress(
-                TextColumn("[bold]{task.description}"),
-                BarColumn(bar_width=None),
-                TextColumn("{task.completed}/{task.total}"),
-                TextColumn("{task.fields[status]}"),
-                TimeElapsedColumn(),
-                console=console,
-                transient=True,
-            )
-            self._task = self._bar.add_task(title, total=total, completed=done, status="compiling")
-
-    def __enter__(self) -> TrainProgress:
+        super().__init__(console, every_seconds=every_seconds)
+        self._title, self._total = f"{title} step", total
         if self._bar:
-            self._bar.start()
-        return self
-
-    def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        if self._bar:
-            self._bar.stop()
+            self.show(self._title, done, total, "compiling")
 
     def update(self, step: int, status: str) -> None:
         """Shows `step` of the total and `status` (rates, loss, time left)."""
-        if self._bar:
-            self._bar.update(self._task, completed=step, status=status)
-        elif self._console is not None and time.monotonic() - self._last_line >= self._every:
-            self._last_line = time.monotonic()
-            self._console.print(
-                f"{self._title} step {step}/{self._total} {status}", markup=False, highlight=False, soft_wrap=True
-            )
-
-    def say(self, text: str) -> None:
-        """Prints a line that stays."""
-        if self._console is not None:
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.show(self._title, step, self._total, status)

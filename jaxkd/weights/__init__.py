@@ -1,14 +1,13 @@
 """Weights in and out: files and the Hub, timm's and BasicSR's names, resizes, merging, freezing and fingerprints."""
 
 from jaxkd.weights.basicsr import from_basicsr, to_basicsr
+from jaxkd.weights.files import save_safetensors
 from jaxkd.weights.fingerprints import fingerprint
 from jaxkd.weights.freezing import freeze_mask
-from jaxkd.weights.loading import load, load_with_origin
 from jaxkd.weights.merging import for_inference, merge_branches, split_branches
-from jaxkd.weights.network import Network, build_network, load_weights, network_from_run
+from jaxkd.weights.network import Network, build_network, load, load_weights, load_with_origin, network_from_run
 from jaxkd.weights.resize import resize_position_embedding, resize_relative_bias_table
 from jaxkd.weights.timm import from_timm, to_timm
-from jaxkd.weights.writers import save_safetensors
 
 __all__ = [
     "Network",

@@ -1,7 +1,7 @@
-"""BasicSR's state dicts of MDBN and EDSR into our parameters and back: exact inverses of one another, bit for bit.
+"""Conversion between BasicSR's state dicts of MDBN and EDSR and jaxkd's parameters: exact inverses, bit for bit.
 
 The names, e.g. `body.0.baseblock1.uconv1.weight`, are lines of the table in `rules.py`; BasicSR's files put them under
-`params` and, for the moving average, `params_ema` (see `dialects.choose`).
+`params` and, for the moving average, `params_ema` (see `formats.choose`).
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ PyTree = Any
 
 
 def is_upscaler(model: nn.Module) -> bool:
-    """Whether BasicSR's names are the ones that `model` is known by."""
+    """Whether the state dict of `model` has BasicSR's names."""
     return isinstance(model, Upscaler)
 
 
 def _require_upscaler(model: nn.Module) -> None:
     if not is_upscaler(model):
         raise WeightMismatchError(
-            f"This {type(model).__name__} is no network of BasicSR. Its names are known for MDBN and EDSR only. Use "
-            "weights.from_timm and weights.to_timm for the others."
+            f"This {type(model).__name__} is not MDBN or EDSR, whose state dicts have BasicSR's names. Use "
+            "weights.from_timm and weights.to_timm."
         )
 
 

@@ -1,11 +1,20 @@
-"""Exported files: written whole or not at all, and never over another file unasked."""
+"""Writers of weight files: whole or not at all, and never over another file unasked."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from flax import linen as nn
+from safetensors.numpy import save
 
 from jaxkd.errors import WeightSourceError
+from jaxkd.weights.basicsr import is_upscaler, to_basicsr
+from jaxkd.weights.timm import to_timm
+
+PyTree = Any
 
 
 def checked_path(path: str | Path, ending: str, *, overwrite: bool) -> Path:
@@ -22,16 +31,12 @@ def checked_path(path: str | Path, ending: str, *, overwrite: bool) -> Path:
     path = Path(path).expanduser()
     if path.suffix != ending:
         raise WeightSourceError(
-            f'"{path}" does not end in {ending}. The ending tells readers the format. Write e.g. '
-            f'"{path.with_suffix(ending)}".'
+            f'"{path}" does not end in {ending}, which tells readers the format. Write "{path.with_suffix(ending)}".'
         )
     if path.is_dir():
-        raise WeightSourceError(f'"{path}" is a folder. The export is one file. Name a file in it.')
+        raise WeightSourceError(f'"{path}" is a folder. Name a file in it.')
     if path.exists() and not overwrite:
-        raise WeightSourceError(
-            f'"{path}" exists already. Files are not overwritten unasked. Choose another name or pass overwrite=True '
-            "(--overwrite)."
-        )
+        raise WeightSourceError(f'"{path}" exists already. Choose another name or pass overwrite=True (--overwrite).')
     return path
 
 
@@ -51,7 +56,37 @@ def write_whole(path: Path, content: bytes) -> Path:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise WeightSourceError(
-            f'"{path}" cannot be written ({error.strerror or error}). Nothing was changed. Free space, mend '
+            f'"{path}" cannot be written ({error.strerror or error}). Nothing was changed. Free space, repair '
             "permissions or choose another folder."
         ) from None
     return path
+
+
+def save_safetensors(
+    path: str | Path,
+    model: nn.Module,
+    variables: PyTree,
+    metadata: Mapping[str, str] | None = None,
+    *,
+    overwrite: bool = False,
+) -> Path:
+    """Writes `variables` with timm's (BasicSR's) names and layouts, whole or not at all.
+
+    Args:
+      path: ends in ".safetensors"; its folder is made where it is missing.
+      model: the network that the variables belong to.
+      variables: `{"params": ...}`.
+      metadata: strings by name for the file's header, e.g. the network's name.
+      overwrite: replace a file that is there.
+
+    Returns:
+      The path.
+
+    Raises:
+      WeightSourceError: the file exists, or has another ending.
+      WeightMismatchError: the variables belong to another network.
+    """
+    path = checked_path(path, ".safetensors", overwrite=overwrite)
+    state = (to_basicsr if is_upscaler(model) else to_timm)(model, variables)
+    # "pt" says that names and layouts are PyTorch's; some readers insist on it.
+    return write_whole(path, save(state, metadata={"format": "pt", **(metadata or {})}))

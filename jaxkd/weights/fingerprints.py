@@ -1,4 +1,4 @@
-"""A short name for a set of weights, so that two runs can tell whether they had the same ones."""
+"""Fingerprints of weights: equal for equal weights, so that runs can be compared."""
 
 from __future__ import annotations
 

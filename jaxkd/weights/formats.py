@@ -1,8 +1,8 @@
-"""The shapes in which published and trained checkpoints come, brought to timm's names.
+"""Checkpoint formats of other trainers, converted to timm's names.
 
-Two questions are answered here: which of the state dicts in a training checkpoint is meant, and which names it uses.
-timm's own files need neither; the original files of DeiT, CaiT, Swin, MAE, DINO, DINOv2 and CLIP need one or both, and
-BasicSR's files the first.
+`choose` picks one of the state dicts of a training checkpoint, and `to_timm_names` converts its names. timm's own files
+need neither; the original files of DeiT, CaiT, Swin, MAE, DINO, DINOv2 and CLIP need one or both, and BasicSR's files
+the first.
 """
 
 from __future__ import annotations
@@ -28,12 +28,7 @@ _WRAPPERS = ("module.", "_orig_mod.")
 _log = logging.getLogger(__name__)
 
 
-def choose(content: Nested, variant: str | None, origin: str) -> StateDict:
-    """The state dict of a checkpoint that `variant` names: `choose_named` without the words."""
-    return choose_named(content, variant, origin)[0]
-
-
-def choose_named(content: Nested, variant: str | None, origin: str) -> tuple[StateDict, str]:
+def choose(content: Nested, variant: str | None, origin: str) -> tuple[StateDict, str]:
     """The state dict of a checkpoint that `variant` names, and which one it is.
 
     Args:
@@ -52,8 +47,7 @@ def choose_named(content: Nested, variant: str | None, origin: str) -> tuple[Sta
     """
     if variant not in (None, *VARIANTS):
         raise ConfigError(
-            f'variant="{variant}" does not exist.{did_you_mean(variant, VARIANTS)} A checkpoint can hold its raw '
-            'weights and their moving average. Use "raw", "ema" or None.'
+            f'variant="{variant}" does not exist.{did_you_mean(variant, VARIANTS)} Use "raw", "ema" or None.'
         )
     content = _nested(content)
     found = {
@@ -75,8 +69,8 @@ def choose_named(content: Nested, variant: str | None, origin: str) -> tuple[Sta
         meant = "moving average of the weights" if variant == "ema" else "raw weights beside the moving average"
         held = [name or "one set of weights" for name in found.values()]
         raise WeightSourceError(
-            f'variant="{variant}", but "{origin}" holds no {meant}: there is only {", ".join(held)}. jaxkd never takes '
-            "the other in silence. Leave variant out to load what there is."
+            f'variant="{variant}", but "{origin}" holds no {meant}: there is only {", ".join(held)}. Leave '
+            "variant out to load it."
         )
     chosen = variant or ("ema" if "raw" not in found or tuple(found.values()) == BASICSR else "raw")
     if variant is None and len(found) > 1:
@@ -93,7 +87,7 @@ def choose_named(content: Nested, variant: str | None, origin: str) -> tuple[Sta
     name = found[chosen]
     if not name:
         return content[name], ""
-    state, _ = choose_named(content[name], None, origin)
+    state, _ = choose(content[name], None, origin)
     return state, f'"{name}", the {"raw weights" if chosen == "raw" else "moving average of the weights"}'
 
 
@@ -112,20 +106,20 @@ def to_timm_names(state: StateDict) -> StateDict:
     """A published state dict -> timm's names; one that has them already stays as it is.
 
     Args:
-      state: names and layouts of any dialect named in this module.
+      state: names and layouts of any format in this module.
 
     Returns:
       A new dict; arrays are shared with `state` where they did not change.
     """
     state = _unwrapped(state)
-    for is_spoken, translate in _DIALECTS:
-        if is_spoken(state):
-            state = translate(state)
+    for recognises, convert in _FORMATS:
+        if recognises(state):
+            state = convert(state)
     return state
 
 
-def foreign(state: StateDict) -> str:
-    """A sentence on a dialect that is recognised but not read, or ''."""
+def unsupported(state: StateDict) -> str:
+    """A sentence on a format that is recognised but not read, or ''."""
     if any("embeddings.patch_embeddings.projection." in name for name in state):
         return (
             "Its names are those of the transformers library, which jaxkd does not read; the Hub has the same weights "
@@ -210,7 +204,7 @@ def _microsoft_swin(state: StateDict) -> StateDict:
 
 
 _DINO_HEAD = ("head.mlp.", "head.last_layer.")
-_DIALECTS = (
+_FORMATS = (
     (
         lambda s: "backbone.cls_token" in s and all(n.startswith(("backbone.", *_DINO_HEAD)) for n in s),
         _dino,

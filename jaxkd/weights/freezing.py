@@ -23,7 +23,7 @@ def _matches(path: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
 def freeze_mask(params: PyTree, patterns: Iterable[str]) -> PyTree:
     """Marks the parameters that one of `patterns` names, and everything below them.
 
-    A pattern is a path of ours, or its beginning, cut at slashes: "blocks_1" means block 1 and not block 10,
+    A pattern is a parameter path, or its beginning, cut at slashes: "blocks_1" means block 1 and not block 10,
     "blocks_1/attn" its attention. `*`, `?` and `[...]` stand for characters within one component, as in a shell:
     "blocks_[0-5]", "blocks_*/norm1". Nothing is frozen by an empty tuple.
 
@@ -45,8 +45,7 @@ def freeze_mask(params: PyTree, patterns: Iterable[str]) -> PyTree:
             begins = dict.fromkeys("/".join(path[:n]) for path in paths for n in range(1, len(path) + 1))
             top = ", ".join(dict.fromkeys(path[0] for path in paths))
             raise ConfigError(
-                f'"{pattern}" freezes nothing: no parameter has such a path.{did_you_mean(pattern, begins)} A pattern '
-                "covers whole components of a path from its beginning, with * and ? inside one component. "
-                f"The paths begin with: {top}."
+                f'"{pattern}" freezes nothing: no parameter has such a path.{did_you_mean(pattern, begins)} '
+                f"Paths begin with: {top}; * and ? stand for characters within one component."
             )
     return unflatten_dict({path: any(_matches(path, parts) for parts in split.values()) for path in paths})

@@ -1,4 +1,4 @@
-"""Weights from the Hugging Face Hub, through its own client: its cache, its offline mode, its access tokens."""
+"""Sources of weights: local paths, and ids of the Hugging Face Hub, fetched by its own client."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jaxkd.errors import WeightSourceError, did_you_mean
 from jaxkd.models import list_models
-from jaxkd.weights.readers import INDEX, shards
+from jaxkd.weights.readers import INDEX, is_weights_name, not_found, shards
 
 # In the order of preference; `open_clip_model` is how CLIP towers are kept where timm has no copy of its own.
 FILES = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", "open_clip_model.safetensors")
@@ -101,3 +101,45 @@ def _message(hub_id: HubId, error: Exception | None) -> str:
         f"run `hf download {repo} {FILES[0]}{option} --local-dir DIR`, or save "
         f"https://huggingface.co/{repo}/resolve/{revision}/{FILES[0]}, and give the path of that file instead."
     )
+
+
+def locate(source: str | Path) -> Path:
+    """The local path of a source, fetched from the Hub if it is an id; see `weights.load` on telling the two apart.
+
+    Raises:
+      WeightSourceError: nothing is there.
+    """
+    text = str(source)
+    if not text:
+        raise WeightSourceError(
+            "The source of the weights is empty. Give a path or a Hugging Face id such as "
+            '"timm/cait_s24_224.fb_dist_in1k".'
+        )
+    path = Path(text).expanduser()
+    if path.exists():
+        return path
+    hub_id = parse(text) if isinstance(source, str) else None
+    if hub_id is not None and (hub_id.explicit or not _is_spelt_like_a_path(text)):
+        return fetch(hub_id)
+    raise WeightSourceError(not_found(text, _why_not_the_hub(text, hub_id)))
+
+
+def _is_spelt_like_a_path(text: str) -> bool:
+    return text[0] in "./~" or is_weights_name(text) or Path(text).parent.is_dir()
+
+
+def _why_not_the_hub(text: str, hub_id: HubId | None) -> str:
+    """Why a missing path was not looked for on the Hub, and what to write if that was meant."""
+    if hub_id is not None:
+        why = (
+            "is spelt like a path" if not Path(text).parent.is_dir() else f'lies below the folder "{Path(text).parent}"'
+        )
+        return (
+            f'It was not looked for on the Hugging Face Hub because it {why}; write "hf-hub:{text}" if that is meant.'
+        )
+    name, _, tag = text.partition(".")
+    known = [full for full in list_models("*.*") if full.split(".")[0] == name]
+    if known:
+        full = text if tag and text in known else known[0]
+        return f'"{text}" names a network, not its weights; those are on the Hub as "timm/{full}".'
+    return "It is not a Hugging Face id, which has the form owner/name."

@@ -1,4 +1,4 @@
-"""MDBN's conv1 and dconv, which read the same input, as one convolution with twice the outputs, and back.
+"""Merging of MDBN's conv1 and dconv, which read the same input, into one convolution with twice the outputs.
 
 Each output of a convolution has filters and a bias of its own, so putting the filters of two beside each other computes
 the numbers of both: nothing is approximated. What it may save is reading the input a second time.
@@ -29,11 +29,7 @@ def _require_mdbn(model: nn.Module, merged: bool) -> None:
     if isinstance(model, MDBN) and model.merged == merged:
         return
     what = f"This {type(model).__name__}" + (f" (merged={model.merged})" if isinstance(model, MDBN) else "")
-    raise ConfigError(
-        f"{what} has no branches to {'take apart' if merged else 'merge'}. Only an MDBN reads one input with two "
-        f"convolutions, and only once can they be {'taken apart' if merged else 'merged'}. Pass an MDBN with "
-        f"merged={merged}."
-    )
+    raise ConfigError(f"{what} has no branches to {'split' if merged else 'merge'}. Pass an MDBN with merged={merged}.")
 
 
 def merge_branches(model: nn.Module, variables: PyTree) -> tuple[nn.Module, PyTree]:

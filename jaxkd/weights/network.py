@@ -1,8 +1,9 @@
-"""From a config's words to a network with its weights."""
+"""Networks by name, and their weights from files, the Hugging Face Hub and work directories."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,11 +11,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxkd import models
-from jaxkd.errors import ConfigError
+from jaxkd.errors import ConfigError, WeightMismatchError
 from jaxkd.models import ModelSpec
 from jaxkd.models.contract import size_pair
 from jaxkd.train.checkpoint import find_run, load_run_weights
-from jaxkd.weights.loading import load_with_origin
+from jaxkd.weights import formats, readers
+from jaxkd.weights.basicsr import from_basicsr, is_upscaler
+from jaxkd.weights.hub import locate
 from jaxkd.weights.timm import from_timm, to_timm
 
 PyTree = Any
@@ -74,53 +77,107 @@ def build_network(name: str, args: dict[str, Any], *, compute: str = "float32", 
     return Network(model, spec, size_pair(size, "img_size"), int(num_classes), None, "random weights")
 
 
-def load_weights(
-    network: Network,
-    source: str,
+def load(
+    model: nn.Module,
+    source: str | Path,
     *,
-    variant: str = "",
+    variant: str | None = None,
     step: str = "",
     resize: bool = False,
     new_head: bool = False,
     key: jax.Array | None = None,
-) -> Network:
-    """`network` with the variables that `source` holds.
+) -> PyTree:
+    """Variables of `model` from a file, a folder, a work directory of jaxkd or the Hugging Face Hub.
+
+    A path that exists always wins. Otherwise "owner/name" (also "hf-hub:owner/name" and "...@revision") is a Hub id,
+    unless it is spelt like a path: with the ending of a file of weights, beginning with a dot, a slash or a tilde, or
+    below a folder that exists. Files are in timm's format, one of those in `formats.py`, or BasicSR's
+    (MDBN and EDSR).
 
     Args:
-      network: where they go.
-      source: a file, a Hugging Face id, or a work directory of ours.
-      variant: "ema" or "raw" where the source holds both.
+      model: a network of `jaxkd.models`.
+      source: `.safetensors`, its `.index.json`, `.npz`, with PyTorch also `.pth`, `.pt`, `.bin`, `.tar`; a folder that
+        holds one; a work directory; or a Hub id such as "timm/cait_s24_224.fb_dist_in1k".
+      variant: "raw" or "ema", where the source holds both; None takes the raw weights, of BasicSR's files (`params`,
+        `params_ema`) the average, and logs it.
       step: which checkpoint of a work directory: a number, "last" (default) or "best".
-      resize: interpolate position embeddings and bias tables to this network's grid.
-      new_head: replace a head of another size, drawn with `key`.
-      key: for a new head.
+      resize: interpolate position embeddings and relative-bias tables to the network's image size.
+      new_head: replace a classifier that is absent or of another size by one drawn with `key`; drop one that the
+        network does not have.
+      key: needed where `new_head` draws one.
+
+    Returns:
+      `{"params": ...}`, fp32.
 
     Raises:
-      WeightSourceError: not found, not readable. WeightMismatchError: of another network. CheckpointError: a work
-        directory without what is asked for.
+      WeightSourceError: the source is missing, damaged, cannot be fetched or lacks the variant.
+      WeightMismatchError: it does not fit the network; with a diff.
+      CheckpointError: a work directory without what is asked for.
+      ConfigError: another variant; a step of a file; `resize` or `new_head` for a network that has nothing of the kind.
     """
-    options = {"resize": resize, "new_head": new_head, "key": key}
-    if find_run(source) is None:
+    return load_with_origin(model, source, variant=variant, step=step, resize=resize, new_head=new_head, key=key)[0]
+
+
+def load_with_origin(
+    model: nn.Module,
+    source: str | Path,
+    *,
+    variant: str | None = None,
+    step: str = "",
+    resize: bool = False,
+    new_head: bool = False,
+    key: jax.Array | None = None,
+) -> tuple[PyTree, str]:
+    """`load`, and in words what was loaded, e.g. `"net.pth" ("params_ema", the moving average of the weights)`.
+
+    Args, Raises: see `load`.
+    """
+    if is_upscaler(model) and (resize or new_head):
+        raise ConfigError(
+            f"{'resize' if resize else 'new_head'}=True, but this {type(model).__name__} takes images of any size and "
+            "has no classifier. Leave it out."
+        )
+    if source and find_run(source) is not None:
+        # Through the state dict, so that a run's weights obey the same checks, resizes and diffs as a file's.
+        saved, config, origin = load_run_weights(source, variant=variant or None, step=step)
+        if _same_shapes(model, saved):  # also of a network that has no counterpart in timm
+            return saved, origin
+        state, subject = to_timm(network_from_run(config).model, saved), f"The network of {origin}"
+    else:
         if step:
             raise ConfigError(
-                f'step="{step}" was given, but "{source}" is not a work directory of jaxkd. A file holds one set of '
-                "weights. Leave the step out."
+                f'step="{step}" was given, but "{source}" is not a work directory of jaxkd. Leave the step out.'
             )
-        variables, said = load_with_origin(network.model, source, variant=variant or None, **options)
-        return replace(network, variables=variables, origin=source if said == f'"{source}"' else said)
-    saved, config, origin = load_run_weights(source, variant=variant or None, step=step)
-    if _same_shapes(network, saved):  # also of a network that has no counterpart in timm
-        return replace(network, variables=saved, origin=origin)
-    # Through the state dict, so that a run's weights obey the same checks, resizes and diffs as a file's.
-    theirs = network_from_run(config)
-    state_dict = to_timm(theirs.model, saved)
-    return replace(network, variables=from_timm(network.model, state_dict, **options), origin=origin)
+        path = locate(source)
+        state, which = formats.choose(readers.read(path), variant or None, str(source))
+        state = formats.to_timm_names(state)
+        subject = f'The file "{path}"' if str(path) == str(source) else f'The file of "{source}" ("{path}")'
+        origin = f'"{source}"'
+        if which:
+            subject, origin = f"{subject} ({which})", f"{origin} ({which})"
+    try:
+        if is_upscaler(model):
+            return from_basicsr(model, state, origin=subject), origin
+        return from_timm(model, state, resize=resize, new_head=new_head, key=key, origin=subject), origin
+    except WeightMismatchError as error:
+        hint = formats.unsupported(state)
+        if not hint:
+            raise
+        first, *diff = str(error).split("\n", 1)
+        raise WeightMismatchError("\n".join([f"{first} {hint}", *diff])) from None
 
 
-def _same_shapes(network: Network, variables: PyTree) -> bool:
-    channels = getattr(network.model, "in_chans", 3)
-    images = jax.ShapeDtypeStruct((1, *network.image_size, channels), jnp.float32)
-    expected = jax.eval_shape(network.model.init, jax.random.key(0), images)
+def load_weights(network: Network, source: str, **options: Any) -> Network:
+    """`network` with the variables that `source` holds; `options` and errors are those of `load`."""
+    variables, origin = load_with_origin(network.model, source, **options)
+    return replace(network, variables=variables, origin=origin)
+
+
+def _same_shapes(model: nn.Module, variables: PyTree) -> bool:
+    images = jax.ShapeDtypeStruct(
+        (1, *size_pair(getattr(model, "img_size", 8), "img_size"), getattr(model, "in_chans", 3)), jnp.float32
+    )
+    expected = jax.eval_shape(model.init, jax.random.key(0), images)
     shapes = [jax.tree.map(lambda x: tuple(x.shape), tree) for tree in (expected, variables)]
     return shapes[0] == shapes[1]
 
@@ -131,6 +188,5 @@ def network_from_run(config: dict[str, Any]) -> Network:
         return build_network(config["student"]["name"], config["student"]["args"])
     except KeyError as error:
         raise ConfigError(
-            f"config.json of the work directory has no field {error}. It was written by another version of jaxkd or "
-            "changed by hand. Use the version that wrote it."
+            f"config.json of the work directory has no field {error}. Use the version of jaxkd that wrote it."
         ) from None

@@ -1,4 +1,4 @@
-"""Files of weights -> arrays by name, without PyTorch wherever the format allows it.
+"""Readers of weight files: arrays by name, without PyTorch wherever the format allows it.
 
 `.safetensors` (also sharded over files by an index) and `.npz` need nothing beyond jaxkd. PyTorch's own pickles
 (`.pth`, `.pt`, `.bin`, `.tar`) are read with `weights_only=True`, so that a file cannot run code, and only where
@@ -51,8 +51,8 @@ def read(path: Path) -> Nested:
     reader = _reader(path)
     if reader is None:
         raise WeightSourceError(
-            f'"{path}" has a name that says nothing about its format. Weights are read from {", ".join(SUFFIXES)} and '
-            f"*.safetensors{INDEX}. Rename or convert it."
+            f'"{path}" is not of a known format by its ending. Rename or convert it to one of {", ".join(SUFFIXES)} or '
+            f"*.safetensors{INDEX}."
         )
     return reader(path)
 
@@ -74,7 +74,7 @@ def not_found(source: str, why: str = "") -> str:
     )
 
 
-def is_wanted_suffix(source: str) -> bool:
+def is_weights_name(source: str) -> bool:
     """Whether a source is spelt like a file of weights."""
     return source.lower().endswith((*SUFFIXES, INDEX))
 
@@ -142,7 +142,7 @@ def _read_npz(path: Path) -> Nested:
 
 
 def shards(index: Path) -> list[str]:
-    """File names that the index of a sharded checkpoint speaks of.
+    """File names in the index of a sharded checkpoint.
 
     Raises:
       WeightSourceError: the file is no such index.
@@ -183,7 +183,7 @@ def _read_pickle(path: Path) -> Nested:
         import torch
     except ImportError:
         raise WeightSourceError(
-            f'"{path}" is a PyTorch pickle, and PyTorch is not installed. Only PyTorch can read its own format. '
+            f'"{path}" is a PyTorch pickle, and PyTorch is not installed. '
             "Run `pip install 'jaxkd[torch]'`, or convert the file to .safetensors where there is PyTorch."
         ) from None
     import argparse
@@ -203,8 +203,7 @@ def _read_pickle(path: Path) -> Nested:
         raise _damaged(path, error) from error
     if not isinstance(content, dict):
         raise WeightSourceError(
-            f'"{path}" holds a {type(content).__name__}. Weights are a dict of names and arrays. Save the '
-            "model.state_dict() instead."
+            f'"{path}" holds a {type(content).__name__} and not a dict of arrays. Save the model.state_dict() instead.'
         )
     return _arrays(content, lambda value: isinstance(value, torch.Tensor))
 

@@ -1,4 +1,4 @@
-"""Interpolating what belongs to one image size: position embeddings and tables of relative-position biases.
+"""Interpolation of position embeddings and relative-position bias tables to another image size.
 
 Both agree with what timm does when it loads weights into a network of another image size, and need only NumPy: each
 axis is multiplied by a small matrix of interpolation weights. Legend: h w grid, a b window, P prefix tokens, C
@@ -21,7 +21,7 @@ def resize_position_embedding(array: np.ndarray, *, old_grid: Size, new_grid: Si
     Args:
       array: (1, P + h w, C), embeddings of the prefix tokens first.
       old_grid: (h, w) that the array was made for.
-      new_grid: (h, w) wanted.
+      new_grid: (h, w) of the result.
       prefix: P, tokens whose embeddings have no position and stay as they are.
 
     Returns:
@@ -33,9 +33,8 @@ def resize_position_embedding(array: np.ndarray, *, old_grid: Size, new_grid: Si
     array = np.asarray(array)
     if array.ndim != 3 or array.shape[:2] != (1, prefix + old_grid[0] * old_grid[1]):
         raise ShapeError(
-            f"The position embedding has shape {array.shape}, not (1, {prefix} + {old_grid[0]} * {old_grid[1]}, C). A "
-            "grid has one embedding per patch, after those of the prefix tokens. Pass the grid and prefix that it "
-            "was made for."
+            f"The position embedding has shape {array.shape}, not (1, {prefix} + {old_grid[0]} * {old_grid[1]}, C). "
+            "Pass the grid and prefix that it was made for."
         )
     if tuple(old_grid) == tuple(new_grid):
         return array
@@ -54,7 +53,7 @@ def resize_relative_bias_table(
     Args:
       array: ((2 a - 1) (2 b - 1), H), differences in y major.
       old_window: (a, b) that the table was made for.
-      new_window: (a, b) wanted.
+      new_window: (a, b) of the result.
       method: "geometric", linear interpolation between old differences that are spaced ever wider away from 0, so that
         near neighbours keep their biases (timm `resize_rel_pos_bias_table`, which timm uses for Swin; from BEiT); or
         "bicubic" on an even spacing (timm `resize_rel_pos_bias_table_simple`, Microsoft's Swin).
@@ -67,15 +66,13 @@ def resize_relative_bias_table(
       ConfigError: another method.
     """
     if method not in METHODS:
-        raise ConfigError(
-            f'method="{method}" does not exist. There are two ways to space the old values. Use one of {METHODS}.'
-        )
+        raise ConfigError(f'method="{method}" does not exist. Use one of {METHODS}.')
     array = np.asarray(array)
     old, new = (tuple(2 * n - 1 for n in window) for window in (old_window, new_window))
     if array.ndim != 2 or array.shape[0] != old[0] * old[1]:
         raise ShapeError(
             f"The relative-bias table has shape {array.shape}, but a window of {tuple(old_window)} has {old[0]} * "
-            f"{old[1]} rows. There is one row per difference of two positions. Pass the window that it was made for."
+            f"{old[1]} rows. Pass the window that it was made for."
         )
     if old == new:
         return array
@@ -114,16 +111,16 @@ def _cubic(old: int, new: int) -> np.ndarray:
 
 def _geometric(old: int, new: int) -> np.ndarray:
     """(new, old) weights of linear interpolation from differences in geometric progression; the ends are repeated."""
-    half, wanted = old // 2, new // 2
+    half, reach = old // 2, new // 2
     low, high = 1.01, 1.5  # bounds and tolerance of the search are timm's, and so are its rounding errors
     ratio = high
     while high - low > 1e-6:
         ratio = (low + high) / 2
-        if (1 - ratio**half) / (1 - ratio) > wanted:
+        if (1 - ratio**half) / (1 - ratio) > reach:
             high = ratio
         else:
             low = ratio
     steps = np.cumsum(ratio ** np.arange(half))
     positions = np.concatenate([-steps[::-1], [0.0], steps])
-    targets = np.arange(-wanted, wanted + 1)
+    targets = np.arange(-reach, reach + 1)
     return np.stack([np.interp(targets, positions, one) for one in np.eye(old)], axis=1)

@@ -1,8 +1,8 @@
 """Rules between parameter paths of jaxkd and keys of timm and BasicSR, with the differences in layout.
 
 Each rule is written once, as a pair of patterns with the same placeholders in braces, and read in both directions, so
-that the two directions cannot disagree. Layouts: "same"; "linear", PyTorch's (out, in) against our (in, out); "conv",
-PyTorch's (out, in, h, w) against our (h, w, in, out).
+that the two directions cannot disagree. Layouts: "same"; "linear", PyTorch's (out, in) and flax's (in, out); "conv",
+PyTorch's (out, in, h, w) and flax's (h, w, in, out).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxkd.errors import Shape, WeightMismatchError
 
-# What a placeholder may stand for.
+# Placeholder -> the names that it may stand for.
 _PLACEHOLDERS = {
     "i": r"\d+",
     "j": r"\d+",
@@ -33,7 +33,7 @@ _PLACEHOLDERS = {
     "image_conv": r"conv_first|conv_after_body|conv_last",
 }
 
-# Where blocks live: (ours, timm's).
+# Prefixes of blocks: (jaxkd's, timm's).
 _BLOCKS = (
     ("blocks_{i}", "blocks.{i}"),
     ("blocks_token_only_{i}", "blocks_token_only.{i}"),
@@ -41,7 +41,7 @@ _BLOCKS = (
     ("layers_{i}/downsample", "layers.{i}.downsample"),
 )
 
-# What a block holds: (ours, timm's, layout).
+# Parameters of a block: (jaxkd's, timm's, layout).
 _IN_BLOCK = (
     ("{linear}/kernel", "{linear}.weight", "linear"),
     ("{linear}/bias", "{linear}.bias", "same"),
@@ -64,7 +64,7 @@ _TOP = (
     ("{head}/bias", "{head}.bias", "same"),
 )
 
-# Convolutions of MDBN and EDSR: (ours, BasicSR's).
+# Convolutions of MDBN and EDSR: (jaxkd's, BasicSR's).
 _UPSCALER = (
     ("{image_conv}", "{image_conv}"),
     ("body_{i}/{base}/{base_conv}", "body.{i}.{base}.{base_conv}"),
@@ -92,10 +92,10 @@ _FROM_TORCH: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 @dataclass(frozen=True)
 class Rule:
-    """One line of the table: our pattern, PyTorch's pattern, and the layout that joins them."""
+    """One line of the table: patterns of jaxkd's path and of PyTorch's key, and the layout."""
 
-    ours: str
-    theirs: str
+    path: str
+    key: str
     layout: str
 
 
@@ -128,33 +128,33 @@ def _translate(name: str, source: str, target: str, separators: tuple[str, str])
 
 
 def to_torch_key(path: str) -> tuple[str, str]:
-    """Our parameter path, e.g. "blocks_0/attn/qkv/kernel" -> timm's (BasicSR's) key, and the layout.
+    """Parameter path, e.g. "blocks_0/attn/qkv/kernel" -> timm's (BasicSR's) key, and the layout.
 
     Raises:
-      WeightMismatchError: no rule speaks of this path.
+      WeightMismatchError: no rule matches this path.
     """
     for rule in RULES:
-        key = _translate(path, rule.ours, rule.theirs, ("/", "."))
+        key = _translate(path, rule.path, rule.key, ("/", "."))
         if key is not None:
             return key, rule.layout
     raise WeightMismatchError(
-        f'The parameter "{path}" has no counterpart in a state dict of timm or BasicSR. No line of '
-        "jaxkd/weights/rules.py matches it. Convert only networks of jaxkd.models, or add a line for it."
+        f'The parameter "{path}" has no counterpart in a state dict of timm or BasicSR. Convert only '
+        "networks of jaxkd.models, or add a line for it to jaxkd/weights/rules.py."
     )
 
 
 def to_torch_layout(array: np.ndarray, layout: str) -> np.ndarray:
-    """Our array -> PyTorch's layout (a contiguous copy or the array itself)."""
+    """Array in flax's layout -> PyTorch's layout (a contiguous copy or the array itself)."""
     return np.ascontiguousarray(_TO_TORCH[layout](array)) if array.ndim else array
 
 
 def from_torch_layout(array: np.ndarray, layout: str) -> np.ndarray:
-    """PyTorch's array -> our layout (a contiguous copy or the array itself)."""
+    """Array in PyTorch's layout -> flax's layout (a contiguous copy or the array itself)."""
     return np.ascontiguousarray(_FROM_TORCH[layout](array)) if array.ndim else array
 
 
 def torch_shape(shape: Shape, layout: str) -> Shape:
-    """Our shape -> PyTorch's."""
+    """Shape in flax's layout -> PyTorch's."""
     if layout == "linear":
         return (shape[1], shape[0])
     if layout == "conv":

@@ -1,4 +1,4 @@
-"""timm's state dicts into our parameters and back: exact inverses of one another, bit for bit."""
+"""Conversion between timm's state dicts and jaxkd's parameters: exact inverses, bit for bit."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one array of a state dict lives with us.
+    """The parameter of one array of a state dict.
 
     Attributes:
-      path: our parameter path, "blocks_0/attn/qkv/kernel".
+      path: "blocks_0/attn/qkv/kernel".
       layout: see `rules`.
       shape: in PyTorch's layout.
     """
@@ -45,7 +45,7 @@ def _images(model: nn.Module) -> jax.Array:
 
 
 def manifest(model: nn.Module) -> dict[str, Entry]:
-    """timm's keys of `model` -> where each array lives with us. Nothing is computed.
+    """timm's keys of `model` -> the parameter of each array. Nothing is computed.
 
     Raises:
       WeightMismatchError: the network has a parameter that timm does not know.
@@ -84,8 +84,7 @@ def _new_head(model: nn.Module, key: jax.Array | None) -> dict[str, jax.Array]:
     """Freshly drawn parameters of the classifier alone: what init computes beside them is dropped by XLA."""
     if key is None:
         raise WeightMismatchError(
-            "new_head=True needs a random key, and key=None was given. The new classifier is drawn at random, and "
-            "randomness in jaxkd is an argument. Pass key=jax.random.key(seed)."
+            "new_head=True draws a classifier at random, and key=None was given. Pass key=jax.random.key(seed)."
         )
 
     def init(key: jax.Array) -> dict[str, jax.Array]:
@@ -115,7 +114,7 @@ def _log_ambiguous_grid(model: nn.Module, array: np.ndarray) -> None:
 
 
 def _hints(expected: Mapping[str, Shape], given: Mapping[str, Shape], resize: bool) -> str:
-    """What would help against a mismatch, as sentences."""
+    """Advice against a mismatch, as sentences."""
     wrong = {k for k in expected if k in given and expected[k] != given[k]} | (expected.keys() ^ given.keys())
     heads = {k for k in wrong if HEAD.match(k)}
     sizes = {k for k in wrong if _is_resizable(k) and k in expected and k in given}
@@ -174,20 +173,17 @@ def from_timm(
                 _log_ambiguous_grid(model, given[name])
     fresh: dict[str, jax.Array] = {}
     if new_head:
-        ours, theirs = ({k for k in side if HEAD.match(k)} for side in (expected, given))
-        if any(k not in given or given[k].shape != expected[k] for k in ours):
-            fresh = _new_head(model, key)
-            theirs_dropped = theirs
-        else:
-            theirs_dropped = theirs - ours
-        given = {k: v for k, v in given.items() if k not in theirs_dropped}
+        heads, file_heads = ({k for k in side if HEAD.match(k)} for side in (expected, given))
+        dropped = file_heads - heads
+        if any(k not in given or given[k].shape != expected[k] for k in heads):
+            fresh, dropped = _new_head(model, key), file_heads
+        given = {k: v for k, v in given.items() if k not in dropped}
         expected = {k: v for k, v in expected.items() if entries[k].path not in fresh}
     shapes = {k: v.shape for k, v in given.items()}
     diff = key_diff(expected, shapes)
     if diff:
         raise WeightMismatchError(
-            f"{origin} does not fit this {type(model).__name__}. Every parameter needs an array of its shape, "
-            f"and no array may be left over. {_hints(expected, shapes, resize)}\n{diff}"
+            f"{origin} does not fit this {type(model).__name__}. {_hints(expected, shapes, resize)}\n{diff}"
         )
     params = {
         entries[k].path: jnp.array(from_torch_layout(v.astype(np.float32), entries[k].layout)) for k, v in given.items()
@@ -216,7 +212,7 @@ def to_timm(model: nn.Module, variables: PyTree) -> StateDict:
     diff = key_diff({k: e.shape for k, e in manifest(model).items()}, {k: v.shape for k, v in arrays.items()})
     if diff:
         raise WeightMismatchError(
-            f"The variables do not belong to this {type(model).__name__}. A state dict written from them would not "
-            f"load. Pass the network that they were made for.\n{diff}"
+            f"The variables do not belong to this {type(model).__name__}. Pass the network that they were made for.\n"
+            f"{diff}"
         )
     return arrays

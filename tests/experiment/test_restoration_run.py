@@ -14,6 +14,7 @@ from jaxkd.config import fields, recipes
 from jaxkd.errors import JaxkdError
 from jaxkd.experiment import restoration
 from jaxkd.experiment import run as run_module
+from jaxkd.superres.scoring import PairScorer
 from jaxkd.train import load_run_weights
 
 
@@ -93,7 +94,7 @@ def test_bicubic_and_named_sets(folder):
     config = config_of(folder, eval__sets=(f"A={folder}", f"B={folder}"), eval__crop="4", eval__luma=False)
     sets = restoration.open_sets(config, 2)
     model = models.create("mdbn_x2", num_feat=8, num_block=1)
-    scorer = restoration.PairScorer(model, sets, crop=4, luma=False)
+    scorer = PairScorer(model, sets, crop=4, luma=False)
     assert scorer.names == ("A/psnr_rgb_crop4", "A/ssim_rgb_crop4", "B/psnr_rgb_crop4", "B/ssim_rgb_crop4")
     found = scorer.compare_bicubic()
     pairs = list(data.open_pairs(str(folder), 2, split="val"))
@@ -105,7 +106,8 @@ def test_bicubic_and_named_sets(folder):
     ("changes", "words"),
     [
         ({"student__name": "deit_tiny_patch16_224"}, "classifies images"),
-        ({"eval__sets": ("nowhere",)}, 'eval.sets holds "nowhere"'),
+        ({"eval__sets": ("nowhere",)}, '"nowhere" does not exist'),
+        ({"eval__sets": ("A=nowhere", "b/A")}, 'eval.sets names two sets "A"'),
         ({"eval__sets": ("A=/no/such/folder",)}, "/no/such/folder"),
         ({"data__patches__size": 15}, "does not divide by the scale"),
         ({"data__patches__size": 64}, "smaller than data.patches.size"),

@@ -9,7 +9,7 @@ import pytest
 
 from jaxkd import models, weights
 from jaxkd.errors import ConfigError, WeightSourceError
-from jaxkd.weights.formats import choose, foreign, to_timm_names
+from jaxkd.weights.formats import choose, to_timm_names, unsupported
 
 RAW, EMA = {"w": np.zeros(1, np.float32)}, {"w": np.ones(1, np.float32)}
 
@@ -23,35 +23,35 @@ RAW, EMA = {"w": np.zeros(1, np.float32)}, {"w": np.ones(1, np.float32)}
 def test_the_variant_decides_and_raw_is_taken_aloud(raw, ema, caplog):
     checkpoint = {raw: RAW, ema: EMA, "optimizer": {"state": {}}, "epoch": 3}
     with caplog.at_level(logging.WARNING):
-        assert choose(checkpoint, None, "x.pth")["w"] == 0
+        assert choose(checkpoint, None, "x.pth")[0]["w"] == 0
     assert f'raw weights ("{raw}") and their moving average ("{ema}"); the raw ones were taken' in caplog.text
     caplog.clear()
-    assert choose(checkpoint, "raw", "x.pth")["w"] == 0
-    assert choose(checkpoint, "ema", "x.pth")["w"] == 1
+    assert choose(checkpoint, "raw", "x.pth")[0]["w"] == 0
+    assert choose(checkpoint, "ema", "x.pth")[0]["w"] == 1
     assert not caplog.records
 
 
 def test_timms_names_go_before_deits_where_a_checkpoint_has_both():
-    assert choose({"state_dict": RAW, "model": EMA}, "raw", "x")["w"] == 0
+    assert choose({"state_dict": RAW, "model": EMA}, "raw", "x")[0]["w"] == 0
 
 
 @pytest.mark.parametrize("checkpoint", [RAW, {"model": RAW}, {"model": RAW, "model_ema": None}])
 def test_no_moving_average_is_an_error_and_not_a_fallback(checkpoint):
     with pytest.raises(WeightSourceError, match=r'variant="ema", but "x\.pth" holds no moving average'):
         choose(checkpoint, "ema", "x.pth")
-    assert choose(checkpoint, "raw", "x.pth")["w"] == 0
+    assert choose(checkpoint, "raw", "x.pth")[0]["w"] == 0
 
 
 def test_a_lone_moving_average_is_no_raw_weights(caplog):
     with pytest.raises(WeightSourceError, match=r"no raw weights beside the moving average: there is only model_ema"):
         choose({"model_ema": EMA}, "raw", "x.pth")
     with caplog.at_level(logging.WARNING):
-        assert choose({"model_ema": EMA}, None, "x.pth")["w"] == 1
+        assert choose({"model_ema": EMA}, None, "x.pth")[0]["w"] == 1
     assert "holds only a moving average" in caplog.text
 
 
 def test_containers_may_be_nested_and_other_values_are_dropped():
-    assert set(choose({"model": {"state_dict": {**RAW, "epoch": 3}}}, None, "x")) == {"w"}
+    assert set(choose({"model": {"state_dict": {**RAW, "epoch": 3}}}, None, "x")[0]) == {"w"}
 
 
 def test_a_checkpoint_without_weights_says_what_it_holds():
@@ -200,9 +200,9 @@ def test_the_image_tower_of_clip_fits_its_network():
 
 
 def test_names_of_other_libraries_are_recognised():
-    assert "transformers" in foreign({"vit.embeddings.patch_embeddings.projection.weight": RAW["w"]})
-    assert "Google" in foreign({"Transformer/encoder_norm/scale": RAW["w"]})
-    assert foreign({"blocks.0.norm1.weight": RAW["w"]}) == ""
+    assert "transformers" in unsupported({"vit.embeddings.patch_embeddings.projection.weight": RAW["w"]})
+    assert "Google" in unsupported({"Transformer/encoder_norm/scale": RAW["w"]})
+    assert unsupported({"blocks.0.norm1.weight": RAW["w"]}) == ""
 
 
 # --- against timm's own filters

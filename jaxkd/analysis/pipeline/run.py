@@ -1,7 +1,10 @@
-"""Several networks over the same images: one pass each, then what they have in common."""
+"""Analysis of several networks over the same images: one pass each, comparisons, and a report on disk."""
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +22,7 @@ from jaxkd.analysis.pipeline.comparison import compare
 from jaxkd.analysis.pipeline.dataset_pass import Stream, StreamOptions
 from jaxkd.analysis.pipeline.features import FeatureSource
 from jaxkd.analysis.pipeline.summary import SummaryOptions, summarise
-from jaxkd.errors import DataError
+from jaxkd.errors import ConfigError, DataError
 
 Progress = Callable[[str, str, int, int], None]  # model, phase, done, total
 
@@ -109,10 +112,103 @@ def analyse(
     return {"settings": settings, "models": models, "comparisons": comparisons, "saliency": []}
 
 
+def open_report(out: str | Path, *, overwrite: bool = False) -> Path:
+    """The folder `out`, made where it is missing, if a report may be written there.
+
+    Raises:
+      ConfigError: it holds an earlier report, or cannot be written.
+    """
+    out = Path(out).expanduser()
+    if (out / "results.json").exists() and not overwrite:
+        raise ConfigError(
+            f'--out="{out}" holds an earlier analysis (results.json). Choose another folder, or add --overwrite.'
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not os.access(out, os.W_OK):
+            raise PermissionError("no permission to write there")
+    except OSError as error:
+        raise ConfigError(
+            f'--out="{out}" cannot be used ({error.strerror or error}). Name a folder that can be written.'
+        ) from None
+    return out
+
+
+def clear_report(out: Path) -> None:
+    """Removes the files of an earlier report; called once the new numbers are there."""
+    for path in (out / "results.json", out / "report.html", *out.glob("*.csv")):
+        path.unlink(missing_ok=True)
+    for folder in ("figures", "saliency", "dynamics"):
+        shutil.rmtree(out / folder, ignore_errors=True)
+
+
+def write_analysis(
+    networks: Sequence[FeatureSource],
+    source: Any,
+    mesh: Mesh,
+    out: Path,
+    options: AnalysisOptions,
+    *,
+    saliency: int = 0,
+    over_time: bool = False,
+    figures: bool = True,
+    about: dict[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """`analyse`, and its report: results.json, tables, and with figures also report.html.
+
+    Args:
+      networks, source, mesh, options, progress: see `analyse`.
+      out: of `open_report`.
+      saliency: maps for the first so many images.
+      over_time: the networks are checkpoints of one run, labelled "step N", and get tables by step.
+      figures: also draw figures and write report.html.
+      about: added to the settings: "source", the images in words, and "command".
+
+    Returns:
+      The contents of results.json.
+    """
+    from jaxkd.analysis.pipeline.saliency_maps import write_saliency
+    from jaxkd.report.figures import write_figures
+    from jaxkd.report.html import write_report
+    from jaxkd.report.tables import write_tables
+
+    results = analyse(networks, source, mesh, options, scratch=out, progress=progress)
+    results["settings"] |= about or {}
+    clear_report(out)
+    if saliency:
+        crop = {"crop_pct": options.crop_pct, "interpolation": options.interpolation}
+        results["saliency"] = write_saliency(
+            networks, source, out / "saliency", count=saliency, **crop, seed=options.summary.seed, progress=progress
+        )
+    (out / "results.json").write_text(json.dumps(results, indent=1, allow_nan=False))
+    write_tables(results, out)
+    if over_time:
+        _write_over_time(results, out / "dynamics", figures=figures)
+    if figures:
+        write_report(results, write_figures(results, out / "figures"), out / "report.html")
+    return results
+
+
+def _write_over_time(results: dict[str, Any], folder: Path, *, figures: bool) -> None:
+    """Tables and figures of each statistic by step and layer, in the form of those written during training."""
+    from jaxkd.report import training_statistics
+
+    rows = [
+        {"step": int(m["label"].split()[1]), "layers": m["layers"]}
+        | {k: ["nan" if x is None else x for x in v["mean"]] for k, v in m["per_layer"].items()}
+        for m in results["models"]
+    ]
+    training_statistics.write_tables(rows, folder)
+    if figures:
+        caption = f"{results['settings']['images']} images of {results['settings']['source']}, mean over images"
+        training_statistics.draw_tables(rows, folder, caption=caption)
+
+
 def _batches(network: FeatureSource, source: Any, options: AnalysisOptions) -> Any:
     preprocess = data.eval_preprocess(network, network.image_size, options.crop_pct, options.interpolation)
     if not len(source):
-        raise DataError("There are no images to analyse. Every statistic is over images. Give at least one.")
+        raise DataError("There are no images to analyse. Give at least one.")
     return data.eval_batches(source, preprocess, batch_size=options.stream.batch_size, max_broken=options.max_broken)
 
 

@@ -60,7 +60,7 @@ class _Graph:
 
     def gelu(self, x: str, name: str) -> str:
         """x (1 + erf(x / sqrt 2)) / 2."""
-        # This order and a division, where ours multiplies: onnxruntime knows the pattern and fuses it.
+        # This order and a division, where jaxkd's GELU multiplies: onnxruntime knows the pattern and fuses it.
         scaled = self.node("Div", [x, self.constant("sqrt_two", math.sqrt(2))], f"{name}.scaled")
         erf = self.node("Add", [self.node("Erf", [scaled], f"{name}.erf"), self.constant("one", 1)], f"{name}.erf_1")
         return self.node("Mul", [self.node("Mul", [x, erf], f"{name}.twice"), self.constant("half", 0.5)], name)
@@ -87,8 +87,8 @@ def _edsr_block(graph: _Graph, x: str, name: str, res_scale: float) -> str:
     return graph.residual(x, graph.conv(y, f"{name}.conv2"), res_scale, name)
 
 
-def _entered(graph: _Graph, model: nn.Module) -> str:
-    """The input as the first convolution wants it: EDSR's mean subtracted, in EDSR's range."""
+def _preprocess(graph: _Graph, model: nn.Module) -> str:
+    """The input of the first convolution: of EDSR with its mean subtracted and in its range."""
     if not isinstance(model, EDSR):
         return INPUT
     mean = graph.constant("rgb_mean", np.reshape(model.rgb_mean, (1, RGB, 1, 1)))
@@ -96,7 +96,7 @@ def _entered(graph: _Graph, model: nn.Module) -> str:
     return graph.node("Mul", [centred, graph.constant("img_range", model.img_range)], "image.ranged")
 
 
-def _left(graph: _Graph, x: str, model: nn.Module) -> str:
+def _postprocess(graph: _Graph, x: str, model: nn.Module) -> str:
     """The output of the last convolution as an image, under the graph's name for it."""
     if not isinstance(model, EDSR):
         return graph.node("Identity", [x], OUTPUT)
@@ -127,7 +127,7 @@ def to_onnx(model: nn.Module, variables: PyTree, metadata: Mapping[str, str] | N
     state = to_basicsr(model, variables)
     graph = _Graph(state)
     block = _mdbn_block if isinstance(model, MDBN) else _edsr_block
-    first = x = graph.conv(_entered(graph, model), "conv_first")
+    first = x = graph.conv(_preprocess(graph, model), "conv_first")
     for i in range(model.num_block):
         x = block(graph, x, f"body.{i}", model.res_scale)
     x = graph.node("Add", [first, graph.conv(x, "conv_after_body")], "body.out")
@@ -135,7 +135,7 @@ def to_onnx(model: nn.Module, variables: PyTree, metadata: Mapping[str, str] | N
         name = f"upsample.{2 * i}"
         # CRD is PyTorch's order of channels: colour, row, column. The default, DCR, would scramble the picture.
         x = graph.node("DepthToSpace", [graph.conv(x, name)], f"{name}.shuffled", blocksize=factor, mode="CRD")
-    _left(graph, graph.conv(x, "conv_last"), model)
+    _postprocess(graph, graph.conv(x, "conv_last"), model)
     s = model.scale
     sizes = {INPUT: ("batch", RGB, "height", "width"), OUTPUT: ("batch", RGB, f"height_x{s}", f"width_x{s}")}
     ends = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, size) for name, size in sizes.items()}
@@ -210,7 +210,7 @@ def require_upscaler(model: nn.Module, what: str) -> None:
     if not isinstance(model, MDBN | EDSR):
         raise ConfigError(
             f"This {type(model).__name__} cannot be written as {what}. Only the super-resolution networks, MDBN and "
-            "EDSR, are exported to it. Write safetensors, which timm reads and exports further."
+            "EDSR, can. Write safetensors, which timm reads and exports further."
         )
 
 
@@ -218,6 +218,4 @@ def _require_onnx() -> None:
     try:
         import onnx  # noqa: F401
     except ImportError:
-        raise ConfigError(
-            f"ONNX files need the package onnx, which is not installed. jaxkd does without it otherwise. {EXTRA}"
-        ) from None
+        raise ConfigError(f"ONNX files need the package onnx, which is not installed. {EXTRA}") from None

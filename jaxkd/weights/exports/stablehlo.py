@@ -101,8 +101,8 @@ def _content(path: str | Path) -> bytes:
         return Path(path).expanduser().read_bytes()
     except OSError as error:
         raise WeightSourceError(
-            f'"{path}" cannot be read ({error.strerror or error}). It should be a program that jaxkd exported. Give '
-            "the path of one; python -m jaxkd.convert --to=stablehlo writes it."
+            f'"{path}" cannot be read ({error.strerror or error}). Give the path of a program that python -m '
+            "jaxkd.convert --to=stablehlo wrote."
         ) from None
 
 
@@ -110,6 +110,4 @@ def _require_flatbuffers() -> None:
     try:
         import flatbuffers  # noqa: F401
     except ImportError:
-        raise ConfigError(
-            f"StableHLO files need the package flatbuffers, which is not installed. JAX serialises with it. {EXTRA}"
-        ) from None
+        raise ConfigError(f"StableHLO files need the package flatbuffers, which is not installed. {EXTRA}") from None
