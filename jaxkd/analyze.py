@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxkd.cli import console, networks
-from jaxkd.errors import ConfigError
+from jaxkd.errors import ConfigError, check_range
 
 NOT_OF_BRANCHES = (  # options that do nothing for super-resolution networks
     *("checkpoints", "resize", "image_size", "per_class", "crop_pct", "interpolation", "batch_size", "low_memory"),
@@ -81,8 +81,8 @@ def analyze(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     from jaxkd.analysis.pipeline import open_report
 
     for name, value in vars(args).items():
-        if type(value) is int and value < LEAST.get(name, 0):
-            raise ConfigError(f"--{name.replace('_', '-')}={value} is out of range. Give {LEAST.get(name, 0)} or more.")
+        if type(value) is int:
+            check_range(f"--{name.replace('_', '-')}", value, least=LEAST.get(name, 0))
     command = shlex.join(["python", "-m", "jaxkd.analyze", *argv])
     out = open_report(args.out, overwrite=args.overwrite)
     given = networks.resolve(args.networks)

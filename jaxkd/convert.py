@@ -37,7 +37,7 @@ def convert(args: argparse.Namespace) -> dict[str, Any]:
     """Converts the weights that `args` (see `--help`) name; returns what is printed as JSON."""
     from jaxkd import weights
     from jaxkd.weights import exports
-    from jaxkd.weights.files import checked_path, write_whole
+    from jaxkd.weights.files import checked_path
 
     to = args.to or Path(args.out).suffix.removeprefix(".")
     if to not in FORMATS:
@@ -53,9 +53,7 @@ def convert(args: argparse.Namespace) -> dict[str, Any]:
     if to == "safetensors":
         weights.save_safetensors(path, network.model, network.variables, about, overwrite=args.overwrite)
     else:
-        content = exports.to_bytes(to, network.model, network.variables, about)
-        difference = exports.check(to, content, network.model, network.variables)
-        write_whole(path, content)
+        difference = exports.save(path, network.model, network.variables, about, to=to, overwrite=args.overwrite)
     return {**about, "format": to, "out": str(path), "bytes": path.stat().st_size, "largest_difference": difference}
 
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxkd.cli.console import Parser, disk_error, fail
+from jaxkd.cli.console import Parser, disk_error, fail, progress
 from jaxkd.data.prepare.shards import Report, ShardOptions, convert, verify
 from jaxkd.data.sources.folder import FolderSource
 from jaxkd.data.sources.registry import SPLITS
@@ -64,28 +64,15 @@ def _check(args: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def _progress(title: str, total: int) -> Iterator[Report]:
-    """A bar with images/s, MB/s and the time left on stderr; yields what is told of images and bytes that are done."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(title, total=total, rate="")
+    """Shows images/s, MB/s and the time left on stderr; yields a function of the images and bytes that were done."""
+    with progress() as bar:
         start, images, size = time.perf_counter(), 0, 0
 
         def report(more_images: int, more_bytes: int) -> None:
             nonlocal images, size
             images, size = images + more_images, size + more_bytes
-            seconds = max(time.perf_counter() - start, 1e-9)
-            rate = f"{images / seconds:,.0f} images/s, {size / seconds / 1e6:,.1f} MB/s"
-            progress.update(task, advance=more_images, rate=rate)
+            speed = size / max(time.perf_counter() - start, 1e-9) / 1e6
+            bar.show(f"{title}: images", images, total, detail=f"{speed:,.1f} MB/s")
 
         yield report
 

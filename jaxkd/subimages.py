@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from jaxkd.cli.console import Parser, disk_error, fail
+from jaxkd.cli.console import Parser, disk_error, fail, progress
 from jaxkd.data.prepare.subimages import CutOptions, CutResult, cut_folder
 from jaxkd.errors import ConfigError, JaxkdError, check_range
 
@@ -35,10 +35,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> CutResult:
-    """Cuts what `args` (see `--help`) names, with a progress bar on stderr if that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+    """Cuts the images that `args` (see `--help`) name, with their progress on stderr."""
     for name, value in (("in", args.source), ("out", args.out)):
         if not value:
             raise ConfigError(
@@ -47,23 +44,13 @@ def run(args: argparse.Namespace) -> CutResult:
             )
     check_range("--workers", args.workers, 0, hint="0 is one per core")
     options = CutOptions(args.size, args.step, args.thresh)
-    columns = (
-        TextColumn("sub-images"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=None, rate="")
-        start, subimages = time.perf_counter(), 0
+    subimages = 0
+    with progress() as bar:
 
         def report(done: int, of: int, more: int) -> None:
             nonlocal subimages
             subimages += more
-            rate = f"{subimages / max(time.perf_counter() - start, 1e-9):,.0f} sub-images/s"
-            progress.update(task, completed=done, total=of, rate=rate)
+            bar.show("images", done, of, detail=f"{subimages:,} sub-images")
 
         return cut_folder(Path(args.source), Path(args.out), options, workers=args.workers, report=report)
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxkd.cli import console, networks
-from jaxkd.errors import ConfigError
+from jaxkd.errors import ConfigError, check_range
 
 ENDINGS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}
 PAGE = "compare.html"
@@ -104,13 +104,9 @@ def _check(args: argparse.Namespace) -> None:
                 f"--{name} is missing. For example: python -m jaxkd.upscale --model=mdbn_x4 "
                 "--weights=mdbn_x4.safetensors --in=photos --out=photos_x4."
             )
-    for name, least, most in (("tile", 0, None), ("batch_size", 0, None), ("quality", 1, 100)):
-        value = getattr(args, name)
-        if value < least or (most is not None and value > most):
-            raise ConfigError(
-                f"--{name.replace('_', '-')}={value} is out of range. Give {least} "
-                f"{'or more' if most is None else f'to {most}'}."
-            )
+    check_range("--tile", args.tile, least=0)
+    check_range("--batch-size", args.batch_size, least=0)
+    check_range("--quality", args.quality, least=1, most=100)
 
 
 @console.command("stopped. Finished pictures stay.")

@@ -1,4 +1,4 @@
-"""The scoring program: timm files and runs of ours, and what it says to a wrong command."""
+"""`python -m jaxkd.evaluate` of classifiers: files, work directories, errors; network options of all commands."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from random_weights import random_variables
 
-from jaxkd import data, evaluate, models, weights
+from jaxkd import analyze, convert, data, evaluate, models, upscale, weights
 from jaxkd.config import fields
 from jaxkd.experiment import run as run_module
 
@@ -56,6 +56,43 @@ def test_raw_and_ema_of_a_run_are_what_training_scored(run, capsys):
         assert raw[name] == pytest.approx(result["metrics"][name], rel=1e-5)
         assert ema[name] == pytest.approx(result["metrics"][f"ema_{name}"], rel=1e-5)
     assert raw["loss"] != ema["loss"] and raw["images"] == ema["images"] == 359
+
+
+@pytest.mark.parametrize("command", [evaluate, analyze, upscale, convert], ids=lambda c: c.__name__)
+def test_every_command_has_the_same_network_options(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert stopped.value.code == 0 and "--variant {raw,ema} raw weights or their moving average" in text
+    for option in ("--model NAME", "--model-arg NAME=VALUE", "--weights SOURCE", "--step STEP"):
+        assert f" {option} " in text
+    assert "default: raw, of BasicSR's files ema" in text and '"last" (default) or "best"' in text
+
+
+def test_weights_are_raw_by_default_in_every_command_and_named_in_the_output(run, tmp_path, capsys):
+    workdir, _ = run
+    few = ["--images=embedded:digits", "--max-images=3", "--permutations=0", "--bootstrap=1", "--no-figures"]
+    images = [*few, "--saliency=0", "--gradients=none"]
+    for variant, words in (([], "raw weights"), (["--variant=ema"], "moving average")):
+        out = tmp_path / f"{words}.safetensors"
+        assert convert.main([f"--weights={workdir}", *variant, f"--out={out}"]) == 0
+        assert f"of {workdir} ({words})" in capsys.readouterr().out
+        report = tmp_path / words
+        assert analyze.main([f"--checkpoints={workdir}", *variant, *images, f"--out={report}"]) == 0
+        assert f"of {workdir} ({words})" in capsys.readouterr().out
+        models_found = json.loads((report / "results.json").read_text())["models"]
+        steps = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+        assert [m["label"] for m in models_found] == [f"step {s}" for s in steps]
+        assert all(words in m["weights"] for m in models_found) and list((report / "dynamics").glob("*.csv"))
+    raw, ema = (weights.load(_tiny(), tmp_path / f"{w}.safetensors") for w in ("raw weights", "moving average"))
+    saved = weights.load(_tiny(), workdir, variant="ema")
+    jax.tree.map(np.testing.assert_array_equal, ema, saved)
+    assert not np.array_equal(raw["params"]["head"]["kernel"], ema["params"]["head"]["kernel"])
+    jax.tree.map(np.testing.assert_array_equal, raw, weights.load(_tiny(), workdir))
+
+
+def _tiny():
+    return models.create("deit_tiny_patch16_224", num_classes=10, **SMALL)
 
 
 def test_a_file_is_scored_by_hand(tmp_path, capsys):

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
+from jaxkd.data.files import atomic_file
 from jaxkd.errors import ConfigError, DataError, did_you_mean
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
@@ -288,21 +289,11 @@ def replacing(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     if target.exists() and not overwrite:
         raise DataError(f'"{target}" exists already. Add --overwrite, or choose another --out.')
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial.touch()
-        except OSError as error:
-            raise unwritable(target, error) from None
-        yield partial
-        try:
-            partial.replace(target)
-        except OSError as error:
-            raise unwritable(target, error) from None
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+        with atomic_file(target) as partial:
+            yield partial
+    except OSError as error:
+        raise unwritable(target, error) from None
 
 
 def unwritable(target: Path, error: Exception) -> DataError:

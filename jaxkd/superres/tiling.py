@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd.errors import ConfigError, ShapeError
+from jaxkd.errors import ConfigError, ShapeError, check_range
 from jaxkd.models.sr_base import Upscaler
 
 PyTree = Any
@@ -145,8 +145,7 @@ class Enlarger:
                 f"tile={tile} is too small: windows overlap by {self.overlap} pixels on each side, which the network "
                 f"sees. Give at least {least}; {2 * least} or more wastes less work."
             )
-        if batch_size < 0:
-            raise ConfigError(f"batch_size={batch_size} is out of range. Give 1 or more windows, or 0 for the default.")
+        check_range("batch_size", batch_size, least=0)
         self.tile = tile or max(SIDES[self.scale], 2 * least)
         on_cpu = jax.default_backend() == "cpu"
         self.batch_size = batch_size or (1 if on_cpu else 4)

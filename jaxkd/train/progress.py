@@ -52,18 +52,19 @@ class Progress:
         if self._bar:
             self._bar.stop()
 
-    def show(self, title: str, done: int, total: int, status: str | None = None) -> None:
+    def show(self, title: str, done: int, total: int, status: str | None = None, *, detail: str = "") -> None:
         """Shows that `done` of `total` are done.
 
         Args:
           title: names the work; a new one gets a bar of its own.
           done, total: in units of the work.
           status: words behind the bar; None is the rate and the time left.
+          detail: added to them.
         """
         if self._console is None:
             return
         if status is None:
-            status = self._rate(title, done, total)
+            status = ", ".join(filter(None, (self._rate(title, done, total), detail)))
         if self._bar:
             if title not in self._tasks:
                 self._tasks[title] = self._bar.add_task(escape(title), total=total, status="")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from flax import linen as nn
 from safetensors.numpy import save
 
+from jaxkd.data.files import write_atomic
 from jaxkd.errors import WeightSourceError
 from jaxkd.weights.basicsr import is_upscaler, to_basicsr
 from jaxkd.weights.timm import to_timm
@@ -41,19 +41,13 @@ def checked_path(path: str | Path, ending: str, *, overwrite: bool) -> Path:
 
 
 def write_whole(path: Path, content: bytes) -> Path:
-    """Writes `content` beside `path` and renames it, so that no reader sees half a file; makes the folder.
+    """Writes a file whole or not at all; makes its folder.
 
     Raises:
       WeightSourceError: the folder or the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(content)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_atomic(path, content)
     except OSError as error:
         raise WeightSourceError(
             f'"{path}" cannot be written ({error.strerror or error}). Nothing was changed. Free space, repair '

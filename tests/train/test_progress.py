@@ -5,7 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from jaxkd.train.progress import TrainProgress, duration
+from jaxkd.train import progress as progress_module
+from jaxkd.train.progress import Progress, TrainProgress, duration
 
 
 @pytest.mark.parametrize(
@@ -44,3 +45,30 @@ def test_other_hosts_are_silent(capsys):
         progress.update(1, "x")
         progress.say("x")
     assert capsys.readouterr() == ("", "")
+
+
+def test_commands_show_rate_and_time_left(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
+    console = Console(file=io.StringIO(), force_terminal=False, width=200)
+    with Progress(console, every_seconds=5.0) as progress:
+        for done in range(0, 31, 10):
+            progress("[mdbn]", "images", done, 100)
+            now[0] += 5.0
+        progress.show("shards", 1, 4, detail="3.2 MB/s")
+        progress.show("shards", 2, 4, detail="3.2 MB/s")  # too early for another line
+    assert console.file.getvalue().splitlines() == [
+        "[mdbn]: images 10/100 2.0/s, 45s left",
+        "[mdbn]: images 20/100 2.0/s, 40s left",
+        "[mdbn]: images 30/100 2.0/s, 35s left",
+        "shards 1/4 3.2 MB/s",
+    ]
+
+
+def test_each_title_gets_a_bar():
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    with Progress(console) as progress:
+        progress("a [x]", "images", 1, 2)
+        progress("b", "images", 3, 7)
+    text = console.file.getvalue()
+    assert "a [x]: images" in text and "b: images" in text and "3/7" in text

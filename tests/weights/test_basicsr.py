@@ -64,11 +64,11 @@ def test_an_edsr_comes_back_bit_for_bit(scale):
     assert_same_bits(weights.to_basicsr(model, weights.from_basicsr(model, state)), state)
 
 
-def test_layouts_are_transposed_and_names_are_ours(mdbn):
+def test_layouts_are_transposed_and_names_are_jaxkds(mdbn):
     model, state = mdbn(4)
     params = weights.from_basicsr(model, state)["params"]
-    kernel, theirs = params["body_1"]["baseblock2"]["dconv"]["kernel"], state["body.1.baseblock2.dconv.weight"]
-    assert kernel[0, 2, 3, 7] == theirs[7, 3, 0, 2]
+    kernel, weight = params["body_1"]["baseblock2"]["dconv"]["kernel"], state["body.1.baseblock2.dconv.weight"]
+    assert kernel[0, 2, 3, 7] == weight[7, 3, 0, 2]
     np.testing.assert_array_equal(params["upsample_2"]["bias"], state["upsample.2.bias"])
 
 
@@ -203,8 +203,8 @@ def test_what_is_written_loads_again(mdbn, tmp_path):
     variables = weights.from_basicsr(model, state)
     path = weights.save_safetensors(tmp_path / "net.safetensors", model, variables)
     assert_same_bits(weights.to_basicsr(model, weights.load(model, path)), state)
-    merged, theirs = weights.merge_branches(model, variables)
-    path = weights.save_safetensors(tmp_path / "merged.safetensors", merged, theirs)
+    merged, merged_variables = weights.merge_branches(model, variables)
+    path = weights.save_safetensors(tmp_path / "merged.safetensors", merged, merged_variables)
     assert_same_bits(weights.to_basicsr(model, weights.load(model, path)), state)
 
 

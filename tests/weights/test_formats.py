@@ -105,9 +105,9 @@ def test_microsofts_swin_loads_as_timms(golden_state, headless):
     model, state, data = golden_state("swin_nonsquare", **({"num_classes": 0, "global_pool": ""} if headless else {}))
     if headless:
         state = {k: v for k, v in state.items() if not k.startswith("head")}
-    theirs = microsoft(state)
-    assert "layers.0.downsample.reduction.weight" in theirs and "layers.0.downsample.reduction.weight" not in state
-    variables = weights.from_timm(model, to_timm_names(theirs))
+    renamed = microsoft(state)
+    assert "layers.0.downsample.reduction.weight" in renamed and "layers.0.downsample.reduction.weight" not in state
+    variables = weights.from_timm(model, to_timm_names(renamed))
     images = data["input_nchw"].transpose(0, 2, 3, 1)
     expected = data["forward_features" if headless else "logits"]
     np.testing.assert_allclose(model.apply(variables, images)[0], expected, rtol=1e-4, atol=1e-4)

@@ -9,7 +9,8 @@ import pytest
 
 from jaxkd import models, weights
 from jaxkd.errors import ConfigError, WeightMismatchError, WeightSourceError
-from jaxkd.weights.exports.onnx import run_onnx, save_onnx, to_onnx
+from jaxkd.weights import exports
+from jaxkd.weights.exports.onnx import run_onnx, to_onnx
 
 onnx = pytest.importorskip("onnx", reason="needs the extra `export`")
 pytest.importorskip("onnxruntime", reason="needs the extra `export`")
@@ -23,6 +24,10 @@ def made(name: str, **kwargs):
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 2, 2, 3))))
     rng = np.random.default_rng(3)
     return model, jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.15, x.shape), jnp.float32), shapes)
+
+
+def save(path, model, variables, **options) -> None:
+    exports.save(path, model, variables, to="onnx", **options)
 
 
 def images(batch: int, height: int, width: int) -> np.ndarray:
@@ -43,15 +48,16 @@ def images(batch: int, height: int, width: int) -> np.ndarray:
 )
 def test_one_file_computes_the_network_at_every_size(tmp_path, name, kwargs):
     model, variables = made(name, **kwargs)
-    path = save_onnx(tmp_path / "new" / "m.onnx", model, variables)
+    path = tmp_path / "new" / "m.onnx"
+    save(path, model, variables)
     assert [p.name for p in path.parent.iterdir()] == ["m.onnx"]
     for size in SIZES:
         x = images(*size)
-        ours = np.asarray(model.apply(variables, x)[0])
-        theirs = run_onnx(path, x)
-        assert theirs.shape == ours.shape == (size[0], model.scale * size[1], model.scale * size[2], 3)
-        assert np.ptp(ours) > 0.05 and np.ptp(ours, axis=-1).max() > 0.01, "says nothing about order"
-        np.testing.assert_allclose(theirs, ours, rtol=1e-4, atol=1e-4)
+        computed = np.asarray(model.apply(variables, x)[0])
+        exported = run_onnx(path, x)
+        assert exported.shape == computed.shape == (size[0], model.scale * size[1], model.scale * size[2], 3)
+        assert np.ptp(computed) > 0.05 and np.ptp(computed, axis=-1).max() > 0.01, "says nothing about order"
+        np.testing.assert_allclose(exported, computed, rtol=1e-4, atol=1e-4)
 
 
 def test_a_merged_network_and_its_plain_form_give_the_same_file():
@@ -88,7 +94,8 @@ def test_the_runtime_fuses_the_gelu_that_is_spelt_out(tmp_path):
     import onnxruntime
 
     model, variables = made("mdbn_x2")
-    path = save_onnx(tmp_path / "m.onnx", model, variables)
+    path = tmp_path / "m.onnx"
+    save(path, model, variables)
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.log_severity_level = 3
@@ -108,17 +115,17 @@ def test_what_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "m.onnx"
     path.write_bytes(b"precious")
     with pytest.raises(WeightSourceError, match=r"exists already.*--overwrite"):
-        save_onnx(path, model, variables)
+        save(path, model, variables)
     assert path.read_bytes() == b"precious"
-    save_onnx(path, model, variables, overwrite=True)
+    save(path, model, variables, overwrite=True)
     assert path.stat().st_size > 1000
     with pytest.raises(WeightSourceError, match=r"does not end in \.onnx"):
-        save_onnx(tmp_path / "m.pt", model, variables)
+        save(tmp_path / "m.pt", model, variables)
     (tmp_path / "d.onnx").mkdir()
     with pytest.raises(WeightSourceError, match="is a folder"):
-        save_onnx(tmp_path / "d.onnx", model, variables, overwrite=True)
+        save(tmp_path / "d.onnx", model, variables, overwrite=True)
     with pytest.raises(WeightSourceError, match=r'm\.onnx/x\.onnx" cannot be written'):
-        save_onnx(path / "x.onnx", model, variables)
+        save(path / "x.onnx", model, variables)
     with pytest.raises(WeightMismatchError):
         to_onnx(made("edsr_x2")[0], variables)
     deit = models.create("deit_tiny_patch16_224", img_size=32, embed_dim=24, depth=1, num_heads=2)

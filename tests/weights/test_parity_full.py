@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.parity]
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
-# tap -> (module of timm, whether its input is meant and not its output, from its layout to ours)
+# tap -> (module of timm, whether its input is meant and not its output, from its layout to jaxkd's)
 Hooks = dict[str, tuple[object, bool, Callable[[np.ndarray], np.ndarray]]]
 
 
@@ -140,18 +140,18 @@ def test_logits_and_every_tap_are_timms(network, pictures, name, hooks_of):
     hooks = hooks_of(module)
     model = models.create(name)
     assert set(hooks) == set(models.tap_names(model))
-    expected, theirs = recorded(module, hooks, pictures)
+    expected, reference = recorded(module, hooks, pictures)
     variables = weights.from_timm(model, state_of(module))
 
     logits, features = jax.jit(partial(model.apply, taps=models.tap_names(model)))(variables, pictures)
 
-    worst = {tap: float(np.abs(np.asarray(features[tap]) - theirs[tap]).max()) for tap in hooks}
+    worst = {tap: float(np.abs(np.asarray(features[tap]) - reference[tap]).max()) for tap in hooks}
     print(f"\n{name}: logits {np.abs(logits - expected).max():.1e}, worst tap {max(worst, key=worst.get)}", end=" ")
     print(f"{max(worst.values()):.1e}; spread of the logits {expected.std():.2f}")
     assert expected.std() > 0.1  # weights that matter
     np.testing.assert_allclose(logits, expected, **TOLERANCE)
     for tap in hooks:
-        np.testing.assert_allclose(features[tap], theirs[tap], err_msg=tap, **TOLERANCE)
+        np.testing.assert_allclose(features[tap], reference[tap], err_msg=tap, **TOLERANCE)
 
 
 # --- the gradient of SpectralKD: DeiT-Tiny learns from CaiT-S24 over the eight published pairs of layers
@@ -185,10 +185,12 @@ def torch_objective(student, teacher, images: np.ndarray, labels: list[int]):
     logits, maps = answer(student, [s for s, _ in PAIRS])
     layers = []
     for s, t in PAIRS:
-        ours, theirs = maps[s], teacher_maps[t]
-        theirs = F.adaptive_avg_pool3d(theirs[:, None], ours.shape[1:])[:, 0]
-        ours, theirs = (torch.view_as_real(torch.fft.rfft2(f, norm="ortho")) for f in (ours, theirs))
-        layers.append(F.mse_loss(ours, theirs))
+        student_map, teacher_map = maps[s], teacher_maps[t]
+        teacher_map = F.adaptive_avg_pool3d(teacher_map[:, None], student_map.shape[1:])[:, 0]
+        student_map, teacher_map = (
+            torch.view_as_real(torch.fft.rfft2(f, norm="ortho")) for f in (student_map, teacher_map)
+        )
+        layers.append(F.mse_loss(student_map, teacher_map))
     ce = F.cross_entropy(logits, torch.tensor(labels), label_smoothing=0.1)
     kl = F.kl_div(F.log_softmax(logits, -1), F.log_softmax(teacher_logits, -1), reduction="batchmean", log_target=True)
     spectral = torch.stack(layers).mean()
@@ -201,10 +203,10 @@ def torch_objective(student, teacher, images: np.ndarray, labels: list[int]):
 
 def test_the_gradient_of_spectralkd_is_pytorchs(network, pictures):
     names = ("deit_tiny_patch16_224", "cait_s24_224")
-    theirs = [network(name, seed) for seed, name in enumerate(names)]
+    reference = [network(name, seed) for seed, name in enumerate(names)]
     student, teacher = (models.create(name) for name in names)
     student_variables, teacher_variables = (
-        weights.from_timm(model, state_of(module)) for model, module in zip((student, teacher), theirs, strict=True)
+        weights.from_timm(model, state_of(module)) for model, module in zip((student, teacher), reference, strict=True)
     )
     labels = [3, 977]
     pairs = distill.resolve_pairs(PAIRS, models.tap_names(student), models.tap_names(teacher))
@@ -222,7 +224,7 @@ def test_the_gradient_of_spectralkd_is_pytorchs(network, pictures):
 
     (loss, logged), gradients = value_and_grad(student_variables)
 
-    expected_loss, terms, expected = torch_objective(*theirs, pictures, labels)
+    expected_loss, terms, expected = torch_objective(*reference, pictures, labels)
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-4)
     for term, value in terms.items():
         np.testing.assert_allclose(logged[term], value, rtol=1e-4, err_msg=term)

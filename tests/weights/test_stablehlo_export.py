@@ -14,7 +14,8 @@ import pytest
 
 from jaxkd import models, weights
 from jaxkd.errors import ConfigError, WeightMismatchError, WeightSourceError
-from jaxkd.weights.exports.stablehlo import load_stablehlo, save_stablehlo, to_stablehlo
+from jaxkd.weights import exports
+from jaxkd.weights.exports.stablehlo import load_stablehlo, to_stablehlo
 
 pytest.importorskip("flatbuffers", reason="needs the extra `export`")
 
@@ -45,7 +46,8 @@ def enlarged(model, variables, images):
 
 def test_another_process_computes_the_same_at_three_sizes(tmp_path):
     model, variables = made("mdbn_x4")
-    path = save_stablehlo(tmp_path / "new" / "m.stablehlo", model, variables)
+    path = tmp_path / "new" / "m.stablehlo"
+    exports.save(path, model, variables, to="stablehlo")
     assert [p.name for p in path.parent.iterdir()] == ["m.stablehlo"]
     rng = np.random.default_rng(0)
     given = {"x".join(map(str, s)): rng.uniform(size=(*s, 3)).astype(np.float32) for s in SIZES}
@@ -58,9 +60,9 @@ def test_another_process_computes_the_same_at_three_sizes(tmp_path):
     )
     out = np.load(tmp_path / "out.npz")
     for name, images in given.items():
-        ours = enlarged(model, variables, images)
-        assert out[name].shape == ours.shape and np.ptp(ours) > 0.01
-        np.testing.assert_allclose(out[name], ours, rtol=0, atol=1e-5)
+        computed = enlarged(model, variables, images)
+        assert out[name].shape == computed.shape and np.ptp(computed) > 0.01
+        np.testing.assert_allclose(out[name], computed, rtol=0, atol=1e-5)
 
 
 def test_merged_edsr_and_bf16_networks_too():
@@ -68,10 +70,14 @@ def test_merged_edsr_and_bf16_networks_too():
     merged = weights.merge_branches(plain, variables)
     half = models.create("mdbn_x3", num_feat=4, num_block=1, dtype=jnp.bfloat16)
     image = np.random.default_rng(1).uniform(size=(1, 4, 6, 3)).astype(np.float32)
-    for model, theirs, tolerance in ((*merged, 1e-5), (*made("edsr_x3"), 1e-5), (half, made("mdbn_x3")[1], 1e-2)):
-        output = load_stablehlo(to_stablehlo(model, theirs))(image)
+    for model, weights_of_it, tolerance in (
+        (*merged, 1e-5),
+        (*made("edsr_x3"), 1e-5),
+        (half, made("mdbn_x3")[1], 1e-2),
+    ):
+        output = load_stablehlo(to_stablehlo(model, weights_of_it))(image)
         assert output.dtype == jnp.float32
-        np.testing.assert_allclose(output, enlarged(model, theirs, image), rtol=0, atol=tolerance)
+        np.testing.assert_allclose(output, enlarged(model, weights_of_it, image), rtol=0, atol=tolerance)
 
 
 def test_the_program_is_for_every_platform():
@@ -87,13 +93,13 @@ def test_what_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "m.stablehlo"
     path.write_bytes(b"precious")
     with pytest.raises(WeightSourceError, match=r"exists already.*--overwrite"):
-        save_stablehlo(path, model, variables)
+        exports.save(path, model, variables, to="stablehlo")
     with pytest.raises(WeightSourceError, match=r'm\.stablehlo" \(8 bytes\) is no serialised program'):
         load_stablehlo(path)
     with pytest.raises(WeightSourceError, match="cannot be read"):
         load_stablehlo(tmp_path / "gone.stablehlo")
     with pytest.raises(WeightSourceError, match=r"does not end in \.stablehlo"):
-        save_stablehlo(tmp_path / "m.mlir", model, variables)
+        exports.save(tmp_path / "m.mlir", model, variables, to="stablehlo")
     with pytest.raises(WeightMismatchError):
         to_stablehlo(made("edsr_x2")[0], variables)
     deit = models.create("deit_tiny_patch16_224", img_size=32, embed_dim=24, depth=1, num_heads=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,16 +13,49 @@ from flax import linen as nn
 from jaxkd.errors import WeightSourceError
 from jaxkd.weights.exports import onnx, stablehlo
 from jaxkd.weights.exports.onnx import require_upscaler
+from jaxkd.weights.files import checked_path, write_whole
 
 PyTree = Any
 TOLERANCE = 1e-4  # of an exported program against the network, for images in [0, 1]
 
-__all__ = ["check", "require_upscaler", "to_bytes"]
+__all__ = ["check", "require_upscaler", "save"]
 
 
-def to_bytes(to: str, model: nn.Module, variables: PyTree, metadata: Mapping[str, str]) -> bytes:
-    """The network as "onnx" or "stablehlo"; `metadata` goes into ONNX only."""
-    return onnx.onnx_bytes(model, variables, metadata) if to == "onnx" else stablehlo.to_stablehlo(model, variables)
+def save(
+    path: str | Path,
+    model: nn.Module,
+    variables: PyTree,
+    metadata: Mapping[str, str] | None = None,
+    *,
+    to: str,
+    overwrite: bool = False,
+) -> float | None:
+    """Writes a network with its weights as one file, whole or not at all, after comparing the two.
+
+    Args:
+      path: ends in ".onnx" or ".stablehlo"; its folder is made where it is missing.
+      model: an MDBN or EDSR.
+      variables: `{"params": ...}`.
+      metadata: strings by name for an ONNX file, e.g. the network's name.
+      to: "onnx" or "stablehlo".
+      overwrite: replace a file that is there.
+
+    Returns:
+      The largest difference of the outputs; see `check`.
+
+    Raises:
+      WeightSourceError: the file exists, has another ending or cannot be written, or the outputs differ.
+      ConfigError: a package is not installed, or another kind of network.
+      WeightMismatchError: the variables belong to another network.
+    """
+    path = checked_path(path, f".{to}", overwrite=overwrite)
+    if to == "onnx":
+        content = onnx.to_onnx(model, variables, metadata).SerializeToString(deterministic=True)
+    else:
+        content = stablehlo.to_stablehlo(model, variables)
+    difference = check(to, content, model, variables)
+    write_whole(path, content)
+    return difference
 
 
 def check(to: str, content: bytes, model: nn.Module, variables: PyTree) -> float | None:

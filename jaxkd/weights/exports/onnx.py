@@ -22,7 +22,6 @@ from jaxkd.models.edsr import EDSR
 from jaxkd.models.mdbn import BASE_BLOCKS, MDBN
 from jaxkd.models.sr_base import RGB, SCALES
 from jaxkd.weights.basicsr import to_basicsr
-from jaxkd.weights.files import checked_path, write_whole
 from jaxkd.weights.timm import StateDict
 
 PyTree = Any
@@ -154,39 +153,8 @@ def to_onnx(model: nn.Module, variables: PyTree, metadata: Mapping[str, str] | N
     return file
 
 
-def save_onnx(
-    path: str | Path,
-    model: nn.Module,
-    variables: PyTree,
-    metadata: Mapping[str, str] | None = None,
-    *,
-    overwrite: bool = False,
-) -> Path:
-    """Writes `to_onnx(model, variables, metadata)`, whole or not at all.
-
-    Args:
-      path: ends in ".onnx"; its folder is made where it is missing.
-      model, variables, metadata: see `to_onnx`.
-      overwrite: replace a file that is there.
-
-    Returns:
-      The path.
-
-    Raises:
-      WeightSourceError: the file exists, has another ending or cannot be written.
-      ConfigError, WeightMismatchError: see `to_onnx`.
-    """
-    path = checked_path(path, ".onnx", overwrite=overwrite)
-    return write_whole(path, onnx_bytes(model, variables, metadata))
-
-
-def onnx_bytes(model: nn.Module, variables: PyTree, metadata: Mapping[str, str] | None = None) -> bytes:
-    """What `save_onnx` writes; equal arguments give equal bytes."""
-    return to_onnx(model, variables, metadata).SerializeToString(deterministic=True)
-
-
 def run_onnx(file: str | Path | bytes, images: np.ndarray) -> np.ndarray | None:
-    """What onnxruntime computes on the CPU from a file of `save_onnx`; None where it is not installed.
+    """Outputs of an ONNX file of `exports.save`, by onnxruntime on the CPU; None where it is not installed.
 
     Args:
       file: its path or its content.

@@ -19,10 +19,8 @@ from jaxkd.errors import ConfigError, WeightSourceError
 from jaxkd.models.sr_base import RGB
 from jaxkd.weights.basicsr import to_basicsr
 from jaxkd.weights.exports.onnx import EXTRA, require_upscaler
-from jaxkd.weights.files import checked_path, write_whole
 
 PyTree = Any
-ENDING = ".stablehlo"
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
@@ -53,27 +51,8 @@ def to_stablehlo(model: nn.Module, variables: PyTree) -> bytes:
     return bytes(export.export(enlarge, platforms=PLATFORMS)(images).serialize())
 
 
-def save_stablehlo(path: str | Path, model: nn.Module, variables: PyTree, *, overwrite: bool = False) -> Path:
-    """Writes `to_stablehlo(model, variables)`, whole or not at all.
-
-    Args:
-      path: ends in ".stablehlo"; its folder is made where it is missing.
-      model, variables: see `to_stablehlo`.
-      overwrite: replace a file that is there.
-
-    Returns:
-      The path.
-
-    Raises:
-      WeightSourceError: the file exists, has another ending or cannot be written.
-      ConfigError, WeightMismatchError: see `to_stablehlo`.
-    """
-    path = checked_path(path, ENDING, overwrite=overwrite)
-    return write_whole(path, to_stablehlo(model, variables))
-
-
 def load_stablehlo(file: str | Path | bytes) -> Callable[[Any], jax.Array]:
-    """The function of a file of `save_stablehlo`: images (B, H, W, 3) -> (B, s H, s W, 3).
+    """The function of a StableHLO file of `exports.save`: images (B, H, W, 3) -> (B, s H, s W, 3).
 
     Args:
       file: its path or its content.
