@@ -42,4 +42,5 @@ def print_table(result: dict[str, Any], console: Console | None = None) -> None:
             "what the compiled program holds between.",
             markup=False,
             highlight=False,
+            soft_wrap=True,
         )
