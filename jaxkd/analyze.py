@@ -238,7 +238,7 @@ def _summary(model: dict[str, Any]) -> str:
     last, rows = model["last"], model["per_layer"]
     images, layers = model["images"], len(model["layers"])
     counts = f"{images} image{'s'[: images > 1]}, {layers} layer{'s'[: layers > 1]}"
-    parts = [f"{model['label']} ({model['weights']}): {counts}"]
+    parts = [f"{model['label']}, {model['weights']}: {counts}"]
     if last and last["ranks"] and last["ranks"]["99"]["p99"] is not None:
         parts.append(
             f"{last['layer']} needs {last['ranks']['99']['p99']:.0f} of {last['D']} directions for 99 % of an image's "

@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         score_table.print_table(result)
     else:
         print(
-            f"{result['model']} ({result['loaded']}): top-1 {result['top1']:.3f} % · top-5 {result['top5']:.3f} % · "
+            f"{result['model']}, {result['loaded']}: top-1 {result['top1']:.3f} % · top-5 {result['top5']:.3f} % · "
             f"loss {result['loss']:.4f} · {result['images']:,} images · {result['images_per_second']:.1f} images/s"
         )
     print(json.dumps(result))

@@ -73,7 +73,7 @@ def upscale(args: argparse.Namespace) -> dict[str, Any]:
     inputs.make_folder(folder)
     page = ComparisonPage(f"Bicubic and {network.spec.name}, x{enlarger.scale}") if page_path else None
     with console.progress() as progress:
-        progress.say(f"{network.spec.name} ({network.origin}), {len(targets):,} picture{'s'[: len(targets) > 1]}")
+        progress.say(f"{network.spec.name}, {network.origin}: {len(targets):,} picture{'s'[: len(targets) > 1]}")
         result = enlarge_files.enlarge_files(
             targets,
             enlarger,

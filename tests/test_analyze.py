@@ -33,7 +33,7 @@ def test_two_networks_side_by_side(pictures, tmp_path, capsys):
     out = tmp_path / "out"
     assert analyze.main([*CAIT, "--label=teacher", *DEIT, f"--images={pictures}", f"--out={out}", *FEW]) == 0
     said = capsys.readouterr().out
-    assert all(f"{n} (random weights): 6 images, 3 layers" in said for n in ("teacher", "deit_tiny_patch16_224"))
+    assert all(f"{n}, random weights: 6 images, 3 layers" in said for n in ("teacher", "deit_tiny_patch16_224"))
     results = json.loads((out / "results.json").read_text())
     teacher, student = results["models"]
     assert teacher["layers"] == ["block_0", "block_1", "block_2"]

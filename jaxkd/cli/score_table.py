@@ -16,7 +16,7 @@ def print_table(result: dict[str, Any], console: Console | None = None) -> None:
         if not console.is_terminal:
             console = Console(width=120)  # a file does not wrap
     kinds = tuple(dict.fromkeys(name.rpartition("/")[2] for name in result["metrics"]))
-    table = Table(title=escape(f"{result['model']} ({result['loaded']})"), title_justify="left")
+    table = Table(title=escape(f"{result['model']}, {result['loaded']}"), title_justify="left")
     for column in ("set", "images", "network", *kinds):
         unit = " (dB)" if column.startswith("psnr") else ""
         table.add_column(column + unit, justify="left" if column in ("set", "network") else "right")
