@@ -229,7 +229,7 @@ def test_limits_are_known_before_the_work(tmp_path):
             written(tmp_path, f"b{name}", Image.new("L", (side + 1, 1)))
         assert not (tmp_path / f"b{name}").exists()
     check_writable(info(65_500), tmp_path / "a.png", 4)
-    with pytest.raises(DataError, match="this machine has"):
+    with pytest.raises(DataError, match="the memory of this machine is"):
         check_writable(image_io.PictureInfo(tmp_path / "a", 10**6, 10**6, "RGB"), tmp_path / "a.tif", 4)
     with pytest.raises(DataError, match="has transparency, and JPEG holds none"):
         check_writable(info(5, "RGBA"), tmp_path / "a.jpg", 2)

@@ -105,9 +105,9 @@ def test_a_state_dict_of_another_kind_gets_a_diff_and_no_guess(mdbn):
 def test_classifiers_are_refused(mdbn):
     _, state = mdbn()
     model = models.create("deit_tiny_patch16_224", img_size=32, embed_dim=24, depth=1, num_heads=3, num_classes=5)
-    with pytest.raises(WeightMismatchError, match="VisionTransformer is no network of BasicSR.*from_timm"):
+    with pytest.raises(WeightMismatchError, match="VisionTransformer is not MDBN or EDSR.*from_timm"):
         weights.from_basicsr(model, state)
-    with pytest.raises(WeightMismatchError, match="VisionTransformer is no network of BasicSR"):
+    with pytest.raises(WeightMismatchError, match="VisionTransformer is not MDBN or EDSR"):
         weights.to_basicsr(model, {"params": {}})
 
 

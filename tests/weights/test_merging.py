@@ -65,7 +65,7 @@ def test_other_networks_have_nothing_to_merge(network):
     merged, merged_variables = weights.merge_branches(*network)
     with pytest.raises(ConfigError, match=r"MDBN \(merged=True\) has no branches to merge.*merged=False"):
         weights.merge_branches(merged, merged_variables)
-    with pytest.raises(ConfigError, match=r"MDBN \(merged=False\) has no branches to take apart"):
+    with pytest.raises(ConfigError, match=r"MDBN \(merged=False\) has no branches to split"):
         weights.split_branches(*network)
 
 
