@@ -46,6 +46,7 @@ def freeze_mask(params: PyTree, patterns: Iterable[str]) -> PyTree:
             top = ", ".join(dict.fromkeys(path[0] for path in paths))
             raise ConfigError(
                 f'"{pattern}" freezes nothing: no parameter has such a path.{did_you_mean(pattern, begins)} '
-                f"Paths begin with: {top}; * and ? stand for characters within one component."
+                "Give whole components of a path from its beginning, with * and ? inside one component. "
+                f"The paths begin with: {top}."
             )
     return unflatten_dict({path: any(_matches(path, parts) for parts in split.values()) for path in paths})
