@@ -285,7 +285,7 @@ def _draw_outputs(results: Results) -> Drawn:
 
 
 def _line(
-    axis: Any, results: Results, network: Network, mean: np.ndarray, sd: np.ndarray, style: dict, label: str = ""
+    axis: Any, results: Results, network: Network, mean: np.ndarray, sd: np.ndarray, line: dict, label: str = ""
 ) -> None:
     if not np.isfinite(mean).any():
         return
@@ -294,7 +294,7 @@ def _line(
     spacing = 1 / max(1, most - 1) if _relative(results) else 1
     x = x + 0.06 * spacing * (len(axis.containers) - 1.5)  # bars side by side
     options = {"capsize": 2, "elinewidth": 0.8, "label": style.plain(label or network["label"], 40)}
-    axis.errorbar(x, mean, yerr=sd, **style, **options)
+    axis.errorbar(x, mean, yerr=sd, **line, **options)
 
 
 def _ratio_axes(axes: Sequence[Any], results: Results, values: list[np.ndarray], columns: int = 1) -> None:
