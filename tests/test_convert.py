@@ -47,7 +47,7 @@ def test_as_a_program_it_writes_onnx_and_says_so(mdbn, tmp_path):
     assert done.returncode == 0 and not done.stderr, done.stderr
     words, line = done.stdout.strip().splitlines()
     assert (
-        words.startswith(f'{out}: mdbn_x2 from "{file}", 0.')
+        words.startswith(f"{out}: mdbn_x2 from {file}, 0.")
         and "; outputs differ from the network's by at most " in words
     )
     data = json.loads(line)

@@ -170,7 +170,7 @@ def load_with_origin(
 def load_weights(network: Network, source: str, **options: Any) -> Network:
     """`network` with the variables that `source` holds; `options` and errors are those of `load`."""
     variables, origin = load_with_origin(network.model, source, **options)
-    return replace(network, variables=variables, origin=origin)
+    return replace(network, variables=variables, origin=source if origin == f'"{source}"' else origin)
 
 
 def _same_shapes(model: nn.Module, variables: PyTree) -> bool:
