@@ -23,7 +23,7 @@ FLOP_IS = "2 per multiply-add of every convolution, counted from its shapes; sum
 def measure_cost(
     model: Any, variables: Any, progress: Callable[[int, int], None] = lambda done, of: None
 ) -> dict[str, Any]:
-    """What a network costs for a result of 1280 x 720 pixels, enlarged in one pass.
+    """Measures the cost of a network for a result of 1280 x 720 pixels, enlarged in one pass.
 
     Args:
       model: a super-resolution network.

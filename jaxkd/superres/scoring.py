@@ -61,7 +61,7 @@ def split_entry(entry: str) -> tuple[str, str]:
 
 
 def folder_title(folder: str) -> str:
-    """What a folder without a name is called: "/data/Set5/HR" is "Set5", "embedded:photos" is "photos"."""
+    """Name of a folder without one: "/data/Set5/HR" is "Set5", "embedded:photos" is "photos"."""
     first = folder.split("?lr=")[0].split(",")[0]
     if ":" in first and not Path(first).exists():
         return first.rpartition(":")[2] or "val"

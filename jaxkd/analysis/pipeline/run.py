@@ -29,7 +29,7 @@ Progress = Callable[[str, str, int, int], None]  # model, phase, done, total
 
 @dataclass(frozen=True)
 class AnalysisOptions:
-    """What an analysis computes; see `StreamOptions` and `SummaryOptions` for the rest.
+    """Options of an analysis; see `StreamOptions` and `SummaryOptions` for the rest.
 
     Attributes:
       stream: of the pass.
