@@ -72,6 +72,7 @@ def test_a_preset_is_its_terms_bit_for_bit(case, name):
     loss, logged, _ = distill.preset(name, pairs=pairs)({}, {}, student, teacher, batch, 0)
     ce = losses.cross_entropy(student[0], batch["label"], smoothing=0.1).mean()
     expected = (1.0 - jnp.float32(0.9) if logit else jnp.float32(1.0)) * ce
+    assert float(logged["ce_weighted"]) == float(expected)
     if logit:
         fn = {"kl": losses.kl, "hard": losses.hard}[logit]
         expected += jnp.float32(0.9) * fn(student[0], teacher[0]).mean()
