@@ -1,12 +1,12 @@
-"""What features do: spectra, entropy, ranks, PCA, SEP, saliency and similarity, as functions of arrays.
+"""Analysis of features: spectra, entropy, ranks, PCA, SEP, saliency and similarity, as functions of arrays.
 
-`stream.py` runs them over a data set, `figures.py` and `report.py` show the results; `python -m jaxkd.analyze` does all
-of it.
+`analysis.pipeline` runs them over a data set, `jaxkd.report` shows the results; `python -m jaxkd.analyze` does both.
 """
 
 from jaxkd.analysis.activation import activation_statistics, gradient_magnitude
 from jaxkd.analysis.entropy import channel_entropy, entropy_map
 from jaxkd.analysis.layer_selection import suggest_pairs, suggest_stages
+from jaxkd.analysis.layer_statistics import LayerStatistic, register_layer_statistic
 from jaxkd.analysis.lowrank import (
     captured_energy,
     dataset_pca,
@@ -26,6 +26,7 @@ from jaxkd.analysis.similarity import linear_cka, principal_angles
 from jaxkd.analysis.spectrum import channel_spectrum, image_channel_spectrum, radial_profile, spatial_spectrum
 
 __all__ = [
+    "LayerStatistic",
     "activation_statistics",
     "bandwidths",
     "captured_energy",
@@ -46,6 +47,7 @@ __all__ = [
     "principal_angles",
     "radial_profile",
     "ranks_from_energies",
+    "register_layer_statistic",
     "required_d",
     "second_moment",
     "sep_curve",

@@ -1,4 +1,4 @@
-"""How large activations and gradients are, and how unevenly: magnitude, maximum, kurtosis, massive activations."""
+"""Size and unevenness of activations and gradients: magnitude, maximum, kurtosis, massive activations."""
 
 from __future__ import annotations
 
@@ -12,14 +12,32 @@ def _images(x: jax.Array, what: str) -> jax.Array:
     """(B, ..., C) -> (B, N, C) in at least fp32."""
     if x.ndim < 2 or 0 in x.shape:
         raise ShapeError(
-            f"The {what} have shape {x.shape}. Statistics are taken per image over its positions and channels. Pass "
-            "(batch, tokens, channels) or (batch, height, width, channels), none of them empty."
+            f"The {what} have shape {x.shape}. Pass (batch, tokens, channels) or (batch, height, width, "
+            "channels), none of them empty."
         )
     return jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32)).reshape(x.shape[0], -1, x.shape[-1])
 
 
-def _kurtosis(x: jax.Array) -> jax.Array:
-    """(B, M) -> (B,) fourth central moment over the squared variance; 0 for a constant row."""
+def activation_mean(features: jax.Array) -> jax.Array:
+    """(B, ..., C) -> (B,) mean |x| over all positions and channels, in the unit of the features.
+
+    Source: activation magnitude of Distillation Dynamics (arXiv 2511.06848).
+    """
+    return jnp.mean(jnp.abs(_images(features, "features")), axis=(1, 2))
+
+
+def activation_max(features: jax.Array) -> jax.Array:
+    """(B, ..., C) -> (B,) max |x|."""
+    return jnp.max(jnp.abs(_images(features, "features")), axis=(1, 2))
+
+
+def kurtosis(features: jax.Array) -> jax.Array:
+    """(B, ..., C) -> (B,) mean (x - m)^4 / (mean (x - m)^2)^2 over all entries of an image, m their mean.
+
+    Not the excess: 3 for a Gaussian, 1 at least (two equally likely values), about the number of entries for a single
+    spike. A constant image, which has none, gets 0, a value that nothing else has.
+    """
+    x = _images(features, "features").reshape(features.shape[0], -1)
     deviation = x - jnp.mean(x, axis=1, keepdims=True)
     largest = jnp.max(jnp.abs(deviation), axis=1, keepdims=True)
     # Moments of deviations in [-1, 1]: the fourth power of a massive activation would leave fp32. A constant is found
@@ -30,8 +48,13 @@ def _kurtosis(x: jax.Array) -> jax.Array:
     return jnp.where(constant, 0, jnp.mean(jnp.square(squares), axis=1) / jnp.square(variance))
 
 
-def _massive_share(magnitudes: jax.Array) -> jax.Array:
-    """(B, N, C) |x| -> (B,) mean over non-zero tokens of max_c x_c^2 / sum_c x_c^2; 0 without such a token."""
+def massive_share(features: jax.Array) -> jax.Array:
+    """(B, ..., C) -> (B,) max_c x_c^2 / sum_c x_c^2, mean over the tokens of an image that are not all zero.
+
+    1 / C for tokens with |x| the same in all channels, 1 for tokens with one spike; an image of zeros gets 0. It tells
+    a distributed code from a few huge channels, which a spectrum cannot (a spike has a flat spectrum).
+    """
+    magnitudes = jnp.abs(_images(features, "features"))
     largest = jnp.max(magnitudes, axis=2, keepdims=True)
     zero = largest[..., 0] == 0
     # 1 / sum (x / max)^2 is the same share, without a square that can overflow or vanish.
@@ -41,36 +64,18 @@ def _massive_share(magnitudes: jax.Array) -> jax.Array:
 
 
 def activation_statistics(tokens: jax.Array) -> dict[str, jax.Array]:
-    """Size and unevenness of the activations of each image. A NaN makes all four NaN for its image.
+    """The four statistics above of the activations of each image. A NaN makes all four NaN for its image.
 
     Args:
       tokens: (B, ..., C), images first and channels last; any real type, computed in at least fp32.
 
     Returns:
-      (B,) each:
-      "activation_mean": mean |x| over all positions and channels, in the unit of the features;
-      "activation_max": max |x|;
-      "kurtosis": mean (x - m)^4 / (mean (x - m)^2)^2 over all entries of the image, m their mean. Not the excess: 3 for
-        a Gaussian, 1 at least (two equally likely values), about the number of entries for a single spike. A constant
-        image, which has none, gets 0, a value that nothing else has;
-      "massive_share": how much of a token is its largest channel: max_c x_c^2 / sum_c x_c^2, mean over the tokens of
-        the image that are not all zero. 1 / C for tokens with |x| the same in all channels, 1 for tokens with one
-        spike; an image of zeros gets 0.
+      {"activation_mean", "activation_max", "kurtosis", "massive_share": (B,)}.
 
     Raises:
       ShapeError: no axis between or an empty one.
-
-    Source: mean |x| is the activation magnitude of Distillation Dynamics (arXiv 2511.06848). The last two are ours:
-    they tell a distributed code from a few huge channels, which a spectrum cannot (a spike has a flat spectrum).
     """
-    x = _images(tokens, "features")
-    magnitudes = jnp.abs(x)
-    return {
-        "activation_mean": jnp.mean(magnitudes, axis=(1, 2)),
-        "activation_max": jnp.max(magnitudes, axis=(1, 2)),
-        "kurtosis": _kurtosis(x.reshape(x.shape[0], -1)),
-        "massive_share": _massive_share(magnitudes),
-    }
+    return {f.__name__: f(tokens) for f in (activation_mean, activation_max, kurtosis, massive_share)}
 
 
 def gradient_magnitude(gradients: jax.Array) -> jax.Array:

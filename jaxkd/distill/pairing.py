@@ -11,27 +11,22 @@ from typing import Any
 from jaxkd.analysis.layer_selection import Suggestion, suggest_pairs, suggest_stages
 from jaxkd.errors import ConfigError, ShapeError, TapError, UnknownNameError, did_you_mean, in_words
 from jaxkd.losses.arguments import check_features
+from jaxkd.models.contract import depth_taps
 
 Pair = tuple[str, str]  # (student tap, teacher tap)
 
-_BLOCK, _STAGE = re.compile(r"block_\d+"), re.compile(r"stage_\d+")
-
-
-def _layers(taps: Iterable[str]) -> tuple[str, ...]:
-    """The taps that integers count, in depth order: `stage_i` of a network in stages, `block_i` of any other."""
-    taps = tuple(taps)
-    return tuple(t for t in taps if _STAGE.fullmatch(t)) or tuple(t for t in taps if _BLOCK.fullmatch(t))
+_STAGE = re.compile(r"stage_\d+")
 
 
 def _ends(student: tuple[str, ...], teacher: tuple[str, ...], indices: tuple[int, ...]) -> tuple[Pair, ...]:
     for side, taps in (("student", student), ("teacher", teacher)):
-        if not _layers(taps):
+        if not depth_taps(taps):
             raise TapError(
                 f"The {side} has no taps block_i or stage_i that could be paired by position; it has "
                 f"{in_words(taps)}. Name the taps in pairs, as (student tap, teacher tap)."
             )
     # A network of one layer has the same first and last.
-    return tuple(dict.fromkeys((_layers(student)[i], _layers(teacher)[i]) for i in indices))
+    return tuple(dict.fromkeys((depth_taps(student)[i], depth_taps(teacher)[i]) for i in indices))
 
 
 def _first(student: tuple[str, ...], teacher: tuple[str, ...]) -> tuple[Pair, ...]:
@@ -52,7 +47,7 @@ def _stages(student: tuple[str, ...], teacher: tuple[str, ...]) -> tuple[Pair, .
         if not stages:
             raise TapError(
                 f'pairs="stages" pairs every stage, but the {side} has none: its layers are '
-                f'{in_words(_layers(taps))}. Use "last" or '
+                f'{in_words(depth_taps(taps))}. Use "last" or '
                 '"first+last", or give the pairs by number.'
             )
     if len(student_stages) != len(teacher_stages):
@@ -74,7 +69,7 @@ _WRITE = (
 
 def profile_taps(teacher_taps: Sequence[str]) -> tuple[str, ...]:
     """Taps whose intensities, in this order, are the profile that "auto" reads; () where it reads none (stages)."""
-    layers = _layers(teacher_taps)
+    layers = depth_taps(teacher_taps)
     return () if layers and _STAGE.fullmatch(layers[0]) else layers
 
 
@@ -93,7 +88,7 @@ def suggest(student_taps: Sequence[str], teacher_taps: Sequence[str], profile: A
       ConfigError: no profile where one is needed. ShapeError: a profile of another length. TapError: no layers.
     """
     _ends(tuple(student_taps), tuple(teacher_taps), ())  # both have layers
-    student_layers, teacher_layers = _layers(student_taps), _layers(teacher_taps)
+    student_layers, teacher_layers = depth_taps(student_taps), depth_taps(teacher_taps)
     staged = [bool(_STAGE.fullmatch(layers[0])) for layers in (student_layers, teacher_layers)]
     if all(staged):
         return suggest_stages(len(student_layers), len(teacher_layers))
@@ -164,7 +159,7 @@ def _auto(student: tuple[str, ...], teacher: tuple[str, ...], profile: Any) -> t
     if found.supported:
         return found.pairs
     values = "" if profile is None else f" The intensities are {', '.join(f'{float(v):.3g}' for v in profile)}."
-    ends = (0, 0), (len(_layers(student)) - 1, len(_layers(teacher)) - 1)
+    ends = (0, 0), (len(depth_taps(student)) - 1, len(depth_taps(teacher)) - 1)
     raise ConfigError(
         f'pairs="{AUTO}" found no pairs. {found.reason}{values} To align layers anyway, write '
         f'pairs="first+last", or numbers such as {ends}.'
@@ -229,7 +224,7 @@ def _tap(layer: Any, taps: tuple[str, ...], side: str, place: str) -> str:
         raise ConfigError(
             f'{what}, which is neither a number from 0 nor the name of a tap. Write e.g. 11 or "block_11".'
         )
-    layers = _layers(taps)
+    layers = depth_taps(taps)
     if layer < 0:
         near = len(layers) + layer
         do = f"Write {near}." if near >= 0 else f"Write a number from 0 to {len(layers) - 1}."

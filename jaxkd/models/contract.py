@@ -6,6 +6,7 @@ A network is called as `model.apply(variables, images, train=..., taps=(...), of
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -126,6 +127,19 @@ class TapRecorder:
         if not (block in self.offsets or prefix in self.offsets):
             return x
         return jax.numpy.concatenate([head, maps.reshape(patches.shape)], axis=1)
+
+
+def depth_taps(taps: Iterable[str]) -> tuple[str, ...]:
+    """The taps that count a network's depth: `stage_i` of a network in stages, `block_i` of any other.
+
+    CaiT's class-attention blocks (`cls_block_i`) and the blocks within a stage are not among them.
+
+    Args:
+      taps: all of the network, in depth order (`models.tap_names`).
+    """
+    taps = tuple(taps)
+    stages, blocks = (tuple(t for t in taps if re.fullmatch(rf"{kind}_\d+", t)) for kind in ("stage", "block"))
+    return stages or blocks
 
 
 def size_pair(value: int | tuple[int, int], name: str) -> tuple[int, int]:

@@ -251,7 +251,7 @@ def test_eight_devices_give_the_numbers_of_one(tmp_path):
         "import json, sys, pathlib; sys.path.insert(0, sys.argv[2])\n"
         "import jax; jax.config.update('jax_default_matmul_precision', 'highest')\n"
         "assert jax.device_count() == 8\n"
-        "import test_stream; print(json.dumps(test_stream.summary_of(pathlib.Path(sys.argv[1]), 8)))"
+        "import test_dataset_pass as t; print(json.dumps(t.summary_of(pathlib.Path(sys.argv[1]), 8)))"
     )
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The host's side of a pass: sums in float64, one row of numbers per image, and the scratch file of tokens."""
+"""Host side of a data-set pass: sums in float64, one row of numbers per image, and the scratch file of tokens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxkd.analysis.lowrank import participation_ratio, ranks_from_energies, stable_rank, unshift
+from jaxkd.analysis.layer_statistics import energy_statistics
+from jaxkd.analysis.lowrank import unshift
 from jaxkd.analysis.sep import ImageSep, SepStatistics, sep_statistics
 from jaxkd.errors import DataError, ShapeError, TapError, did_you_mean, in_words
 
@@ -79,16 +80,6 @@ def _merge_sep(a: SepStatistics | None, b: SepStatistics) -> SepStatistics:
     return SepStatistics(mean, np.sqrt(square / count), count, a.zero_tokens + b.zero_tokens)
 
 
-def low_rank(energies: np.ndarray) -> dict[str, np.ndarray]:
-    """(n, K) energies -> (n,) ranks, participation ratio and stable rank; NaN where an energy is not finite."""
-    fit = np.isfinite(energies).all(axis=1)
-    safe = np.where(fit[:, None], energies, 0.0)
-    ranks = ranks_from_energies(safe, tuple(p / 100 for p in PERCENTS))
-    out = {f"rank_{p}": ranks[:, i].astype(np.float64) for i, p in enumerate(PERCENTS)}
-    out |= {"participation_ratio": participation_ratio(safe), "stable_rank": stable_rank(safe)}
-    return {name: np.where(fit, value, np.nan) for name, value in out.items()}
-
-
 class Accumulator:
     """Adds up what the devices hand back for one batch after the other.
 
@@ -152,7 +143,6 @@ class Accumulator:
             fit = got.pop("finite")
             valid.append(fit)
             spectrum = got.pop("spectrum").astype(np.float64)
-            rows.setdefault("intensity", []).append(spectrum.mean(axis=1))
             sums = self.out.spectrum.get(name, (0.0, 0.0))
             self.out.spectrum[name] = (sums[0] + spectrum[fit].sum(axis=0), sums[1] + (spectrum[fit] ** 2).sum(axis=0))
             if "spatial" in got:
@@ -234,4 +224,4 @@ class Accumulator:
 
 
 def _ranks(raw: np.ndarray, gram: bool) -> dict[str, np.ndarray]:
-    return low_rank(host_energies(raw) if gram else np.asarray(raw, np.float64))
+    return energy_statistics(host_energies(raw) if gram else np.asarray(raw, np.float64))

@@ -11,6 +11,7 @@ from jaxkd.analysis.layer_selection import suggest_pairs, suggest_stages
 from jaxkd.analysis.pipeline.accumulators import Streamed
 from jaxkd.analysis.pipeline.summary import BLOCK, plain
 from jaxkd.analysis.similarity import hsic1
+from jaxkd.models.contract import depth_taps
 
 
 def compare(teacher: Streamed, student: Streamed, *, energy: float = 0.99) -> dict[str, Any]:
@@ -47,15 +48,15 @@ def _cka(teacher: Streamed, student: Streamed, notes: list[str]) -> np.ndarray |
         return None
     terms: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     start = used = 0
-    for ours, theirs in zip(student.grams, teacher.grams, strict=True):
-        stop = start + ours.shape[1]
+    for student_gram, teacher_gram in zip(student.grams, teacher.grams, strict=True):
+        stop = start + student_gram.shape[1]
         fit = student.valid[start:stop].all(axis=1) & teacher.valid[start:stop].all(axis=1)
         start = stop
         count = int(fit.sum())
         if count < 4:
             continue
         used += count
-        k, m = (g[:, fit][:, :, fit] for g in (ours, theirs))
+        k, m = (g[:, fit][:, :, fit] for g in (student_gram, teacher_gram))
         pairs = (hsic1(k, m), np.diagonal(hsic1(k, k)), np.diagonal(hsic1(m, m)))
         # Weighted by its images, since the last chunk may be smaller.
         terms.append(tuple(count * np.asarray(v, np.float64) for v in pairs))
@@ -87,8 +88,8 @@ def _angles(
             "and needs no equal grids."
         )
         return None, None
-    ours, theirs = (p.valid[:, p.layers.index(p.last)] for p in (student, teacher))
-    if not np.array_equal(ours, theirs):
+    student_valid, teacher_valid = (p.valid[:, p.layers.index(p.last)] for p in (student, teacher))
+    if not np.array_equal(student_valid, teacher_valid):
         notes.append("Principal angles need the same images on both sides, but other features were not finite.")
         return None, None
     cross = np.zeros((a.shape[2], b.shape[2]))
@@ -109,15 +110,13 @@ def _angles(
 
 
 def _suggestion(teacher: Streamed, student: Streamed) -> dict[str, Any]:
-    stages, blocks = (
-        [[n for n in p.layers if n.startswith(kind) and "." not in n] for p in (teacher, student)]
-        for kind in ("stage_", "block_")
-    )
-    if all(stages):
-        found = suggest_stages(len(stages[1]), len(stages[0]))
-    elif all(blocks):
-        profile = [np.nanmean(teacher.scalars["intensity"][:, teacher.layers.index(n)]) for n in blocks[0]]
-        found = suggest_pairs(np.asarray(profile), len(blocks[1]))
+    layers = [depth_taps(p.layers) for p in (teacher, student)]
+    staged = [bool(names) and names[0].startswith("stage_") for names in layers]
+    if all(staged):
+        found = suggest_stages(len(layers[1]), len(layers[0]))
+    elif all(layers) and not any(staged):
+        profile = [np.nanmean(teacher.scalars["intensity"][:, teacher.layers.index(n)]) for n in layers[0]]
+        found = suggest_pairs(np.asarray(profile), len(layers[1]))
     else:
         reason = "One network has no blocks or stages, or only one of the two has stages: nothing to pair by number."
         return {"pairs": [], "supported": False, "reason": reason}

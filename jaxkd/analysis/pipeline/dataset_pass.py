@@ -22,11 +22,11 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from threadpoolctl import threadpool_limits
 
-from jaxkd.analysis.activation import activation_statistics, gradient_magnitude
-from jaxkd.analysis.entropy import entropy_map
+from jaxkd.analysis.activation import gradient_magnitude
+from jaxkd.analysis.layer_statistics import LAYER_STATISTICS, as_tokens, layer_ranges, layer_statistics
 from jaxkd.analysis.lowrank import image_energies, second_moment
 from jaxkd.analysis.pipeline.accumulators import Accumulator, Streamed
-from jaxkd.analysis.pipeline.feature_cache import HeldInFile, HeldOnDevice
+from jaxkd.analysis.pipeline.feature_cache import DeviceFeatureCache, FileFeatureCache
 from jaxkd.analysis.sep import image_sep
 from jaxkd.analysis.similarity import gram_linear
 from jaxkd.analysis.spectrum import image_channel_spectrum, spatial_spectrum
@@ -82,36 +82,14 @@ class StreamOptions:
     low_memory: bool = False
 
 
-def _tokens(x: jax.Array) -> jax.Array:
-    """(B, h, w, C), (B, N, C) or (B, C) -> (B, N, C)."""
-    return x.reshape(x.shape[0], -1, x.shape[-1])
+_ranges = jax.jit(layer_ranges)
 
 
-@jax.jit
-def _ranges(features: list[jax.Array], mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Per layer, over the finite features of the images that count: ((L,) minima, (L,) maxima).
-
-    A list, because jit would hand a dict over in the order of its names.
-    """
-    lows, highs = [], []
-    for x in features:
-        fit = jnp.isfinite(x) & mask.reshape(-1, *[1] * (x.ndim - 1))
-        lows.append(jnp.where(fit, x, jnp.inf).min())
-        highs.append(jnp.where(fit, x, -jnp.inf).max())
-    return jnp.stack(lows), jnp.stack(highs)
-
-
-def _layer_statistics(x: jax.Array, ranges: jax.Array, *, bins: int, ranks: bool, host_eigh: bool) -> dict:
+def _statistics(x: jax.Array, ranges: jax.Array, *, bins: int, ranks: bool, host_eigh: bool) -> dict:
     """Everything per image of one layer; x is (b, ..., C) of one device, `ranges` (2, 2): common and own."""
-    tokens = _tokens(x)
-    common, own = (entropy_map(tokens, r[0], r[1], bins).mean(axis=1) for r in (ranges[0], ranges[1]))
-    out = {
-        "finite": jnp.isfinite(tokens).all(axis=(1, 2)),
-        "spectrum": image_channel_spectrum(x),
-        "entropy": common,
-        "entropy_own_range": own,
-        **activation_statistics(tokens),
-    }
+    tokens = as_tokens(x)
+    out = layer_statistics(x, *ranges, bins=bins)
+    out |= {"finite": jnp.isfinite(tokens).all(axis=(1, 2)), "spectrum": image_channel_spectrum(x)}
     if x.ndim == 4:
         out["spatial"] = spatial_spectrum(x)
     if ranks:
@@ -120,12 +98,14 @@ def _layer_statistics(x: jax.Array, ranges: jax.Array, *, bins: int, ranks: bool
 
 
 @cache
-def _compiled_statistics(mesh: Mesh, bins: int, ranks: bool, host_eigh: bool) -> Callable[[jax.Array, jax.Array], dict]:
-    """`_layer_statistics` over the mesh, compiled once for each shape, whatever network it belongs to."""
+def _compiled_statistics(
+    mesh: Mesh, bins: int, ranks: bool, host_eigh: bool, names: tuple[str, ...]
+) -> Callable[[jax.Array, jax.Array], dict]:
+    """`_statistics` over the mesh, compiled once per shape, whatever network it belongs to; `names` are registered."""
     split = batch_spec()
 
     def statistics(x: jax.Array, ranges: jax.Array) -> dict:
-        work = partial(_layer_statistics, bins=bins, ranks=ranks and x.ndim > 2, host_eigh=host_eigh)
+        work = partial(_statistics, bins=bins, ranks=ranks and x.ndim > 2, host_eigh=host_eigh)
         # Under shard_map each device transforms and decomposes its own images; XLA could otherwise gather them.
         specs = {"in_specs": (split, PartitionSpec()), "out_specs": split}
         return jax.shard_map(work, mesh=mesh, check_vma=False, **specs)(x, ranges)
@@ -139,6 +119,13 @@ def _small_gram(tokens: jax.Array) -> jax.Array:
     return jnp.einsum(axes, tokens, tokens, precision=jax.lax.Precision.HIGHEST)
 
 
+def _joined(ranges: list[jax.Array]) -> tuple[np.ndarray, np.ndarray]:
+    """(L, 2) ranges of micro-batches -> (L, 2) of all of them, and (2,) of all layers."""
+    found = np.asarray(jax.device_get(ranges), np.float64)
+    own = np.stack([found[..., 0].min(axis=0), found[..., 1].max(axis=0)], axis=1)
+    return own, np.array([own[:, 0].min(), own[:, 1].max()])
+
+
 @jax.jit
 def _gram(parts: list[jax.Array], mask: jax.Array) -> jax.Array:
     """Inner products between the images of a chunk: (m, m), zero where `mask` is False or a feature is not finite."""
@@ -150,7 +137,7 @@ def _gram(parts: list[jax.Array], mask: jax.Array) -> jax.Array:
 def _last_layer(x: jax.Array, mask: jax.Array, shift: jax.Array) -> tuple:
     """Tokens, moments about `shift` and SEP of the kept layer; `mask` leaves out padding and what is not finite."""
     keep = mask[:, None, None]
-    tokens = jnp.where(keep, _tokens(x), 0.0)
+    tokens = jnp.where(keep, as_tokens(x), 0.0)
     moment = second_moment(jnp.where(keep, tokens - shift, 0.0))[:2]
     return tokens, moment, {name: image_sep(tokens, folded=name == "folded") for name in ("full", "folded")}
 
@@ -194,7 +181,9 @@ class Stream:
         self._progress = progress or (lambda done, phase: None)
         # On a CPU NumPy finds eigenvalues faster than XLA, see `accumulators.host_energies`.
         self._host_eigh = jax.default_backend() == "cpu"
-        self._statistics = _compiled_statistics(mesh, options.bins, options.ranks, self._host_eigh)
+        self._statistics = _compiled_statistics(
+            mesh, options.bins, options.ranks, self._host_eigh, tuple(LAYER_STATISTICS)
+        )
         self._layers: tuple[str, ...] = tuple(features.layers)
 
     def run(
@@ -218,19 +207,16 @@ class Stream:
             fixed = np.asarray(options.value_range, np.float64)
         own = None
         if options.entropy_range == "exact":
-            done, low, high = 0, None, None
+            done, found = 0, []
             for images, _, count in self._chunks(batches, [], total, names):
-                for part, mask in self._parts(images, count):
-                    lo, hi = (np.asarray(v, np.float64) for v in _ranges(list(self._forward(part).values()), mask))
-                    low = lo if low is None else np.minimum(low, lo)
-                    high = hi if high is None else np.maximum(high, hi)
+                found += [_ranges(list(self._forward(p).values()), mask) for p, mask in self._parts(images, count)]
                 done += count
                 self._progress(done, "ranges")
-            if low is not None:
-                own, fixed = np.stack([low, high], axis=1), np.array([low.min(), high.max()])
+            if found:
+                own, fixed = _joined(found)
         last = options.last or getattr(self._features, "last", "")
         gathered = Accumulator(self._features.label, last, spool, gram_energies=self._host_eigh)
-        held = HeldInFile(spool.with_suffix(".held")) if options.low_memory else HeldOnDevice()
+        held = FileFeatureCache(spool.with_suffix(".held")) if options.low_memory else DeviceFeatureCache()
         # Eigenvalues of small matrices: two at a time, each on one thread, are twice as fast as one on two.
         with ThreadPoolExecutor(2, thread_name_prefix="jaxkd-eigh") as pool, threadpool_limits(1, user_api="blas"):
             for images, labels, count in self._chunks(batches, gathered.out.broken, total, names):
@@ -243,7 +229,7 @@ class Stream:
     def _chunk(
         self,
         gathered: Accumulator,
-        held: HeldOnDevice | HeldInFile,
+        held: DeviceFeatureCache | FileFeatureCache,
         images: np.ndarray,
         labels: np.ndarray,
         count: int,
@@ -263,10 +249,8 @@ class Stream:
                 found.append(_ranges(list(features.values()), mask))
             held.put(features)
         if searching:
-            low = np.min([np.asarray(lo, np.float64) for lo, _ in found], axis=0)
-            high = np.max([np.asarray(hi, np.float64) for _, hi in found], axis=0)
-            own = np.stack([low, high], axis=1)
-            fixed = np.array([low.min(), high.max()]) if fixed is None else fixed
+            own, common = _joined(found)
+            fixed = common if fixed is None else fixed
         # No finite value at all: a range that does not matter, since nothing of it will be reported.
         own, fixed = np.where(np.isfinite(own), own, 0.0), np.where(np.isfinite(fixed), fixed, 0.0)
         gathered.out.ranges.append((float(fixed[0]), float(fixed[1])))
@@ -290,7 +274,7 @@ class Stream:
                 mask[:good] = fit
                 if gathered.shift is None and mask.any():
                     # A rough mean, so that a mean far larger than the spread costs no digits of the second moment.
-                    gathered.shift = np.asarray(_tokens(x)[mask].mean(axis=(0, 1)), np.float32)
+                    gathered.shift = np.asarray(as_tokens(x)[mask].mean(axis=(0, 1)), np.float32)
                 shift = np.zeros(x.shape[-1], np.float32) if gathered.shift is None else gathered.shift
                 gathered.keep(*jax.device_get(_last_layer(x, mask, shift)), mask)
             if hold:

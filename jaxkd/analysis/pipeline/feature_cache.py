@@ -1,4 +1,4 @@
-"""Where the features of a chunk wait until its range is known: on the devices, or in a scratch file."""
+"""Caches for the features of a chunk until its range is known: on the devices, or in a scratch file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 
-class HeldOnDevice:
+class DeviceFeatureCache:
     """Keeps the arrays as they are."""
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class HeldOnDevice:
         self._parts = []
 
 
-class HeldInFile:
+class FileFeatureCache:
     """Writes each layer of each micro-batch to a file, over the chunk before; memory holds one layer at a time.
 
     Args:
@@ -43,7 +43,7 @@ class HeldInFile:
         self._places: list[dict[str, tuple[int, tuple[int, ...], np.dtype]]] = []
 
     def put(self, features: dict[str, jax.Array]) -> None:
-        """See `HeldOnDevice`."""
+        """See `DeviceFeatureCache`."""
         places = {}
         for name, value in features.items():
             array = np.ascontiguousarray(value)
@@ -52,16 +52,16 @@ class HeldInFile:
         self._places.append(places)
 
     def get(self, part: int, name: str) -> np.ndarray:
-        """See `HeldOnDevice`."""
+        """See `DeviceFeatureCache`."""
         offset, shape, dtype = self._places[part][name]
         self._file.flush()
         return np.fromfile(self._path, dtype, int(np.prod(shape)), offset=offset).reshape(shape)
 
     def forget(self, part: int) -> None:
-        """See `HeldOnDevice`."""
+        """See `DeviceFeatureCache`."""
 
     def clear(self) -> None:
-        """See `HeldOnDevice`."""
+        """See `DeviceFeatureCache`."""
         self._file.seek(0)
         self._places = []
 

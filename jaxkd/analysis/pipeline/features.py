@@ -74,20 +74,6 @@ class FeatureSource:
         return (deep or list(self.layers) or [""])[-1]
 
 
-def default_layers(model: Any) -> tuple[str, ...]:
-    """The taps that an analysis reads unless told otherwise, as the papers: stages of a Swin, else all blocks.
-
-    CaiT's class-attention blocks hold one vector per image and are not among them; their small values in the common
-    range of the entropy would change every other layer's.
-
-    Args:
-      model: a network of the zoo.
-    """
-    taps = models.tap_names(model)
-    stages = tuple(t for t in taps if t.startswith("stage_") and "." not in t)
-    return stages or tuple(t for t in taps if t.startswith("block_") and "." not in t)
-
-
 def _matching(model: Any, patterns: tuple[str, ...]) -> tuple[str, ...]:
     """Taps by name or pattern; a name that does not exist stays, for the network's own error."""
     taps = models.tap_names(model)
@@ -110,7 +96,9 @@ def network_features(
       network: with its weights; initial ones are drawn where it has none.
       mesh: the batch is split over its `data` axis.
       label: for tables; the network's name by default.
-      layers: taps or patterns ("block_*"); () for `default_layers`.
+      layers: taps or patterns ("block_*"); () for the blocks, or the stages of a
+        Swin, as in the papers (`models.depth_taps`): the small values of CaiT's class-attention blocks in the common
+        range of the entropy would change every other layer's.
       seed: of random weights.
       gradient_of: "class" (the highest logit of each image) or "loss" (cross-entropy with the label).
 
@@ -118,7 +106,7 @@ def network_features(
       TapError: a layer that the network does not have.
     """
     model, spec = network.model, network.spec
-    taps = _matching(model, layers) or default_layers(model)
+    taps = _matching(model, layers) or models.depth_taps(models.tap_names(model))
     variables = network.variables
     if variables is None:
         blank = jnp.zeros((1, *network.image_size, 3), jnp.float32)

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from jaxkd.analysis import lowrank, nulls, sep
-from jaxkd.analysis.activation import activation_statistics
-from jaxkd.analysis.pipeline.accumulators import PERCENTS, Streamed, low_rank
+from jaxkd.analysis.activation import kurtosis
+from jaxkd.analysis.layer_statistics import energy_statistics
+from jaxkd.analysis.pipeline.accumulators import PERCENTS, Streamed
 from jaxkd.analysis.spectrum import radial_frequencies, radial_profile
 
 SHARES = (50, 60, 70, 80, 90)
@@ -269,10 +270,10 @@ def _nulls(tokens: np.ndarray, options: SummaryOptions, *, ranks: bool, progress
         row: dict[str, Any] = {
             "images": len(drawn),
             "sep": sep.sep_curve(drawn),
-            "kurtosis": float(np.mean(activation_statistics(drawn)["kurtosis"])),
+            "kurtosis": float(np.mean(kurtosis(drawn))),
         }
         if ranks:
-            found = low_rank(np.asarray(lowrank.image_energies(drawn), np.float64))
+            found = energy_statistics(np.asarray(lowrank.image_energies(drawn), np.float64))
             row["ranks"] = {str(p): float(np.mean(found[f"rank_{p}"])) for p in PERCENTS}
             row |= {key: float(np.mean(found[key])) for key in ("participation_ratio", "stable_rank")}
         out[kind] = row

@@ -8,7 +8,6 @@ update. The gradient is that of the training loss, the teacher's terms included.
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import jax
@@ -16,17 +15,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxkd import models, parallel
-from jaxkd.analysis.activation import activation_statistics, gradient_magnitude
-from jaxkd.analysis.entropy import entropy_map
-from jaxkd.analysis.lowrank import image_energies, participation_ratio, stable_rank
-from jaxkd.analysis.spectrum import image_channel_spectrum
+from jaxkd.analysis.activation import gradient_magnitude
+from jaxkd.analysis.layer_statistics import as_tokens, energy_statistics, layer_ranges, layer_statistics
+from jaxkd.analysis.lowrank import image_energies
 from jaxkd.errors import ConfigError, TapError, did_you_mean, in_words
 from jaxkd.train.task import Batch
 
 PyTree = Any
-BINS = 100  # of the entropy's histogram, as published
-THRESHOLDS = {"rank_99": 0.99, "rank_95": 0.95, "rank_90": 0.90, "rank_80": 0.80}
-_DEPTH = re.compile(r"(block|stage)_\d+")
 
 
 class Dynamics:
@@ -113,7 +108,7 @@ class Dynamics:
         else:
             features = loss(())[1]
         features = tuple(value.astype(jnp.float32) for value in features)
-        out = _means(self._per_image(_statistics, features, _ranges(features, valid), slopes), valid)
+        out = _means(self._per_image(_statistics, features, layer_ranges(features, valid), slopes), valid)
         if self._ranks:
             wanted = min(self._rank_images, given)
             few = self._even(wanted)
@@ -156,40 +151,17 @@ def resolve_layers(layers: tuple[str, ...], existing: tuple[str, ...]) -> tuple[
             )
     if len(set(layers)) < len(layers):
         raise TapError(f"dynamics.layers={tuple(layers)} names a layer twice. Name each once.")
-    return tuple(layers) or tuple(name for name in existing if _DEPTH.fullmatch(name))
-
-
-def _tokens(x: jax.Array) -> jax.Array:
-    """(B, ..., C) -> (B, N, C)."""
-    return x.reshape(x.shape[0], -1, x.shape[-1])
-
-
-def _ranges(features: tuple[jax.Array, ...], valid: jax.Array) -> jax.Array:
-    """(L, 2): least and greatest finite value of each layer over the images that count."""
-    limits = []
-    for x in features:
-        counts = jnp.isfinite(x) & valid.reshape(-1, *[1] * (x.ndim - 1))
-        limits.append(jnp.stack([jnp.where(counts, x, jnp.inf).min(), jnp.where(counts, x, -jnp.inf).max()]))
-    return jnp.stack(limits)
+    return tuple(layers) or models.depth_taps(existing)
 
 
 def _statistics(
     features: tuple[jax.Array, ...], ranges: jax.Array, slopes: tuple[jax.Array, ...] | None
 ) -> dict[str, jax.Array]:
     """{name: (b, L)} of everything but the ranks."""
-    low, high = ranges[:, 0].min(), ranges[:, 1].max()
+    common = jnp.stack([ranges[:, 0].min(), ranges[:, 1].max()])
     rows = []
     for index, x in enumerate(features):
-        tokens = _tokens(x)
-        row = {
-            "intensity": image_channel_spectrum(x).mean(axis=1),
-            "entropy": entropy_map(tokens, low, high, BINS).mean(axis=1),
-            "entropy_own_range": entropy_map(tokens, *ranges[index], BINS).mean(axis=1),
-            **activation_statistics(tokens),
-        }
-        # Explicit, because on CPU XLA's maximum may lose a NaN, and a histogram does not count infinity.
-        finite = jnp.isfinite(tokens).all(axis=(1, 2))
-        row = {name: jnp.where(finite, value, jnp.nan) for name, value in row.items()}
+        row = layer_statistics(x, common, ranges[index])
         if slopes is not None:
             row["gradient"] = gradient_magnitude(slopes[index])
         rows.append(row)
@@ -198,31 +170,19 @@ def _statistics(
 
 def _ranks(features: tuple[jax.Array, ...], *_: Any) -> dict[str, jax.Array]:
     """{name: (b, L)}; layers of one shape are decomposed in one call."""
-    names = (*THRESHOLDS, "participation_ratio", "stable_rank")
     columns: list[dict[str, jax.Array]] = [{} for _ in features]
     groups: dict[tuple[int, ...], list[int]] = {}
     for index, x in enumerate(features):
-        groups.setdefault(_tokens(x).shape if x.ndim > 2 else (), []).append(index)
+        groups.setdefault(as_tokens(x).shape if x.ndim > 2 else (x.shape[0],), []).append(index)
     for shape, members in groups.items():
-        if shape:
-            values = _of_energies(image_energies(jnp.concatenate([_tokens(features[i]) for i in members])))
+        if len(shape) > 1:
+            energies = image_energies(jnp.concatenate([as_tokens(features[i]) for i in members]))
         else:
-            values = dict.fromkeys(names, jnp.full(len(members) * features[members[0]].shape[0], jnp.nan))
-        for name, value in values.items():
+            energies = jnp.full((len(members) * shape[0], 1), jnp.nan)
+        for name, value in energy_statistics(energies).items():
             for index, part in zip(members, jnp.split(value, len(members)), strict=True):
                 columns[index][name] = part
-    return {name: jnp.stack([column[name] for column in columns], axis=1) for name in names}
-
-
-def _of_energies(energies: jax.Array) -> dict[str, jax.Array]:
-    """(M, K) descending -> {name: (M,)}; rank: the fewest directions that hold the share, 0 of a zero image."""
-    total = energies.sum(axis=1, keepdims=True)
-    held = jnp.cumsum(energies, axis=1)
-    ranks = {}
-    for name, share in THRESHOLDS.items():
-        count = jnp.where(total[:, 0] > 0, 1 + jnp.sum(held < share * total, axis=1), 0).astype(jnp.float32)
-        ranks[name] = jnp.where(jnp.isfinite(total[:, 0]), count, jnp.nan)
-    return {**ranks, "participation_ratio": participation_ratio(energies), "stable_rank": stable_rank(energies)}
+    return {name: jnp.stack([column[name] for column in columns], axis=1) for name in columns[0]}
 
 
 def _means(values: dict[str, jax.Array], valid: jax.Array) -> dict[str, jax.Array]:
