@@ -18,15 +18,15 @@ from jaxkd.analysis.branches import (
     subjects,
 )
 from jaxkd.report import style
-from jaxkd.report.figures import Figure
-from jaxkd.report.results import array, figure_of, number, pick
+from jaxkd.report.plan import Figure
+from jaxkd.report.results import array, number, pick, short_number
 
 Results = dict[str, Any]
 Network = dict[str, Any]
 Drawn = tuple[Any, list[Any]]  # a figure, and the axes whose lines the legend names
 MOST_BLOCKS = 6  # that are drawn as maps and profiles; numbers are of all
 DECADES = 2.0  # of amplitude that a map shows below its brightest places
-OURS = "The definitions are jaxkd's own: how the MDBN paper made its Fourier analysis is not published."
+DEFINITIONS = "The definitions are jaxkd's own: how the MDBN paper made its Fourier analysis is not published."
 ROWS = {"deep": 0, "shallow": 1, "output": 4}  # branch -> style
 _CONTROL_MARKERS = "+x1234"
 
@@ -37,12 +37,12 @@ def branch_sentences(results: Results) -> list[str]:
 
 
 def branch_caption(results: Results) -> str:
-    """What was computed, all in sentences; plain text, one paragraph a line: shows, numbers, cannot."""
+    """Summary as plain text, one paragraph a line: what the numbers show, the numbers, what they cannot show."""
     return "\n".join(
         [
             f"What it shows: Amplitude spectra of branch outputs, {_over(results)}. {_high(results)} {DIFFERENTIATION}",
             f"Numbers: {' '.join(branch_sentences(results))}",
-            f"What it cannot show: {OURS} {_CANNOT['differentiation']}",
+            f"What it cannot show: {DEFINITIONS} {_CANNOT['differentiation']}",
         ]
     )
 
@@ -53,11 +53,11 @@ DIFFERENTIATION = (
     "no frequency in common."
 )
 _CANNOT = {
-    "differentiation": "It tells that two branches differ, not which is finer (see the ratios), nor that the "
+    "differentiation": "It shows that two branches differ, not which is finer (see the ratios), nor that the "
     "difference helps the picture. Two convolutions reach further than one, so branches differ even untrained; and the "
     "untrained network is one draw of initial weights.",
     "high_low": "A ratio says nothing about size: a branch with a high one may be weak. High frequencies may be "
-    "detail, noise or the artefacts of a filter; this number does not tell which.",
+    "detail, noise or the artefacts of a filter; this number does not show which.",
     "outputs": "A block's output holds all that the blocks before it have added to the first features, so that it says "
     "little about the block alone. Networks of different width, depth or training differ for more reasons than their "
     "branches.",
@@ -96,37 +96,29 @@ def _differences(results: Results) -> list[str]:
             out.append(f"{network['label']}: differentiation is undefined, since its features are not finite.")
             continue
         low, high = min(finite, key=finite.get), max(finite, key=finite.get)
-        mean = figure_of(mean_differentiation(network))
+        mean = short_number(mean_differentiation(network))
         sentence = f"{network['label']}: differentiation {mean} on average over blocks"
         if len(finite) > 1:
-            sentence += f", from {figure_of(finite[low])} in {low} to {figure_of(finite[high])} in {high}"
-        out.append(sentence + _untrained(control, lambda n: figure_of(mean_differentiation(n))) + ".")
+            sentence += f", from {short_number(finite[low])} in {low} to {short_number(finite[high])} in {high}"
+        out.append(sentence + _untrained(control, lambda n: short_number(mean_differentiation(n))) + ".")
     return out
 
 
 def _ratios(results: Results) -> list[str]:
-    def said(network: Network) -> str:
+    def words(network: Network) -> str:
         if not branched(network):
-            return f"{figure_of(mean_of(network, 'output', 'high_low'))} in block outputs"
-        deep, shallow = (figure_of(mean_of(network, branch, "high_low")) for branch in BRANCHES)
+            return f"{short_number(mean_of(network, 'output', 'high_low'))} in block outputs"
+        deep, shallow = (short_number(mean_of(network, branch, "high_low")) for branch in BRANCHES)
         more, of = higher_in_deep(network)
         return f"{deep} in deep and {shallow} in shallow branches, higher in the deep one in {more} of {of} blocks"
 
-    out = [f"{n['label']}: high/low ratio {said(n)}{_untrained(control, said)}." for n, control in subjects(results)]
+    out = [f"{n['label']}: high/low ratio {words(n)}{_untrained(control, words)}." for n, control in subjects(results)]
     noise = _white_noise(results)
-    return [*out, f"White noise has {figure_of(noise)}."] if np.isfinite(noise) else out
+    return [*out, f"White noise has {short_number(noise)}."] if np.isfinite(noise) else out
 
 
-def _outputs(results: Results) -> list[str]:
-    def said(network: Network) -> str:
-        ratios = [over_pairs(b, "output")[0] for b in network["blocks"]]
-        return f"{figure_of(ratios[0])} after the first block, {figure_of(ratios[-1])} after the last"
-
-    return [f"{n['label']}: {said(n)}{_untrained(control, said)}." for n, control in subjects(results)]
-
-
-def _untrained(control: Network | None, said: Any) -> str:
-    return f" (untrained: {said(control)})" if control is not None else ""
+def _untrained(control: Network | None, words: Any) -> str:
+    return f" (untrained: {words(control)})" if control is not None else ""
 
 
 def _white_noise(results: Results) -> float:
@@ -141,7 +133,7 @@ def draw_branches(results: Results, folder: str | Path) -> list[Figure]:
     """Draws every figure that the networks have something for, as PNG and PDF.
 
     Args:
-      results: of `tasks.branch_analysis.analyse_branches`.
+      results: of `analysis.pipeline.branches.analyse_branches`.
       folder: made if it is not there.
 
     Returns:
@@ -152,32 +144,31 @@ def draw_branches(results: Results, folder: str | Path) -> list[Figure]:
     folder.mkdir(parents=True, exist_ok=True)
     done: list[Figure] = []
 
-    def add(name: str, title: str, drawn: Drawn, shows: str, numbers: Sequence[str] = ()) -> None:
-        figure = style.finish(drawn[0], f"{_over(results)[5:]}. {OURS}", legend_of=drawn[1])
+    def add(name: str, title: str, drawn: Drawn, shows: str) -> None:
+        figure = style.add_legend(drawn[0], f"{_over(results)[5:]}. {DEFINITIONS}", drawn[1])
         png, pdf = style.save(figure, folder, name)
-        kind = name.rstrip("_0123456789")
-        lines = [f"What it shows: {shows} O{_over(results)[1:]}."]
-        lines += [f"Numbers: {' '.join(numbers)}"] if numbers else []
-        done.append(Figure(name, title, png, pdf, "\n".join([*lines, f"What it cannot show: {_CANNOT[kind]}"])))
+        cannot = _CANNOT[name.rstrip("_0123456789")]
+        caption = f"What it shows: {shows} O{_over(results)[1:]}.\nWhat it cannot show: {cannot}"
+        done.append(Figure(name, title, png, pdf, caption))
 
     all_of = subjects(results)
-    with style.look():
+    with style.applied():
         if any(branched(n) for n, _ in all_of):
             shows = f"{DIFFERENTIATION} Mean over the pairs of branches in a block. {_BARS} {_CONTROL}"
             title = "Differentiation of deep and shallow branches"
-            add("differentiation", title, _draw_differentiation(results), shows, _differences(results))
+            add("differentiation", title, _draw_differentiation(results), shows)
         shows = (
             f"Energy in high frequencies over energy in low ones. {_high(results)} Mean over the pairs of a block; of "
             f"a network with one branch per block, the block's output. {_BARS} {_CONTROL}"
         )
-        add("high_low", "High and low frequencies in each branch", _draw_high_low(results), shows, _ratios(results))
+        add("high_low", "High and low frequencies in each branch", _draw_high_low(results), shows)
         if any(b["output"] for n, _ in all_of for b in n["blocks"]):
             shows = (
                 "The same ratio of what each block hands on, input included: the one place where networks with "
                 f"branches and networks without have the same thing to compare. {_BARS} {_CONTROL}"
             )
             title = "High and low frequencies in the output of each block"
-            add("outputs", title, _draw_outputs(results), shows, _outputs(results))
+            add("outputs", title, _draw_outputs(results), shows)
         for i, (network, control) in enumerate(all_of):
             if not _rows(network["blocks"][0]):
                 continue
@@ -349,26 +340,13 @@ def _draw_maps(network: Network, control: Network | None, pair: int) -> Drawn:
     kinds = [(name, is_control) for name in names for is_control in ((False, True) if control else (False,))]
     figure = Canvas(figsize=(1.75 * len(blocks) + 2.0, 1.75 * len(kinds) + 0.9), layout="compressed")
     axes = figure.subplots(len(kinds), len(blocks), squeeze=False, sharex=True, sharey=True)
-    h, w = network["grid"]
-    left, bottom = -(w // 2 + 0.5) / w, -(h // 2 + 0.5) / h
     image = None
     for column, block in enumerate(blocks):
         for axis, (name, is_control) in zip(axes[:, column], kinds, strict=True):
             source = _same(block, control) if is_control else block
             picture = array(dict(_rows(source, pair))[name]["log_amplitude"])
             top = np.nanpercentile(picture, 99.5) if np.isfinite(picture).any() else 0.0
-            image = axis.imshow(
-                picture - top,
-                origin="lower",
-                vmin=-DECADES,
-                vmax=0,
-                cmap=style.COLOUR_MAP,
-                interpolation="nearest",
-                extent=(left, left + 1, bottom, bottom + 1),
-                aspect="equal",
-            )
-            axis.grid(False)
-            axis.set(xticks=(-0.5, 0, 0.5), yticks=(-0.5, 0, 0.5))
+            image = style.frequency_map(axis, picture - top, vmin=-DECADES, vmax=0)
             axis.tick_params(labelsize=8)
             if column == 0:
                 axis.set_ylabel(f"{name},\nuntrained" if is_control else name)

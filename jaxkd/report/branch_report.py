@@ -1,29 +1,25 @@
-"""The results of a branch analysis on disk: JSON with everything, two tables, the figures, and a page to read."""
+"""Results of a branch analysis on disk: JSON with everything, two tables, the figures, and a page."""
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from jaxkd.analysis.branches import BRANCHES, branched, higher_in_deep, mean_differentiation, mean_of, subjects
 from jaxkd.errors import ConfigError
-from jaxkd.report import html
 from jaxkd.report.branch_figures import DIFFERENTIATION, branch_caption, draw_branches
-from jaxkd.report.figures import Figure
-from jaxkd.report.html_style import STYLE
-from jaxkd.report.results import figure_of, listed, number, pick
+from jaxkd.report.html import DASH, Section, Table, made_section, side_by_side, write_page
+from jaxkd.report.plan import Figure
+from jaxkd.report.results import join_words, number, pick, short_number
+from jaxkd.report.tables import Row, write_csv
 
 Results = dict[str, Any]
-Row = list[Any]
 NAMES = ("results.json", "branches.csv", "branch_profiles.csv")
-PAGE, FIGURES = "report.html", "figures"
 SCALARS = ("high_low", "mean_frequency", "mean_share")
-HEADER = ["network", "block", "pair", "branch", *(f"{s}{e}" for s in SCALARS for e in ("", "_sd")), "differentiation"]
-PROFILE_HEADER = ["network", "block", "pair", "branch", "cycles_per_pixel", "amplitude"]
+PLACE = ["network", "block", "pair", "branch"]
+HEADER = [*PLACE, *(f"{s}{e}" for s in SCALARS for e in ("", "_sd")), "differentiation"]
 FAMILIES = {
     "differentiation": "Do the branches differ?",
     "high_low": "Which branch is finer?",
@@ -34,19 +30,18 @@ FAMILIES = {
 
 
 def check_out(folder: str | Path, *, overwrite: bool = False) -> Path:
-    """`folder`, if results may be written there; asked before the work starts.
+    """`folder`, if results may be written there; call it before the work starts.
 
     Raises:
       ConfigError: it holds an earlier analysis, or is a file.
     """
     folder = Path(folder).expanduser()
     if folder.exists() and not folder.is_dir():
-        raise ConfigError(f'--out="{folder}" is a file. An analysis is a folder of files. Name a folder.')
+        raise ConfigError(f'--out="{folder}" is a file. Name a folder.')
     there = [name for name in NAMES if (folder / name).exists()]
     if there and not overwrite:
         raise ConfigError(
-            f'--out="{folder}" holds an earlier analysis ({there[0]}). Nothing already saved is lost by accident. '
-            "Choose another folder, or add --overwrite."
+            f'--out="{folder}" holds an earlier analysis ({there[0]}). Choose another folder, or add --overwrite.'
         )
     return folder
 
@@ -57,8 +52,8 @@ def write_branches(
     """Writes results.json, branches.csv (a line a branch), branch_profiles.csv (a line a ring), figures and a page.
 
     Args:
-      results: of `tasks.branch_analysis.analyse_branches`; "skipped", sentences on images that were left out, and a
-        "command" among the settings are shown if there.
+      results: of `analysis.pipeline.branches.analyse_branches`; "skipped", sentences on images that were left out, and
+        a "command" among the settings are shown if there.
       folder: made if it is not there.
       overwrite: replace earlier results.
       figures: also figures/*.png and .pdf, and report.html with them.
@@ -74,20 +69,13 @@ def write_branches(
     written = [folder / name for name in NAMES]
     content = {**results, "caption": branch_caption(results)}
     written[0].write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
-    _write(written[1], HEADER, _scalars(results))
-    _write(written[2], PROFILE_HEADER, _profiles(results))
+    write_csv(written[1], HEADER, _scalars(results))
+    write_csv(written[2], [*PLACE, "cycles_per_pixel", "amplitude"], _profiles(results))
     if figures:
-        drawn = draw_branches(results, folder / FIGURES)
+        drawn = draw_branches(results, folder / "figures")
         written += [path for figure in drawn for path in (figure.png, figure.pdf)]
-        written.append(write_page(results, drawn, folder / PAGE))
+        written.append(write_branch_page(results, drawn, folder / "report.html"))
     return written
-
-
-def _write(path: Path, header: Row, rows: Iterator[Row]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows([["" if v is None else repr(v) if isinstance(v, float) else v for v in row] for row in rows])
 
 
 def _branches(results: Results) -> Iterator[tuple[Row, dict[str, Any], float | None, dict[str, Any]]]:
@@ -114,138 +102,103 @@ def _profiles(results: Results) -> Iterator[Row]:
             yield [*place, frequency, amplitude]
 
 
-def write_page(results: Results, figures: Sequence[Figure], path: Path) -> Path:
-    """Writes the page: one file that opens from disk, with the looks of `report.write_report`.
-
-    Args:
-      results: see `write_branches`.
-      figures: of `draw_branches` for the same results.
-      path: of the HTML file.
-
-    Returns:
-      `path`.
-    """
+def write_branch_page(results: Results, figures: Sequence[Figure], path: Path) -> Path:
+    """Writes the page; `figures` are those of `draw_branches` for the same results. Returns `path`."""
     settings = results["settings"]
-    title = f"Branches of {listed(n['label'] for n, _ in subjects(results))}"
-    sections = [("Overview", _overview(results)), ("What was computed", _computed(results))]
-    skipped = "".join(f"<li>{escape(s)}</li>" for s in results.get("skipped") or [])
-    sections.append(("Images left out", f"<ul>{skipped}</ul>" if skipped else ""))
-    families: dict[str, str] = {}
+    families: dict[str, list[Figure]] = {}
     for figure in figures:
-        family = FAMILIES[figure.name.rstrip("_0123456789")]
-        families[family] = families.get(family, "") + html.figure_section(figure, path.parent)
-    sections += families.items()
-    sections += [
-        ("Numbers by block", "".join(_block_table(n) for n in results["networks"])),
-        ("How it was made", html.made_section(results)),
-    ]
-    sections = [(heading, body) for heading, body in sections if body]
-    links = "".join(f'<a href="#s{i}">{escape(h)}</a>' for i, (h, _) in enumerate(sections))
-    body = "".join(f'<section id="s{i}"><h2>{escape(h)}</h2>{b}</section>' for i, (h, b) in enumerate(sections))
+        families.setdefault(FAMILIES[figure.name.rstrip("_0123456789")], []).append(figure)
     height, width = settings["crop"]
     facts = [
         f"n = {settings['images']} image{'s' if settings['images'] != 1 else ''}",
         f"crops of {width} x {height} pixels of the small image",
         *(str(settings[k]) for k in ("source", "device", "date") if settings.get(k)),
     ]
-    path.write_text(
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main><header><h1>{escape(title)}</h1>"
-        f'<p class="facts">{escape(" · ".join(facts))}</p></header><nav>{links}</nav>{body}</main></body></html>\n',
-        encoding="utf-8",
-    )
-    return path
+    sections = [
+        Section("Overview", tables=[_overview(results["networks"])]),
+        Section("What was computed", paragraphs=_computed(settings)),
+        Section("Images left out", notes=[("", s) for s in results.get("skipped") or []]),
+        *(Section(family, figures=found) for family, found in families.items()),
+        Section("Numbers by block", tables=[_block_table(n) for n in results["networks"]]),
+        made_section(results),
+    ]
+    return write_page(path, f"Branches of {join_words(n['label'] for n, _ in subjects(results))}", facts, sections)
 
 
-def _overview(results: Results) -> str:
+def _overview(networks: Sequence[dict[str, Any]]) -> Table:
     """Facts and means over blocks, a column for each network, each control behind its network."""
-    networks = results["networks"]
 
-    def branch_wise(statistic: str) -> Any:
-        def cell(network: dict[str, Any]) -> str:
-            return " / ".join(figure_of(mean_of(network, b, statistic)) for b in BRANCHES) if branched(network) else ""
-
-        return cell
+    def of_branches(network: dict[str, Any], statistic: str) -> str:
+        return " / ".join(short_number(mean_of(network, b, statistic)) for b in BRANCHES) if branched(network) else ""
 
     def counted(network: dict[str, Any]) -> str:
         more, of = higher_in_deep(network)
         return f"{more} of {of}" if of else ""
 
-    rows = [
-        ("Network", "", lambda n: f"{n['name']}, x{n['scale']}" if n.get("name") else f"x{n['scale']}"),
-        ("Weights", "", lambda n: n["weights"]),
-        ("Parameters", "", lambda n: f"{n['parameters']:,}" if n.get("parameters") else ""),
-        ("Blocks", "", lambda n: str(len(n["blocks"]))),
-        (
-            "Differentiation",
-            "of deep and shallow, 0 to 1, mean over blocks",
-            lambda n: figure_of(mean_differentiation(n)) if branched(n) else "one branch",
+    rows = {
+        ("Network", ""): lambda n: f"{n['name']}, x{n['scale']}" if n.get("name") else f"x{n['scale']}",
+        ("Weights", ""): lambda n: n["weights"],
+        ("Parameters", ""): lambda n: f"{n['parameters']:,}" if n.get("parameters") else "",
+        ("Blocks", ""): lambda n: str(len(n["blocks"])),
+        ("Differentiation", "of deep and shallow, 0 to 1, mean over blocks"): lambda n: (
+            short_number(mean_differentiation(n)) if branched(n) else "one branch"
         ),
-        ("High/low ratio", "deep / shallow, mean over blocks", branch_wise("high_low")),
-        ("Deep branch finer", "blocks in which its high/low ratio is the higher one", counted),
-        ("Mean frequency", "deep / shallow, cycles per pixel", branch_wise("mean_frequency")),
-        ("High/low ratio of outputs", "mean over blocks", lambda n: figure_of(mean_of(n, "output", "high_low"))),
-        ("Mean frequency of outputs", "cycles per pixel", lambda n: figure_of(mean_of(n, "output", "mean_frequency"))),
-    ]
-    table = [[(name, detail), [cell(n) for n in networks]] for name, detail, cell in rows]
-    return html.table(
-        ["", *(escape(n["label"]) for n in networks)],
-        (
-            [escape(name) + (f" <small>{escape(detail)}</small>" if detail else "")]
-            + [escape(cell) or html.DASH for cell in cells]
-            for (name, detail), cells in table
-            if any(cells)
+        ("High/low ratio", "deep / shallow, mean over blocks"): lambda n: of_branches(n, "high_low"),
+        ("Deep branch finer", "blocks in which its high/low ratio is the higher one"): counted,
+        ("Mean frequency", "deep / shallow, cycles per pixel"): lambda n: of_branches(n, "mean_frequency"),
+        ("High/low ratio of outputs", "mean over blocks"): lambda n: short_number(mean_of(n, "output", "high_low")),
+        ("Mean frequency of outputs", "cycles per pixel"): lambda n: short_number(
+            mean_of(n, "output", "mean_frequency")
         ),
-        kind="side",
-    )
+    }
+    return side_by_side([n["label"] for n in networks], [(*k, map(cell, networks)) for k, cell in rows.items()])
 
 
-def _computed(results: Results) -> str:
-    settings = results["settings"]
+def _computed(settings: dict[str, Any]) -> list[tuple[str, str]]:
     window = "multiplied by a Hann window (so that edges do not look like high frequencies)"
     shaped = f"{window} and transformed" if settings["window"] == "hann" else "transformed"
-    lines = [
-        "<b>Branches.</b> A base block of MDBN adds two branches: a deep one of two convolutions and a shallow one of "
-        "a single convolution. A residual block holds two of these pairs, pair 0 and pair 1. Networks of one branch "
-        "per block, such as EDSR, are the control: only their blocks' outputs have a spectrum.",
-        "<b>Procedure.</b> The MDBN paper (arXiv 2309.17334) shows by Fourier analysis that deep branches carry fine "
-        "structure and shallow ones smooth content; its exact procedure is not published, so that the one used here "
-        "is ours and its numbers are not those of the paper. Each channel of a branch's output, before the two are "
-        f"added, loses its mean over the image, is {shaped} in two dimensions. Energy is the squared modulus, mean "
-        "over channels; frequencies are in cycles per pixel of the small image, the network's input (0.5: every second "
-        "pixel).",
-        f"<b>High/low ratio.</b> Energy from {settings['cut']:g} cycles per pixel on, corners of the spectrum "
-        "included, over the energy below. <b>Mean frequency</b> is weighted by energy.",
-        f"<b>Differentiation.</b> {DIFFERENTIATION}",
-        "<b>Untrained.</b> The same network with its initial weights, on the same images: what branches differ by "
-        "because two convolutions reach further than one. What training changed is the difference from it.",
+    return [
+        (
+            "Branches.",
+            "A base block of MDBN adds two branches: a deep one of two convolutions and a shallow one of a single "
+            "convolution. A residual block holds two of these pairs, pair 0 and pair 1. Networks of one branch per "
+            "block, such as EDSR, are the control: only their blocks' outputs have a spectrum.",
+        ),
+        (
+            "Procedure.",
+            "The MDBN paper (arXiv 2309.17334) shows by Fourier analysis that deep branches carry fine structure and "
+            "shallow ones smooth content; its exact procedure is not published, so jaxkd defines its own and the "
+            "numbers are not those of the paper. Each channel of a branch's output, before the two are added, loses "
+            f"its mean over the image, is {shaped} in two dimensions. Energy is the squared modulus, mean over "
+            "channels; frequencies are in cycles per pixel of the small image, the network's input (0.5: every second "
+            "pixel).",
+        ),
+        (
+            "High/low ratio.",
+            f"Energy from {settings['cut']:g} cycles per pixel on, corners of the spectrum included, over the energy "
+            "below. Mean frequency is weighted by energy.",
+        ),
+        ("Differentiation.", DIFFERENTIATION),
+        (
+            "Untrained.",
+            "The same network with its initial weights, on the same images: what branches differ by because two "
+            "convolutions reach further than one. What training changed is the difference from it.",
+        ),
     ]
-    return "".join(f"<p>{line}</p>" for line in lines)
 
 
-def _block_table(network: dict[str, Any]) -> str:
+def _block_table(network: dict[str, Any]) -> Table:
     """Every number of every branch, folded away until asked for."""
-
-    def cell(value: Any) -> str:
-        return f"{figure_of(value['mean'])} ± {figure_of(value['sd'])}"
-
     rows = []
-    for place, branch, distance, _ in _branches({"networks": [network]}):
-        _, block, pair, name = place
+    for (_, block, pair, name), branch, distance, _ in _branches({"networks": [network]}):
         where = f"{block}, {name}" if pair is None else f"{block}, pair {pair}, {name}"
-        said = html.DASH if distance is None or not number(distance) >= 0 else figure_of(distance)
-        rows.append([escape(where), said, *(escape(cell(branch[s])) for s in SCALARS)])
-    head = [
-        "branch",
-        "differentiation",
-        "high/low ratio",
-        "mean frequency (cycles per pixel)",
-        "share of channel means",
-    ]
-    summary = f"{network['label']}: mean ± standard deviation over images"
+        shown = DASH if distance is None or not number(distance) >= 0 else short_number(distance)
+        values = [f"{short_number(branch[s]['mean'])} ± {short_number(branch[s]['sd'])}" for s in SCALARS]
+        rows.append([where, shown, *values])
+    head = ["branch", "differentiation", "high/low ratio", "mean frequency (cycles per pixel)"]
     note = (
-        "<p><small>Differentiation is one number for both branches of a pair; beside an output, the mean of its block. "
-        "Share of channel means: of the energy, in the means that all else leaves out.</small></p>"
+        "Differentiation is one number for both branches of a pair; beside an output, the mean of its block. Share of "
+        "channel means: of the energy, in the means that all else leaves out."
     )
-    return f"<details><summary>{escape(summary)}</summary>{note}{html.table(head, rows)}</details>"
+    title = f"{network['label']}: mean ± standard deviation over images"
+    return Table([*head, "share of channel means"], rows, title, note, folded=True)

@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from jaxkd.analysis.layer_statistics import LAYER_STATISTICS
 from jaxkd.report import style
-from jaxkd.report.results import (
-    NULLS,
-    THRESHOLDS,
-    Results,
-    array,
-    images_in_words,
-    label_of,
-    models_of,
-    models_with,
-    number,
-    pick,
-    seed_in_words,
-)
+from jaxkd.report.plan import LAYERS, RANKS, Plan, per_layer
+from jaxkd.report.results import NULLS, THRESHOLDS, Results, array, label_of, models_of, models_with, number, pick
 
-SD_BAND = "line: mean, band: ± 1 standard deviation over images"
-SHAPES = {
-    "participation_ratio": "participation ratio\n(effective directions per image)",
-    "stable_rank": "stable rank (directions per image)",
-    "kurtosis": "kurtosis of activations (Gaussian 3)",
-    "massive_share": "largest channel's share of a token's\nenergy (0 to 1)",
-}
+SHAPES = ("participation_ratio", "stable_rank", "kurtosis", "massive_share")
+SD_BAND = Plan.band
 
 
-def footer_of(results: Results, models: Sequence[dict[str, Any]], band: str) -> str:
-    """The line below a figure: number of images, seed, and what the band is."""
-    return f"{images_in_words(results, models)}, {seed_in_words(results)}; {band}"
+def statistic_title(name: str) -> tuple[str, str]:
+    """(label, unit) of a per-layer statistic; of an unknown one, its name."""
+    known = LAYER_STATISTICS.get(name)
+    return (known.label, known.unit) if known else (name.replace("_", " "), "")
 
 
-def profile(axis: Any, results: Results, statistic: str, label: str, relative: bool) -> None:
+def profile(axis: Any, results: Results, statistic: str, relative: bool) -> None:
     """Draws mean and standard deviation over images of one statistic for every model that has it."""
     everything = []
     for i, model in enumerate(models_of(results)):
@@ -48,51 +34,26 @@ def profile(axis: Any, results: Results, statistic: str, label: str, relative: b
         style.banded(axis, x, mean, mean - sd, mean + sd, i, style.plain(label_of(model)))
         everything.append(mean)
     style.log_if_wide(axis, np.concatenate(everything) if everything else np.zeros(0))
-    axis.set_ylabel(label)
+    label, unit = statistic_title(statistic)
+    axis.set_ylabel(f"{label}\n({unit})" if unit else label)
     style.label_depth(axis, relative)
 
 
-def draw_profiles(results: Results, labels: dict[str, str], band: str = SD_BAND) -> Any:
-    """One panel for each statistic that any model has."""
-    shown = {s: text for s, text in labels.items() if models_with(results, "per_layer", s, "mean")}
+def draw_profiles(results: Results, *statistics: str) -> Any:
+    """One panel for each of `statistics` that any model has."""
+    shown = [s for s in statistics if models_with(results, "per_layer", s, "mean")]
     models = [m for m in models_of(results) if any(m in models_with(results, "per_layer", s, "mean") for s in shown)]
     relative = style.relative_depth(models)
     figure, axes = style.panels(len(shown), columns=2, width=5.2)
-    for axis, (statistic, text) in zip(axes, shown.items(), strict=True):
-        profile(axis, results, statistic, text, relative)
-    return style.finish(figure, footer_of(results, models, band), legend_of=axes)
-
-
-def draw_intensity(results: Results) -> Any:
-    """Model-wise spectral intensity by depth (SpectralKD, eq. 5), every model in one axis."""
-    return draw_profiles(results, {"intensity": "intensity: mean spectral amplitude\n(activation units)"})
-
-
-def draw_entropy(results: Results) -> Any:
-    """Shannon entropy by depth in bits: over the common range, and over each layer's own."""
-    kinds = {"chunk": "range of each chunk", "given": "given range", "exact": "range of the whole set"}
-    kind = kinds.get(pick(results, "settings", "entropy_range"), "global range")
-    labels = {
-        "entropy": f"entropy over channels (bits)\nbins over the {kind}, all layers",
-        "entropy_own_range": "entropy over channels (bits)\nbins over each layer's own range",
-    }
-    return draw_profiles(results, labels)
-
-
-def draw_activation(results: Results) -> Any:
-    """Mean and largest |activation| by depth."""
-    labels = {
-        "activation_mean": "mean |activation| (activation units)",
-        "activation_max": "largest |activation| of an image\n(activation units)",
-    }
-    return draw_profiles(results, labels)
-
-
-def draw_gradient(results: Results) -> Any:
-    """Mean |gradient| by depth, of the class score or of the loss, as the results say."""
-    of = {m.get("gradient_of") for m in models_with(results, "per_layer", "gradient", "mean")} - {None}
-    score = {"class": "class score", "loss": "training loss"}.get(of.pop(), "score") if len(of) == 1 else "score"
-    return draw_profiles(results, {"gradient": f"mean |gradient of the {score}|\n({score} per activation unit)"})
+    for axis, statistic in zip(axes, shown, strict=True):
+        profile(axis, results, statistic, relative)
+    footer = SD_BAND
+    if "entropy" in shown:
+        footer += f"; entropy range: {pick(results, 'settings', 'entropy_range') or 'not recorded'}"
+    if "gradient" in shown:
+        of = {m.get("gradient_of") for m in models} - {None}
+        footer += f"; gradient of the {' or '.join(sorted(of)) or 'score'}"
+    return style.finish(figure, results, models, footer, legend_of=axes)
 
 
 def draw_ranks_by_layer(results: Results) -> Any:
@@ -107,31 +68,29 @@ def draw_ranks_by_layer(results: Results) -> Any:
             if not np.isfinite(mean).any():
                 continue
             style.banded(axis, x, mean, low, high, i, f"{level} % of the energy")
-            colour = style.STYLES[i][0]
-            axis.errorbar(x, mean, yerr=sd, fmt="none", ecolor=colour, elinewidth=0.8, capsize=2)
+            axis.errorbar(x, mean, yerr=sd, fmt="none", ecolor=style.STYLES[i][0], elinewidth=0.8, capsize=2)
         limit = np.minimum(array(model["tokens"]), array(model["channels"]))
         axis.step(x, limit, where="mid", color="#777777", linewidth=1.0, label="largest possible, min(N, C)")
         axis.set(title=style.title_of(model), ylabel="directions (per-image rank)", ylim=(0, None))
         style.label_depth(axis, relative=False)
-    band = "line: mean, band: quartiles, bars: ± 1 standard deviation, all over images"
-    return style.finish(figure, footer_of(results, models, band), legend_of=axes)
+    return style.finish(figure, results, models, RANKS_BAND, legend_of=axes)
 
 
 def draw_shape(results: Results) -> Any:
     """Participation ratio, stable rank, kurtosis and massive share by layer, with the null levels of the last layer."""
     from matplotlib.figure import Figure
 
-    shown = {s: text for s, text in SHAPES.items() if models_with(results, "per_layer", s, "mean")}
+    shown = [s for s in SHAPES if models_with(results, "per_layer", s, "mean")]
     models = [m for m in models_of(results) if any(pick(m, "per_layer", s, "mean") for s in shown)]
     relative = style.relative_depth(models)
     rows, columns = (len(shown) + 1) // 2, min(2, len(shown))
     figure = Figure(figsize=(5.6 * columns, 3.3 * rows + 0.6), layout="constrained")
     grid = figure.add_gridspec(rows, 2 * columns, width_ratios=(5, 1.25) * columns)
     axes = []
-    for place, (statistic, text) in enumerate(shown.items()):
+    for place, statistic in enumerate(shown):
         row, column = divmod(place, columns)
         axis = figure.add_subplot(grid[row, 2 * column])
-        profile(axis, results, statistic, text, relative)
+        profile(axis, results, statistic, relative)
         strip = figure.add_subplot(grid[row, 2 * column + 1], sharey=axis)
         _draw_null_levels(strip, results, statistic)
         axes.append(axis)
@@ -140,7 +99,7 @@ def draw_shape(results: Results) -> Any:
         if not style.log_if_wide(axis, np.asarray(means + levels)):
             axis.autoscale(axis="y")
     band = f"{SD_BAND}; narrow strips: levels of the null models at the size of the last layer"
-    return style.finish(figure, footer_of(results, models, band), legend_of=axes)
+    return style.finish(figure, results, models, band, legend_of=axes)
 
 
 def _draw_null_levels(strip: Any, results: Results, statistic: str) -> None:
@@ -160,3 +119,95 @@ def _draw_null_levels(strip: Any, results: Results, statistic: str) -> None:
             drawn = True
     if not drawn:
         strip.text(0.5, 0.5, "none", transform=strip.transAxes, ha="center", fontsize=8, color="#555555")
+
+
+def _profiles(
+    name: str, title: str, statistics: tuple[str, ...], words: tuple[str, ...], shows: str, cannot: str
+) -> Plan:
+    """A figure of one panel per statistic."""
+    draw = partial(_draw_statistics, statistics=statistics)
+    return Plan(name, title, LAYERS, draw, per_layer(*statistics), words, shows, cannot)
+
+
+def _draw_statistics(results: Results, statistics: tuple[str, ...]) -> Any:
+    return draw_profiles(results, *statistics)
+
+
+def other_plans(results: Results) -> tuple[Plan, ...]:
+    """One figure of the statistics in `results` that no other figure shows, if there are any."""
+    shown = {keys[1] for plan in PLANS for keys in plan.needs}
+    others = tuple(dict.fromkeys(s for m in models_of(results) for s in m.get("per_layer") or {} if s not in shown))
+    if not others:
+        return ()
+    shows, cannot = "Registered statistics of each layer.", "Their meaning is that of the functions that compute them."
+    return (_profiles("other_statistics", "Other statistics by depth", others, others, shows, cannot),)
+
+
+RANKS_BAND = "line: mean, band: quartiles, bars: ± 1 standard deviation, all over images"
+PLANS = (
+    _profiles(
+        "intensity",
+        "Spectral intensity by depth",
+        ("intensity",),
+        ("intensity", "spectrum"),
+        "Mean amplitude of the Fourier transform along the channels (divided by C), averaged over positions and "
+        "frequencies: SpectralKD's model-wise profile.",
+        "Intensity grows with the scale of the features; the level says nothing about information, and levels of "
+        "different models are not comparable without their scales. By itself it does not say which layers to distil.",
+    ),
+    _profiles(
+        "entropy",
+        "Entropy by depth",
+        ("entropy", "entropy_own_range"),
+        ("entropy",),
+        "Shannon entropy of the histogram of the C channel values at each position, averaged over positions. High: the "
+        "channels spread over many bins. Low: most values share a few bins.",
+        "With a range shared by all layers, one outlier in any layer lowers the entropy of all of them, so levels are "
+        "comparable within one network and hardly between networks or checkpoints; the range of each layer removes "
+        "that, but not an outlier of the layer itself. It is no measure of information about the image.",
+    ),
+    _profiles(
+        "activation",
+        "Activation magnitude by depth",
+        ("activation_mean", "activation_max"),
+        ("activation",),
+        "Mean and largest absolute activation of an image.",
+        "Scale alone: a layer norm behind the layer removes it. The largest value is that of a single entry.",
+    ),
+    _profiles(
+        "gradient",
+        "Gradient magnitude by depth",
+        ("gradient",),
+        ("gradient",),
+        "Mean absolute gradient at each layer: how much the score moves, to first order, when one activation moves by "
+        "one unit.",
+        "A small gradient may mean large activations rather than an unimportant layer, since it is per unit of "
+        "activation. Patch tokens behind the last block of a network that reads its class token do not reach the "
+        "score: their gradient is exactly 0.",
+    ),
+    Plan(
+        "feature_shape",
+        "Effective directions and outliers by depth",
+        LAYERS,
+        draw_shape,
+        per_layer(*SHAPES),
+        ("participation", "stable rank", "kurtosis", "massive"),
+        "Participation ratio and stable rank count directions of an image's token matrix (the first weighs all of "
+        "them, the second compares all with the strongest); kurtosis and the share of a token's energy in its largest "
+        "channel show outliers. The narrow strips give the levels of null models.",
+        "Uncentred: a shared mean direction or one massive activation pushes both counts towards 1, however rich the "
+        "rest is. The null levels hold for the size of the last layer, not for layers of another size.",
+    ),
+    Plan(
+        "ranks_by_layer",
+        "Per-image rank by depth",
+        RANKS,
+        draw_ranks_by_layer,
+        per_layer(*(f"rank_{t}" for t in THRESHOLDS)),
+        ("rank",),
+        "Number of directions that hold 99, 95, 90 and 80 % of the energy of one image's tokens (uncentred).",
+        "A rank cannot exceed min(N, C), the grey line; few tokens make a low rank by themselves. Energies are "
+        "uncentred: one strong mean direction makes the rank small.",
+        RANKS_BAND,
+    ),
+)

@@ -1,4 +1,4 @@
-"""Figures of the encoding mismatch of the last layer: per-image ranks beside the shared basis, and the PCA itself."""
+"""Figures of the last layer's directions: per-image ranks beside the shared basis, and the PCA itself."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from jaxkd.report import style
-from jaxkd.report.depth_figures import footer_of
-from jaxkd.report.results import Results, array, figure_of, has_numbers, models_of, models_with, number, pick
+from jaxkd.report.plan import RANKS, Plan
+from jaxkd.report.results import Results, array, has_numbers, models_of, models_with, number, pick, short_number
 
 SHOWN = ("95", "99")
 RANK = "of this image's own directions (per-image rank)"
 SHARED = "of the directions shared by all images (PCA)"
+PCA_BAND = "shaded: 1st to 10th percentile of the images; uncentred unless said"
 
 
 def draw_rank_histogram(results: Results) -> Any:
@@ -22,7 +23,7 @@ def draw_rank_histogram(results: Results) -> Any:
     for row, model in enumerate(models):
         for column, level in enumerate(SHOWN):
             _overlay(axes[2 * row + column], model, level)
-    return style.finish(figure, footer_of(results, models, "dashed: 99th percentile over images"), legend_of=axes)
+    return style.finish(figure, results, models, "dashed: 99th percentile over images", legend_of=axes)
 
 
 def _counts(model: dict[str, Any], level: str) -> dict[str, np.ndarray]:
@@ -37,7 +38,7 @@ def _counts(model: dict[str, Any], level: str) -> dict[str, np.ndarray]:
 def _overlay(axis: Any, model: dict[str, Any], level: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    looks = {
+    drawing = {
         RANK: {"facecolor": "#9db4d8", "edgecolor": "#14285f"},
         SHARED: {"facecolor": "none", "edgecolor": "#8a3a1e", "hatch": "////"},
     }
@@ -47,21 +48,22 @@ def _overlay(axis: Any, model: dict[str, Any], level: str) -> None:
     # whole numbers: bins of equal whole width with edges between them, or the histogram would show a comb
     step = max(1, int(np.ceil((every.max() - every.min()) / 45)))
     edges = np.arange(every.min() - 0.5, every.max() + step + 0.5, step)
-    said, top = [], 0.0
+    counts_99, top = [], 0.0
     for text, values in counts.items():
         weights = np.full(len(values), 100 / len(values))
-        heights, _, _ = axis.hist(values, edges, weights=weights, label=text, linewidth=0.8, **looks[text])
+        heights, _, _ = axis.hist(values, edges, weights=weights, label=text, linewidth=0.8, **drawing[text])
         top = max(top, float(heights.max()))
         p99 = float(np.percentile(values, 99))
-        axis.axvline(p99, color=looks[text]["edgecolor"], linestyle="--", linewidth=1.4)
-        said.append(f"{'own' if text == RANK else 'shared'} {p99:.0f}")
+        axis.axvline(p99, color=drawing[text]["edgecolor"], linestyle="--", linewidth=1.4)
+        counts_99.append(f"{'own' if text == RANK else 'shared'} {p99:.0f}")
     if np.isfinite(tokens) and tokens < width:
         axis.axvline(tokens, color="#777777", linewidth=1, label="largest possible own rank, min(N, D)")
     null = number(pick(model, "last", "nulls", "gaussian", "ranks", level))
     if np.isfinite(null):
         axis.axvline(null, color="black", linestyle=":", linewidth=1.6, label="own rank of Gaussian tokens (null)")
     axis.set_title(
-        f"{style.title_of(model)} (D = {width})\n{level} % of energy; 99 of 100 images: {', '.join(said)}", fontsize=9
+        f"{style.title_of(model)} (D = {width})\n{level} % of energy; 99 of 100 images: {', '.join(counts_99)}",
+        fontsize=9,
     )
     axis.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     axis.set(xlim=(0, width * 1.03), ylim=(0, top * 1.08 or 1), xlabel="directions d", ylabel="share of images (%)")
@@ -69,27 +71,18 @@ def _overlay(axis: Any, model: dict[str, Any], level: str) -> None:
 
 def draw_pca(results: Results) -> Any:
     """Per model: eigenvalues of the second moment above, energy of images captured by the first d directions below."""
-    models = models_with(results, "last", "pca", "uncentred", "eigenvalues")
-    models += [m for m in models_with(results, "last", "pca", "centred", "eigenvalues") if m not in models]
-    columns = min(3, len(models))
-    blocks = -(-len(models) // columns)
-    figure, axes = style.panels(2 * blocks * columns, columns=columns, width=4.2, height=3.0)
     from matplotlib.ticker import MaxNLocator
 
-    used = []
-    for place, model in enumerate(models):
-        block, column = divmod(place, columns)
-        upper, lower = (axes[(2 * block + k) * columns + column] for k in (0, 1))
+    models = models_with(results, "last", "pca", "uncentred", "eigenvalues")
+    models += [m for m in models_with(results, "last", "pca", "centred", "eigenvalues") if m not in models]
+    figure, pairs = style.stacked_panels(len(models), width=4.2, height=3.0)
+    for (upper, lower), model in zip(pairs, models, strict=True):
         _draw_eigenvalues(upper, model)
         _draw_captured(lower, model)
         for axis in (upper, lower):
             axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-        used += [upper, lower]
-    for axis in axes:
-        if axis not in used:
-            axis.set_visible(False)
-    band = "shaded: 1st to 10th percentile of the images; uncentred unless said"
-    return style.finish(figure, footer_of(results, models, band), legend_of=used)
+    used = [axis for pair in pairs for axis in pair]
+    return style.finish(figure, results, models, PCA_BAND, legend_of=used)
 
 
 def _draw_eigenvalues(axis: Any, model: dict[str, Any]) -> None:
@@ -127,6 +120,42 @@ def _draw_captured(axis: Any, model: dict[str, Any]) -> None:
         axis.fill_between(x, curves["p1"], curves["p10"], color="#888888", alpha=0.2, linewidth=0)
     for level in (80, 90, 95, 99):
         axis.axhline(level, color="#777777", linestyle=":", linewidth=0.8)
-    said = [f"{t} %: {figure_of(pick(uncentred, 'required_d', t, 'p99'))}" for t in SHOWN]
-    axis.set_title(f"d for 99 of 100 images, {', '.join(said)}", fontsize=9)
+    counts_99 = [f"{t} %: {short_number(pick(uncentred, 'required_d', t, 'p99'))}" for t in SHOWN]
+    axis.set_title(f"d for 99 of 100 images, {', '.join(counts_99)}", fontsize=9)
     axis.set(xlabel="directions d of the shared basis", ylabel="energy captured (%)", ylim=(None, 101))
+
+
+PLANS = (
+    Plan(
+        "rank_histogram",
+        "One image's own directions beside the directions shared by all",
+        RANKS,
+        draw_rank_histogram,
+        tuple(
+            keys
+            for t in SHOWN
+            for keys in (("last", "ranks", t, "values"), ("last", "pca", "uncentred", "required_d", t, "values"))
+        ),
+        ("rank", "pca", "required"),
+        "For the tokens of the last layer: how many directions an image needs when it may choose its own (per-image "
+        "rank, from its singular values), and how many when all images share one basis (the eigenvectors of the second "
+        "moment of all tokens, uncentred, in their global order).",
+        "That the shared basis needs more is certain beforehand: an image's own singular vectors are its best basis, "
+        "so no other needs fewer, and its rank is at most min(N, D). The figure shows the size of the gap, not that a "
+        "narrower student must fail; and a single mean direction can dominate uncentred energies.",
+        "dashed lines: 99th percentile over images, as published; the spread is the histogram itself",
+    ),
+    Plan(
+        "pca",
+        "Principal directions of all tokens, and what they hold of an image",
+        RANKS,
+        draw_pca,
+        (("last", "pca", "uncentred", "eigenvalues"), ("last", "pca", "centred", "eigenvalues")),
+        ("pca",),
+        "Above, the share of the energy that each shared direction holds. Below, the energy of an image that the first "
+        "d shared directions capture, for the median image and for those that fare worst.",
+        "With fewer tokens than channels, or few images, the shared basis is fitted to these very images and looks "
+        "better than it would on others. Centring removes the mean direction only.",
+        PCA_BAND,
+    ),
+)

@@ -1,7 +1,6 @@
-"""Reading a results dictionary: nested look-ups, nulls as NaN, short names, numbers in words.
+"""Access to a results dictionary: nested look-ups, nulls as NaN, short names, numbers in words.
 
-The dictionary is what `analysis.summary` builds and `results.json` holds. Any part of it may be absent or null;
-figures, captions, tables and the report read it here, so that "not there" looks the same to all of them.
+The dictionary is what `analysis.pipeline.analyse` returns and results.json holds; any part of it may be absent or null.
 """
 
 from __future__ import annotations
@@ -56,14 +55,19 @@ def models_of(results: Results) -> list[dict[str, Any]]:
     return results.get("models") or []
 
 
+def comparisons_of(results: Results) -> list[dict[str, Any]]:
+    """The comparisons of a student with the teacher, in their order."""
+    return results.get("comparisons") or []
+
+
 def kept_layer(model: dict[str, Any]) -> int:
-    """Where the layer of `last` stands among the layers: not always at the end, if class-attention blocks follow it."""
+    """Index of the layer of `last`, which is not the last one if class-attention blocks follow it."""
     layers, name = model.get("layers") or [], pick(model, "last", "layer")
     return layers.index(name) if name in layers else -1
 
 
 def label_of(model: dict[str, Any]) -> str:
-    """What tables and figures call a model."""
+    """Name of a model in tables and figures."""
     return str(model.get("label") or model.get("name") or "model")
 
 
@@ -73,13 +77,7 @@ def shorten(text: str, most: int = 26) -> str:
     return text if len(text) <= most else f"{text[: most - 3 - half]}...{text[-half:]}"
 
 
-def three(items: Sequence[int]) -> list[int]:
-    """First, middle and last of `items`, without repetition."""
-    items = list(items)
-    return sorted({items[0], items[len(items) // 2], items[-1]}) if items else []
-
-
-def figure_of(value: Any) -> str:
+def short_number(value: Any) -> str:
     """A number in few digits: 308, 0.503, 1.2e-05; "undefined" for null."""
     value = number(value)
     if not math.isfinite(value):
@@ -91,7 +89,7 @@ def figure_of(value: Any) -> str:
     return f"{value:.1e}"
 
 
-def listed(words: Iterable[str]) -> str:
+def join_words(words: Iterable[str]) -> str:
     """ "a, b and c"."""
     words = list(words)
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else "nothing"

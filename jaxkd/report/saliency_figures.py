@@ -1,12 +1,13 @@
-"""Pictures of saliency: a grid of maps beside the images, and an animation of gradient maps over the layers.
+"""Saliency figures: a grid of maps beside the images, and an animation of gradient maps over the layers.
 
-Colours are those of matplotlib's "inferno", whose lightness grows with the value, so that a grey print says the same.
+Colours are those of matplotlib's "inferno", whose lightness grows with the value, so that a grey print shows the same.
 Positions that are not finite are drawn in flat blue-grey and counted in words. Image arguments are in [0, 1].
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +55,10 @@ def draw_saliency(
     for title, value in maps.items():
         if value.shape != images.shape[:3]:
             raise ShapeError(
-                f'The map "{title}" has shape {value.shape}, the images have {images.shape}. Each image has one value '
-                f"per pixel. Give {images.shape[:3]}."
+                f'The map "{title}" has shape {value.shape}, the images have {images.shape}. Give {images.shape[:3]}.'
             )
     if labels and len(labels) != len(images):
-        raise ShapeError(
-            f"{len(labels)} labels came with {len(images)} images. A label stands beside a row. Give one for each, or "
-            "none."
-        )
+        raise ShapeError(f"{len(labels)} labels came with {len(images)} images. Give one for each, or none.")
     import matplotlib
 
     matplotlib.use("Agg")
@@ -119,12 +116,12 @@ def draw_layer_animation(
     image = _checked_images(np.asarray(image)[None])[0]
     maps = {name: np.asarray(value, np.float64) for name, value in maps.items()}
     if not maps:
-        raise ShapeError("There are no maps to animate. Each layer is one frame. Ask for at least one tap.")
+        raise ShapeError("There are no maps to animate. Ask for at least one tap.")
     for name, value in maps.items():
         if value.ndim != 2 or not value.size:
             raise ShapeError(
-                f'The map of "{name}" has shape {value.shape}. The animation is of one image and shows (h, w) per '
-                "layer. Pick the image: {name: map[i] for name, map in maps.items()}."
+                f'The map of "{name}" has shape {value.shape} instead of (h, w). '
+                "Pick the image: {name: map[i] for name, map in maps.items()}."
             )
     finite = [v[np.isfinite(v)] for v in maps.values()]
     top = max((v.max() for v in finite if v.size), default=0.0) if shared_scale else None
@@ -133,6 +130,33 @@ def draw_layer_animation(
     palette = _palette(frames)
     frames = [f.quantize(palette=palette, dither=Image.Dither.NONE) for f in frames]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=milliseconds, loop=0, disposal=1)
+
+
+def write_saliency(found: Iterable[Any], folder: Path) -> list[dict[str, Any]]:
+    """Writes `<network>_<image>.png` and `.gif` for each `analysis.pipeline.saliency_maps.ImageSaliency`.
+
+    Returns:
+      The "saliency" entries of results.json; paths are relative to the folder's parent.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    entries, numbers = [], {}
+    for number, item in enumerate(found):
+        numbers.setdefault(item.model, len(numbers) + 1)
+        # Numbered, since two labels may differ only in characters that no file name should have.
+        stem = f"{numbers[item.model]}_{re.sub(r'[^A-Za-z0-9_.-]+', '_', item.model)}_{number}"
+        caption = (
+            f"{item.model}, class {item.predicted} (highest score) · {item.details}, completeness error "
+            f"{100 * item.completeness_error:.1f} %"
+        )
+        maps = {title: value[None] for title, value in item.maps.items()}
+        label = (Path(item.name).name,)
+        draw_saliency(item.image[None], maps, folder / f"{stem}.png", labels=label, caption=caption)
+        draw_layer_animation(item.image, item.layers, folder / f"{stem}.gif")
+        entry = {"model": item.model, "image": item.name, "class": item.predicted}
+        entry |= {kind: f"{folder.name}/{stem}.{kind}" for kind in ("png", "gif")}
+        finite = np.isfinite(item.completeness_error)
+        entries.append(entry | {"completeness_error": item.completeness_error if finite else None})
+    return entries
 
 
 def colour_map(values: np.ndarray, percentile: float = 100.0, top: float | None = None) -> tuple[np.ndarray, str]:
@@ -257,13 +281,10 @@ def _checked_images(images: Any) -> np.ndarray:
     """
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[-1] != 3 or not images.size:
-        raise ShapeError(
-            f"The images have shape {images.shape}. A picture has rows, columns and red, green, blue. Give "
-            "(B, H, W, 3)."
-        )
+        raise ShapeError(f"The images have shape {images.shape}. Give (B, H, W, 3).")
     if not (np.isfinite(images).all() and images.min() >= -1e-3 and images.max() <= 1 + 1e-3):
         raise DataError(
-            f"The images have values from {images.min():.3g} to {images.max():.3g}. A picture is drawn from values "
+            f"The images have values from {images.min():.3g} to {images.max():.3g}, which are not all "
             "between 0 and 1. Undo the normalisation with display_images(images, mean, std)."
         )
     return np.clip(images.astype(np.float64), 0, 1)

@@ -7,31 +7,20 @@ from typing import Any
 import numpy as np
 
 from jaxkd.report import style
-from jaxkd.report.depth_figures import footer_of
+from jaxkd.report.plan import SEP, Plan
 from jaxkd.report.results import NULLS, Results, array, has_numbers, label_of, models_with, null_line, pick
 
 
 def draw_sep(results: Results) -> Any:
     """Per model: mean SEP curve with its nulls above, deviations from the line of random permutations below."""
     models = models_with(results, "last", "sep", "full", "mean")
-    columns = min(3, len(models))
-    blocks = -(-len(models) // columns)
-    options = {"gridspec_kw": {"height_ratios": (3, 2) * blocks}}
-    figure, axes = style.panels(2 * blocks * columns, columns=columns, width=4.3, height=2.7, **options)
-    used, uppers = [], []
-    for place, model in enumerate(models):
-        block, column = divmod(place, columns)
-        upper, lower = (axes[(2 * block + k) * columns + column] for k in (0, 1))
+    blocks = -(-len(models) // 3)
+    ratios = {"height_ratios": (3, 2) * blocks}
+    figure, pairs = style.stacked_panels(len(models), width=4.3, height=2.7, gridspec_kw=ratios)
+    for (upper, lower), model in zip(pairs, models, strict=True):
         _draw_curves(upper, lower, model)
-        used += [upper, lower]
-        uppers.append(upper)
-    for axis in axes:
-        if axis not in used:
-            axis.set_visible(False)
-    band = (
-        "upper band: ± 1 standard deviation over tokens; lower band: 5th to 95th percentile over channel permutations"
-    )
-    return style.finish(figure, footer_of(results, models, band), legend_of=used)
+    used = [axis for pair in pairs for axis in pair]
+    return style.finish(figure, results, models, SEP_BAND, legend_of=used)
 
 
 def _draw_curves(upper: Any, lower: Any, model: dict[str, Any]) -> None:
@@ -83,17 +72,19 @@ def draw_permutation(results: Results) -> Any:
         levels = array(entry["thresholds"])
         place = np.arange(len(levels)) + (i - (count - 1) / 2) * 0.6 / max(1, count)
         colour, _, marker, _ = style.STYLES[i % len(style.STYLES)]
-        look = {"linestyle": "none", "marker": marker, "color": colour, "markersize": 6}
+        drawing = {"linestyle": "none", "marker": marker, "color": colour, "markersize": 6}
         label = style.plain(label_of(model))
-        left.plot(place - 0.05, array(entry["original"]), label=label, **look)
-        look |= {"markerfacecolor": "white"}
-        left.plot(place + 0.05, array(entry["permuted"]), **look)
+        left.plot(place - 0.05, array(entry["original"]), label=label, **drawing)
+        drawing |= {"markerfacecolor": "white"}
+        left.plot(place + 0.05, array(entry["permuted"]), **drawing)
         delta, ci = array(entry["delta"]), array(entry["ci"]).reshape(-1, 2)
         p5, p95 = array(entry["delta_p5"]), array(entry["delta_p95"])
         right.vlines(place, p5, p95, color=colour, linewidth=5, alpha=0.25)
         if len(ci) == len(delta):
             bars = np.maximum(np.stack([delta - ci[:, 0], ci[:, 1] - delta]), 0)
-            right.errorbar(place, delta, yerr=bars, capsize=4, elinewidth=1.3, **(look | {"markerfacecolor": colour}))
+            right.errorbar(
+                place, delta, yerr=bars, capsize=4, elinewidth=1.3, **(drawing | {"markerfacecolor": colour})
+            )
     ticks = [f"{a:.0f}" for a in levels]
     for k, a in enumerate(levels):
         left.hlines(a / 100, k - 0.42, k + 0.42, color="#777777", linestyle=":", label="a / 100" if k == 0 else None)
@@ -106,5 +97,44 @@ def draw_permutation(results: Results) -> Any:
     for axis in axes:
         axis.set_xticks(range(len(ticks)), ticks)
         axis.set_xlabel("share a of the energy (%)")
-    band = "right: whiskers 95 % bootstrap interval over images, broad bars 5th to 95th percentile over permutations"
-    return style.finish(figure, footer_of(results, models, band), legend_of=[left])
+    return style.finish(figure, results, models, PERMUTATION_BAND, legend_of=[left])
+
+
+SEP_BAND = "upper band: ± 1 standard deviation over tokens; lower band: 5th to 95th percentile over permutations"
+PERMUTATION_BAND = (
+    "right: whiskers 95 % bootstrap interval over images, broad bars 5th to 95th percentile over permutations"
+)
+PLANS = (
+    Plan(
+        "sep",
+        "SEP beside its null models",
+        SEP,
+        draw_sep,
+        (("last", "sep", "full", "mean"),),
+        ("sep", "energy pattern", "null"),
+        "The energy of a token's Fourier transform along the channels, added up from frequency 0 to d - 1 of D and "
+        "averaged over tokens, for the last layer. The nulls are tokens that mean nothing: Gaussian, confined to a "
+        "random subspace of the same rank, one-hot (a single channel each), and the model's own with channels "
+        "permuted. Below, each curve minus the straight line that random channel permutations give on average for its "
+        "own share of energy at frequency 0.",
+        "b50 is 0.50 by construction for any real features without a channel mean: E(k) = E(D - k). Channels in "
+        "arbitrary order give the diagonal whatever they encode: one-hot tokens, the opposite of a distributed code, "
+        "give the same curve as Gaussian ones. A curve on the diagonal is therefore no evidence of distributed "
+        "encoding, nor of a mismatch; look at ranks and participation ratios instead.",
+        SEP_BAND,
+    ),
+    Plan(
+        "permutation",
+        "Permuting the channels",
+        SEP,
+        draw_permutation,
+        (("last", "permutation", "original"),),
+        ("permut",),
+        "The bandwidth b (the first d, as a share of D, at which an image's SEP curve reaches a % of its energy), mean "
+        "over images, for channels as they are and permuted; on the right their difference.",
+        "That permuting changes little is expected of any features, because the order of channels carries no geometry. "
+        "An interval without zero says that this one order differs from a random one, by steps as small as 1/D; it "
+        "does not say that the difference matters.",
+        PERMUTATION_BAND,
+    ),
+)

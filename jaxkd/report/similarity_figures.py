@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from jaxkd.report import style
-from jaxkd.report.depth_figures import footer_of
-from jaxkd.report.results import Results, array, has_numbers, label_of, models_of, pick
+from jaxkd.report.plan import PAIRS, Plan
+from jaxkd.report.results import Results, array, comparisons_of, has_numbers, label_of, models_of, pick
 
 
 def comparisons_with(results: Results, key: str) -> list[dict[str, Any]]:
     """The comparisons whose `key` holds a finite number."""
-    return [c for c in results.get("comparisons") or [] if has_numbers(pick(c, key))]
+    return [c for c in comparisons_of(results) if has_numbers(pick(c, key))]
 
 
 def _compared(results: Results, comparisons: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -27,10 +27,7 @@ def draw_cka(results: Results) -> Any:
     figure, axes = style.panels(len(comparisons), width=4.5, height=3.7)
     for axis, comparison in zip(axes, comparisons, strict=True):
         picture = array(comparison["cka"])
-        image = axis.imshow(
-            picture, origin="lower", vmin=0, vmax=1, cmap=style.COLOUR_MAP, aspect="auto", interpolation="nearest"
-        )
-        axis.grid(False)
+        image = style.heat_map(axis, picture, vmin=0, vmax=1)
         pairs = pick(comparison, "suggestion", "pairs") or []
         if pairs:
             rows, columns = zip(*pairs, strict=True)
@@ -43,8 +40,8 @@ def draw_cka(results: Results) -> Any:
         style.name_layers(axis, comparison.get("student_layers") or range(picture.shape[0]), "y")
     figure.colorbar(image, ax=axes, label="linear CKA (0 to 1)", extend="min")
     marked = "; circles: suggested pairs" if any(pick(c, "suggestion", "pairs") for c in comparisons) else ""
-    footer = footer_of(results, _compared(results, comparisons), f"mean over chunks of images, no band{marked}")
-    return style.finish(figure, footer)
+    band = f"mean over chunks of images, no band{marked}"
+    return style.finish(figure, results, _compared(results, comparisons), band)
 
 
 def draw_cosines(results: Results) -> Any:
@@ -57,5 +54,36 @@ def draw_cosines(results: Results) -> Any:
         names = f"{style.plain(comparison['student'], 22)} in {style.plain(comparison['teacher'], 22)}"
         axis.plot(x, cosines, label=names, markevery=max(1, len(x) // 12), **style.style(i))
     axis.set(xlabel="principal direction (sorted)", ylabel="cosine of the principal angle", ylim=(0, 1.03))
-    footer = footer_of(results, _compared(results, comparisons), "last layers, all tokens of all images; no band")
-    return style.finish(figure, footer, legend_of=[axis])
+    band = "last layers, all tokens of all images; no band"
+    return style.finish(figure, results, _compared(results, comparisons), band, legend_of=[axis])
+
+
+PLANS = (
+    Plan(
+        "cka",
+        "Similarity of all layers (linear CKA)",
+        PAIRS,
+        draw_cka,
+        (("cka",),),
+        ("cka",),
+        "Linear CKA between each layer of the student (rows) and each of the teacher (columns): 1 if the features of "
+        "the images are equal up to rotation and scale, near 0 if unrelated. The estimator is the unbiased one over "
+        "chunks of images.",
+        "Dominated by the directions of largest variance; a high value does not mean that a linear map carries over "
+        "what the task needs, and it depends on which images were used.",
+        "no band",
+    ),
+    Plan(
+        "principal_cosines",
+        "Principal angles of the last layers",
+        PAIRS,
+        draw_cosines,
+        (("principal_cosines",),),
+        ("principal", "angle", "cosine"),
+        "The cosines of the angles between the main subspaces of the two last layers, in descending order: 1 where a "
+        "direction of one is a linear function of the other.",
+        "The more directions are kept and the fewer the tokens, the larger the cosines by chance; they weigh a weak "
+        "direction like a strong one.",
+        "no band",
+    ),
+)

@@ -1,4 +1,4 @@
-"""How every figure of the analysis looks: styles that survive greyscale, panels, legends outside, one way to save."""
+"""Style of all figures of the analysis: lines that survive greyscale, panels, legends outside, saving."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxkd.report.results import label_of, shorten
+from jaxkd.report.results import Results, images_in_words, label_of, seed_in_words, shorten
 
 DPI = 160
 COLOUR_MAP = "cividis"  # its luminance rises monotonically, so that it prints in grey
@@ -24,7 +24,7 @@ STYLES = (
     ("#5b2f94", (0, (6, 1, 1, 1, 1, 1)), "v", True),
     ("#8a8a8a", (0, (3, 1)), "X", False),
 )
-LOOK = {
+SETTINGS = {
     "font.size": 9.5,
     "axes.titlesize": 10,
     "axes.labelsize": 9.5,
@@ -32,7 +32,6 @@ LOOK = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.formatter.limits": (-3, 5),
-    "axes.formatter.use_mathtext": True,
     "grid.alpha": 0.3,
     "lines.linewidth": 1.7,
     "lines.markersize": 4.5,
@@ -46,11 +45,11 @@ LOOK = {
 
 
 @contextmanager
-def look() -> Iterator[None]:
-    """The settings of matplotlib that hold while a figure is drawn and saved; the caller's come back afterwards."""
+def applied() -> Iterator[None]:
+    """Sets matplotlib's settings while a figure is drawn and saved; restores the caller's afterwards."""
     import matplotlib
 
-    with matplotlib.rc_context(LOOK):
+    with matplotlib.rc_context(SETTINGS):
         yield
 
 
@@ -100,8 +99,15 @@ def panels(
     return figure, axes[:count]
 
 
-def finish(figure: Any, footer: str, *, legend_of: Sequence[Any] = ()) -> Any:
-    """Puts one legend above the panels, outside of them, and the footer (n, seed, bands) below; returns the figure."""
+def finish(
+    figure: Any, results: Results, models: Sequence[dict[str, Any]], band: str, *, legend_of: Sequence[Any] = ()
+) -> Any:
+    """Adds a legend above the panels and a footer (images, seed, `band`) below; returns the figure."""
+    return add_legend(figure, f"{images_in_words(results, models)}, {seed_in_words(results)}; {band}", legend_of)
+
+
+def add_legend(figure: Any, footer: str, legend_of: Sequence[Any] = ()) -> Any:
+    """Adds one legend above the panels, outside of them, and the footer below; returns the figure."""
     inches = figure.get_size_inches()[0]
     entries: dict[str, Any] = {}
     for axis in legend_of:
@@ -115,6 +121,35 @@ def finish(figure: Any, footer: str, *, legend_of: Sequence[Any] = ()) -> Any:
         figure.legend(list(entries.values()), list(entries), loc="outside upper center", ncols=columns)
     figure.supxlabel(textwrap.fill(footer, int(inches * 17)), fontsize=7.5, color="#555555")
     return figure
+
+
+def stacked_panels(count: int, *, width: float, height: float, **options: Any) -> tuple[Any, list[tuple[Any, Any]]]:
+    """A figure of `count` (upper, lower) pairs of panels, at most three side by side."""
+    columns = min(3, count)
+    blocks = math.ceil(count / columns)
+    figure, axes = panels(2 * blocks * columns, columns=columns, width=width, height=height, **options)
+    places = [divmod(i, columns) for i in range(blocks * columns)]
+    pairs = [(axes[2 * b * columns + c], axes[(2 * b + 1) * columns + c]) for b, c in places]
+    for pair in pairs[count:]:
+        for axis in pair:
+            axis.set_visible(False)
+    return figure, pairs[:count]
+
+
+def heat_map(axis: Any, picture: np.ndarray, **options: Any) -> Any:
+    """Draws a matrix with row 0 at the bottom; returns the image for a colour bar."""
+    axis.grid(False)
+    options = {"aspect": "auto", "cmap": COLOUR_MAP} | options
+    return axis.imshow(picture, origin="lower", interpolation="nearest", **options)
+
+
+def frequency_map(axis: Any, picture: np.ndarray, **options: Any) -> Any:
+    """Draws a (h, w) spectrum over cycles per pixel, its zero frequency [h // 2, w // 2] centred on 0."""
+    h, w = picture.shape
+    left, bottom = -(w // 2 + 0.5) / w, -(h // 2 + 0.5) / h
+    axis.set(xticks=(-0.5, 0, 0.5), yticks=(-0.5, 0, 0.5))
+    extent = (left, left + 1, bottom, bottom + 1)
+    return heat_map(axis, picture, extent=extent, aspect="auto" if h != w else "equal", **options)
 
 
 def save(figure: Any, folder: Path, name: str) -> tuple[Path, Path]:
@@ -135,7 +170,7 @@ def relative_depth(models: Sequence[dict[str, Any]]) -> bool:
 
 
 def positions(model: dict[str, Any], relative: bool) -> np.ndarray:
-    """Where the layers of a model stand on the axis of depth."""
+    """Positions of a model's layers on the axis of depth."""
     count = len(model["layers"])
     return np.linspace(0, 1, count) if relative and count > 1 else np.arange(count, dtype=float)
 
@@ -178,6 +213,12 @@ def log_if_wide(axis: Any, values: np.ndarray, ratio: float = 30.0) -> bool:
     log_scale(axis)
     axis.set_ylim(values.min() / 2, values.max() * 2)
     return True
+
+
+def log_if_positive(axis: Any, layers: Sequence[Any]) -> None:
+    """Makes the y axis logarithmic unless all values of all layers are zero or absent."""
+    if any((np.asarray(values or [0], np.float64) > 0).any() for values in layers):
+        log_scale(axis)
 
 
 def log_scale(axis: Any) -> None:

@@ -1,4 +1,4 @@
-"""Every number of an analysis as CSV: one tidy file for each family, one line for each number or small group of them.
+"""CSV tables of an analysis: one tidy file for each family, one line for each number or small group of them.
 
 Undefined numbers are empty cells. Numbers are written so that reading them back gives the same float. A file is written
 only if it has lines; `entropy_by_layer*.csv` have the published form, everything else names the model in each line.
@@ -9,39 +9,77 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from jaxkd.report.results import Results, array, label_of, models_of, models_with, null_line, pick
+import numpy as np
+
+from jaxkd.report.results import (
+    THRESHOLDS,
+    Results,
+    array,
+    comparisons_of,
+    label_of,
+    models_of,
+    models_with,
+    null_line,
+    pick,
+)
 
 Row = list[Any]
-SPREAD = ("mean", "sd", "median", "q25", "q75", "p99")
-LEVELS = ("99", "95", "90", "80")
+Rows = Iterator[Row]
+Model = dict[str, Any]
+SPREAD = "mean sd median q25 q75 p99"
+CENTRINGS = ("uncentred", "centred")
+TABLES: dict[str, tuple[str, str, Callable[[Model], Rows]]] = {}
+
+
+def _table(name: str, columns: str, of: str = "models") -> Callable:
+    """Declares `name`.csv: a function that gives the rows of one model, comparison or saliency map.
+
+    Rows begin with the model's label, or with the labels of teacher and student, which `columns` leave out.
+    """
+
+    def declare(rows: Callable[[Model], Rows]) -> Callable[[Model], Rows]:
+        TABLES[name] = (of, columns, rows)
+        return rows
+
+    return declare
 
 
 def write_tables(results: Results, folder: Path) -> list[Path]:
     """Writes the tables.
 
     Args:
-      results: see `analysis.reading`; any part may be absent or null.
+      results: what `analysis.pipeline.analyse` returns; any part may be absent or null.
       folder: made if it is not there; files of the same names are replaced.
 
     Returns:
-      The paths written, those of `FAMILIES` first.
+      The paths written, those of `TABLES` first.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    subjects = {
+        "models": (["model"], [([label_of(m)], m) for m in models_of(results)]),
+        "comparisons": (
+            ["teacher", "student"],
+            [([c["teacher"], c["student"]], c) for c in comparisons_of(results)],
+        ),
+        "saliency": (["model"], [([s.get("model")], s) for s in results.get("saliency") or []]),
+    }
     written = []
-    for name, (header, rows_of) in FAMILIES.items():
-        rows = list(rows_of(results))
+    for name, (of, columns, rows_of) in TABLES.items():
+        head, sources = subjects[of]
+        rows = [[*labels, *row] for labels, source in sources for row in rows_of(source)]
         if rows:
-            written.append(_write(folder / f"{name}.csv", header, rows))
+            written.append(write_csv(folder / f"{name}.csv", [*head, *columns.split()], rows))
     return written + _write_entropy(results, folder)
 
 
-def _write(path: Path, header: Row, rows: list[Row]) -> Path:
+def write_csv(path: Path, header: Row, rows: Iterable[Row]) -> Path:
+    """Writes a CSV file; numbers that are not finite and None are empty cells."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
@@ -57,222 +95,164 @@ def _cell(value: Any) -> Any:
 
 def _write_entropy(results: Results, folder: Path) -> list[Path]:
     """`Layer,Shannon_Entropy` in bits, layers counted from 1 as in the published tables; one file for each model."""
-    models = models_with(results, "per_layer", "entropy", "mean")
     written: list[Path] = []
-    for model in models:
+    for model in models_with(results, "per_layer", "entropy", "mean"):
         stem = "entropy_by_layer"
         if len(models_of(results)) > 1:
             stem += "_" + (re.sub(r"[^A-Za-z0-9.-]+", "_", label_of(model)).strip("_.") or "model")
         path, again = folder / f"{stem}.csv", 2
         while path in written:  # two labels that differ in signs only
             path, again = folder / f"{stem}_{again}.csv", again + 1
-        rows = [[i + 1, v] for i, v in enumerate(pick(model, "per_layer", "entropy", "mean"))]
-        written.append(_write(path, ["Layer", "Shannon_Entropy"], rows))
+        rows = [[i, v] for i, v in enumerate(pick(model, "per_layer", "entropy", "mean"), start=1)]
+        written.append(write_csv(path, ["Layer", "Shannon_Entropy"], rows))
     return written
 
 
-def _layers(model: dict[str, Any]) -> Iterator[tuple[int, str]]:
+def _layers(model: Model) -> Iterator[tuple[int, str]]:
     yield from enumerate(model.get("layers") or [])
 
 
-def _per_layer(results: Results) -> Iterator[Row]:
-    for model in models_of(results):
-        for statistic, spread in (model.get("per_layer") or {}).items():
-            for i, layer in _layers(model):
-                sizes = [pick(model, "tokens", i), pick(model, "channels", i)]
-                yield [label_of(model), i, layer, *sizes, statistic, *(pick(spread, k, i) for k in SPREAD)]
-
-
-def _spectrum(results: Results) -> Iterator[Row]:
-    for model in models_of(results):
+@_table("per_layer", f"layer_index layer tokens channels statistic {SPREAD}")
+def _per_layer(model: Model) -> Rows:
+    for statistic, spread in (model.get("per_layer") or {}).items():
         for i, layer in _layers(model):
-            values = pick(model, "spectrum", i) or []
-            for k, value in enumerate(values):
-                yield [label_of(model), i, layer, k, k / len(values), value, pick(model, "spectrum_sd", i, k)]
+            sizes = [pick(model, "tokens", i), pick(model, "channels", i)]
+            yield [i, layer, *sizes, statistic, *(pick(spread, k, i) for k in SPREAD.split())]
 
 
-def _radial(results: Results) -> Iterator[Row]:
-    for model in models_of(results):
-        for i, layer in _layers(model):
-            frequencies = pick(model, "radial_frequency", i) or []
-            for f, value in zip(frequencies, pick(model, "radial", i) or [], strict=False):
-                yield [label_of(model), i, layer, f, value]
+@_table("spectrum", "layer_index layer k k_over_C amplitude amplitude_sd")
+def _spectrum(model: Model) -> Rows:
+    for i, layer in _layers(model):
+        values = pick(model, "spectrum", i) or []
+        for k, value in enumerate(values):
+            yield [i, layer, k, k / len(values), value, pick(model, "spectrum_sd", i, k)]
 
 
-def _spatial(results: Results) -> Iterator[Row]:
-    for model in models_of(results):
-        for i, layer in _layers(model):
-            rows = pick(model, "spatial", i) or []
-            for y, row in enumerate(rows):
-                for x, value in enumerate(row):
-                    place = [(y - len(rows) // 2) / len(rows), (x - len(row) // 2) / len(row)]
-                    yield [label_of(model), i, layer, *place, value]
+@_table("radial", "layer_index layer cycles_per_token amplitude")
+def _radial(model: Model) -> Rows:
+    for i, layer in _layers(model):
+        frequencies, values = (pick(model, key, i) or [] for key in ("radial_frequency", "radial"))
+        yield from ([i, layer, f, value] for f, value in zip(frequencies, values, strict=False))
 
 
-def _ranks(results: Results) -> Iterator[Row]:
-    for model in models_of(results):
-        for level in LEVELS:
-            columns = [
-                pick(model, "last", "ranks", level, "values") or [],
-                pick(model, "last", "pca", "uncentred", "required_d", level, "values") or [],
-                pick(model, "last", "pca", "centred", "required_d", level, "values") or [],
-            ]
-            for image, row in enumerate(zip_longest(*columns)):
-                yield [label_of(model), image, level, *row]
+@_table("spatial", "layer_index layer vertical_cycles_per_token horizontal_cycles_per_token log10_amplitude")
+def _spatial(model: Model) -> Rows:
+    for i, layer in _layers(model):
+        rows = pick(model, "spatial", i) or []
+        for y, row in enumerate(rows):
+            for x, value in enumerate(row):
+                yield [i, layer, (y - len(rows) // 2) / len(rows), (x - len(row) // 2) / len(row), value]
 
 
-def _rank_summary(results: Results) -> Iterator[Row]:
-    for model in models_of(results):
-        for level in LEVELS:
-            for kind in ("rank", "required_d_uncentred", "required_d_centred"):
-                centring = kind.removeprefix("required_d_")
-                keys = ("ranks",) if kind == "rank" else ("pca", centring, "required_d")
-                spread = pick(model, "last", *keys, level)
-                if spread:
-                    numbers = [spread.get(k) for k in (*SPREAD, "min", "max")]
-                    yield [label_of(model), pick(model, "last", "layer"), kind, level, *numbers]
+@_table("ranks", "image energy_percent rank required_d_uncentred required_d_centred")
+def _ranks(model: Model) -> Rows:
+    for level in THRESHOLDS:
+        paths = (("ranks",), *(("pca", centring, "required_d") for centring in CENTRINGS))
+        columns = [pick(model, "last", *path, level, "values") or [] for path in paths]
+        yield from ([image, level, *row] for image, row in enumerate(zip_longest(*columns)))
 
 
-def _pca(results: Results) -> Iterator[Row]:
-    for model in models_of(results):
-        for centring in ("uncentred", "centred"):
-            part = pick(model, "last", "pca", centring) or {}
-            values = array(part.get("eigenvalues")).tolist()
-            total, so_far = math.fsum(values), 0.0
-            for j, value in enumerate(values):
-                so_far += value
-                shares = [value / total, so_far / total] if total > 0 else [None, None]
-                captured = [pick(part, "captured", k, j) for k in ("median", "p10", "p1")]
-                yield [label_of(model), centring, j + 1, value, *shares, *captured]
+@_table("rank_summary", f"layer quantity energy_percent {SPREAD} min max")
+def _rank_summary(model: Model) -> Rows:
+    kinds = {"rank": ("ranks",)} | {f"required_d_{c}": ("pca", c, "required_d") for c in CENTRINGS}
+    for level in THRESHOLDS:
+        for kind, path in kinds.items():
+            spread = pick(model, "last", *path, level)
+            if spread:
+                numbers = [spread.get(k) for k in (*SPREAD.split(), "min", "max")]
+                yield [pick(model, "last", "layer"), kind, level, *numbers]
 
 
-def _global_d(results: Results) -> Iterator[Row]:
-    for model in models_of(results):
-        for centring in ("uncentred", "centred"):
-            for level, d in (pick(model, "last", "pca", centring, "global_d") or {}).items():
-                yield [label_of(model), centring, level, d]
+@_table("pca", "centring d eigenvalue share cumulative captured_median captured_p10 captured_p1")
+def _pca(model: Model) -> Rows:
+    for centring in CENTRINGS:
+        part = pick(model, "last", "pca", centring) or {}
+        values = array(part.get("eigenvalues"))
+        cumulative = np.cumsum(values).tolist()
+        for j, value in enumerate(values.tolist()):
+            shares = [value / cumulative[-1], cumulative[j] / cumulative[-1]] if cumulative[-1] > 0 else [None, None]
+            yield [centring, j + 1, value, *shares, *(pick(part, "captured", k, j) for k in ("median", "p10", "p1"))]
 
 
-def _sep(results: Results) -> Iterator[Row]:
-    for model in models_of(results):
-        for mode in ("full", "folded"):
-            mean = array(pick(model, "last", "sep", mode, "mean"))
-            # the line of random permutations is that of the full curve only: folded bins hold unequal shares
-            line = null_line(mean).tolist() if mode == "full" and len(mean) else [None] * len(mean)
-            for j, value in enumerate(mean.tolist()):
-                sd = pick(model, "last", "sep", mode, "sd", j)
-                yield [label_of(model), mode, j + 1, (j + 1) / len(mean), value, sd, line[j]]
+@_table("pca_global_d", "centring energy_percent d")
+def _global_d(model: Model) -> Rows:
+    for centring in CENTRINGS:
+        found = pick(model, "last", "pca", centring, "global_d") or {}
+        yield from ([centring, level, d] for level, d in found.items())
 
 
-def _bandwidth(results: Results) -> Iterator[Row]:
-    for model in models_of(results):
-        for mode in ("full", "folded"):
-            part = pick(model, "last", "sep", mode) or {}
-            size = len(part.get("mean") or [])
-            for level, d in (part.get("bandwidth") or {}).items():
-                share = d / size if d is not None and size else None
-                yield [label_of(model), mode, level, d, share, part.get("tokens"), part.get("zero_tokens")]
+@_table("sep", "mode d d_over_D mean_percent sd_over_tokens null_line_percent")
+def _sep(model: Model) -> Rows:
+    for mode in ("full", "folded"):
+        mean = array(pick(model, "last", "sep", mode, "mean"))
+        # The line of random permutations is that of the full curve only: folded bins hold unequal shares.
+        line = null_line(mean).tolist() if mode == "full" and len(mean) else [None] * len(mean)
+        for j, value in enumerate(mean.tolist()):
+            yield [mode, j + 1, (j + 1) / len(mean), value, pick(model, "last", "sep", mode, "sd", j), line[j]]
 
 
-def _permutation(results: Results) -> Iterator[Row]:
-    for model in models_of(results):
-        entry = pick(model, "last", "permutation") or {}
-        counts = [entry.get(k) for k in ("images", "permutations", "bootstrap")]
-        for i, level in enumerate(entry.get("thresholds") or []):
-            keys = ("original", "permuted", "delta", "delta_sd", "delta_p5", "delta_p95")
-            interval = [pick(entry, "ci", i, 0), pick(entry, "ci", i, 1)]
-            yield [label_of(model), level, *(pick(entry, k, i) for k in keys), *interval, *counts]
+@_table("sep_bandwidth", "mode energy_percent d d_over_D tokens zero_tokens")
+def _bandwidth(model: Model) -> Rows:
+    for mode in ("full", "folded"):
+        part = pick(model, "last", "sep", mode) or {}
+        size = len(part.get("mean") or [])
+        for level, d in (part.get("bandwidth") or {}).items():
+            share = d / size if d is not None and size else None
+            yield [mode, level, d, share, part.get("tokens"), part.get("zero_tokens")]
 
 
-def _permutation_curve(results: Results) -> Iterator[Row]:
-    for model in models_of(results):
-        entry = pick(model, "last", "permutation") or {}
-        for j, mean in enumerate(entry.get("curve_mean") or []):
-            distance = [entry.get("curve_l1_mean"), entry.get("curve_l1_sd")]
-            yield [label_of(model), j + 1, mean, pick(entry, "curve_p5", j), pick(entry, "curve_p95", j), *distance]
+DELTAS = "original permuted delta delta_sd delta_p5 delta_p95"
 
 
-def _nulls(results: Results) -> Iterator[Row]:
-    for model in models_of(results):
-        for kind, entry in (pick(model, "last", "nulls") or {}).items():
-            for quantity, value in (entry or {}).items():
-                if quantity == "sep":
-                    for j, s in enumerate(value or []):
-                        yield [label_of(model), kind, "sep_percent", j + 1, s]
-                elif isinstance(value, dict):
-                    for level, number in value.items():
-                        yield [label_of(model), kind, f"rank_{level}", None, number]
-                else:
-                    yield [label_of(model), kind, quantity, None, value]
+@_table("permutation", f"energy_percent {DELTAS} ci_low ci_high images permutations bootstrap")
+def _permutation(model: Model) -> Rows:
+    entry = pick(model, "last", "permutation") or {}
+    counts = [entry.get(k) for k in ("images", "permutations", "bootstrap")]
+    for i, level in enumerate(entry.get("thresholds") or []):
+        interval = [pick(entry, "ci", i, end) for end in (0, 1)]
+        yield [level, *(pick(entry, k, i) for k in DELTAS.split()), *interval, *counts]
 
 
-def _cka(results: Results) -> Iterator[Row]:
-    for pair in results.get("comparisons") or []:
-        for i, row in enumerate(pair.get("cka") or []):
-            for j, value in enumerate(row):
-                names = [pick(pair, "student_layers", i), pick(pair, "teacher_layers", j)]
-                yield [pair["teacher"], pair["student"], i, j, *names, value]
+@_table("permutation_curve", "d mean_percent p5 p95 l1_mean l1_sd")
+def _permutation_curve(model: Model) -> Rows:
+    entry = pick(model, "last", "permutation") or {}
+    distance = [entry.get("curve_l1_mean"), entry.get("curve_l1_sd")]
+    for j, mean in enumerate(entry.get("curve_mean") or []):
+        yield [j + 1, mean, pick(entry, "curve_p5", j), pick(entry, "curve_p95", j), *distance]
 
 
-def _angles(results: Results) -> Iterator[Row]:
-    for pair in results.get("comparisons") or []:
-        for i, cosine in enumerate(pair.get("principal_cosines") or []):
-            angle = None if cosine is None else math.degrees(math.acos(min(1.0, max(-1.0, cosine))))
-            yield [pair["teacher"], pair["student"], i + 1, cosine, angle]
+@_table("nulls", "null quantity d value")
+def _nulls(model: Model) -> Rows:
+    for kind, entry in (pick(model, "last", "nulls") or {}).items():
+        for quantity, value in (entry or {}).items():
+            if quantity == "sep":
+                yield from ([kind, "sep_percent", j, s] for j, s in enumerate(value or [], start=1))
+            elif isinstance(value, dict):
+                yield from ([kind, f"rank_{level}", None, number] for level, number in value.items())
+            else:
+                yield [kind, quantity, None, value]
 
 
-def _pairs(results: Results) -> Iterator[Row]:
-    for pair in results.get("comparisons") or []:
-        suggestion = pair.get("suggestion") or {}
-        for s, t in suggestion.get("pairs") or []:
-            yield [pair["teacher"], pair["student"], s, t, suggestion.get("supported"), suggestion.get("reason")]
+@_table("cka", "student_index teacher_index student_layer teacher_layer cka", "comparisons")
+def _cka(pair: Model) -> Rows:
+    for i, row in enumerate(pair.get("cka") or []):
+        for j, value in enumerate(row):
+            yield [i, j, pick(pair, "student_layers", i), pick(pair, "teacher_layers", j), value]
 
 
-def _saliency(results: Results) -> Iterator[Row]:
-    for entry in results.get("saliency") or []:
-        yield [entry.get(k) for k in ("model", "image", "class", "completeness_error", "png", "gif")]
+@_table("principal_angles", "index cosine angle_degrees", "comparisons")
+def _angles(pair: Model) -> Rows:
+    for i, cosine in enumerate(pair.get("principal_cosines") or []):
+        yield [i + 1, cosine, None if cosine is None else math.degrees(math.acos(min(1.0, max(-1.0, cosine))))]
 
 
-LAYER = ["model", "layer_index", "layer"]
-INTERVAL = ["ci_low", "ci_high", "images", "permutations", "bootstrap"]
-FAMILIES: dict[str, tuple[Row, Callable[[Results], Iterator[Row]]]] = {
-    "per_layer": ([*LAYER, "tokens", "channels", "statistic", *SPREAD], _per_layer),
-    "spectrum": ([*LAYER, "k", "k_over_C", "amplitude", "amplitude_sd"], _spectrum),
-    "radial": ([*LAYER, "cycles_per_token", "amplitude"], _radial),
-    "spatial": ([*LAYER, "vertical_cycles_per_token", "horizontal_cycles_per_token", "log10_amplitude"], _spatial),
-    "ranks": (
-        ["model", "image", "energy_percent", "rank", "required_d_uncentred", "required_d_centred"],
-        _ranks,
-    ),
-    "rank_summary": (["model", "layer", "quantity", "energy_percent", *SPREAD, "min", "max"], _rank_summary),
-    "pca": (
-        [
-            "model",
-            "centring",
-            "d",
-            "eigenvalue",
-            "share",
-            "cumulative",
-            "captured_median",
-            "captured_p10",
-            "captured_p1",
-        ],
-        _pca,
-    ),
-    "pca_global_d": (["model", "centring", "energy_percent", "d"], _global_d),
-    "sep": (["model", "mode", "d", "d_over_D", "mean_percent", "sd_over_tokens", "null_line_percent"], _sep),
-    "sep_bandwidth": (["model", "mode", "energy_percent", "d", "d_over_D", "tokens", "zero_tokens"], _bandwidth),
-    "permutation": (
-        ["model", "energy_percent", "original", "permuted", "delta", "delta_sd", "delta_p5", "delta_p95", *INTERVAL],
-        _permutation,
-    ),
-    "permutation_curve": (["model", "d", "mean_percent", "p5", "p95", "l1_mean", "l1_sd"], _permutation_curve),
-    "nulls": (["model", "null", "quantity", "d", "value"], _nulls),
-    "cka": (
-        ["teacher", "student", "student_index", "teacher_index", "student_layer", "teacher_layer", "cka"],
-        _cka,
-    ),
-    "principal_angles": (["teacher", "student", "index", "cosine", "angle_degrees"], _angles),
-    "suggested_pairs": (["teacher", "student", "student_index", "teacher_index", "supported", "reason"], _pairs),
-    "saliency": (["model", "image", "class", "completeness_error", "png", "gif"], _saliency),
-}
+@_table("suggested_pairs", "student_index teacher_index supported reason", "comparisons")
+def _pairs(pair: Model) -> Rows:
+    suggestion = pair.get("suggestion") or {}
+    for s, t in suggestion.get("pairs") or []:
+        yield [s, t, suggestion.get("supported"), suggestion.get("reason")]
+
+
+@_table("saliency", "image class completeness_error png gif", "saliency")
+def _saliency(entry: Model) -> Rows:
+    yield [entry.get(k) for k in ("image", "class", "completeness_error", "png", "gif")]

@@ -1,4 +1,4 @@
-"""The pictures of a comparison: accuracy and loss of several runs over their epochs, or PSNR over their steps."""
+"""Figures of a comparison of runs: accuracy and loss of several runs over their epochs, or PSNR over their steps."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path, *, caption: s
 
 
 def read_bicubic(workdir: Path) -> dict[str, float]:
-    """What bicubic scores on the sets of a super-resolution run, from its bicubic.json; {} where there is none."""
+    """Scores of bicubic upscaling on the sets of a super-resolution run, from its bicubic.json; {} if absent."""
     try:
         return json.loads((workdir / "bicubic.json").read_text())
     except (OSError, ValueError):
@@ -70,7 +70,7 @@ def score_names(rows: Mapping[str, Any], bicubic: Mapping[str, float]) -> tuple[
 
 
 def scores_caption(source: str, seed: int, result: Mapping[str, Any], runs: int = 1) -> str:
-    """What the picture of super-resolution runs was measured on.
+    """Caption: the data on which super-resolution runs were measured.
 
     Args:
       source: data.source.

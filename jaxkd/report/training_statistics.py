@@ -1,4 +1,4 @@
-"""Tables and pictures of what every layer did over training: one CSV and one PNG per statistic.
+"""Tables and pictures of layer statistics over training: one CSV and one PNG per statistic.
 
 The lines of kind "dynamics" in metrics.jsonl are the source; everything here is made from them anew, so that a resumed
 run cannot leave a table with a row missing or twice.
@@ -13,25 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxkd.analysis.layer_statistics import LAYER_STATISTICS, LayerStatistic
+
 Rows = Sequence[dict[str, Any]]
 DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))  # lines over depth: so many moments
-LABELS = {
-    "intensity": ("Spectral intensity", "mean magnitude of the FFT over channels / C"),
-    "entropy": ("Shannon entropy, one range for all layers", "bits per position, 100 bins"),
-    "entropy_own_range": ("Shannon entropy, each layer's own range", "bits per position, 100 bins"),
-    "activation_mean": ("Activation magnitude", "mean |A|"),
-    "activation_max": ("Largest activation", "max |A| of an image, mean over images"),
-    "kurtosis": ("Kurtosis of the activations", "4th standardised moment (Gaussian: 3)"),
-    "massive_share": ("Massive activations", "share of the squared norm"),
-    "gradient": ("Gradient of the training loss", "mean |dL/dA| of one image's loss"),
-    "rank_99": ("Energy rank, 99 %", "directions of an image's tokens"),
-    "rank_95": ("Energy rank, 95 %", "directions of an image's tokens"),
-    "rank_90": ("Energy rank, 90 %", "directions of an image's tokens"),
-    "rank_80": ("Energy rank, 80 %", "directions of an image's tokens"),
-    "participation_ratio": ("Participation ratio of the energies", "directions of an image's tokens"),
-    "stable_rank": ("Stable rank", "energy / largest energy"),
-}
-LOGARITHMIC = ("gradient", "activation_max", "kurtosis")
 
 
 def statistics_of(rows: Rows) -> tuple[str, ...]:
@@ -112,10 +97,11 @@ def _draw(name: str, values: list[list[float]], rows: Rows, layers: tuple[str, .
     from matplotlib import pyplot as plt
     from matplotlib.colors import LogNorm
 
-    title, unit = LABELS.get(name, (name.replace("_", " ").capitalize(), ""))
+    statistic = LAYER_STATISTICS.get(name, LayerStatistic(name.replace("_", " "), ""))
+    title, unit = statistic.label.capitalize(), statistic.unit
     # A gradient is exactly 0 where a layer's tokens do not reach the loss: a gap on a logarithmic axis.
     known = [v for row in values for v in row if v > 0]
-    logarithmic = name in LOGARITHMIC and len(set(known)) > 1
+    logarithmic = statistic.logarithmic and len(set(known)) > 1
     if logarithmic:
         values = [[v if v > 0 else math.nan for v in row] for row in values]
     figure, axes = plt.subplots(1, 2, figsize=(12.5, 4.2), layout="constrained", width_ratios=(1.15, 1))

@@ -13,17 +13,22 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 from synthetic_results import make, make_broken
 
-from jaxkd.report import captions, figures, sep_captions, style
+from jaxkd.report import figures, style
 from jaxkd.report.results import null_line
 
 PAIR_FIGURES = {"cka", "principal_cosines"}
 
 
+LOW_DPI = 50
+
+
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """(results, figures) of two models, drawn once."""
+    """(results, figures) of two models, drawn once and coarsely."""
     results = make(2)
-    return results, figures.write_figures(results, tmp_path_factory.mktemp("two"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(style, "DPI", LOW_DPI)
+        return results, figures.write_figures(results, tmp_path_factory.mktemp("two"))
 
 
 @pytest.fixture
@@ -38,24 +43,31 @@ def unsaved(monkeypatch):
 
 
 def drawn(plan: str, results: dict):
-    with style.look():
+    with style.applied():
         return next(p for p in figures.PLANS if p.name == plan).draw(results)
 
 
-def test_every_figure_is_a_sharp_png_and_a_pdf(two):
+def test_every_figure_is_a_png_and_a_pdf(two):
     _, out = two
     assert [f.name for f in out] == [p.name for p in figures.PLANS]
     for figure in out:
         with Image.open(figure.png) as image:
-            assert image.info["dpi"][0] >= 149 and min(image.size) > 300, figure.name
+            assert min(image.size) / LOW_DPI > 1.9, figure.name
             grey = np.asarray(image.convert("L"))
         assert grey.min() < 60 and (grey > 250).mean() > 0.1, f"{figure.name} is empty"
         assert figure.pdf.read_bytes().startswith(b"%PDF")
 
 
+def test_pictures_are_sharp(tmp_path):
+    with style.applied():
+        png, _ = style.save(style.panels(1)[0], tmp_path, "empty")
+    with Image.open(png) as image:
+        assert image.info["dpi"][0] >= 149 and min(image.size) > 300
+
+
 def test_one_model_has_no_pairs_and_says_so():
     results = make(1)
-    names = {p.name for p in figures.PLANS if figures._has(p, results["models"][0])}
+    names = {p.name for p in figures.PLANS if p.has(results["models"][0])}
     assert names == {p.name for p in figures.PLANS} - PAIR_FIGURES
     left = dict(figures.left_out(results))
     assert len(left) == 2 and all("two models" in reason for reason in left.values())
@@ -115,38 +127,28 @@ def test_every_caption_says_n_seed_band_and_limits(two):
         assert first.startswith("What it shows: ") and "n = 12 images" in first and "seed 2026" in first, figure.name
         assert any(word in first.lower() for word in ("band", "dashed", "shaded", "whiskers")), figure.name
         assert last.startswith("What it cannot show: ") and len(last) > 80, figure.name
-    assert set(captions.SHOWS) == set(captions.CANNOT) == {p.name for p in figures.PLANS}
 
 
-def test_captions_give_the_numbers_of_the_results():
-    results = make(2)
-    results["models"][0]["per_layer"]["entropy"]["mean"] = [3.0, 1.25, 2.0, 2.0, 2.0, 4.5]
-    text = captions.write_caption("entropy", results)
-    assert "lowest 1.25 bits in block_1, highest 4.5 bits in block_5" in text and "6.64 bits" in text
-    results["models"][0]["last"]["ranks"]["99"]["p99"] = 121.0
-    results["models"][0]["last"]["pca"]["uncentred"]["required_d"]["99"]["p99"] = 359.4
-    text = captions.write_caption("rank_histogram", results)
-    assert "own directions 121/" in text and "shared 359/" in text
-    entry = results["models"][1]["last"]["permutation"]
-    entry["ci"] = [[-1.0, 1.0]] * 4 + [[0.001, 0.002]]
-    assert "interval without zero at 90 %" in captions.write_caption("permutation", results)
-    entry["ci"] = [[-1.0, 1.0]] * 5
-    assert "every interval holds zero" in captions.write_caption("permutation", results)
-
-
-def test_sep_caption_says_what_is_true_by_construction():
-    text = captions.write_caption("sep", make(1))
+def test_sep_caption_says_what_is_true_by_construction(two):
+    text = next(f.caption for f in two[1] if f.name == "sep")
     assert "b50 is 0.50 by construction for any real features" in text
     assert "no evidence of distributed encoding" in text
-    # a curve on the null line deviates by nothing, and a bump is found where it is
     line = null_line(np.asarray([10.0, 0, 0, 0, 0, 0, 0, 0, 0, 0]))
     np.testing.assert_allclose(line, 10 + 90 * np.arange(10) / 9)
-    bumped = line.copy()
-    bumped[5] -= 2.0
-    assert sep_captions.worst_deviation(bumped) == (pytest.approx(-2.0), 0.6)
     # published anchor: rho = 0 at D = 384 reaches 80 and 90 % at 308 and 346
     null = null_line(np.zeros(384))
     assert [int(np.argmax(null >= a)) + 1 for a in (80, 90)] == [308, 346]
+
+
+def test_sep_curves_are_drawn_less_their_null_lines():
+    results = make(1)
+    line = null_line(np.asarray([10.0] + [0.0] * 23))
+    curve = line.copy()
+    curve[5] -= 2.0
+    results["models"][0]["last"]["sep"]["full"]["mean"] = curve.tolist()
+    (y,) = (x.get_ydata() for x in drawn("sep", results).axes[1].lines if x.get_linewidth() == 2.0)
+    np.testing.assert_allclose(y, curve - line, atol=1e-12)
+    assert y[5] == pytest.approx(-2.0)
 
 
 def test_depth_is_relative_only_when_depths_differ():
@@ -210,6 +212,6 @@ def test_names_are_literal_in_pictures():
     assert style.plain("x" * 60) == "x" * 12 + "..." + "x" * 11
     # the caller's settings of matplotlib are as they were
     before = matplotlib.rcParams["font.size"]
-    with style.look():
-        assert matplotlib.rcParams["font.size"] == style.LOOK["font.size"]
+    with style.applied():
+        assert matplotlib.rcParams["font.size"] == style.SETTINGS["font.size"]
     assert matplotlib.rcParams["font.size"] == before

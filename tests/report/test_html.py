@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 from synthetic_results import make, make_broken
 
-from jaxkd.report import captions, figures, html
+from jaxkd.report import figures, html
+from jaxkd.report.plan import Figure
 
 VOID = {"meta", "img", "br", "hr"}
 
@@ -57,8 +58,7 @@ def built(results, folder):
         png = folder / "figures" / f"{plan.name}.png"
         png.parent.mkdir(exist_ok=True)
         Image.new("L", (700 + 100 * i, 300), 10 * i).save(png)
-        caption = captions.write_caption(plan.name, results)
-        out.append(figures.Figure(plan.name, plan.title, png, png.with_suffix(".pdf"), caption))
+        out.append(Figure(plan.name, plan.title, png, png.with_suffix(".pdf"), plan.caption(results)))
     html.write_report(results, out, folder / "report.html")
     source = (folder / "report.html").read_text(encoding="utf-8")
     return source, Page(source)
@@ -101,7 +101,7 @@ def test_models_stand_side_by_side(good):
     assert "The profile is high in the first two" in text
 
 
-def test_text_from_outside_is_escaped(bad):
+def test_text_from_outside_is_escaped(bad, tmp_path):
     _, source, page = bad
     assert "a<b>" not in source and "<one>" not in source and "<cat>" not in source
     text = "".join(page.text)
@@ -109,8 +109,9 @@ def test_text_from_outside_is_escaped(bad):
     evil = make(1)
     evil["models"][0]["notes"] = ["</main><script>alert(1)</script>"]
     evil["settings"]["command"] = '"><img src=x onerror=alert(1)>'
-    report_text = html._notes(evil) + html.made_section(evil)
-    assert "<script" not in report_text and "<img" not in report_text
+    html.write_report(evil, [], tmp_path / "report.html")
+    tags = Page((tmp_path / "report.html").read_text()).tags
+    assert "script" not in tags and "img" not in tags
 
 
 def test_what_is_missing_is_said_with_its_reason(bad):
@@ -135,7 +136,7 @@ def test_saliency_pictures_are_embedded(tmp_path):
     assert "completeness error of integrated gradients 0.0123" in "".join(page.text)
     # nothing but pictures is ever read into the page
     (tmp_path / "secret.txt").write_text("secret")
-    assert html.embedded(tmp_path / "secret.txt") is None
+    assert html.data_url(tmp_path / "secret.txt") is None
 
 
 def test_a_page_of_nothing_still_opens(tmp_path):

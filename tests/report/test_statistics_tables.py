@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from jaxkd import train
+from jaxkd.analysis.layer_statistics import LAYER_STATISTICS
 from jaxkd.report import training_statistics
 
 
@@ -108,4 +109,4 @@ def test_later_lines_are_darker_and_every_statistic_has_words():
         2,
     ]
     assert math.isnan(training_statistics._number("inf")) and math.isnan(training_statistics._number(""))
-    assert {"entropy", "gradient", "rank_99", "stable_rank"} <= set(training_statistics.LABELS)
+    assert {"entropy", "gradient", "rank_99", "stable_rank"} <= set(LAYER_STATISTICS)

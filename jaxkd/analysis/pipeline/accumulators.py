@@ -20,7 +20,7 @@ PERCENTS = (99, 95, 90, 80)
 
 @dataclass
 class Streamed:
-    """What a pass leaves; n images, L layers.
+    """Result of a pass over n images and L layers.
 
     Attributes:
       layers: names in depth order.
@@ -112,16 +112,14 @@ class Accumulator:
             self.out.last = self.out.last or tuple(shapes)[-1]
             if self.out.last not in shapes:
                 raise TapError(
-                    f'last="{self.out.last}" is not among the layers of {self._label}.'
-                    f"{did_you_mean(self.out.last, shapes)} Its tokens are kept for PCA and SEP. Choose one of: "
-                    f"{in_words(shapes)}."
+                    f'last="{self.out.last}" is not among the layers of '
+                    f"{self._label}.{did_you_mean(self.out.last, shapes)} Choose one of: {in_words(shapes)}."
                 )
         elif shapes != self.out.shapes:
             changed = next(n for n in shapes if shapes[n] != self.out.shapes.get(n))
             raise ShapeError(
-                f'The layer "{changed}" of {self._label} changed its shape from '
-                f"{self.out.shapes.get(changed)} to {shapes[changed]} between batches. Statistics are over equal "
-                "features. Return the same shapes for every batch."
+                f'The layer "{changed}" of {self._label} changed its shape from {self.out.shapes.get(changed)} to '
+                f"{shapes[changed]} between batches. Return the same shapes for every batch."
             )
 
     def add(self, results: dict[str, dict], slopes: dict | None, good: int, pool: ThreadPoolExecutor) -> np.ndarray:
@@ -183,7 +181,7 @@ class Accumulator:
         self._spooled += int(mask.sum())
 
     def finish(self) -> Streamed:
-        """What the pass leaves.
+        """Closes the scratch file and returns the result.
 
         Raises:
           DataError: there was no image.
@@ -192,8 +190,8 @@ class Accumulator:
         out = self.out
         if not out.images:
             raise DataError(
-                f"None of the images could be read ({len(out.broken)} are broken). Nothing was analysed. Look at the "
-                f"first: {out.broken[0] if out.broken else 'there was none'}."
+                f"None of the images could be read ({len(out.broken)} are broken). Look at the first: "
+                f"{out.broken[0] if out.broken else 'there was none'}."
             )
         out.valid = np.concatenate(self._valid)
         out.scalars = {key: np.concatenate(rows) for key, rows in self._rows.items()}

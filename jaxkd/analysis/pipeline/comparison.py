@@ -15,7 +15,7 @@ from jaxkd.models.contract import depth_taps
 
 
 def compare(teacher: Streamed, student: Streamed, *, energy: float = 0.99) -> dict[str, Any]:
-    """What results.json has under "comparisons", without the names.
+    """An entry of "comparisons" in results.json, without the names.
 
     Args:
       teacher: its pass, scratch file still there.

@@ -37,7 +37,7 @@ RANGES = ("chunk", "exact", "given")
 
 
 class Features(Protocol):
-    """What is analysed: `forward(images (B, H, W, 3) uint8 on the devices) -> {layer: (B, N, C) or (B, h, w, C)}`.
+    """A network to analyse: `forward(images (B, H, W, 3) uint8 on the devices) -> {layer: (B, N, C) or (B, h, w, C)}`.
 
     Attributes:
       layers: names in depth order; () takes those of the first answer.
@@ -161,20 +161,16 @@ class Stream:
     ):
         if jax.process_count() > 1:
             raise ShapeError(
-                f"An analysis was started in {jax.process_count()} processes. Its sums live on one host. Start one "
-                "process; it uses all devices of its machine."
+                f"An analysis was started in {jax.process_count()} processes. Start one process; it uses all devices "
+                "of its machine."
             )
         devices = batch_devices(mesh)
         if options.batch_size % devices:
             raise ShapeError(
-                f"batch_size={options.batch_size} does not split over {devices} devices. Each gets the same "
-                f"number of images. Use a multiple of {devices}."
+                f"batch_size={options.batch_size} does not split over {devices} devices. Use a multiple of {devices}."
             )
         if options.entropy_range == "given" and options.value_range is None:
-            raise DataError(
-                'entropy_range="given" came without a range. A histogram needs its lowest and highest value. Give '
-                "value_range=(low, high)."
-            )
+            raise DataError('entropy_range="given" came without a range. Give value_range=(low, high).')
         # More than a chunk at once would be padding.
         options = replace(options, batch_size=min(options.batch_size, -(-options.chunk // devices) * devices))
         self._features, self._mesh, self._options = features, mesh, options
@@ -330,6 +326,6 @@ class Stream:
         if missing:
             raise TapError(
                 f'{self._features.label} answered without the layer "{missing[0]}".{did_you_mean(missing[0], answer)} '
-                f"Each layer is read from every batch. It has: {in_words(answer)}."
+                f"It has: {in_words(answer)}."
             )
         return {name: answer[name] for name in self._layers}

@@ -1,4 +1,4 @@
-"""What an analysis reads: images in, named feature maps out, whoever's network it is."""
+"""Feature sources of an analysis: images in, named feature maps out, from a registered network or a function."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PyTree = Any
 
 @dataclass
 class FeatureSource:
-    """A network as an analysis sees it; made by `network_features` or `callable_features`.
+    """A network for an analysis; made by `network_features` or `callable_features`.
 
     Attributes:
       label: what tables and figures call it.
@@ -90,7 +90,7 @@ def network_features(
     gradient_of: str = "class",
     seed: int = 0,
 ) -> FeatureSource:
-    """Features of a network of the zoo, compiled at highest matmul precision.
+    """Features of a registered network, compiled at highest matmul precision.
 
     Args:
       network: with its weights; initial ones are drawn where it has none.
@@ -127,8 +127,8 @@ def network_features(
     attention = [t for t in order if t.startswith("attn_") or ".attn" in t]
     if attention:
         raise TapError(
-            f'The layer "{attention[0]}" holds attention, (batch, heads, tokens, tokens). Its last axis is no channels '
-            "and spectra and ranks along it would mean nothing. Leave it out, or use a function of your own."
+            f'The layer "{attention[0]}" holds attention, (batch, heads, tokens, tokens). Leave it out, or use a '
+            "function of your own."
         )
     split = parallel.batch_sharding(mesh)
     forward = jax.jit(lambda c, images: apply(c, normalise(images))[1], in_shardings=(None, split), out_shardings=split)
@@ -176,7 +176,7 @@ def callable_features(
     layers: tuple[str, ...] = (),
     crop_pct: float = 1.0,
 ) -> FeatureSource:
-    """Features of anyone's network: a Python function `images -> {name: features}`.
+    """Features of a user's function `images -> {name: features}`.
 
     Args:
       spec: "package.module:function". It is called with (B, H, W, 3) fp32 NumPy images in [0, 1], does its own
@@ -205,8 +205,8 @@ def callable_features(
             ) from error
         if not isinstance(answer, Mapping) or not answer:
             raise ShapeError(
-                f'"{spec}" answered with {type(answer).__name__}, not with named features. An analysis reads one array '
-                "per layer. Return a dict {name: (B, N, C) or (B, h, w, C)}."
+                f'"{spec}" answered with {type(answer).__name__}, not with named features. Return a dict {{name: (B, '
+                "N, C) or (B, h, w, C)}."
             )
         features = {str(name): _real(spec, str(name), value) for name, value in answer.items()}
         for name, value in features.items():
@@ -241,8 +241,8 @@ def _real(spec: str, name: str, value: Any) -> np.ndarray:
         return array.astype(np.float32)
     except (TypeError, ValueError) as error:
         raise ShapeError(
-            f'The feature "{name}" of "{spec}" is no array of real numbers ({" ".join(str(error).split())}). All '
-            "statistics are of real features. Return (B, N, C) or (B, h, w, C) floats; of complex ones, their parts."
+            f'The feature "{name}" of "{spec}" is no array of real numbers ({" ".join(str(error).split())}). Return '
+            "(B, N, C) or (B, h, w, C) floats; of complex ones, their parts."
         ) from None
 
 
@@ -253,15 +253,14 @@ def _import(spec: str) -> Callable:
     except Exception as error:  # the user's module may fail in any way
         raise ConfigError(
             f'--model="{spec}": the module "{module_name}" cannot be imported ({type(error).__name__}: '
-            f"{' '.join(str(error).split())}). It is looked for like any Python module. Run from its folder, or add "
-            "that folder to PYTHONPATH."
+            f"{' '.join(str(error).split())}). Run from its folder, or add that folder to PYTHONPATH."
         ) from None
     function = getattr(module, name, None)
     if not callable(function):
         have = [n for n, v in vars(module).items() if inspect.isfunction(v)]
         raise ConfigError(
-            f'--model="{spec}": "{module_name}" has no function "{name}".{did_you_mean(name, have)} A function of your '
-            f"own is given as module:function. It has: {in_words(have)}."
+            f'--model="{spec}": "{module_name}" has no function "{name}".{did_you_mean(name, have)} It has: '
+            f"{in_words(have)}."
         )
     return function
 
@@ -283,12 +282,12 @@ def check_gradient_labels(gradient_of: str, labelled: bool, source: Any, images:
         return
     if not labelled:
         raise DataError(
-            f'--gradients=loss needs labels, but --images="{images}" is a plain folder of images. The loss compares '
-            "with the true class. Give a data set with val/<label>/*, or use --gradients=class."
+            f'--gradients=loss needs labels, but --images="{images}" is a plain folder of images. Give a data set with '
+            "val/<label>/*, or use --gradients=class."
         )
     for label, count in classes.items():
         if count and count != len(source.class_names):
             raise ConfigError(
                 f"--gradients=loss: {label} has {count} outputs, the images have {len(source.class_names)} classes. "
-                "Labels would name other classes. Use the data set of its weights, or --gradients=class."
+                "Use the data set of its weights, or --gradients=class."
             )

@@ -168,9 +168,10 @@ def write_analysis(
     Returns:
       The contents of results.json.
     """
-    from jaxkd.analysis.pipeline.saliency_maps import write_saliency
+    from jaxkd.analysis.pipeline.saliency_maps import saliency_maps
     from jaxkd.report.figures import write_figures
     from jaxkd.report.html import write_report
+    from jaxkd.report.saliency_figures import write_saliency
     from jaxkd.report.tables import write_tables
 
     results = analyse(networks, source, mesh, options, scratch=out, progress=progress)
@@ -178,9 +179,10 @@ def write_analysis(
     clear_report(out)
     if saliency:
         crop = {"crop_pct": options.crop_pct, "interpolation": options.interpolation}
-        results["saliency"] = write_saliency(
-            networks, source, out / "saliency", count=saliency, **crop, seed=options.summary.seed, progress=progress
+        found = saliency_maps(
+            networks, source, count=saliency, **crop, seed=options.summary.seed, progress=progress
         )
+        results["saliency"] = write_saliency(found, out / "saliency")
     (out / "results.json").write_text(json.dumps(results, indent=1, allow_nan=False))
     write_tables(results, out)
     if over_time:

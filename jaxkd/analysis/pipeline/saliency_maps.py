@@ -1,11 +1,10 @@
-"""Saliency maps of the first images for each network: a figure, and an animation over the layers."""
+"""Saliency maps of the first images for each network."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,43 +15,63 @@ from jaxkd import data
 from jaxkd.analysis import saliency
 from jaxkd.analysis.pipeline.features import FeatureSource
 from jaxkd.errors import DataError
-from jaxkd.report import saliency_figures
 
 TITLES = ("vanilla gradient", "SmoothGrad", "integrated gradients")
 SAMPLES, STEPS = 16, 16  # of SmoothGrad and of integrated gradients
 IMAGES_PER_PASS = 8  # that memory follows; a CaiT-S24 keeps about 200 MB an image for its backward pass
 
 
-def write_saliency(
+@dataclass(frozen=True)
+class ImageSaliency:
+    """Saliency of one image for one network.
+
+    Attributes:
+      model: label of the network.
+      name: of the image.
+      image: (H, W, 3) in [0, 1].
+      predicted: class with the highest score.
+      maps: title -> (H, W), in the order of `TITLES`.
+      layers: tap -> (h, w) gradient magnitudes in depth order.
+      completeness_error: of integrated gradients, relative; may be NaN or infinite.
+      details: parameters of the methods in words.
+    """
+
+    model: str
+    name: str
+    image: np.ndarray
+    predicted: int
+    maps: dict[str, np.ndarray]
+    layers: dict[str, np.ndarray]
+    completeness_error: float
+    details: str
+
+
+def saliency_maps(
     networks: Sequence[FeatureSource],
     source: Any,
-    folder: Path,
     *,
     count: int,
     crop_pct: float = 0.0,
     interpolation: str = "",
     seed: int = 0,
     progress: Callable[[str, str, int, int], None] | None = None,
-) -> list[dict[str, Any]]:
+) -> Iterator[ImageSaliency]:
     """Vanilla gradient, SmoothGrad, integrated gradients and per-layer gradient maps of the class score.
 
     Args:
       networks: those without class scores are passed over.
       source: images; the first `count` that can be read are taken.
-      folder: for `<network>_<i>.png` and `.gif`; made if missing.
       count: how many images.
       crop_pct: of the evaluation crop; 0 is each network's own.
       interpolation: likewise; "" is each network's own.
       seed: of SmoothGrad's noise.
       progress: called with (label, phase, done, total).
-
-    Returns:
-      What results.json has under "saliency": one entry per network and image, paths relative to the folder's parent.
     """
-    progress = progress or (lambda label, phase, done, total: None)
-    found = []
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, network in enumerate(networks, start=1):
+    details = (
+        f"SmoothGrad: {SAMPLES} samples, noise 15 %, seed {seed} · integrated gradients: {STEPS} steps from the mean "
+        "colour"
+    )
+    for network in networks:
         if network.score is None:
             continue
         crop = data.eval_preprocess(network, network.image_size, crop_pct, interpolation)
@@ -62,36 +81,19 @@ def write_saliency(
         for i, (name, pixels) in enumerate(shown):
             x = network.normalise(jnp.asarray(pixels)[None])
             classes, maps, error = explain(network.constants, x, jax.random.fold_in(jax.random.key(seed), i))
-            # Numbered, since two labels may differ in signs only that no file name should have.
-            stem = f"{number}_{re.sub(r'[^A-Za-z0-9_.-]+', '_', network.label)}_{i}"
-            image = pixels[None].astype(np.float32) / 255.0
-            saliency_figures.draw_saliency(
-                image,
-                {title: np.asarray(maps[title]) for title in TITLES},
-                folder / f"{stem}.png",
-                labels=(Path(name).name,),
-                caption=f"{network.label}, class {int(classes[0])} (highest score) · SmoothGrad: {SAMPLES} samples, "
-                f"noise 15 %, seed {seed} · integrated gradients: {STEPS} steps from the mean colour, completeness "
-                f"error {100 * float(error[0]):.1f} %",
-            )
             by_layer = layers(network.constants, x, classes)  # in the order of names, as jit hands a dict back
-            saliency_figures.draw_layer_animation(
-                image[0],
-                {name: np.asarray(by_layer[name])[0] for name in network.layers},
-                folder / f"{stem}.gif",
+            yield ImageSaliency(
+                network.label,
+                name,
+                pixels.astype(np.float32) / 255.0,
+                int(classes[0]),
+                {title: np.asarray(maps[title])[0] for title in TITLES},
+                {tap: np.asarray(by_layer[tap])[0] for tap in network.layers},
+                float(error[0]),
+                details,
             )
-            found.append(
-                {
-                    "model": network.label,
-                    "image": name,
-                    "class": int(classes[0]),
-                    "png": f"{folder.name}/{stem}.png",
-                    "gif": f"{folder.name}/{stem}.gif",
-                    "completeness_error": float(error[0]) if np.isfinite(error[0]) else None,
-                }
-            )
-            progress(network.label, "saliency", i + 1, len(shown))
-    return found
+            if progress is not None:
+                progress(network.label, "saliency", i + 1, len(shown))
 
 
 def _first_images(preprocess: data.EvalPreprocess, source: Any, count: int) -> list[tuple[str, np.ndarray]]:

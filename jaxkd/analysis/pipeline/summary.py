@@ -1,4 +1,4 @@
-"""From the sums of a pass to the numbers of a report: means and spread, ranks, PCA, SEP, permutations, null models."""
+"""Summary of a pass as the numbers of a report: means and spread, ranks, PCA, SEP, permutations, null models."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class SummaryOptions:
-    """What is computed from the kept tokens.
+    """Options of the statistics of the kept tokens.
 
     Attributes:
       permutations: channel permutations of the robustness test; 0 leaves it out.
