@@ -75,7 +75,7 @@ def test_gradient_magnitude():
 
 
 def test_wrong_shapes_are_refused_in_words():
-    with pytest.raises(ShapeError, match=r"features have shape \(8,\).*per image.*Pass \(batch, tokens, channels\)"):
+    with pytest.raises(ShapeError, match=r"features have shape \(8,\).*Pass \(batch, tokens, channels\)"):
         activation_statistics(jnp.ones(8))
     with pytest.raises(ShapeError, match=r"gradients have shape \(2, 0, 8\)"):
         gradient_magnitude(jnp.ones((2, 0, 8)))
