@@ -129,34 +129,6 @@ def linear_cka(features_a: jax.Array, features_b: jax.Array) -> float:
 # ------------------------------------------------------------------------------------------- canonical correlations
 
 
-def cross_moment(
-    a: jax.Array, b: jax.Array, shift_a: jax.Array | None = None, shift_b: jax.Array | None = None
-) -> jax.Array:
-    """Sum of a b^T over all leading axes. Traceable.
-
-    Args:
-      a: (..., C_a), any float type.  b: (..., C_b) at the same images and positions.
-      shift_a, shift_b: (C_a,), (C_b,) subtracted first, as in `lowrank.second_moment`.
-
-    Returns:
-      (C_a, C_b) fp32.
-
-    Raises:
-      ShapeError: other leading axes; pool both to one grid, or to one vector per image.
-    """
-    if np.shape(a)[:-1] != np.shape(b)[:-1]:
-        raise ShapeError(
-            f"The features have shapes {np.shape(a)} and {np.shape(b)}, which are not the same images and positions. "
-            "Pool both to one grid, or to one vector per image."
-        )
-    x, y = (jnp.asarray(v).astype(jnp.float32).reshape(-1, v.shape[-1]) for v in (a, b))
-    if shift_a is not None:
-        x = x - jnp.asarray(shift_a, jnp.float32)
-    if shift_b is not None:
-        y = y - jnp.asarray(shift_b, jnp.float32)
-    return _einsum("nc,nd->cd", x, y)
-
-
 def _centred(moment: np.ndarray, total_a: np.ndarray, total_b: np.ndarray, count: int) -> np.ndarray:
     """(C_a, C_b) covariance in float64."""
     if count < 1:

@@ -7,6 +7,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -81,6 +82,29 @@ def _matching(model: Any, patterns: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(t for names in found for t in names))
 
 
+def _score_gradients(
+    apply: Callable,
+    normalise: Callable,
+    shapes: Mapping[str, jax.ShapeDtypeStruct],
+    gradient_of: str,
+    constants: PyTree,
+    images: jax.Array,
+    labels: jax.Array,
+) -> dict[str, jax.Array]:
+    """{layer: gradient} of each image's highest logit ("class") or cross-entropy ("loss")."""
+    x = normalise(images)
+    zeros = {name: jnp.zeros((x.shape[0], *s.shape[1:]), s.dtype) for name, s in shapes.items()}
+
+    def scores(offsets: dict) -> jax.Array:
+        # A sum over images: each image's score depends on its own offsets only.
+        logits = apply(constants, x, offsets, ())[0].astype(jnp.float32)
+        if gradient_of == "loss":
+            return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1).sum()
+        return logits.max(axis=1).sum()
+
+    return jax.grad(scores)(zeros)
+
+
 def network_features(
     network: Network,
     mesh: Mesh,
@@ -133,19 +157,7 @@ def network_features(
     split = parallel.batch_sharding(mesh)
     forward = jax.jit(lambda c, images: apply(c, normalise(images))[1], in_shardings=(None, split), out_shardings=split)
 
-    def gradient_fn(constants: PyTree, images: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-        x = normalise(images)
-        zeros = {name: jnp.zeros((x.shape[0], *s.shape[1:]), s.dtype) for name, s in shapes.items()}
-
-        def scores(offsets: dict) -> jax.Array:
-            # A sum over images: each image's score depends on its own offsets only.
-            logits = apply(constants, x, offsets, ())[0].astype(jnp.float32)
-            if gradient_of == "loss":
-                return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1).sum()
-            return logits.max(axis=1).sum()
-
-        return jax.grad(scores)(zeros)
-
+    gradient_fn = partial(_score_gradients, apply, normalise, shapes, gradient_of)
     gradients = jax.jit(gradient_fn, in_shardings=(None, split, split), out_shardings=split)
     return FeatureSource(
         label=label or spec.name,
