@@ -240,7 +240,7 @@ def test_a_single_branch_alone_and_numbers_that_are_missing_are_drawn(mdbn, tmp_
     name, taps = mdbn
     broken = results_of((name, {k: v * np.float32(np.nan) for k, v in taps.items()}))
     drawn = branch_figures.draw_branches(broken, tmp_path / "two")
-    assert "undefined" in drawn[0].caption and drawn[0].png.stat().st_size
+    assert drawn[0].png.stat().st_size
     assert "differentiation is undefined" in branch_figures.branch_caption(broken)
 
 
