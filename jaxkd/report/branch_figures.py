@@ -323,12 +323,12 @@ def _draw_profiles(network: Network, control: Network | None) -> Drawn:
     return figure, axes
 
 
-def _curve(axis: Any, frequency: list[float], branch: dict[str, Any], style: dict[str, Any], label: str) -> None:
+def _curve(axis: Any, frequency: list[float], branch: dict[str, Any], line: dict[str, Any], label: str) -> None:
     profile = array(branch["profile"])[1:]  # ring 0 is the mean, which is left out
     level = profile.mean() if np.isfinite(profile).all() else 0.0
     if level > 0:
         x = array(frequency)[1:]
-        axis.plot(x, profile / level, label=label, markevery=max(1, len(x) // 6), **style)
+        axis.plot(x, profile / level, label=label, markevery=max(1, len(x) // 6), **line)
 
 
 def _draw_maps(network: Network, control: Network | None, pair: int) -> Drawn:
