@@ -179,9 +179,7 @@ def write_analysis(
     clear_report(out)
     if saliency:
         crop = {"crop_pct": options.crop_pct, "interpolation": options.interpolation}
-        found = saliency_maps(
-            networks, source, count=saliency, **crop, seed=options.summary.seed, progress=progress
-        )
+        found = saliency_maps(networks, source, count=saliency, **crop, seed=options.summary.seed, progress=progress)
         results["saliency"] = write_saliency(found, out / "saliency")
     (out / "results.json").write_text(json.dumps(results, indent=1, allow_nan=False))
     write_tables(results, out)
