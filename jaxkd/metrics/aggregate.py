@@ -1,61 +1,36 @@
-"""Every metric is a pair (sum, count), so that padding, masks, batches and hosts reduce by adding up.
+"""Averages as (total, count), so that padding, masks, batches and hosts reduce by adding up: `clu.metrics.Average`.
 
-Sums are fp32 on the device. A sum of 0s and 1s, and a count, is exact up to 2^24 (16.8 million) examples; beyond that
-add the batches up on the host, where `finalise` and Python floats are float64.
+Totals are fp32 on the device and counts int32; a total of 0s and 1s is exact up to 2^24 (16.8 million) examples of one
+batch. `train.evaluate` adds batches up on the host in float64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import jax
 import jax.numpy as jnp
+from clu.metrics import Average
 
 from jaxkd.errors import ShapeError
 
-Metric = tuple[jax.Array, jax.Array]
-Metrics = dict[str, Metric]
+Metrics = dict[str, Average]
 
 
-def metric(values: jax.Array, where: jax.Array | None = None) -> Metric:
-    """(sum, count) of the values that count.
+def average(values: jax.Array, where: jax.Array | None = None) -> Average:
+    """The average of the values that count.
 
     Args:
       values: (B,), one per example.
       where: (B,) bool, False for the examples to leave out; None for all of them.
 
     Returns:
-      Two fp32 scalars. What is left out does not enter, NaN included.
+      Total () fp32 and count () int32. What is left out does not enter, NaN included.
 
     Raises:
       ShapeError: `where` of another shape.
     """
     values = jnp.asarray(values, jnp.float32)
-    if where is None:
-        return jnp.sum(values), jnp.asarray(values.size, jnp.float32)
-    if jnp.shape(where) != values.shape:
+    if where is not None and jnp.shape(where) != values.shape:
         raise ShapeError(
-            f"where has shape {jnp.shape(where)} and the values {values.shape}. It says of each value whether it "
-            "counts. Pass arrays of one shape."
+            f"where has shape {jnp.shape(where)} and the values {values.shape}. Pass one bool for each value."
         )
-    where = jnp.asarray(where, jnp.bool_)
-    return jnp.sum(jnp.where(where, values, 0.0)), jnp.sum(where, dtype=jnp.float32)
-
-
-def merge(*parts: Mapping[str, Metric]) -> Metrics:
-    """The metrics of all `parts` together: sums and counts added by name; a name may be absent from some."""
-    total: Metrics = {}
-    for part in parts:
-        for name, (value, count) in part.items():
-            if name in total:
-                value, count = total[name][0] + value, total[name][1] + count
-            total[name] = (value, count)
-    return total
-
-
-def finalise(metrics: Mapping[str, Metric]) -> dict[str, float]:
-    """Means by name, on the host; NaN where nothing was counted."""
-    means = {}
-    for name, (value, count) in jax.device_get(dict(metrics)).items():
-        means[name] = float(value) / float(count) if float(count) else float("nan")
-    return means
+    return Average.from_model_output(values, mask=where if where is None else jnp.asarray(where, jnp.bool_))

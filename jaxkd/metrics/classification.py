@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd.errors import ShapeError, check_range
-from jaxkd.metrics.aggregate import Metrics, metric
+from jaxkd.metrics.aggregate import Metrics, average
 
 
 def _check(logits: jax.Array, labels: jax.Array) -> None:
@@ -64,8 +64,8 @@ def classification_metrics(logits: jax.Array, labels: jax.Array, where: jax.Arra
       where: (B,) bool, False for padding; None for all.
 
     Returns:
-      {"top1", "top5", "loss"} -> (sum, count), fp32. The sums of top1 and top5 are numbers of images, so that the mean
-      is in [0, 1]; with fewer than 5 classes top5 considers all of them. The loss is in nats.
+      {"top1", "top5", "loss"} -> average. The totals of top1 and top5 are numbers of images, so that the mean is in
+      [0, 1]; with fewer than 5 classes top5 considers all of them. The loss is in nats.
 
     Raises:
       ShapeError: labels of another shape or kind.
@@ -73,7 +73,7 @@ def classification_metrics(logits: jax.Array, labels: jax.Array, where: jax.Arra
     _check(logits, labels)
     log_p = jax.nn.log_softmax(jnp.asarray(logits, jnp.promote_types(logits.dtype, jnp.float32)))
     return {
-        "top1": metric(top_k_correct(logits, labels, 1), where),
-        "top5": metric(top_k_correct(logits, labels, 5), where),
-        "loss": metric(-_pick(log_p, labels), where),
+        "top1": average(top_k_correct(logits, labels, 1), where),
+        "top5": average(top_k_correct(logits, labels, 5), where),
+        "loss": average(-_pick(log_p, labels), where),
     }

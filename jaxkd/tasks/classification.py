@@ -140,7 +140,7 @@ class ClassificationTask(Task):
         images, options = self.preprocess(batch), self.student_options(train=False)
         logits, _ = self.student.model.apply({"params": params["student"]}, images, train=False, **options)
         scores = metrics.classification_metrics(logits, batch["label"], batch["mask"])
-        return {k: (100.0 * v if k.startswith("top") else v, count) for k, (v, count) in scores.items()}
+        return {k: v.replace(total=100.0 * v.total) if k.startswith("top") else v for k, v in scores.items()}
 
     def metadata(self) -> dict[str, Any]:
         """See `train.Task.metadata`."""

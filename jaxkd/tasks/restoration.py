@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxkd import losses
+from jaxkd import losses, metrics
 from jaxkd.errors import ConfigError, did_you_mean
 from jaxkd.train.task import Batch, Inputs, Metrics, Task
 from jaxkd.weights.network import Network
@@ -83,8 +83,8 @@ class RestorationTask(Task):
     def evaluate(self, params: PyTree, mutable: PyTree, batch: Batch, constants: PyTree) -> Metrics:
         """Loss terms of patches; `experiment.restoration` scores whole images, whose sizes differ."""
         _, (terms, _) = self.loss(params, mutable, batch, jax.random.key(0), jnp.zeros((), jnp.int32), constants)
-        count = jnp.sum(batch["mask"]).astype(jnp.float32)
-        return {name: (value * count, count) for name, value in terms.items()}
+        count = jnp.sum(batch["mask"])
+        return {name: metrics.Average(total=value * count, count=count) for name, value in terms.items()}
 
     def metadata(self) -> dict[str, Any]:
         """See `train.Task.metadata`."""

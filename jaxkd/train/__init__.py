@@ -2,19 +2,22 @@
 
 from jaxkd.train.checkpoint import Checkpoints, find_run, load_run_weights, read_config
 from jaxkd.train.evaluation import evaluate
-from jaxkd.train.loop import Clock, LoopSettings, Observation, train_loop
+from jaxkd.train.loop import Loop, LoopSettings, Observation, train_loop
+from jaxkd.train.members import best_member, to_json
 from jaxkd.train.optimizer import decay_mask, make_optimizer, make_schedule, timm_epoch_rates
 from jaxkd.train.preemption import StopRequest
 from jaxkd.train.progress import TrainProgress
 from jaxkd.train.state import TrainState, create_state
 from jaxkd.train.step import compile_eval_step, compile_train_step, train_step
 from jaxkd.train.task import Inputs, Task
+from jaxkd.train.timer import Clock
 from jaxkd.train.writers import MetricWriter, read_metrics
 
 __all__ = [
     "Checkpoints",
     "Clock",
     "Inputs",
+    "Loop",
     "LoopSettings",
     "MetricWriter",
     "Observation",
@@ -22,6 +25,7 @@ __all__ = [
     "Task",
     "TrainProgress",
     "TrainState",
+    "best_member",
     "compile_eval_step",
     "compile_train_step",
     "create_state",
@@ -34,6 +38,7 @@ __all__ = [
     "read_config",
     "read_metrics",
     "timm_epoch_rates",
+    "to_json",
     "train_loop",
     "train_step",
 ]

@@ -1,4 +1,4 @@
-"""Checkpoints of a run (Orbax): what is in them, which are kept, and how a run or only its weights come back.
+"""Checkpoints of a run (Orbax): written, kept by policy, and restored as a whole run or as its weights only.
 
 A checkpoint of step n holds everything that n steps changed: parameters, moving average, optimiser, mutable
 collections, the position in the data, the clock, and beside them the resolved config and the teacher's name and hash.
@@ -20,6 +20,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from jaxkd.config.plugins import import_plugins
 from jaxkd.errors import CheckpointError, ConfigError, JaxkdError, did_you_mean
 from jaxkd.parallel import tree_shardings
+from jaxkd.train.members import Value, best_member, to_json
 from jaxkd.train.state import TrainState
 
 PyTree = Any
@@ -33,7 +34,7 @@ class Checkpoints:
     Args:
       workdir: the run's folder; checkpoints go to `workdir/checkpoints/<step>`.
       keep_last: how many of the newest stay.
-      keep_best: how many with the highest `best_metric` stay.
+      keep_best: how many with the highest `best_metric` stay; of a population, that of its best member.
       keep_every: steps that are multiples of this stay for ever; 0 is off.
       best_metric: name in the metrics given to `save`.
     """
@@ -45,7 +46,7 @@ class Checkpoints:
         if keep_best:
             policies.append(
                 preservation_policy.BestN(
-                    get_metric_fn=lambda m: m.get(best_metric, float("-inf")),
+                    get_metric_fn=lambda m: best_member(m.get(best_metric))[0],
                     n=keep_best,
                     keep_checkpoints_without_metrics=False,
                 )
@@ -57,7 +58,7 @@ class Checkpoints:
             self._folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
-                best_fn=lambda m: m.get(best_metric, float("-inf")),
+                best_fn=lambda m: best_member(m.get(best_metric))[0],
                 cleanup_tmp_directories=True,
             ),
         )
@@ -66,7 +67,7 @@ class Checkpoints:
         """Steps that can be restored, ascending."""
         return sorted(self._manager.all_steps())
 
-    def save(self, state: TrainState, *, data: dict, meta: dict, metrics: dict[str, float] | None = None) -> None:
+    def save(self, state: TrainState, *, data: dict, meta: dict, metrics: dict[str, Value] | None = None) -> None:
         """Starts writing the checkpoint of `state.step`; a step that is already there is left as it is.
 
         Returns when the state has been copied: the next step may reuse its buffers.
@@ -84,7 +85,7 @@ class Checkpoints:
             items["ema"] = ocp.args.StandardSave(state.ema)
         # Forced, because Orbax would otherwise drop a step below its newest one without a word. It warns on the
         # terminal where there are no metrics; an empty dict ranks below every score.
-        self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics or {}, force=True)
+        self._manager.save(step, args=ocp.args.Composite(**items), metrics=to_json(metrics or {}), force=True)
 
     def restore(self, step: int, abstract: TrainState, mesh: jax.sharding.Mesh) -> tuple[TrainState, dict, dict]:
         """(state, data position, meta) of `step`; `abstract` gives the shapes, `mesh` the placement.
@@ -180,7 +181,7 @@ def read_config(run: Path) -> dict[str, Any]:
 def load_run_weights(
     path: str | Path, *, variant: str | None = None, step: str = "", best_metric: str = ""
 ) -> tuple[PyTree, dict, str]:
-    """The student's parameters out of a run of ours, without its optimiser.
+    """The student's parameters of a work directory, without its optimiser.
 
     Args:
       path: work directory, its `checkpoints` folder, or one checkpoint in it.
@@ -228,7 +229,7 @@ def load_run_weights(
                     f'"{run}" has no checkpoint with a score ({best_metric}). None of those kept was saved at an '
                     f"evaluation, so none is the best. Ask for the last, or for one of: {', '.join(map(str, steps))}."
                 )
-            chosen = max(scored, key=lambda s: (scored[s], s))
+            chosen = max(scored, key=lambda s: (best_member(scored[s])[0], s))
         elif wanted == "last":
             chosen = steps[-1]
         elif wanted.isdigit() and int(wanted) in steps:

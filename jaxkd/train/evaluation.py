@@ -7,12 +7,51 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import numpy as np
+from clu.metrics import Average
 from jax.sharding import Mesh
 
 from jaxkd.errors import DataError
 from jaxkd.parallel import put_batch
+from jaxkd.train.members import Value, to_value
 
 PyTree = Any
+
+
+class _Totals:
+    """Averages of the batches so far, by network and metric.
+
+    The batches are merged on the host in float64: fp32 stops counting at 2^24 images.
+    """
+
+    def __init__(self, names: Iterable[str]):
+        self._averages: dict[str, dict[str, Average]] = {name: {} for name in names}
+        self._pending: list[tuple[str, dict[str, Average]]] = []
+
+    def add(self, batch: list[tuple[str, dict[str, Average]]]) -> None:
+        """Merges the batch that was added before, whose computation has ended meanwhile, and remembers this one."""
+        self.flush()
+        self._pending = batch
+
+    def flush(self) -> None:
+        for name, metrics in self._pending:
+            for metric, average in jax.device_get(metrics).items():
+                exact = jax.tree.map(lambda x: np.asarray(x, np.float64), average)
+                known = self._averages[name].get(metric)
+                self._averages[name][metric] = exact if known is None else known.merge(exact)
+        self._pending = []
+
+    def counts(self) -> list[np.ndarray]:
+        return [average.count for averages in self._averages.values() for average in averages.values()]
+
+    def images(self) -> int:
+        return int(np.max(self.counts()[0])) if self.counts() else 0
+
+    def means(self) -> dict[str, dict[str, Value]]:
+        return {
+            name: {metric: to_value(average.compute()) for metric, average in averages.items()}
+            for name, averages in self._averages.items()
+        }
 
 
 def evaluate(
@@ -23,7 +62,7 @@ def evaluate(
     mesh: Mesh,
     *,
     progress: Callable[[int], None] | None = None,
-) -> tuple[dict[str, dict[str, float]], int, float]:
+) -> tuple[dict[str, dict[str, Value]], int, float]:
     """Means of all metrics over the unmasked examples of `batches`.
 
     Args:
@@ -35,53 +74,32 @@ def evaluate(
       progress: called with the number of batches done.
 
     Returns:
-      name -> {metric: mean}, the number of images, and images per second, decoding included, from the second batch on
-      (over a single batch: with compilation).
+      name -> {metric: mean, or (S,) means of a population}, the number of images, and images per second, decoding
+      included, from the second batch on (over a single batch: with compilation).
 
     Raises:
       DataError: no image counted.
     """
-    totals: dict[str, dict[str, list[float]]] = {name: {} for name in params}
+    totals = _Totals(params)
     begin = time.perf_counter()
     start, compiled_on = begin, 0
-    pending: list[tuple[str, dict]] = []
-
-    def drain() -> None:
-        for name, metrics in pending:
-            for metric, (value, count) in jax.device_get(metrics).items():
-                # Python floats are float64: sums stay exact far beyond any data set's size.
-                cell = totals[name].setdefault(metric, [0.0, 0.0])
-                cell[0] += float(value)
-                cell[1] += float(count)
-        pending.clear()
-
-    def counts() -> list[float]:
-        return [count for cells in totals.values() for _, count in cells.values()]
-
-    def images() -> int:
-        return int(counts()[0]) if counts() else 0
-
     index = -1
     for index, batch in enumerate(batches):
         arrays = put_batch(batch, mesh)
-        ready = [(name, eval_step(p, mutable, arrays, constants)) for name, (p, mutable) in params.items()]
-        drain()  # of the batch before, while this one computes
-        pending.extend(ready)
+        totals.add([(name, eval_step(p, mutable, arrays, constants)) for name, (p, mutable) in params.items()])
         if index == 0:  # compilation is not speed
-            drain()
-            start, compiled_on = time.perf_counter(), images()
+            totals.flush()
+            start, compiled_on = time.perf_counter(), totals.images()
         if progress is not None:
             progress(index + 1)
-    drain()
+    totals.flush()
     seconds = time.perf_counter() - start
-    if not counts() or min(counts()) == 0:
+    if not totals.counts() or min(np.min(count) for count in totals.counts()) == 0:
         raise DataError(
-            f"The evaluation counted no images ({index + 1} batches). Their mean score does not exist. Give a split "
-            "that holds images, and batches whose `mask` is True for those that count."
+            f"The evaluation counted no images ({index + 1} batches). Give a split that holds images, and batches "
+            "whose `mask` is True for those that count."
         )
-    means = {
-        name: {metric: total / count for metric, (total, count) in cells.items()} for name, cells in totals.items()
-    }
-    if images() <= compiled_on:
+    images = totals.images()
+    if images <= compiled_on:
         compiled_on, seconds = 0, time.perf_counter() - begin
-    return means, images(), (images() - compiled_on) / max(seconds, 1e-9)
+    return totals.means(), images, (images - compiled_on) / max(seconds, 1e-9)

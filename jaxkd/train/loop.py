@@ -1,25 +1,35 @@
-"""The only place with side effects: batches in, steps, evaluation, checkpoints, metrics out."""
+"""The order of things in training: batch, step, metrics, evaluation, checkpoint. The only place with side effects."""
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
-from jaxkd.errors import JaxkdError, NonFiniteLossError
+from jaxkd.errors import JaxkdError
 from jaxkd.parallel import any_host, put_batch
 from jaxkd.train.checkpoint import Checkpoints
+from jaxkd.train.finite import check_finite, check_state
+from jaxkd.train.members import Value, to_value
 from jaxkd.train.preemption import StopRequest
 from jaxkd.train.progress import TrainProgress, duration
-from jaxkd.train.state import TrainState, non_finite_paths
+from jaxkd.train.state import TrainState
+from jaxkd.train.timer import Clock, StepTimer, Window
 from jaxkd.train.writers import MetricWriter
 
 PyTree = Any
+
+
+class Due(NamedTuple):
+    """What follows a step."""
+
+    log: bool
+    evaluate: bool
+    save: bool
 
 
 @dataclass(frozen=True)
@@ -43,13 +53,16 @@ class LoopSettings:
     eval_every: int
     checkpoint_every: tuple[int, ...]
 
+    def due(self, step: int, *, evaluates: bool = True) -> Due:
+        """What follows optimiser step `step`, counted from 1, of a run that `evaluates`."""
+        last = step == self.total_steps
+        evaluate = evaluates and (last or step % self.eval_every == 0)
+        save = last or evaluate or any(step % every == 0 for every in self.checkpoint_every)
+        return Due(log=last or step % self.log_every == 0, evaluate=evaluate, save=save)
 
-@dataclass
-class Clock:
-    """Time and images of a run over all its restarts; it travels in the checkpoint."""
-
-    seconds: float = 0.0
-    images: int = 0
+    def epoch(self, step: int) -> float:
+        """Epochs after `step` steps, for the log."""
+        return round(step / self.steps_per_epoch, 4)
 
 
 @dataclass(frozen=True)
@@ -71,88 +84,11 @@ class Observation:
         return done == 0 or (done + 1) % self.every == 0
 
 
-@dataclass
-class _Window:
-    """Sums since the last line of metrics.
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """Everything that `train_loop` needs besides the step, the state and the batches.
 
-    `steps` are the steps that `seconds` is about: those whose results have been read. A step that was only dispatched
-    would make the first rates of a window absurd.
-    """
-
-    steps: int = 0
-    seconds: float = 0.0
-    waited: float = 0.0
-    sums: dict[str, float] = field(default_factory=dict)
-    seen: int = 0
-
-    def add(self, metrics: dict[str, float]) -> None:
-        self.seen += 1
-        self.steps += 1
-        for name, value in metrics.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-
-
-def check_finite(metrics: dict[str, float], step: int, kept: Callable[[], list[int]]) -> None:
-    """Raises NonFiniteLossError that names the first bad term; the single terms come before their sum.
-
-    Args:
-      metrics: of `step`; a gradient that is not finite shows in "grad_norm".
-      step: optimiser step that they belong to.
-      kept: gives the steps whose checkpoints exist.
-    """
-    bad = [k for k, v in metrics.items() if not math.isfinite(v)]
-    if bad:
-        causes = [k for k in bad if k not in ("loss", "grad_norm") and not k.endswith("_weighted")]
-        name = (causes or [k for k in bad if k != "grad_norm"] or bad)[0]
-        raise NonFiniteLossError(f'The term "{name}" became {metrics[name]} at step {step}. {_what_now(kept())}')
-
-
-def check_state(state: TrainState, mesh: Mesh, step: int, kept: Callable[[], list[int]]) -> None:
-    """Raises NonFiniteLossError if `state` after `step` is not fit to be saved; see `check_finite`.
-
-    The loss and the gradient of a step are those of the parameters before it: an update that overflows shows in
-    neither.
-    """
-    bad = non_finite_paths(state, mesh)
-    if bad:
-        more = f" and {len(bad) - 1} more arrays" if len(bad) > 1 else ""
-        raise NonFiniteLossError(f'"{bad[0]}"{more} held NaN or infinity after step {step}. {_what_now(kept())}')
-
-
-def _what_now(kept: list[int]) -> str:
-    good = f"the last good checkpoint, of step {kept[-1]}, was kept" if kept else "no checkpoint was written"
-    start = "; student.weights=<this work directory> starts from the kept weights" if kept else ""
-    return (
-        f"Training on would only spread it, so the run stopped and {good}. Lower optimizer.learning_rate, set "
-        f"optimizer.clip_norm=1.0, or compute in float32 (precision.compute), in a new --workdir{start}."
-    )
-
-
-def train_loop(
-    step_fn: Callable,
-    state: TrainState,
-    batches: Any,
-    settings: LoopSettings,
-    *,
-    constants: PyTree,
-    key: jax.Array,
-    mesh: Mesh,
-    checkpoints: Checkpoints,
-    writer: MetricWriter,
-    progress: TrainProgress,
-    stop: StopRequest,
-    clock: Clock,
-    meta: Callable[[Clock], dict],
-    evaluate: Callable[[TrainState], dict[str, float]] | None,
-    schedule: Callable[[int], float],
-    observation: Observation | None = None,
-) -> tuple[TrainState, dict[str, float]]:
-    """Runs from `state.step` to `settings.total_steps`, or to a request to stop.
-
-    Args:
-      step_fn: the compiled train step.
-      state: where to start; its buffers are donated.
-      batches: iterator of host batches with `get_state()` (the position after what was consumed) and `wait_seconds`.
+    Attributes:
       settings: when things happen.
       constants: passed to the step, never changed.
       key: of the run; the step folds its number in.
@@ -167,6 +103,75 @@ def train_loop(
       schedule: step -> learning rate, for the log.
       observation: which steps also compute statistics; None for none. They are written as rows of kind "dynamics" under
         the number of the step that computed them, and are those of the parameters it started from.
+    """
+
+    settings: LoopSettings
+    constants: PyTree
+    key: jax.Array
+    mesh: Mesh
+    checkpoints: Checkpoints
+    writer: MetricWriter
+    progress: TrainProgress
+    stop: StopRequest
+    clock: Clock
+    meta: Callable[[Clock], dict]
+    evaluate: Callable[[TrainState], dict[str, Value]] | None
+    schedule: Callable[[int], float]
+    observation: Observation | None = None
+
+    def observes(self, done: int) -> bool:
+        """Whether the step after `done` steps computes statistics."""
+        return self.observation is not None and self.observation.due(done)
+
+    def save(self, state: TrainState, batches: Any, scores: dict[str, Value] | None = None) -> None:
+        """Starts writing the checkpoint of `state`, with its scores if it was evaluated."""
+        self.checkpoints.save(state, data=batches.get_state(), meta=self.meta(self.clock), metrics=scores)
+
+
+class _PendingMetrics:
+    """Metrics of the last dispatched step, which are read while the next one runs."""
+
+    def __init__(self, loop: Loop, timer: StepTimer):
+        self._loop, self._timer = loop, timer
+        self._pending: tuple[int, dict, Any] | None = None
+        self._alone = jax.process_count() == 1
+        self._agreed = False  # hosts are asked to stop at different moments, but must stop after the same step
+
+    def put(self, step: int, metrics: dict[str, Any]) -> None:
+        """The metrics of `step`, still on the device."""
+        asked = False if self._alone else any_host(bool(self._loop.stop.requested), self._loop.mesh)
+        self._pending = (step, metrics, asked)
+
+    def flush(self) -> None:
+        """Reads them, which blocks until their step is done; writes statistics and checks that all are finite."""
+        if self._pending is None:
+            return
+        loop, (step, metrics, asked) = self._loop, self._pending
+        self._pending = None
+        host = jax.device_get(metrics)
+        statistics = host.pop("statistics", None)
+        loop.clock.images += int(host.pop("images", loop.settings.batch_size))
+        if statistics is not None:  # NaN too: they watch training and must not end it
+            epoch = loop.settings.epoch(step)
+            loop.writer.write_layers("dynamics", step, loop.observation.layers, statistics, epoch=epoch)
+        values = {name: to_value(value) for name, value in host.items()}
+        check_finite(values, step, loop.checkpoints.steps)
+        self._timer.window.add(values)
+        self._agreed = bool(asked)
+
+    def stopping(self) -> bool:
+        """Whether this process, or any where there are several, was asked to stop."""
+        return bool(self._loop.stop.requested) if self._alone else self._agreed
+
+
+def train_loop(step_fn: Callable, state: TrainState, batches: Any, loop: Loop) -> tuple[TrainState, dict[str, Value]]:
+    """Runs from `state.step` to `loop.settings.total_steps`, or to a request to stop.
+
+    Args:
+      step_fn: the compiled train step.
+      state: where to start; its buffers are donated.
+      batches: iterator of host batches with `get_state()` (the position after what was consumed) and `wait_seconds`.
+      loop: everything else.
 
     Returns:
       The last state and the last evaluation.
@@ -174,126 +179,91 @@ def train_loop(
     Raises:
       NonFiniteLossError: a loss, the gradient or the state was NaN or infinite; such a state is never saved.
     """
-    window = _Window()
-    scores: dict[str, float] = {}
-    pending: tuple[int, dict, Any] | None = None
+    settings, progress = loop.settings, loop.progress
+    timer = StepTimer(loop.clock, batches)
+    pending = _PendingMetrics(loop, timer)
     compiled: set[bool] = set()  # which of the two programs, by whether it observes
-    alone = jax.process_count() == 1
-    agreed = False  # hosts are asked to stop at different moments, but must stop after the same step
+    scores: dict[str, Value] = {}
     step = int(state.step)
-    mark = time.perf_counter()
-    waited = batches.wait_seconds
-
-    def settle() -> None:
-        """Reads the metrics of the last dispatched step: it blocks until that step is done."""
-        nonlocal pending, agreed
-        if pending is not None:
-            number, arrays, asked = pending
-            pending = None
-            host = jax.device_get(arrays)
-            statistics = host.pop("statistics", None)
-            values = {k: float(v) for k, v in host.items()}
-            clock.images += int(values.pop("images", settings.batch_size))
-            if statistics is not None:  # NaN too: they watch training and must not end it
-                epoch = round(number / settings.steps_per_epoch, 4)
-                writer.write_layers("dynamics", number, observation.layers, statistics, epoch=epoch)
-            check_finite(values, number, checkpoints.steps)
-            window.add(values)
-            agreed = bool(asked)
-
-    def account(*, speed: bool) -> None:
-        """Adds the time since `mark` to the run, and to the window if it says how fast training is."""
-        nonlocal mark, waited
-        now = time.perf_counter()
-        clock.seconds += now - mark
-        if speed:
-            window.seconds += now - mark
-            window.waited += batches.wait_seconds - waited
-        mark, waited = now, batches.wait_seconds
-
-    def stopping() -> bool:
-        return bool(stop.requested) if alone else agreed
-
-    while step < settings.total_steps and not stopping():
-        observing = observation is not None and observation.due(step)
+    while step < settings.total_steps and not pending.stopping():
+        observing = loop.observes(step)
         fresh = observing not in compiled
         if fresh and compiled:  # the steps before say how fast training is, the compilation that follows does not
-            settle()
-            account(speed=True)
+            pending.flush()
+            timer.update(training=True)
         compiled.add(observing)
-        batch = put_batch(next(batches), mesh)
-        state, metrics = (observation.step_fn if observing else step_fn)(state, batch, key, constants)
+        batch = put_batch(next(batches), loop.mesh)
+        run_step = loop.observation.step_fn if observing else step_fn
+        state, metrics = run_step(state, batch, loop.key, loop.constants)
         step += 1
-        settle()  # of the step before, while this one runs
-        pending = (step, metrics, False if alone else any_host(bool(stop.requested), mesh))
-        last = step == settings.total_steps
-        evaluating = evaluate is not None and (last or step % settings.eval_every == 0)
-        saving = last or evaluating or any(step % every == 0 for every in settings.checkpoint_every)
-        logging = last or step % settings.log_every == 0
-        if evaluating or saving or logging or fresh:
-            settle()
+        pending.flush()  # of the step before, while this one runs
+        pending.put(step, metrics)
+        due = settings.due(step, evaluates=loop.evaluate is not None)
+        if any(due) or fresh:
+            pending.flush()
         if fresh:
-            window.steps -= 1
-            if not logging:
+            timer.window.steps -= 1
+            if not due.log:
                 progress.update(step, "compiled")
-        account(speed=not fresh)
-        if window.steps:
-            progress.update(step, _status(window, settings, step))
-        if logging:
-            writer.write("train", step, _line(window, settings, step, schedule(step - 1), clock))
-            window = _Window()
-        if saving:
-            check_state(state, mesh, step, checkpoints.steps)
-        metrics_now: dict[str, float] | None = None
-        if evaluating:
-            progress.update(step, "evaluating")
-            try:
-                scores = evaluate(state)
-            except JaxkdError:  # unreadable validation images must not cost the training since the last checkpoint
-                checkpoints.save(state, data=batches.get_state(), meta=meta(clock))
-                checkpoints.wait()
-                raise
-            metrics_now = scores
-            epoch = step / settings.steps_per_epoch
-            writer.write("eval", step, {"epoch": round(epoch, 4), **scores})
-            progress.say(_score_line(step, epoch, scores, settings, clock))
-        if saving:
-            checkpoints.save(state, data=batches.get_state(), meta=meta(clock), metrics=metrics_now)
-        mark = time.perf_counter()
-    if stopping() and step < settings.total_steps:
-        settle()
-        check_state(state, mesh, step, checkpoints.steps)
-        checkpoints.save(state, data=batches.get_state(), meta=meta(clock))
-        reason = stop.requested or "another host was asked to stop"
+        timer.update(training=not fresh)
+        if timer.window.steps:
+            progress.update(step, _status(timer.window, settings, step))
+        if due.log:
+            loop.writer.write("train", step, _log_values(timer.next_window(), loop, step))
+        if due.save:
+            check_state(state, loop.mesh, step, loop.checkpoints.steps)
+        if due.evaluate:
+            scores = _evaluate(state, batches, loop)
+        if due.save:
+            loop.save(state, batches, scores if due.evaluate else None)
+        timer.restart()
+    if pending.stopping() and step < settings.total_steps:
+        pending.flush()
+        check_state(state, loop.mesh, step, loop.checkpoints.steps)
+        loop.save(state, batches)
+        reason = loop.stop.requested or "another host was asked to stop"
         progress.say(f"{reason}: stopped at step {step}, saved; the same command continues from there.")
-    checkpoints.wait()
+    loop.checkpoints.wait()
     return state, scores
 
 
-def _rates(window: _Window, settings: LoopSettings) -> tuple[float, float, float]:
-    """(seconds a step, images a second, share of time spent waiting for data in percent)."""
-    seconds = window.seconds / max(window.steps, 1)
-    return seconds, settings.batch_size / max(seconds, 1e-9), 100.0 * window.waited / max(window.seconds, 1e-9)
+def _evaluate(state: TrainState, batches: Any, loop: Loop) -> dict[str, Value]:
+    """Scores of `state`, written and shown."""
+    step = int(state.step)
+    loop.progress.update(step, "evaluating")
+    try:
+        scores = loop.evaluate(state)
+    except JaxkdError:  # unreadable validation images must not cost the training since the last checkpoint
+        loop.save(state, batches)
+        loop.checkpoints.wait()
+        raise
+    loop.writer.write("eval", step, {"epoch": loop.settings.epoch(step), **scores})
+    loop.progress.say(_score_line(step, scores, loop))
+    return scores
 
 
-def _status(window: _Window, settings: LoopSettings, step: int) -> str:
-    seconds, images, waiting = _rates(window, settings)
-    loss = f"loss {window.sums['loss'] / window.seen:.3f} · " if window.seen else ""
+def _status(window: Window, settings: LoopSettings, step: int) -> str:
+    seconds, images, waiting = window.rates(settings.batch_size)
+    loss = f"loss {np.mean(window.means()['loss']):.3f} · " if window.seen else ""
     left = duration(seconds * (settings.total_steps - step))
     return f"{loss}{images:.0f} images/s · {1e3 * seconds:.0f} ms/step · data wait {waiting:.0f} % · {left} left"
 
 
-def _line(window: _Window, settings: LoopSettings, step: int, rate: float, clock: Clock) -> dict[str, float]:
-    values: dict[str, float] = {"epoch": round(step / settings.steps_per_epoch, 4), "learning_rate": rate}
-    values |= {name: value / max(window.seen, 1) for name, value in window.sums.items()}
+def _log_values(window: Window, loop: Loop, step: int) -> dict[str, Value]:
+    values: dict[str, Value] = {"epoch": loop.settings.epoch(step), "learning_rate": loop.schedule(step - 1)}
+    values |= window.means()
     if window.steps:
-        seconds, images, waiting = _rates(window, settings)
+        seconds, images, waiting = window.rates(loop.settings.batch_size)
         values |= {"images_per_second": images, "step_ms": 1e3 * seconds, "data_wait_percent": waiting}
-    return values | {"seconds": clock.seconds, "images": clock.images}
+    return values | {"seconds": loop.clock.seconds, "images": loop.clock.images}
 
 
-def _score_line(step: int, epoch: float, scores: dict[str, float], settings: LoopSettings, clock: Clock) -> str:
-    shown = " · ".join(
-        f"{k} {v:.2f}" if k.startswith(("top", "ema_top")) else f"{k} {v:.4f}" for k, v in scores.items()
+def _score_line(step: int, scores: dict[str, Value], loop: Loop) -> str:
+    members = max((np.size(value) for value in scores.values()), default=1)
+    means = {name: float(np.mean(value)) for name, value in scores.items()}
+    shown = " · ".join(f"{k} {v:.{2 if k.startswith(('top', 'ema_top')) else 4}f}" for k, v in means.items())
+    settings, of_members = loop.settings, f" (means of {members} members)" if members > 1 else ""
+    epoch = step / settings.steps_per_epoch
+    return (
+        f"epoch {epoch:g} (step {step}/{settings.total_steps}) · {shown}{of_members} · {duration(loop.clock.seconds)}"
     )
-    return f"epoch {epoch:g} (step {step}/{settings.total_steps}) · {shown} · {duration(clock.seconds)}"

@@ -1,4 +1,4 @@
-"""Ending well when asked to: SIGTERM (a preempted machine) and Ctrl-C become a checkpoint and a clean exit."""
+"""Stop requests: SIGTERM (a preempted machine) and Ctrl-C become a checkpoint and a clean exit."""
 
 from __future__ import annotations
 

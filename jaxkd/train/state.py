@@ -1,4 +1,4 @@
-"""Everything that training changes, as one pytree."""
+"""The train state: everything that training changes, as one pytree."""
 
 from __future__ import annotations
 

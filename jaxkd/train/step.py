@@ -141,5 +141,5 @@ def compile_train_step(
 
 
 def compile_eval_step(task: Task, mesh: Mesh) -> Callable[[PyTree, PyTree, Batch, PyTree], dict]:
-    """`(params, mutable, batch, constants) -> {name: (sum, count)}`, jitted; nothing is donated."""
+    """`(params, mutable, batch, constants) -> {name: average}`, jitted; nothing is donated."""
     return jax.jit(task.evaluate, out_shardings=replicated(mesh))

@@ -7,9 +7,11 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
+from jaxkd.metrics import Metrics
+
+__all__ = ["Batch", "Metrics", "Task"]
 PyTree = Any
 Batch = dict[str, jax.Array]
-Metrics = dict[str, tuple[jax.Array, jax.Array]]
 
 
 class Inputs(NamedTuple):
@@ -82,7 +84,7 @@ class Task(Protocol):
         return loss, (terms, mutable)
 
     def evaluate(self, params: PyTree, mutable: PyTree, batch: Batch, constants: PyTree) -> Metrics:
-        """`{name: (sum, count)}` over the examples whose `batch["mask"]` is True."""
+        """Averages by name over the examples whose `batch["mask"]` is True."""
         ...
 
     def metadata(self) -> dict[str, Any]:

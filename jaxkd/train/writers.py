@@ -1,4 +1,4 @@
-"""Where metrics go: JSON lines always, TensorBoard events when wanted."""
+"""Writes metrics: JSON lines always, TensorBoard events when wanted."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
+
+from jaxkd.train.members import to_json
 
 
 class MetricWriter:
@@ -24,12 +26,19 @@ class MetricWriter:
             self._events = SummaryWriter(str(Path(workdir) / "tensorboard"))
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Writes `values` of `step`; `kind` is "train" or "eval" and prefixes the TensorBoard tags."""
+        """Writes `values` of `step`; `kind` is "train" or "eval" and prefixes the TensorBoard tags.
+
+        A metric of shape (S,), one number for each member of a population, becomes a list and the tags `kind/name/i`.
+        """
+        values = to_json(values)
         self._line(kind, step, values)
         if self._events is not None:
             for name, value in values.items():
                 if isinstance(value, int | float):
                     self._events.add_scalar(f"{kind}/{name}", value, step)
+                elif isinstance(value, list):
+                    for member, one in enumerate(value):
+                        self._events.add_scalar(f"{kind}/{name}/{member}", one, step)
 
     def write_layers(
         self, kind: str, step: int, layers: Sequence[str], values: Mapping[str, Any], *, epoch: float

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from toy import Toy, draw, validation
 
-from jaxkd import parallel, train
+from jaxkd import metrics, parallel, train
 from jaxkd.errors import DataError
 
 
@@ -67,11 +67,22 @@ def test_sums_do_not_lose_images_beyond_fp32(mesh):
 
     def large(p, mutable, batch, constants):
         count = jnp.where(batch["x"][0] == 1, 1.0, 2.0**24)
-        return {"top1": (count / 2, count)}
+        return {"top1": metrics.Average(total=count / 2, count=count)}
 
     batches = [{"x": np.zeros(1)}] * 2 + [{"x": np.ones(1)}]
     means, images, _ = train.evaluate(large, batches, {"": ({}, {})}, {}, mesh)
     assert means[""] == {"top1": 0.5} and images == 2**25 + 1
+
+
+def test_each_member_of_a_population_has_its_own_mean(mesh):
+    def two(p, mutable, batch, constants):
+        totals = jnp.stack([batch["x"].sum(), -batch["x"].sum()])
+        return {"top1": metrics.Average(total=totals, count=jnp.full(2, batch["x"].size))}
+
+    batches = [{"x": np.arange(4.0)}, {"x": np.arange(8.0)}]
+    means, images, _ = train.evaluate(two, batches, {"": ({}, {})}, {}, mesh)
+    np.testing.assert_array_equal(means[""]["top1"], [34 / 12, -34 / 12])
+    assert images == 12
 
 
 def test_no_images_are_an_error_and_not_a_score_of_zero(mesh):

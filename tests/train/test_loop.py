@@ -20,7 +20,7 @@ from toy import BATCH, STEPS_PER_EPOCH
 from jaxkd import train
 from jaxkd.errors import NonFiniteLossError
 from jaxkd.train.checkpoint import restore_item
-from jaxkd.train.loop import check_finite
+from jaxkd.train.finite import check_finite
 
 
 def steps_of(folder):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd import parallel, train
+from jaxkd import metrics, parallel, train
 
 FEATURES, OUTPUTS, BATCH, STEPS_PER_EPOCH = 4, 3, 8, 4
 
@@ -46,13 +46,28 @@ class Toy:
     def evaluate(self, params, mutable, batch, constants):
         error = jnp.mean(jnp.square(self.predict(params, batch["x"]) - batch["y"]), axis=1)
         near = (error < 1.0).astype(jnp.float32)
-        return {
-            name: (jnp.sum(jnp.where(batch["mask"], value, 0.0)), jnp.sum(batch["mask"], dtype=jnp.float32))
-            for name, value in (("top1", 100 * near), ("loss", error))
-        }
+        return {name: metrics.average(value, batch["mask"]) for name, value in (("top1", 100 * near), ("loss", error))}
 
     def metadata(self):
         return {"teacher": "none"}
+
+
+class Population(Toy):
+    """Three toys in one program, each with a kernel of its own; their metrics have shape (3,)."""
+
+    members = 3
+
+    def init(self, key):
+        params, mutable = jax.vmap(super().init)(jax.random.split(key, self.members))
+        return params, mutable
+
+    def loss(self, params, mutable, batch, key, step, constants):
+        each = jax.vmap(super().loss, in_axes=(0, 0, None, None, None, None))
+        losses, (terms, mutable) = each(params, mutable, batch, key, step, constants)
+        return jnp.sum(losses), ({"loss": losses, **terms}, mutable)
+
+    def evaluate(self, params, mutable, batch, constants):
+        return jax.vmap(super().evaluate, in_axes=(0, 0, None, None))(params, mutable, batch, constants)
 
 
 def draw(number: int, batch: int = BATCH) -> dict[str, np.ndarray]:
@@ -117,6 +132,7 @@ def run(
     eval_every: int = 4,
     checkpoint_every: int = 100,
     mesh=None,
+    progress=None,
     statistics=None,
     every: int = 3,
     **options: Any,
@@ -161,19 +177,21 @@ def run(
             train.compile_train_step(task, tx, mesh, abstract, **how),
             state,
             batches,
-            train.LoopSettings(total, STEPS_PER_EPOCH, BATCH, log_every, eval_every, (checkpoint_every,)),
-            constants=task.constants,
-            key=jax.random.key(1, impl="rbg"),
-            mesh=mesh,
-            checkpoints=checkpoints,
-            writer=writer,
-            progress=train.TrainProgress(None, "toy", total, int(state.step)),
-            stop=stop or train.StopRequest(),
-            clock=clock,
-            meta=lambda clock: {"clock": vars(clock), "task": task.metadata()},
-            evaluate=score if evaluate else None,
-            schedule=lambda step: float(schedule(step)),
-            observation=observation,
+            train.Loop(
+                settings=train.LoopSettings(total, STEPS_PER_EPOCH, BATCH, log_every, eval_every, (checkpoint_every,)),
+                constants=task.constants,
+                key=jax.random.key(1, impl="rbg"),
+                mesh=mesh,
+                checkpoints=checkpoints,
+                writer=writer,
+                progress=progress or train.TrainProgress(None, "toy", total, int(state.step)),
+                stop=stop or train.StopRequest(),
+                clock=clock,
+                meta=lambda clock: {"clock": vars(clock), "task": task.metadata()},
+                evaluate=score if evaluate else None,
+                schedule=lambda step: float(schedule(step)),
+                observation=observation,
+            ),
         )
     finally:
         writer.close()

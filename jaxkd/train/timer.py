@@ -1,0 +1,88 @@
+"""Time of a run: of all of it, and of the steps that say how fast training is."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxkd.train.members import Value
+
+
+@dataclass
+class Clock:
+    """Time and images of a run over all its restarts; it travels in the checkpoint."""
+
+    seconds: float = 0.0
+    images: int = 0
+
+
+@dataclass
+class Window:
+    """Sums since the last line of metrics.
+
+    Attributes:
+      steps: those that `seconds` is about, whose results have been read. A step that was only dispatched would make the
+        first rates of a window absurd.
+      seconds: that these steps took.
+      waited: seconds of them spent waiting for data.
+      sums: of the metrics.
+      seen: steps whose metrics are in the sums.
+    """
+
+    steps: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+    sums: dict[str, Value] = field(default_factory=dict)
+    seen: int = 0
+
+    def add(self, metrics: dict[str, Value]) -> None:
+        """Adds the metrics of one step."""
+        self.seen += 1
+        self.steps += 1
+        for name, value in metrics.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def means(self) -> dict[str, Value]:
+        """Mean of each metric over the window."""
+        return {name: value / max(self.seen, 1) for name, value in self.sums.items()}
+
+    def rates(self, batch_size: int) -> tuple[float, float, float]:
+        """(seconds a step, images a second, share of time spent waiting for data in percent)."""
+        seconds = self.seconds / max(self.steps, 1)
+        return seconds, batch_size / max(seconds, 1e-9), 100.0 * self.waited / max(self.seconds, 1e-9)
+
+
+class StepTimer:
+    """Adds the time between its calls to a run's clock, and to the window where it was spent on training steps.
+
+    Args:
+      clock: of the run.
+      batches: has `wait_seconds`, the time spent waiting for data so far.
+
+    Attributes:
+      window: since the last line of metrics.
+    """
+
+    def __init__(self, clock: Clock, batches: Any):
+        self._clock, self._batches = clock, batches
+        self.window = Window()
+        self._mark, self._waited = time.perf_counter(), batches.wait_seconds
+
+    def update(self, *, training: bool) -> None:
+        """Adds the time since the last call; `training=False` keeps it (a compilation) out of the window."""
+        now, waited = time.perf_counter(), self._batches.wait_seconds
+        self._clock.seconds += now - self._mark
+        if training:
+            self.window.seconds += now - self._mark
+            self.window.waited += waited - self._waited
+        self._mark, self._waited = now, waited
+
+    def restart(self) -> None:
+        """Drops the time since the last call: evaluations and checkpoints are no training time."""
+        self._mark = time.perf_counter()
+
+    def next_window(self) -> Window:
+        """The window so far; a new one begins."""
+        window, self.window = self.window, Window()
+        return window
