@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
 def measure(options: argparse.Namespace, config: Any) -> dict[str, Any]:
     """Compiles and times; what is printed."""
     from jaxkd import parallel, train
-    from jaxkd.experiment import run as run_module
+    from jaxkd.experiment.classification import build_dynamics
 
     mesh = parallel.make_mesh(config.mesh.data, config.mesh.model)
     parallel.check_batch("--batch-size", options.batch_size, mesh, accumulate=config.optimizer.accumulate)
@@ -127,7 +127,7 @@ def measure(options: argparse.Namespace, config: Any) -> dict[str, Any]:
         return step
 
     say("compiling ...")
-    dynamics = run_module.build_dynamics(config, task, mesh)
+    dynamics = build_dynamics(config, task, mesh)
     programs = {"plain_step": program(None)}
     for name, less in PARTS.items():
         programs[name] = program(pipeline.Dynamics(task, mesh, **settings | less))

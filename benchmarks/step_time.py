@@ -81,9 +81,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Any]:
 
 def prepare(config: Any) -> tuple[Any, Any, Any, Any, bool]:
     """(resolved config, task, optimiser, schedule, whether weights were read) of a run that trains on no data set."""
-    from jaxkd import models, train
-    from jaxkd.config import validate
-    from jaxkd.experiment import run as run_module
+    from jaxkd import models, parallel
+    from jaxkd.experiment import build
 
     config = config.copy_and_resolve_references()
     with config.unlocked():
@@ -91,28 +90,16 @@ def prepare(config: Any) -> tuple[Any, Any, Any, Any, bool]:
         local = [Path(n.weights).expanduser().exists() for n in (config.student, config.teacher) if n.weights]
         load = bool(local) and all(local)
         config.stages = ()
-    validate.validate(config)
-    facts = models.spec(config.student.name)
-    classes = 10 if config.data.source == "embedded:digits" else facts.num_classes or 1000
-    classes = config.student.args.get("num_classes") or classes
-    config = run_module.resolve(config, num_classes=classes)
-    task = run_module.build_task(config, num_classes=classes, load=load)
+        classes = 10 if config.data.source == "embedded:digits" else models.spec(config.student.name).num_classes
+        config.student.args.num_classes = config.student.args.get("num_classes") or classes or 1000
+    mesh = parallel.make_mesh(config.mesh.data, config.mesh.model)
+    experiment = build(config.lock(), mesh, load=load, open_data=False)
+    task = experiment.task
     if task.constants and not load:
         # As at the start of a training run, so that features have the sizes that features have.
         images = jnp.zeros((1, *task.teacher.image_size, 3), jnp.float32)
         task.constants = jax.jit(task.teacher.model.init)(jax.random.key(config.seed + 7), images)
-    settings = run_module.loop_settings(config, steps_per_epoch=1000)
-    schedule = run_module.build_schedule(config, settings)
-    optimizer = train.make_optimizer(
-        schedule,
-        weight_decay=config.optimizer.weight_decay,
-        b1=config.optimizer.b1,
-        b2=config.optimizer.b2,
-        eps=config.optimizer.eps,
-        clip_norm=config.optimizer.clip_norm,
-        frozen=task.frozen,
-    )
-    return config, task, optimizer, schedule, load
+    return experiment.config, task, experiment.optimizer, experiment.schedule, load
 
 
 def spectral_programs(batch: int, maps: list[tuple[tuple, tuple]]) -> dict[str, tuple[Compiled, Any]]:

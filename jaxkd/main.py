@@ -23,7 +23,7 @@ from ml_collections import ConfigDict, config_flags
 from jaxkd.cli.console import fail, quiet
 from jaxkd.config.fields import ARGS, base, change, flatten, kind_of
 from jaxkd.config.plugins import add_plugin_folder
-from jaxkd.config.validate import forget_unread
+from jaxkd.config.validate import forget_unread, validate
 from jaxkd.errors import ConfigError, JaxkdError, did_you_mean
 
 USAGE = "python -m jaxkd.main --config=configs/deit_cait.py:embedded --workdir=runs/first_light"
@@ -42,7 +42,7 @@ def parse(argv: Sequence[str]) -> tuple[ConfigDict, str, bool | None]:
     paths = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
     paths += [b for a, b in itertools.pairwise(argv) if a == "--config"]
     if not paths:
-        raise ConfigError(f"No --config was given. It says what to train. For example: {USAGE}")
+        raise ConfigError(f"No --config was given. For example: {USAGE}")
     file = paths[0].split(":", 1)[0]
     if not Path(file).is_file():
         folder = Path(file).parent if Path(file).parent.is_dir() else Path("configs")
@@ -60,17 +60,17 @@ def parse(argv: Sequence[str]) -> tuple[ConfigDict, str, bool | None]:
         raise
     except (ImportError, NameError, SyntaxError) as error:
         raise ConfigError(
-            f'The config file "{file}" cannot be run: {type(error).__name__}: {error}. It is a Python file with '
-            "get_config(). Mend it, or start from configs/supervised.py."
+            f'The config file "{file}" cannot be run: {type(error).__name__}: {error}. Correct it, or start '
+            "from configs/supervised.py."
         ) from None
     except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
         raise _flag_error(argv, error) from None
     finally:
         sys.argv = sys_argv
     if rest[1:]:
-        raise ConfigError(f'"{rest[1]}" is not an option. Options start with two dashes. For example: {USAGE}')
+        raise ConfigError(f'"{rest[1]}" is not an option; options start with two dashes. For example: {USAGE}')
     if not values.workdir:
-        raise ConfigError(f"No --workdir was given. Checkpoints and metrics need a folder. For example: {USAGE}")
+        raise ConfigError(f"No --workdir was given. For example: {USAGE}")
     given = {a.split("=", 1)[0].removeprefix("--config.") for a in argv if a.startswith("--config.")}
     config = change(values.config, network_args).lock()
     if config.plugins:
@@ -107,14 +107,14 @@ def _flag_error(argv: Sequence[str], error: Exception) -> ConfigError:
             field = name.removeprefix("config.")
             if field not in known:
                 return ConfigError(
-                    f"--{name} is not a field of the config.{did_you_mean(field, known)} A misspelt field would leave "
-                    "its default in force unseen. jaxkd/config/fields.py lists every field."
+                    f"--{name} is not a field of the config.{did_you_mean(field, known)} jaxkd/config/fields.py "
+                    "lists every field."
                 )
             if str(error).find(value) >= 0 and name in str(error):
                 kind = kind_of(field)
                 return ConfigError(
-                    f'--{name}="{value}" has a value of the wrong type. The field holds a value of type {kind}, by '
-                    f"default {known[field]!r}. Give such a value."
+                    f'--{name}="{value}" has a value of the wrong type. Give a value of type {kind}, such as the '
+                    f"default {known[field]!r}."
                 )
         elif name not in ("config", "workdir", "distributed") and arg.startswith("--"):
             return ConfigError(
@@ -133,7 +133,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         config, workdir, distributed = parse(argv)
-        # TensorFlow is not needed, but other packages may pull it in and it is loud.
+        if not config.stages:  # those are checked one by one
+            validate(config)
+        if not distributed and "JAX_COORDINATOR_ADDRESS" not in os.environ:  # else every process would print it
+            print(f"{workdir}: task {config.task}, student {config.student.name}; loading JAX ...", flush=True)
+        # TensorFlow is not needed, but other packages may import it and it prints a lot.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         from rich.console import Console
 

@@ -214,7 +214,7 @@ def test_a_value_out_of_range(complaint, images, tmp_path, field, value, words):
         (["--config=configs/deit_cait.py:embeded", "--workdir=x"], 'Did you mean "embedded"'),
         (
             ["--config=configs/deit_cait.py", "--workdir=x", "--config.train.epochs=ten"],
-            "The field holds a value of type int",
+            "Give a value of type int",
         ),
         (["--config=configs/deit_cait.py", "--workdir=x"], "data.source is empty"),
         (["--config=configs/supervised.py:vit_tinny_patch16_224", "--workdir=x"], "data.source is empty"),

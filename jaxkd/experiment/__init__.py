@@ -1,1 +1,6 @@
-"""A config becomes a run: networks, data and optimiser are built, trained and evaluated in a work directory."""
+"""A config becomes a run."""
+
+from jaxkd.experiment.build import Experiment, build, register_task
+from jaxkd.experiment.components import Components
+
+__all__ = ["Components", "Experiment", "build", "register_task"]

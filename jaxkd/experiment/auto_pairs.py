@@ -7,7 +7,6 @@ into `pairs.json`, so that a continued run takes the same pairs and measures not
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from rich.console import Console
 from jaxkd import data, distill, models, parallel, tasks, weights
 from jaxkd.analysis.spectrum import image_channel_spectrum
 from jaxkd.config.fields import change
+from jaxkd.data.files import write_atomic
 from jaxkd.errors import CheckpointError, ConfigError, DataError, ShapeError
 from jaxkd.experiment.workdir import has_checkpoints
 
@@ -30,9 +30,9 @@ IMAGES = 32  # as in the published analysis, whose 32 are the first ones, all of
 FILE = "pairs.json"
 
 
-def settle(
+def resolve_auto_pairs(
     config: ConfigDict,
-    workdir: Path,
+    workdir: Path | None,
     source: data.Source,
     build: Callable[[ConfigDict], tasks.ClassificationTask],
     console: Console | None,
@@ -44,13 +44,13 @@ def settle(
 
     Args:
       config: resolved, but for `distill.pairs`.
-      workdir: of the run; only read.
+      workdir: of the run; only read; None for no run.
       source: the validation split. Labels are not read.
       build: config -> the task with its weights.
       console: where the choice and its reason go; None is silent.
 
     Returns:
-      The config, locked, and what `keep` writes: pairs, reason and profile; the same config and None if it is not
+      The config, locked, and what `save_pairs` writes: pairs, reason and profile; the same config and None if it is not
       "auto".
 
     Raises:
@@ -60,29 +60,26 @@ def settle(
     """
     if config.distill.pairs != AUTO:
         return config, None
-    kept = workdir / FILE
-    if kept.exists() and has_checkpoints(workdir):
-        choice, origin = _read(kept), f"as chosen when the run started ({kept})"
+    if workdir is not None and (workdir / FILE).exists() and has_checkpoints(workdir):
+        choice, origin = _read(workdir / FILE), f"as chosen when the run started ({workdir / FILE})"
     else:
         choice = _choose(config, source, build)
         origin = f"from {choice['images']} validation images" if choice["images"] else "from their stages"
     if console is not None and parallel.is_main_host():
-        listed = ", ".join(f"{ours} <- {theirs}" for ours, theirs in choice["taps"])
-        for line in (f"layer pairs {origin}: {listed}", choice["reason"], *choice["warnings"]):
+        taps = ", ".join(f"{student} <- {teacher}" for student, teacher in choice["taps"])
+        for line in (f"layer pairs {origin}: {taps}", choice["reason"], *choice["warnings"]):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
-    pairs = tuple((int(ours), int(theirs)) for ours, theirs in choice["pairs"])
+    pairs = tuple((int(student), int(teacher)) for student, teacher in choice["pairs"])
     return change(config, {"distill.pairs": pairs}).lock(), choice
 
 
-def keep(choice: dict[str, Any] | None, workdir: Path) -> None:
+def save_pairs(choice: dict[str, Any] | None, workdir: Path) -> None:
     """Writes `choice` into a work directory that the run has claimed, or removes what an abandoned start left there."""
     path = workdir / FILE
     if not parallel.is_main_host():
         return
     if choice is not None:
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(choice, indent=2))
-        temporary.replace(path)
+        write_atomic(path, json.dumps(choice, indent=2))
     elif not has_checkpoints(workdir):
         path.unlink(missing_ok=True)
 
@@ -167,7 +164,7 @@ def _images(config: ConfigDict, source: data.Source, teacher: weights.Network) -
     if not images:
         raise DataError(
             f'distill.pairs="{AUTO}" found no readable image among the {len(source)} of the validation split. '
-            f"The teacher's profile is measured on them. Mend the data, or give the pairs by number. Of the last one: "
+            f"Repair the data, or give the pairs by number. Of the last one: "
             f"{problem}"
         )
     return np.stack(images), used
@@ -176,7 +173,7 @@ def _images(config: ConfigDict, source: data.Source, teacher: weights.Network) -
 def _read(path: Path) -> dict[str, Any]:
     try:
         choice = json.loads(path.read_text())
-        [(int(ours), int(theirs)) for ours, theirs in choice["pairs"]]
+        [(int(student), int(teacher)) for student, teacher in choice["pairs"]]
         return {"taps": [], "reason": "", "warnings": []} | choice
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(

@@ -14,47 +14,58 @@ from rich.console import Console
 
 from jaxkd import data, models, parallel, tasks, train, weights
 from jaxkd.analysis import pipeline
+from jaxkd.config.fields import change
 from jaxkd.config.validate import mixes
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import auto_pairs
-from jaxkd.experiment.experiment import Problem
+from jaxkd.experiment.components import Components, Evaluator
 from jaxkd.experiment.objective import build_objective
 
 PyTree = Any
 
 
-def open_problem(config: ConfigDict, workdir: Path, mesh: Mesh, console: Console | None) -> Problem:
-    """Everything that `config` names, opened and checked; nothing is written yet."""
+def build_components(
+    config: ConfigDict, mesh: Mesh, *, workdir: Path | None, console: Console | None, load: bool, open_data: bool
+) -> Components:
+    """The components of a classification or distillation; see `build`."""
     eval_batch = config.eval.batch_size or config.train.batch_size
     parallel.check_batch("eval.batch_size", eval_batch, mesh)
-    sources = {split: data.open_source(config.data.source, split) for split in ("train", "val")}
-    classes = len(sources["train"].class_names)
-    build = functools.partial(build_task, num_classes=classes)
-    config = resolve(config, num_classes=classes)
-    config, chosen = auto_pairs.settle(config, workdir, sources["val"], build, console)
+    sources = {split: data.open_source(config.data.source, split) for split in ("train", "val")} if open_data else {}
+    classes = len(sources["train"].class_names) if sources else _published_classes(config)
+    build = functools.partial(build_task, num_classes=classes, load=load)
+    config, chosen = resolve(config, num_classes=classes), None
+    if sources:
+        config, chosen = auto_pairs.resolve_auto_pairs(config, workdir, sources["val"], build, console)
+    elif config.distill.pairs == auto_pairs.AUTO:  # chosen on images
+        config = change(config, {"distill.pairs": "first+last"}).lock()
     task = build(config)
-    size = task.student.image_size
     objective = f"objective {' + '.join(term.name for term in task.objective.terms)}"
     if task.objective.pairs:
         objective += f" · {len(task.objective.pairs)} layer pairs"
-    return Problem(
-        config=config,
-        task=task,
-        pipeline=build_train_pipeline(config, sources["train"], task.student),
-        dynamics=build_dynamics(config, task, mesh),
-        best_metric="top1",
-        train_images=len(sources["train"]),
-        val_images=len(sources["val"]),
-        about=(
+    known = {"config": config, "task": task, "best_metric": "top1", "statistics": build_dynamics(config, task, mesh)}
+    if not sources:
+        return Components(**known, summary=(objective,))
+    height, width = task.student.image_size
+    return Components(
+        **known,
+        summary=(
             objective,
             f"{len(sources['train']):,} training and {len(sources['val']):,} validation images of "
-            f"{config.data.source}, {classes} classes, {size[0]}x{size[1]}",
+            f"{config.data.source}, {classes} classes, {height}x{width}",
         ),
-        evaluator=lambda writer: build_evaluator(
+        pipeline=build_train_pipeline(config, sources["train"], task.student),
+        train_images=len(sources["train"]),
+        val_images=len(sources["val"]),
+        make_evaluator=lambda writer: build_evaluator(
             config, task, sources["val"], eval_batch, train.compile_eval_step(task, mesh), mesh
         ),
-        keep=lambda: auto_pairs.keep(chosen, workdir),
+        save_inputs=lambda workdir: auto_pairs.save_pairs(chosen, workdir),
     )
+
+
+def _published_classes(config: ConfigDict) -> int:
+    """Classes of a run whose data set is not opened: those of the config, or of the student's published weights."""
+    return config.student.args.get("num_classes") or models.spec(config.student.name).num_classes or 1000
 
 
 def resolve(config: ConfigDict, *, num_classes: int) -> ConfigDict:
@@ -81,8 +92,7 @@ def build_task(config: ConfigDict, *, num_classes: int, load: bool = True) -> ta
     student = _network(config.student, config.precision.compute, config.precision.remat)
     if student.num_classes != num_classes:
         raise ConfigError(
-            f"student.args.num_classes={student.num_classes}, but the data have {num_classes} classes. A label is the "
-            "place of its folder among the sorted class folders, so another number of outputs means other classes. "
+            f"student.args.num_classes={student.num_classes}, but the data have {num_classes} classes. "
             "Leave student.args.num_classes out, or use a folder with all the classes of the weights."
         )
     pipeline.resolve_layers(config.dynamics.layers, models.tap_names(student.model))
@@ -153,7 +163,7 @@ def _loaded(network: weights.Network, config: ConfigDict, seed: int, load: bool)
 
 
 def build_train_pipeline(config: ConfigDict, source: Any, network: weights.Network) -> data.TrainPipeline:
-    """This host's share of the endless, resumable sequence of training batches."""
+    """This host's share of the infinite, resumable sequence of training batches."""
     augment = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in config.data.augment.items()}
     return data.TrainPipeline(
         source,
@@ -172,7 +182,7 @@ def build_train_pipeline(config: ConfigDict, source: Any, network: weights.Netwo
 
 def build_evaluator(
     config: ConfigDict, task: tasks.ClassificationTask, source: Any, batch_size: int, eval_step: Any, mesh: Mesh
-) -> Any:
+) -> Evaluator:
     """A function state -> {metric: mean} over the whole validation split; `ema_*` beside the raw weights."""
     preprocess = data.eval_preprocess(
         task.student.spec, task.student.image_size, config.eval.crop_pct, config.eval.interpolation

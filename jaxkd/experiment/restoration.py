@@ -14,8 +14,9 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from jaxkd import data, models, parallel, tasks, train, weights
+from jaxkd.data.files import write_atomic
 from jaxkd.errors import ConfigError
-from jaxkd.experiment.experiment import Problem
+from jaxkd.experiment.components import Components, Evaluator
 from jaxkd.report.training_curves import draw_scores, read_bicubic, scores_caption
 from jaxkd.superres.scoring import CROPS, PairScorer, named_sets
 
@@ -76,7 +77,7 @@ def open_sets(config: ConfigDict, scale: int) -> dict[str, data.PairSource]:
     return {name: data.open_pairs(spec, scale, split="val") for name, spec in named.items()}
 
 
-def build_evaluator(scorer: PairScorer, writer: train.MetricWriter) -> Callable[[train.TrainState], dict[str, float]]:
+def build_evaluator(scorer: PairScorer, writer: train.MetricWriter) -> Evaluator:
     """State -> {metric: mean} of raw weights and, `ema_*`, of the moving average; pictures go to TensorBoard."""
 
     def score(state: train.TrainState) -> dict[str, float]:
@@ -89,12 +90,20 @@ def build_evaluator(scorer: PairScorer, writer: train.MetricWriter) -> Callable[
     return score
 
 
-def open_problem(config: ConfigDict, workdir: Path, mesh: Mesh, console: Console | None) -> Problem:
-    """Everything that `config` names, opened and checked; nothing is written yet."""
+def build_components(
+    config: ConfigDict, mesh: Mesh, *, workdir: Path | None, console: Console | None, load: bool, open_data: bool
+) -> Components:
+    """The components of super-resolution; see `build`."""
     _check_mesh(mesh)
     scale = scale_of(config)
     config = config.copy_and_resolve_references().lock()
-    task = build_task(config)
+    task = build_task(config, load=load)
+    loss = f"loss {config.restoration.loss}"
+    if config.restoration.fft_weight:
+        loss += f" + {config.restoration.fft_weight} FFT-L1"
+    known = {"config": config, "task": task}
+    if not open_data:
+        return Components(**known, summary=(loss, f"x{scale}"), best_metric="psnr")
     source = data.open_pairs(config.data.source, scale, split="train")
     pipeline = build_pipeline(config, source)
     sets = open_sets(config, scale)
@@ -103,22 +112,20 @@ def open_problem(config: ConfigDict, workdir: Path, mesh: Mesh, console: Console
     skipped = f", {len(pipeline.skipped)} smaller than a patch left out" if pipeline.skipped else ""
     images = pipeline.steps_per_epoch * config.train.batch_size
     shown = ", ".join(f"{name} {bicubic[name]:.2f}" for name in scorer.names if "psnr" in name)
-    return Problem(
-        config=config,
-        task=task,
-        pipeline=pipeline,
-        dynamics=None,
+    return Components(
+        **known,
         best_metric=scorer.names[0],
-        train_images=len(source) - len(pipeline.skipped),
-        val_images=sum(len(s) for s in sets.values()),
-        about=(
-            f"loss {config.restoration.loss}"
-            + (f" + {config.restoration.fft_weight} FFT-L1" if config.restoration.fft_weight else ""),
+        summary=(
+            loss,
             f"x{scale}, patches of {config.data.patches.size}, {images:,} an epoch from {config.data.source}{skipped}",
             f"bicubic: {shown} dB",
         ),
-        evaluator=lambda writer: build_evaluator(scorer, writer),
-        keep=lambda: (workdir / "bicubic.json").write_text(json.dumps(bicubic, indent=2)),
+        pipeline=pipeline,
+        train_images=len(source) - len(pipeline.skipped),
+        val_images=sum(len(s) for s in sets.values()),
+        make_evaluator=lambda writer: build_evaluator(scorer, writer),
+        save_inputs=lambda workdir: write_atomic(workdir / "bicubic.json", json.dumps(bicubic, indent=2)),
+        draw_result=lambda workdir, result: draw_run(config, workdir, result),
     )
 
 
@@ -137,7 +144,7 @@ def draw_run(config: ConfigDict, workdir: Path, result: dict[str, Any]) -> Path 
     Args:
       config: of the run.
       workdir: with metrics.jsonl and bicubic.json.
-      result: as `runner.run` returns it.
+      result: as `run.run` returns it.
     """
     rows = train.read_metrics(workdir, "eval")
     if not rows:

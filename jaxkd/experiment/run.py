@@ -1,41 +1,28 @@
-"""`run(config, workdir) -> result`: the one place that builds a task from a config and loops it."""
+"""Runs an experiment: `run(config, workdir) -> result`."""
 
 from __future__ import annotations
 
 import json
 import platform
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from clu import parameter_overview
 from ml_collections import ConfigDict
 from rich.console import Console
 from threadpoolctl import threadpool_limits
 
 from jaxkd import __version__, data, parallel, train
 from jaxkd.config.plugins import import_plugins
-from jaxkd.errors import ConfigError
-from jaxkd.experiment import classification, restoration
-from jaxkd.experiment.checks import check_config
-from jaxkd.experiment.classification import build_dynamics, build_evaluator, build_task, build_train_pipeline, resolve
-from jaxkd.experiment.run_summary import announce
+from jaxkd.data.files import write_atomic
+from jaxkd.experiment.build import Experiment, build
 from jaxkd.experiment.sweep import run_stages
 from jaxkd.experiment.workdir import check_teacher, claim_workdir
 from jaxkd.report.training_statistics import draw_tables, write_tables
-
-__all__ = [
-    "build_dynamics",
-    "build_evaluator",
-    "build_schedule",
-    "build_task",
-    "build_train_pipeline",
-    "loop_settings",
-    "resolve",
-    "run",
-    "run_one",
-]
-PyTree = Any
 
 
 def run(config: ConfigDict, workdir: str | Path, *, console: Console | None = None) -> dict[str, Any]:
@@ -50,7 +37,7 @@ def run(config: ConfigDict, workdir: str | Path, *, console: Console | None = No
       `{"metrics": {...}, "step": n, "finished": bool, ...}`; with stages `{"stages": {name: result}}`.
 
     Raises:
-      JaxkdError: anything that the user can mend, before the first step wherever possible.
+      JaxkdError: any user error, before the first step wherever possible.
     """
     workdir = Path(workdir)
     import_plugins(config.plugins)
@@ -61,136 +48,150 @@ def run(config: ConfigDict, workdir: str | Path, *, console: Console | None = No
 
 def run_one(config: ConfigDict, workdir: Path, console: Console | None, *, title: str = "") -> dict[str, Any]:
     """One training run; see `run`."""
-    check_config(config)
     mesh = parallel.make_mesh(config.mesh.data, config.mesh.model)
-    parallel.check_batch("train.batch_size", config.train.batch_size, mesh, accumulate=config.optimizer.accumulate)
-    kind = restoration if config.task == "restoration" else classification
-    problem = kind.open_problem(config, workdir, mesh, console)
-    config, task, pipeline, dynamics = problem.config, problem.task, problem.pipeline, problem.dynamics
-    settings = loop_settings(config, pipeline.steps_per_epoch)
-    schedule = build_schedule(config, settings)
-    optimizer = train.make_optimizer(
-        schedule,
-        weight_decay=config.optimizer.weight_decay,
-        b1=config.optimizer.b1,
-        b2=config.optimizer.b2,
-        eps=config.optimizer.eps,
-        clip_norm=config.optimizer.clip_norm,
-        frozen=task.frozen,
-    )
+    experiment = build(config, mesh, workdir=workdir, console=console)
+    config, settings = experiment.config, experiment.settings
     claim_workdir(config, workdir)  # only now: a config that cannot run must not stand in the way of its correction
-    problem.keep()
-    task.constants = parallel.put_on_mesh(task.constants, mesh)
-
-    def start() -> train.TrainState:
-        params, mutable = task.init(jax.random.key(config.seed))
-        return train.create_state(params, mutable, optimizer, ema=config.ema.decay > 0)
-
-    abstract = jax.eval_shape(start)
+    if parallel.is_main_host():
+        experiment.save_inputs(workdir)
+        params = experiment.abstract_state.params
+        write_atomic(workdir / "parameters.txt", parameter_overview.get_parameter_overview(params, include_stats=False))
     checkpoints = train.Checkpoints(
         workdir,
         keep_last=config.checkpoint.keep_last,
         keep_best=config.checkpoint.keep_best,
         keep_every=config.checkpoint.keep_every_epochs * settings.steps_per_epoch,
-        best_metric=problem.best_metric,
+        best_metric=experiment.best_metric,
     )
-    clock = train.Clock()
-    done = checkpoints.steps()
-    if done:
-        state, position, meta = checkpoints.restore(done[-1], abstract, mesh)
-        check_teacher(meta["task"], task.metadata(), workdir)
-        pipeline.set_state(position)
-        clock = train.Clock(**meta["clock"])
-    else:
-        state = parallel.put_on_mesh(start(), mesh)
-    announce(console, problem, settings, mesh, workdir, resumed=done[-1] if done else None, state=state)
-
-    stepping = {"accumulate": config.optimizer.accumulate, "ema_decay": config.ema.decay}
-    step_fn = train.compile_train_step(task, optimizer, mesh, abstract, **stepping)
-    observation = None
-    if dynamics is not None:
-        observed = train.compile_train_step(task, optimizer, mesh, abstract, **stepping, statistics=dynamics)
-        observation = train.Observation(observed, config.dynamics.every_steps, dynamics.layers)
+    state, clock, resumed = _restore_or_init(experiment, checkpoints, workdir)
+    log_run_summary(console, experiment, workdir, resumed=resumed)
     writer = train.MetricWriter(workdir, tensorboard=config.log.tensorboard, active=parallel.is_main_host())
-    evaluator = problem.evaluator(writer)
+    evaluate = experiment.make_evaluator(writer)
     title = title or workdir.name
-    key = jax.random.key(config.seed + 1)  # another stream than the initial parameters
-    resolved = config.to_dict()
-
-    def meta_of(clock: train.Clock) -> dict[str, Any]:
-        return {
-            "task": task.metadata(),
-            "clock": vars(clock),
-            "config": json.loads(json.dumps(resolved, default=str)),
-            "versions": {"jaxkd": __version__, "jax": jax.__version__, "python": platform.python_version()},
-        }
-
-    finished_before = bool(done) and done[-1] >= settings.total_steps
-    batches = None if finished_before else data.Prefetcher(pipeline)
     try:
-        if batches is None:
+        if resumed is not None and resumed >= settings.total_steps:
             if console is not None:
                 console.print(f"{title}: all {settings.total_steps} steps were done before.", highlight=False)
-            scores = evaluator(state)  # says the result again
+            scores = evaluate(state)  # says the result again
         else:
-            with (
-                train.StopRequest() as stop,
-                train.TrainProgress(console, title, settings.total_steps, int(state.step)) as progress,
-                # On a CPU the statistics' small decompositions wait for one another where several BLAS threads work.
-                threadpool_limits(None if dynamics is None else 1, user_api="blas"),
-            ):
-                state, scores = train.train_loop(
-                    step_fn,
-                    state,
-                    batches,
-                    settings,
-                    constants=task.constants,
-                    key=key,
-                    mesh=mesh,
-                    checkpoints=checkpoints,
-                    writer=writer,
-                    progress=progress,
-                    stop=stop,
-                    clock=clock,
-                    meta=meta_of,
-                    evaluate=evaluator,
-                    schedule=lambda step: float(schedule(np.int32(step))),
-                    observation=observation,
-                )
+            state, scores = _train(experiment, state, clock, checkpoints, writer, evaluate, console, title)
     finally:
-        if batches is not None:
-            batches.close()
         writer.close()
         checkpoints.close()
-        if dynamics is not None and parallel.is_main_host():  # of a run that failed too: they may show why
-            _write_dynamics(config, workdir)
-    step = int(state.step)
-    result = {
-        "metrics": scores,
-        "step": step,
-        **_best(workdir, problem.best_metric),
-        "finished": step >= settings.total_steps,
-        "seconds": clock.seconds,
-        "images_trained": clock.images,
-        "broken_images": sorted(pipeline.broken.found.values()),
-        "val_images": problem.val_images,
-        "train_images": problem.train_images,
-        "student": config.student.name,
-        "parameters": int(sum(np.prod(p.shape) for p in jax.tree.leaves(abstract.params["student"]))),
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "workdir": str(workdir),
-    }
-    if result["finished"] and parallel.is_main_host():
-        (workdir / "result.json").write_text(json.dumps(result, indent=2))
-    if config.task == "restoration" and parallel.is_main_host():  # of a run that was stopped too
-        figure = restoration.draw_run(config, workdir, result)
+        if experiment.statistics is not None and parallel.is_main_host():  # of a run that failed too: they may show why
+            _write_statistics(config, workdir)
+    result = _result(experiment, workdir, int(state.step), scores, clock)
+    if parallel.is_main_host():
+        if result["finished"]:
+            write_atomic(workdir / "result.json", json.dumps(result, indent=2))
+        figure = experiment.draw_result(workdir, result)  # of a run that was stopped too
         if figure is not None and console is not None:
             console.print(f"Curves: {figure}", markup=False, highlight=False, soft_wrap=True)
     return result
 
 
-def _write_dynamics(config: ConfigDict, workdir: Path) -> None:
-    """Tables and pictures of all statistics so far."""
+def _restore_or_init(
+    experiment: Experiment, checkpoints: train.Checkpoints, workdir: Path
+) -> tuple[train.TrainState, train.Clock, int | None]:
+    """(state, clock, step of the checkpoint that it comes from or None); also moves the pipeline to its position."""
+    done = checkpoints.steps()
+    if not done:
+        return experiment.init_state(), train.Clock(), None
+    state, position, meta = checkpoints.restore(done[-1], experiment.abstract_state, experiment.mesh)
+    check_teacher(meta["task"], experiment.task.metadata(), workdir)
+    experiment.pipeline.set_state(position)
+    return state, train.Clock(**meta["clock"]), done[-1]
+
+
+def _train(
+    experiment: Experiment,
+    state: train.TrainState,
+    clock: train.Clock,
+    checkpoints: train.Checkpoints,
+    writer: train.MetricWriter,
+    evaluate: Callable[[train.TrainState], dict[str, Any]],
+    console: Console | None,
+    title: str,
+) -> tuple[train.TrainState, dict[str, Any]]:
+    """The training loop with everything around it: data in the background, signals, progress."""
+    config, settings, observation = experiment.config, experiment.settings, None
+    if experiment.statistics is not None:
+        observed = experiment.compile_step(statistics=True)
+        observation = train.Observation(observed, config.dynamics.every_steps, experiment.statistics.layers)
+    batches = data.Prefetcher(experiment.pipeline)
+    try:
+        with (
+            train.StopRequest() as stop,
+            train.TrainProgress(console, title, settings.total_steps, int(state.step)) as progress,
+            # On a CPU the statistics' small decompositions wait for one another where several BLAS threads work.
+            threadpool_limits(None if observation is None else 1, user_api="blas"),
+        ):
+            loop = train.Loop(
+                settings=settings,
+                constants=experiment.constants,
+                key=experiment.key,
+                mesh=experiment.mesh,
+                checkpoints=checkpoints,
+                writer=writer,
+                progress=progress,
+                stop=stop,
+                clock=clock,
+                meta=lambda clock: _checkpoint_meta(experiment, clock),
+                evaluate=evaluate,
+                schedule=lambda step: float(experiment.schedule(np.int32(step))),
+                observation=observation,
+            )
+            return train.train_loop(experiment.compile_step(), state, batches, loop)
+    finally:
+        batches.close()
+
+
+def _checkpoint_meta(experiment: Experiment, clock: train.Clock) -> dict[str, Any]:
+    return {
+        "task": experiment.task.metadata(),
+        "clock": vars(clock),
+        "config": json.loads(json.dumps(experiment.config.to_dict(), default=str)),
+        "versions": {"jaxkd": __version__, "jax": jax.__version__, "python": platform.python_version()},
+    }
+
+
+def _result(
+    experiment: Experiment, workdir: Path, step: int, scores: dict[str, Any], clock: train.Clock
+) -> dict[str, Any]:
+    """The result of a run, as result.json holds it."""
+    return {
+        "metrics": train.to_json(scores),
+        "step": step,
+        **_best(workdir, experiment.best_metric),
+        "finished": step >= experiment.settings.total_steps,
+        "seconds": clock.seconds,
+        "images_trained": clock.images,
+        "broken_images": sorted(experiment.pipeline.broken.found.values()),
+        "val_images": experiment.val_images,
+        "train_images": experiment.train_images,
+        "student": experiment.config.student.name,
+        "parameters": experiment.parameters,
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "workdir": str(workdir),
+    }
+
+
+def _best(workdir: Path, metric: str) -> dict[str, Any]:
+    """The best held-out score of the raw weights over the whole run, which is what papers print, and its step.
+
+    Of a population also the member that reached it.
+    """
+    rows = [row for row in train.read_metrics(workdir, "eval") if not isinstance(row.get(metric), str | None)]
+    if not rows:
+        return {}
+    best = max(rows, key=lambda row: (train.best_member(row[metric])[0], row["step"]))
+    score, member = train.best_member(best[metric])
+    result = {f"best_{metric}": score, "best_step": best["step"]}
+    return result if member is None else {**result, "best_member": member}
+
+
+def _write_statistics(config: ConfigDict, workdir: Path) -> None:
+    """Tables and figures of all statistics of the layers so far."""
     rows = train.read_metrics(workdir, "dynamics")
     images = min(config.dynamics.images, config.train.batch_size // config.optimizer.accumulate)
     caption = f"{config.student.name} on {config.data.source}: the first {images} images of a training batch, "
@@ -198,47 +199,28 @@ def _write_dynamics(config: ConfigDict, workdir: Path) -> None:
     draw_tables(rows, workdir / "dynamics", caption=caption + f"as trained on; one run, seed {config.seed}.")
 
 
-def _best(workdir: Path, metric: str) -> dict[str, Any]:
-    """The best held-out score of the raw weights over the whole run, which is what papers print, and its step."""
-    rows = [row for row in train.read_metrics(workdir, "eval") if isinstance(row.get(metric), int | float)]
-    best = max(rows, key=lambda row: (row[metric], row["step"]), default=None)
-    return {} if best is None else {f"best_{metric}": best[metric], "best_step": best["step"]}
+def log_run_summary(console: Console | None, experiment: Experiment, workdir: Path, *, resumed: int | None) -> None:
+    """Prints networks, objective, data, length, devices and time; silent without a console and on other hosts.
 
-
-def loop_settings(config: ConfigDict, steps_per_epoch: int) -> train.LoopSettings:
-    """Epochs of the config as optimiser steps."""
-    total = config.train.steps or config.schedule.steps or config.train.epochs * steps_per_epoch
-    every = (config.checkpoint.every_epochs * steps_per_epoch, config.checkpoint.every_steps)
-    return train.LoopSettings(
-        total_steps=total,
-        steps_per_epoch=steps_per_epoch,
-        batch_size=config.train.batch_size,
-        log_every=config.log.every_steps,
-        eval_every=config.eval.every_steps or max(1, round(config.eval.every_epochs * steps_per_epoch)),
-        checkpoint_every=tuple(e for e in every if e),
-    )
-
-
-def build_schedule(config: ConfigDict, settings: train.LoopSettings) -> Any:
-    """Step -> learning rate; the peak scales with the batch where optimizer.reference_batch is set.
-
-    `train.steps` cuts a run short but does not squeeze its schedule: that follows train.epochs.
+    Args:
+      console: where to.
+      experiment: what is run.
+      workdir: of the run; holds the table of all parameters, parameters.txt.
+      resumed: step of the checkpoint from which the run continues, or None.
     """
-    reference = config.optimizer.reference_batch
-    scale = config.train.batch_size / reference if reference else 1.0
-    if config.schedule.kind == "cosine" and config.optimizer.learning_rate * scale < config.schedule.min_lr:
-        raise ConfigError(
-            f"The peak learning rate is optimizer.learning_rate={config.optimizer.learning_rate} x batch "
-            f"{config.train.batch_size} / {reference or config.train.batch_size} = "
-            f"{config.optimizer.learning_rate * scale:g}, below schedule.min_lr={config.schedule.min_lr:g}. The rate "
-            "would rise over the run. Raise the rate, set optimizer.reference_batch=0, or lower schedule.min_lr."
-        )
-    return train.make_schedule(
-        config.schedule.kind,
-        learning_rate=config.optimizer.learning_rate * scale,
-        total_steps=config.schedule.steps or config.train.epochs * settings.steps_per_epoch,
-        steps_per_epoch=settings.steps_per_epoch,
-        warmup_epochs=config.schedule.warmup_epochs,
-        warmup_lr=config.schedule.warmup_lr,
-        min_lr=config.schedule.min_lr,
-    )
+    if console is None or not parallel.is_main_host():
+        return
+    config, task, settings, devices = experiment.config, experiment.task, experiment.settings, experiment.mesh.devices
+    teacher = getattr(task, "teacher", None)
+    source = f" <- {teacher.spec.name} ({teacher.origin})" if teacher else ""
+    every = config.dynamics.every_steps
+    lines = [
+        f"{config.student.name} ({experiment.parameters:,} parameters, {task.student.origin}){source}",
+        *experiment.summary,
+        f"{settings.total_steps:,} steps of {settings.batch_size} on {devices.size} x {devices.flat[0].device_kind} "
+        f"· {workdir}" + ("" if resumed is None else f" · continues after step {resumed:,}"),
+        *([f"statistics of the layers at step 1 and every {every:,} steps"] if every else []),
+        time.strftime("%Y-%m-%d %H:%M:%S"),
+    ]
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

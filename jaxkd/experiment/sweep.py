@@ -9,13 +9,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 from rich.console import Console
-from rich.table import Table
 
 from jaxkd.config.fields import change
+from jaxkd.data.files import write_atomic
 from jaxkd.errors import ConfigError, did_you_mean
+from jaxkd.experiment.build import registered_task
 from jaxkd.experiment.checks import check_config
-from jaxkd.report.training_curves import AVERAGE, draw_curves, draw_scores, read_bicubic, score_names, scores_caption
-from jaxkd.train import read_metrics
+from jaxkd.experiment.comparison import FIGURE
 
 PREFIX = "stage:"
 
@@ -25,16 +25,14 @@ def stage_configs(config: ConfigDict, workdir: Path) -> dict[str, ConfigDict]:
 
     Raises:
       ConfigError: a stage without a name, two of one name, one that takes weights of a stage not before it, or stages
-        that classify beside stages that enlarge.
+        of tasks that cannot be compared.
     """
     configs: dict[str, ConfigDict] = {}
     for stage in config.stages:
         changes = dict(stage)
         name = changes.pop("name", "")
         if not name or name in configs:
-            raise ConfigError(
-                f'A stage has the name "{name}". Each stage needs a name of its own, which is its folder. Name it.'
-            )
+            raise ConfigError(f'A stage has the name "{name}". Give each stage a name of its own, which is its folder.')
         one = change(config, changes | {"stages": ()})
         for network in (one.student, one.teacher):
             if network.weights.startswith(PREFIX):
@@ -42,17 +40,15 @@ def stage_configs(config: ConfigDict, workdir: Path) -> dict[str, ConfigDict]:
                 if wanted not in configs:
                     raise ConfigError(
                         f'Stage "{name}" takes its weights from "{network.weights}", which is not a stage before it.'
-                        f"{did_you_mean(wanted, configs)} Stages run in order. Before it: "
-                        f"{', '.join(configs) or 'none'}."
+                        f"{did_you_mean(wanted, configs)} Name one of: {', '.join(configs) or 'none'}."
                     )
                 network.weights = str(workdir / wanted)
         configs[name] = one.lock()
-    kinds = {name: one.task for name, one in configs.items()}
-    if 0 < sum(task == "restoration" for task in kinds.values()) < len(kinds):
+    tasks = {name: one.task for name, one in configs.items()}
+    if len({registered_task(task).compare for task in tasks.values()}) > 1:
         raise ConfigError(
-            f"The stages have the tasks {', '.join(f'{n}: {t}' for n, t in kinds.items())}. They are compared at the "
-            "end, and top-1 and PSNR have nothing in common. Give stages of classification and of restoration configs "
-            "of their own."
+            f"The stages have the tasks {', '.join(f'{n}: {t}' for n, t in tasks.items())}, whose scores cannot be "
+            "compared. Give each kind of task a config of its own."
         )
     return configs
 
@@ -76,101 +72,9 @@ def run_stages(
         if not results[name]["finished"]:
             return {"stages": results, "finished": False}
     summary = {"stages": results, "finished": True}
-    (workdir / "summary.json").write_text(json.dumps(summary, indent=2))
-    figure = workdir / "curves.png"
-    curves = {name: read_metrics(workdir / name, "eval") for name in configs}
-    if next(iter(configs.values())).task == "restoration":
-        bicubic = {k: v for name in configs for k, v in read_bicubic(workdir / name).items()}
-        one, result = next(iter(configs.values())), next(iter(results.values()))
-        caption = scores_caption(one.data.source, config.seed, result, runs=len(results))
-        draw_scores(curves, figure, bicubic=bicubic, caption=caption)
-        table = score_table(results, bicubic)
-    else:
-        draw_curves(curves, figure, caption=_caption(config, results))
-        table = _table(results)
+    write_atomic(workdir / "summary.json", json.dumps(summary, indent=2))
+    table = registered_task(next(iter(configs.values())).task).compare(configs, results, workdir)
     if console is not None:
         console.print(table)
-        console.print(f"Curves: {figure}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"Curves: {workdir / FIGURE}", markup=False, highlight=False, soft_wrap=True)
     return summary
-
-
-def _caption(config: ConfigDict, results: dict[str, dict[str, Any]]) -> str:
-    any_result = next(iter(results.values()))
-    return (
-        f"{config.data.source}: {any_result['train_images']:,} training images, {any_result['val_images']:,} held out. "
-        f"One run each, seed {config.seed}: differences below {100 / max(any_result['val_images'], 1):.1f} points are "
-        "one image."
-    )
-
-
-def _table(results: dict[str, dict[str, Any]]) -> Table:
-    images = next(iter(results.values()))["val_images"]
-    title = f"Top-1 on {images} held-out images, in percent (and how many images that is)"
-    table = Table(title=title, title_justify="left")
-    for column in (
-        "run",
-        "network",
-        "parameters",
-        "top-1",
-        "right of " + str(images),
-        "best",
-        "EMA top-1",
-        "loss",
-        "seconds",
-    ):
-        table.add_column(column, justify="left" if column in ("run", "network") else "right")
-    for name, result in results.items():
-        m = result["metrics"]
-        table.add_row(
-            name,
-            result["student"],
-            f"{result['parameters']:,}",
-            f"{m['top1']:.2f}",
-            str(round(m["top1"] * images / 100)),
-            f"{result['best_top1']:.2f}" if "best_top1" in result else "-",
-            f"{m['ema_top1']:.2f}" if "ema_top1" in m else "-",
-            f"{m['loss']:.4f}",
-            f"{result['seconds']:.0f}",
-        )
-    return table
-
-
-def score_table(results: dict[str, dict[str, Any]], bicubic: dict[str, float]) -> Table:
-    """PSNR and SSIM of super-resolution runs at their end, raw weights and moving average, and of bicubic.
-
-    Args:
-      results: name -> what the run returned.
-      bicubic: metric -> what bicubic scores.
-    """
-    metrics = [result["metrics"] for result in results.values()]
-    names = tuple(dict.fromkeys(name for scores in metrics for name in score_names(scores, bicubic)))
-    sets: dict[tuple[str, str], list[str]] = {}  # a set and its convention, such as ("Set5", "y_crop4") -> metrics
-    for name in names:
-        group, _, metric = name.partition("/")
-        sets.setdefault((group, metric.partition("_")[2]), []).append(name)
-    images = next(iter(results.values()))["val_images"]
-    conventions = ", ".join(dict.fromkeys(convention for _, convention in sets))
-    title = f"PSNR in dB above SSIM, {conventions}: means over the images of a set, {images} in all"
-    table = Table(title=title, title_justify="left")
-    for column in ("run", "network", "parameters", "weights"):
-        table.add_column(column, justify="right" if column == "parameters" else "left", no_wrap=True)
-    for group, convention in sets:
-        table.add_column(group if ", " not in conventions else f"{group} {convention}", justify="right")
-    table.add_column("seconds", justify="right", no_wrap=True)
-
-    def cells(scores: dict[str, Any], prefix: str = "") -> list[str]:
-        # below one another: side by side, three sets are wider than a terminal
-        return ["\n".join(_score(scores.get(prefix + name), name) for name in group) for group in sets.values()]
-
-    table.add_row("", "bicubic", "", "", *cells(bicubic), "")
-    for name, result in results.items():
-        scores = result["metrics"]
-        about = (name, result["student"], f"{result['parameters']:,}")
-        table.add_row(*about, "raw", *cells(scores), f"{result['seconds']:.0f}")
-        if any(AVERAGE + metric in scores for metric in names):
-            table.add_row("", "", "", "EMA", *cells(scores, AVERAGE), "")
-    return table
-
-
-def _score(value: Any, name: str) -> str:
-    return "-" if value is None else f"{float(value):.{2 if '/psnr' in name else 4}f}"

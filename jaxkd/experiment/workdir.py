@@ -1,9 +1,8 @@
-"""Whose work directory it is: a run continues only in its own."""
+"""Claims a work directory: a run continues only in its own."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import parallel
 from jaxkd.config.fields import base, flatten
+from jaxkd.data.files import write_atomic
 from jaxkd.errors import CheckpointError
 from jaxkd.train import read_config
 
@@ -38,19 +38,16 @@ def claim_workdir(config: ConfigDict, workdir: Path) -> None:
         return
     if started:
         raise CheckpointError(
-            f'--workdir="{workdir}" holds checkpoints but no config.json. Whose they are is unknown, and nothing saved '
-            "may be lost. Choose a new --workdir."
+            f'--workdir="{workdir}" holds checkpoints but no config.json, so they may belong to another run. '
+            "Choose a new --workdir."
         )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if parallel.is_main_host():
-            temporary = path.with_suffix(f".{os.getpid()}.tmp")
-            temporary.write_text(json.dumps(config.to_dict(), indent=2, default=str))
-            temporary.replace(path)
+            write_atomic(path, json.dumps(config.to_dict(), indent=2, default=str))
     except OSError as error:
         raise CheckpointError(
-            f'--workdir="{workdir}" cannot be used ({error.strerror or error}). A run needs a folder that it can write '
-            "checkpoints and metrics to. Name another one."
+            f'--workdir="{workdir}" cannot be used ({error.strerror or error}). Name a folder that can be written to.'
         ) from None
 
 
@@ -65,9 +62,8 @@ def _check_same_run(config: ConfigDict, workdir: Path) -> None:
     if differing:
         more = f"; and {len(differing) - 8} more" if len(differing) > 8 else ""
         raise CheckpointError(
-            f'--workdir="{workdir}" belongs to another run. Continuing it with another config would mix two '
-            "experiments in one set of checkpoints. Choose a new --workdir, or use the old config. They differ in: "
-            f"{'; '.join(differing[:8])}{more}."
+            f'--workdir="{workdir}" belongs to another run. Choose a new --workdir, or use the old config. They '
+            f"differ in: {'; '.join(differing[:8])}{more}."
         )
 
 
@@ -81,6 +77,5 @@ def check_teacher(saved: dict, now: dict, workdir: Path) -> None:
         if saved.get(field) != now.get(field):
             raise CheckpointError(
                 f'The checkpoint in "{workdir}" was distilled from another teacher ({field} {saved.get(field)} there, '
-                f"{now.get(field)} now). Half of one teacher and half of another is neither. Restore the old weights "
-                "file, or choose a new --workdir."
+                f"{now.get(field)} now). Restore the old weights file, or choose a new --workdir."
             )

@@ -4,7 +4,7 @@ from jaxkd.train.checkpoint import Checkpoints, find_run, load_run_weights, read
 from jaxkd.train.evaluation import evaluate
 from jaxkd.train.loop import Loop, LoopSettings, Observation, train_loop
 from jaxkd.train.members import best_member, to_json
-from jaxkd.train.optimizer import decay_mask, make_optimizer, make_schedule, timm_epoch_rates
+from jaxkd.train.optimizer import Schedule, decay_mask, make_optimizer, make_schedule, timm_epoch_rates
 from jaxkd.train.preemption import StopRequest
 from jaxkd.train.progress import TrainProgress
 from jaxkd.train.state import TrainState, create_state
@@ -21,6 +21,7 @@ __all__ = [
     "LoopSettings",
     "MetricWriter",
     "Observation",
+    "Schedule",
     "StopRequest",
     "Task",
     "TrainProgress",

@@ -59,13 +59,13 @@ def test_everything_that_is_not_a_default_is_in_the_table(column):
 
 
 def test_the_learning_rate_peaks_where_the_logs_of_the_authors_do():
-    from jaxkd.experiment import run as run_module
+    from jaxkd.experiment.build import build_schedule
     from jaxkd.train import LoopSettings
 
     config = config_of("dynamics", "soft")
     steps = 1_281_024 // 2048
     settings = LoopSettings(300 * steps, steps, 2048, 50, steps, steps)
-    schedule = run_module.build_schedule(config, settings)
+    schedule = build_schedule(config, settings)
     rates = [float(schedule(epoch * steps)) for epoch in range(300)]
     # train_lr of the published log.txt: 0.0019986 at its highest, 1.02e-5 at its lowest after the warm-up
     assert max(rates) == pytest.approx(0.0019986, rel=1e-4)

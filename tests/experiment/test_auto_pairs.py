@@ -20,6 +20,7 @@ from jaxkd.config.validate import validate
 from jaxkd.errors import CheckpointError, ConfigError, DataError
 from jaxkd.experiment import auto_pairs
 from jaxkd.experiment import run as run_module
+from jaxkd.experiment.classification import build_task, resolve
 from jaxkd.experiment.sweep import stage_configs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -137,42 +138,42 @@ def test_what_else_is_wrong_is_found_before_the_teacher_is_measured(tmp_path, te
 
 
 def built(path):
-    """A resolved config, the validation images and `build` for `auto_pairs.settle`."""
-    one = run_module.resolve(config(path), num_classes=10)
-    return one, data.open_source("embedded:digits", "val"), lambda c: run_module.build_task(c, num_classes=10)
+    """A resolved config, the validation images and `build` for `auto_pairs.resolve_auto_pairs`."""
+    one = resolve(config(path), num_classes=10)
+    return one, data.open_source("embedded:digits", "val"), lambda c: build_task(c, num_classes=10)
 
 
 def test_a_choice_counts_once_there_is_a_checkpoint(tmp_path, teacher):
     one, source, build = built(teacher)
-    settled, choice = auto_pairs.settle(one, tmp_path, source, build, None)
-    assert settled.distill.pairs == EXPECTED and settled.is_locked and one.distill.pairs == "auto"
+    resolved, choice = auto_pairs.resolve_auto_pairs(one, tmp_path, source, build, None)
+    assert resolved.distill.pairs == EXPECTED and resolved.is_locked and one.distill.pairs == "auto"
     (tmp_path / "pairs.json").write_text(json.dumps(choice | {"pairs": [[1, 1]]}))
     # nothing was trained with what an abandoned start wrote
-    assert auto_pairs.settle(one, tmp_path, source, build, None)[0].distill.pairs == EXPECTED
+    assert auto_pairs.resolve_auto_pairs(one, tmp_path, source, build, None)[0].distill.pairs == EXPECTED
     (tmp_path / "checkpoints" / "2").mkdir(parents=True)
-    assert auto_pairs.settle(one, tmp_path, source, never, None)[0].distill.pairs == ((1, 1),)
+    assert auto_pairs.resolve_auto_pairs(one, tmp_path, source, never, None)[0].distill.pairs == ((1, 1),)
     for broken in ("{", "[]", '{"pairs": [[1]]}', '{"pairs": 3}'):
         (tmp_path / "pairs.json").write_text(broken)
         with pytest.raises(CheckpointError, match=r"pairs.json\" cannot be read.*config.json"):
-            auto_pairs.settle(one, tmp_path, source, never, None)
+            auto_pairs.resolve_auto_pairs(one, tmp_path, source, never, None)
 
 
 def test_what_an_abandoned_start_left_is_removed_and_what_a_run_needs_stays(tmp_path):
-    auto_pairs.keep({"pairs": [[0, 0]]}, tmp_path)
+    auto_pairs.save_pairs({"pairs": [[0, 0]]}, tmp_path)
     assert json.loads((tmp_path / "pairs.json").read_text()) == {"pairs": [[0, 0]]}
     (tmp_path / "checkpoints" / "2").mkdir(parents=True)
-    auto_pairs.keep(None, tmp_path)  # the same pairs, given by number
+    auto_pairs.save_pairs(None, tmp_path)  # the same pairs, given by number
     assert (tmp_path / "pairs.json").exists()
     (tmp_path / "checkpoints" / "2").rmdir()
-    auto_pairs.keep(None, tmp_path)
+    auto_pairs.save_pairs(None, tmp_path)
     assert not (tmp_path / "pairs.json").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoints"]
 
 
 def test_a_config_with_pairs_is_left_alone(tmp_path, teacher):
     one = config(teacher, **{"distill.pairs": "last"})
-    settled, choice = auto_pairs.settle(one, tmp_path, None, never, None)
-    assert settled is one and choice is None
+    resolved, choice = auto_pairs.resolve_auto_pairs(one, tmp_path, None, never, None)
+    assert resolved is one and choice is None
 
 
 def test_a_teacher_without_weights_is_warned_of(tmp_path, teacher, monkeypatch):
@@ -180,7 +181,7 @@ def test_a_teacher_without_weights_is_warned_of(tmp_path, teacher, monkeypatch):
     monkeypatch.setattr(auto_pairs, "intensity_profile", lambda *_: np.array(HIGH_AT_THE_ENDS))
     text = io.StringIO()
     console = Console(file=text, width=400)
-    auto_pairs.settle(one, tmp_path, source, lambda c: run_module.build_task(c, num_classes=10, load=False), console)
+    auto_pairs.resolve_auto_pairs(one, tmp_path, source, lambda c: build_task(c, num_classes=10, load=False), console)
     assert "weights are random. The profile of an untrained network says little" in text.getvalue()
 
 
@@ -189,11 +190,11 @@ def test_swin_goes_with_swin_by_stages_and_without_a_measurement(tmp_path, monke
     argv = [f"--config={ROOT}/configs/swin_swin.py:embedded", f"--workdir={tmp_path}", "--config.distill.pairs=auto"]
     one = stage_configs(main.parse(argv)[0], tmp_path)["student_distilled"]
     validate(one)
-    build = lambda c: run_module.build_task(c, num_classes=10, load=False)  # noqa: E731
-    settled, choice = auto_pairs.settle(run_module.resolve(one, num_classes=10), tmp_path, None, build, None)
-    assert settled.distill.pairs == ((0, 0), (1, 1)) and choice["taps"] == [["stage_0"] * 2, ["stage_1"] * 2]
+    build = lambda c: build_task(c, num_classes=10, load=False)  # noqa: E731
+    resolved, choice = auto_pairs.resolve_auto_pairs(resolve(one, num_classes=10), tmp_path, None, build, None)
+    assert resolved.distill.pairs == ((0, 0), (1, 1)) and choice["taps"] == [["stage_0"] * 2, ["stage_1"] * 2]
     assert choice["profile"] is None and choice["images"] == 0 and "2 stages" in choice["reason"]
-    assert build(settled).objective.student_taps == ("stage_0", "stage_1")
+    assert build(resolved).objective.student_taps == ("stage_0", "stage_1")
 
 
 @pytest.mark.slow

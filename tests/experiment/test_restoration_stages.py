@@ -18,8 +18,8 @@ from jaxkd import models, train
 from jaxkd.config import fields, recipes
 from jaxkd.config.validate import validate
 from jaxkd.errors import ConfigError
+from jaxkd.experiment import comparison, sweep
 from jaxkd.experiment import run as run_module
-from jaxkd.experiment import sweep
 from jaxkd.report import training_curves
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,7 +131,7 @@ def test_the_table_has_every_set_raw_average_and_bicubic():
         "mdbn": result("mdbn_x4", 1665283, rows_of(1.0)[-1]),
         "edsr": result("edsr_x4", 1517571, rows_of(0.5, ema=False)[-1]),
     }
-    table = sweep.score_table(results, BICUBIC)
+    table = comparison.score_table(results, BICUBIC)
     cells = [list(column.cells) for column in table.columns]
     assert [column.header for column in table.columns[-3:]] == ["A", "B", "seconds"]
     assert list(zip(*cells, strict=True)) == [

@@ -19,6 +19,7 @@ from jaxkd import distill, models, train, weights
 from jaxkd.config import fields
 from jaxkd.errors import CheckpointError, ConfigError
 from jaxkd.experiment import run as run_module
+from jaxkd.experiment.classification import build_task, resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
@@ -208,7 +209,7 @@ def test_every_config_builds_a_task(name, variant):
     whole = module.get_config(variant or None)
     assert whole.is_locked
     if not variant:
-        task = run_module.build_task(run_module.resolve(whole, num_classes=1000), num_classes=1000, load=False)
+        task = build_task(resolve(whole, num_classes=1000), num_classes=1000, load=False)
         weight = {"deit_cait": 0.2, "swin_swin": 0.05}.get(name)
         if weight:
             assert [float(w(0)) for w in task.objective._weights] == pytest.approx([0.1, 0.9, weight])
@@ -221,7 +222,7 @@ def test_every_config_builds_a_task(name, variant):
 def test_erasing_and_mixing_reach_the_images_of_every_task(teacher_file, task):
     changes = {"data.erase.probability": 1.0, "data.erase.mode": "const", "data.mix.mixup": 0.8, "label_smoothing": 0.0}
     one = with_teacher(teacher_file, **changes) if task == "distillation" else config(**changes)
-    built = run_module.build_task(run_module.resolve(one, num_classes=10), num_classes=10)
+    built = build_task(resolve(one, num_classes=10), num_classes=10)
     rng = np.random.default_rng(0)
     batch = {
         "image": rng.integers(1, 255, (8, 16, 16, 3)).astype(np.uint8),

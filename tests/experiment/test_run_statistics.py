@@ -10,8 +10,9 @@ from test_run import SMALL, assert_trees_equal, config, final_params, with_teach
 from jaxkd import models, parallel, train, weights
 from jaxkd.config import validate
 from jaxkd.errors import ConfigError, TapError
+from jaxkd.experiment import build, workdir
 from jaxkd.experiment import run as run_module
-from jaxkd.experiment import workdir
+from jaxkd.experiment.classification import resolve
 
 ON = {"dynamics.every_steps": 2, "dynamics.images": 16, "dynamics.rank_images": 2}
 
@@ -25,28 +26,22 @@ def teacher_file(tmp_path_factory):
     return path
 
 
-def programs(monkeypatch, config, folder):
-    """(the plain step as text, the step with statistics as text or None) of what the loop is given."""
-    texts = {}
-
-    def instead(step_fn, state, batches, settings, *, constants, key, mesh, observation, **_):
-        arguments = (state, parallel.put_batch(next(batches), mesh), key, constants)
-        texts["plain"] = step_fn.lower(*arguments).as_text()
-        texts["observed"] = observation and observation.step_fn.lower(*arguments).as_text()
-        return state, {}
-
-    monkeypatch.setattr(train, "train_loop", instead)
-    run_module.run(config, folder)
-    return texts["plain"], texts["observed"]
+def programs(config):
+    """(the plain step as text, the step with statistics as text or None)."""
+    experiment = build(config, parallel.make_mesh())
+    batch = parallel.put_batch(next(experiment.pipeline), experiment.mesh)
+    arguments = (experiment.abstract_state, batch, experiment.key, experiment.constants)
+    plain = experiment.compile_step().lower(*arguments).as_text()
+    if experiment.statistics is None:
+        return plain, None
+    return plain, experiment.compile_step(statistics=True).lower(*arguments).as_text()
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_the_flag_off_is_the_same_program_and_on_it_is_the_plain_step_of_most_steps(
-    tmp_path, monkeypatch, teacher_file, accumulate
-):
+def test_the_flag_off_is_the_same_program_and_on_it_is_the_plain_step_of_most_steps(teacher_file, accumulate):
     more = {"optimizer.accumulate": accumulate}
-    off, none = programs(monkeypatch, with_teacher(teacher_file, **more), tmp_path / "off")
-    on, observed = programs(monkeypatch, with_teacher(teacher_file, **more, **ON), tmp_path / "on")
+    off, none = programs(with_teacher(teacher_file, **more))
+    on, observed = programs(with_teacher(teacher_file, **more, **ON))
     assert on == off and none is None
     assert "fft" in observed and observed != off and len(observed) > len(off)
 
@@ -81,7 +76,7 @@ def test_a_distillation_ends_in_the_same_bits_with_statistics_and_resumed_with_t
     assert b"dynamics/entropy/block_1" in next((tmp_path / "on" / "tensorboard").glob("events*")).read_bytes()
     assert not (tmp_path / "off" / "dynamics").exists()
     # statistics only watch, so that a run may go on without them
-    workdir.claim_workdir(run_module.resolve(with_teacher(teacher_file), num_classes=10), tmp_path / "on")
+    workdir.claim_workdir(resolve(with_teacher(teacher_file), num_classes=10), tmp_path / "on")
 
 
 def test_a_layer_that_does_not_exist_is_said_before_anything_is_built(tmp_path):

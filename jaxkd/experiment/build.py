@@ -1,0 +1,226 @@
+"""A config becomes an experiment: everything that a run, a plan, a benchmark or a test needs of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+from clu import parameter_overview
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from jaxkd import parallel, train
+from jaxkd.config.fields import change
+from jaxkd.errors import ConfigError, did_you_mean
+from jaxkd.experiment import classification, comparison, restoration
+from jaxkd.experiment.checks import check_config
+from jaxkd.experiment.components import Components
+
+PyTree = Any
+STEPS_WITHOUT_DATA = 1000  # optimiser steps of an epoch where no data set says how many there are
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """A registered task.
+
+    Attributes:
+      build: `(config, mesh, *, workdir, console, load, open_data) -> Components`.
+      compare: `(configs, results, workdir) -> rich.Table` of stages, with `curves.png`; stages can be compared if they
+        have the same one.
+    """
+
+    build: Callable[..., Components]
+    compare: Callable[..., Any]
+
+
+_TASKS: dict[str, TaskEntry] = {}
+
+
+def register_task(name: str, build: Callable[..., Components], compare: Callable[..., Any]) -> None:
+    """Makes `config.task = name` possible; see `TaskEntry`."""
+    _TASKS[name] = TaskEntry(build, compare)
+
+
+def registered_task(name: str) -> TaskEntry:
+    """The task that `config.task` names.
+
+    Raises:
+      ConfigError: there is none of that name.
+    """
+    if name not in _TASKS:
+        raise ConfigError(
+            f'task="{name}" is not registered.{did_you_mean(name, _TASKS)} Choose one of: {", ".join(sorted(_TASKS))}.'
+        )
+    return _TASKS[name]
+
+
+register_task("classification", classification.build_components, comparison.compare_classifiers)
+register_task("distillation", classification.build_components, comparison.compare_classifiers)
+register_task("restoration", restoration.build_components, comparison.compare_restorations)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(Components):
+    """One training problem, checked and ready to run; see `build`.
+
+    Attributes:
+      mesh: devices.
+      constants: what the compiled step reads and never changes, on the mesh.
+      optimizer: with the schedule inside.
+      schedule: step -> learning rate.
+      settings: when things happen.
+      abstract_state: shapes of the train state.
+      shardings: of the train state.
+    """
+
+    mesh: Mesh
+    constants: PyTree
+    optimizer: optax.GradientTransformation
+    schedule: train.Schedule
+    settings: train.LoopSettings
+    abstract_state: train.TrainState
+    shardings: PyTree
+
+    @property
+    def parameters(self) -> int:
+        """How many the student has."""
+        return int(parameter_overview.count_parameters(self.abstract_state.params["student"]))
+
+    @cached_property
+    def key(self) -> jax.Array:
+        """The key of the run's steps: another stream than the initial parameters."""
+        return jax.random.key(self.config.seed + 1)
+
+    def init_state(self) -> train.TrainState:
+        """The state at step 0, placed on the mesh as it is made: no device ever holds all of a sharded array.
+
+        Its buffers are its own: the step may be given them to reuse, and the loaded weights stay.
+        """
+        loaded = self.task.student.variables
+        if loaded is not None:  # an argument, because the program would otherwise hold the weights
+            loaded = jax.device_put(loaded["params"], self.shardings.params["student"])
+
+        def create(key: jax.Array, loaded: PyTree) -> train.TrainState:
+            params, mutable = self.task.init(key)
+            if loaded is not None:
+                params = {**params, "student": loaded}
+            return train.create_state(params, mutable, self.optimizer, ema=self.config.ema.decay > 0)
+
+        return jax.jit(create, out_shardings=self.shardings)(jax.random.key(self.config.seed), loaded)
+
+    def compile_step(self, *, statistics: bool = False) -> Callable[..., tuple[train.TrainState, dict[str, Any]]]:
+        """The jitted train step, with the layers' statistics in its metrics if asked for; see `train.train_step`."""
+        return train.compile_train_step(
+            self.task,
+            self.optimizer,
+            self.mesh,
+            self.abstract_state,
+            accumulate=self.config.optimizer.accumulate,
+            ema_decay=self.config.ema.decay,
+            statistics=self.statistics if statistics else None,
+        )
+
+
+def build(
+    config: ConfigDict,
+    mesh: Mesh,
+    *,
+    workdir: Path | None = None,
+    console: Console | None = None,
+    load: bool = True,
+    open_data: bool = True,
+) -> Experiment:
+    """Everything that `config` names, opened and checked; nothing is compiled and nothing written.
+
+    Args:
+      config: full, without stages; a copy is resolved.
+      mesh: devices, `parallel.make_mesh`.
+      workdir: of the run, where a continued one reads what it started with; only read.
+      console: where choices that were made are said; None is silent.
+      load: whether weights are read. False leaves all networks random, for planning and timing.
+      open_data: whether the data set is opened. False leaves out pipeline and evaluator, and takes the number of
+        classes from the config or the student's published weights.
+
+    Raises:
+      JaxkdError: whatever is wrong with the config, its weights or its data.
+    """
+    if not open_data and not config.data.source:
+        config = change(config, {"data.source": "none"}).lock()
+    check_config(config)
+    parallel.check_batch("train.batch_size", config.train.batch_size, mesh, accumulate=config.optimizer.accumulate)
+    parts = registered_task(config.task).build(
+        config, mesh, workdir=workdir, console=console, load=load, open_data=open_data
+    )
+    config, task = parts.config, parts.task
+    settings = loop_settings(config, parts.pipeline.steps_per_epoch if parts.pipeline else STEPS_WITHOUT_DATA)
+    schedule = build_schedule(config, settings)
+    optimizer = train.make_optimizer(
+        schedule,
+        weight_decay=config.optimizer.weight_decay,
+        b1=config.optimizer.b1,
+        b2=config.optimizer.b2,
+        eps=config.optimizer.eps,
+        clip_norm=config.optimizer.clip_norm,
+        frozen=task.frozen,
+    )
+
+    def create(key: jax.Array) -> train.TrainState:
+        return train.create_state(*task.init(key), optimizer, ema=config.ema.decay > 0)
+
+    abstract = jax.eval_shape(create, jax.random.key(config.seed))
+    return Experiment(
+        **vars(parts),
+        mesh=mesh,
+        constants=parallel.put_on_mesh(task.constants, mesh),
+        optimizer=optimizer,
+        schedule=schedule,
+        settings=settings,
+        abstract_state=abstract,
+        shardings=parallel.tree_shardings(abstract, mesh),
+    )
+
+
+def loop_settings(config: ConfigDict, steps_per_epoch: int) -> train.LoopSettings:
+    """Epochs of the config as optimiser steps."""
+    total = config.train.steps or config.schedule.steps or config.train.epochs * steps_per_epoch
+    every = (config.checkpoint.every_epochs * steps_per_epoch, config.checkpoint.every_steps)
+    return train.LoopSettings(
+        total_steps=total,
+        steps_per_epoch=steps_per_epoch,
+        batch_size=config.train.batch_size,
+        log_every=config.log.every_steps,
+        eval_every=config.eval.every_steps or max(1, round(config.eval.every_epochs * steps_per_epoch)),
+        checkpoint_every=tuple(e for e in every if e),
+    )
+
+
+def build_schedule(config: ConfigDict, settings: train.LoopSettings) -> train.Schedule:
+    """Step -> learning rate; the peak scales with the batch where optimizer.reference_batch is set.
+
+    `train.steps` cuts a run short but does not squeeze its schedule: that follows train.epochs.
+    """
+    reference = config.optimizer.reference_batch
+    scale = config.train.batch_size / reference if reference else 1.0
+    if config.schedule.kind == "cosine" and config.optimizer.learning_rate * scale < config.schedule.min_lr:
+        raise ConfigError(
+            f"The peak learning rate is optimizer.learning_rate={config.optimizer.learning_rate} x batch "
+            f"{config.train.batch_size} / {reference or config.train.batch_size} = "
+            f"{config.optimizer.learning_rate * scale:g}, below schedule.min_lr={config.schedule.min_lr:g}. "
+            "Raise the rate, set optimizer.reference_batch=0, or lower schedule.min_lr."
+        )
+    return train.make_schedule(
+        config.schedule.kind,
+        learning_rate=config.optimizer.learning_rate * scale,
+        total_steps=config.schedule.steps or config.train.epochs * settings.steps_per_epoch,
+        steps_per_epoch=settings.steps_per_epoch,
+        warmup_epochs=config.schedule.warmup_epochs,
+        warmup_lr=config.schedule.warmup_lr,
+        min_lr=config.schedule.min_lr,
+    )

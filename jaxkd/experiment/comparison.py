@@ -1,0 +1,121 @@
+"""Comparison of finished stages: a table, and `curves.png` in their common folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+from rich.table import Table
+
+from jaxkd.report.training_curves import AVERAGE, draw_curves, draw_scores, read_bicubic, score_names, scores_caption
+from jaxkd.train import read_metrics
+
+FIGURE = "curves.png"
+Results = Mapping[str, dict[str, Any]]
+
+
+def compare_classifiers(configs: Mapping[str, ConfigDict], results: Results, workdir: Path) -> Table:
+    """Top-1 of each stage; the figure shows held-out accuracy and loss over the epochs.
+
+    Args:
+      configs: name -> config of the stage, which ran in `workdir / name`.
+      results: name -> what the run returned.
+      workdir: of all stages.
+    """
+    curves = {name: read_metrics(workdir / name, "eval") for name in configs}
+    draw_curves(curves, workdir / FIGURE, caption=_caption(next(iter(configs.values())), results))
+    return _table(results)
+
+
+def compare_restorations(configs: Mapping[str, ConfigDict], results: Results, workdir: Path) -> Table:
+    """PSNR and SSIM of each stage beside bicubic; the figure shows PSNR over the steps. Arguments as above."""
+    curves = {name: read_metrics(workdir / name, "eval") for name in configs}
+    bicubic = {k: v for name in configs for k, v in read_bicubic(workdir / name).items()}
+    config, result = next(iter(configs.values())), next(iter(results.values()))
+    caption = scores_caption(config.data.source, config.seed, result, runs=len(results))
+    draw_scores(curves, workdir / FIGURE, bicubic=bicubic, caption=caption)
+    return score_table(results, bicubic)
+
+
+def _caption(config: ConfigDict, results: Results) -> str:
+    any_result = next(iter(results.values()))
+    return (
+        f"{config.data.source}: {any_result['train_images']:,} training images, {any_result['val_images']:,} held out. "
+        f"One run each, seed {config.seed}: differences below {100 / max(any_result['val_images'], 1):.1f} points are "
+        "one image."
+    )
+
+
+def _table(results: Results) -> Table:
+    images = next(iter(results.values()))["val_images"]
+    title = f"Top-1 on {images} held-out images, in percent (and how many images that is)"
+    table = Table(title=title, title_justify="left")
+    for column in (
+        "run",
+        "network",
+        "parameters",
+        "top-1",
+        "right of " + str(images),
+        "best",
+        "EMA top-1",
+        "loss",
+        "seconds",
+    ):
+        table.add_column(column, justify="left" if column in ("run", "network") else "right")
+    for name, result in results.items():
+        m = result["metrics"]
+        table.add_row(
+            name,
+            result["student"],
+            f"{result['parameters']:,}",
+            f"{m['top1']:.2f}",
+            str(round(m["top1"] * images / 100)),
+            f"{result['best_top1']:.2f}" if "best_top1" in result else "-",
+            f"{m['ema_top1']:.2f}" if "ema_top1" in m else "-",
+            f"{m['loss']:.4f}",
+            f"{result['seconds']:.0f}",
+        )
+    return table
+
+
+def score_table(results: Results, bicubic: Mapping[str, float]) -> Table:
+    """PSNR and SSIM of super-resolution runs at their end, raw weights and moving average, and of bicubic.
+
+    Args:
+      results: name -> what the run returned.
+      bicubic: metric -> what bicubic scores.
+    """
+    metrics = [result["metrics"] for result in results.values()]
+    names = tuple(dict.fromkeys(name for scores in metrics for name in score_names(scores, bicubic)))
+    sets: dict[tuple[str, str], list[str]] = {}  # a set and its convention, such as ("Set5", "y_crop4") -> metrics
+    for name in names:
+        group, _, metric = name.partition("/")
+        sets.setdefault((group, metric.partition("_")[2]), []).append(name)
+    images = next(iter(results.values()))["val_images"]
+    conventions = ", ".join(dict.fromkeys(convention for _, convention in sets))
+    title = f"PSNR in dB above SSIM, {conventions}: means over the images of a set, {images} in all"
+    table = Table(title=title, title_justify="left")
+    for column in ("run", "network", "parameters", "weights"):
+        table.add_column(column, justify="right" if column == "parameters" else "left", no_wrap=True)
+    for group, convention in sets:
+        table.add_column(group if ", " not in conventions else f"{group} {convention}", justify="right")
+    table.add_column("seconds", justify="right", no_wrap=True)
+
+    def cells(scores: dict[str, Any], prefix: str = "") -> list[str]:
+        # below one another: side by side, three sets are wider than a terminal
+        return ["\n".join(_score(scores.get(prefix + name), name) for name in group) for group in sets.values()]
+
+    table.add_row("", "bicubic", "", "", *cells(bicubic), "")
+    for name, result in results.items():
+        scores = result["metrics"]
+        about = (name, result["student"], f"{result['parameters']:,}")
+        table.add_row(*about, "raw", *cells(scores), f"{result['seconds']:.0f}")
+        if any(AVERAGE + metric in scores for metric in names):
+            table.add_row("", "", "", "EMA", *cells(scores, AVERAGE), "")
+    return table
+
+
+def _score(value: Any, name: str) -> str:
+    return "-" if value is None else f"{float(value):.{2 if '/psnr' in name else 4}f}"

@@ -1,0 +1,49 @@
+"""The parts of an experiment that depend on its task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxkd import train
+
+Evaluator = Callable[[train.TrainState], dict[str, Any]]
+
+
+def _nothing(workdir: Path) -> None:
+    """Saves nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Components:
+    """What the builder of a task makes of a config; see `build.register_task`.
+
+    Attributes:
+      config: resolved, as config.json will hold it.
+      task: the pure functions.
+      best_metric: the evaluation's metric (higher is better) that decides which checkpoint is the best.
+      summary: lines for people: what is minimised, on which data.
+      pipeline: infinite, resumable training batches; None where no data set was opened.
+      train_images: how many; 0 without a data set.
+      val_images: how many; 0 without a data set.
+      make_evaluator: metric writer -> function from a state to {metric: mean}; None without a data set.
+      statistics: of the layers during training, or None.
+      save_inputs: writes what else belongs to the work directory, once it is claimed.
+      draw_result: (work directory, result of the run) -> a figure of it, or None.
+    """
+
+    config: ConfigDict
+    task: Any
+    best_metric: str
+    summary: tuple[str, ...]
+    pipeline: Any = None
+    train_images: int = 0
+    val_images: int = 0
+    make_evaluator: Callable[[train.MetricWriter], Evaluator] | None = None
+    statistics: Any = None
+    save_inputs: Callable[[Path], None] = _nothing
+    draw_result: Callable[[Path, dict[str, Any]], Path | None] = lambda workdir, result: None

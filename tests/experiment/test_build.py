@@ -1,0 +1,125 @@
+"""`experiment.build`: what a run, a plan, a benchmark and a test get of a config."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from rich.table import Table
+
+from jaxkd import models, parallel, tasks, weights
+from jaxkd.config import fields
+from jaxkd.distill import preset
+from jaxkd.errors import ConfigError
+from jaxkd.experiment import Components, build, register_task
+from jaxkd.experiment.build import STEPS_WITHOUT_DATA, registered_task
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 3}
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return parallel.make_mesh()
+
+
+def config(**changes):
+    given = {"data.source": "embedded:digits", "data.workers": 0, "train.batch_size": 64, "ema.decay": 0.9}
+    given |= {"schedule.warmup_epochs": 0} | {f"student.args.{k}": v for k, v in SMALL.items()}
+    return fields.change(fields.base(), given | changes).lock()
+
+
+@pytest.fixture(scope="module")
+def weights_file(tmp_path_factory):
+    model = models.create("deit_tiny_patch16_224", num_classes=10, **SMALL)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32))
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), shapes)
+    path = tmp_path_factory.mktemp("weights") / "start.safetensors"
+    weights.save_safetensors(path, model, variables)
+    return path, variables
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_the_first_state_is_that_of_the_task_and_owns_its_buffers(mesh, weights_file, loaded):
+    path, variables = weights_file
+    experiment = build(config(**({"student.weights": str(path)} if loaded else {})), mesh)
+    state = experiment.init_state()
+    expected = variables["params"] if loaded else experiment.task.init(jax.random.key(0))[0]["student"]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), state.params["student"], expected)
+    jax.tree.map(np.testing.assert_array_equal, state.ema, state.params)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), experiment.abstract_state
+    )
+    assert all(jax.tree.leaves(jax.tree.map(lambda x, s: x.sharding == s, state, experiment.shardings)))
+    pointers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(state) if x.size]
+    assert len(set(pointers)) == len(pointers)
+
+
+def test_the_step_takes_the_first_state_and_the_loaded_weights_outlive_it(mesh, weights_file):
+    path, variables = weights_file
+    experiment = build(config(**{"student.weights": str(path)}), mesh)
+    batch = parallel.put_batch(next(experiment.pipeline), mesh)
+    state = experiment.init_state()
+    after, metrics = experiment.compile_step()(state, batch, experiment.key, experiment.constants)
+    assert int(after.step) == 1 and np.isfinite(metrics["loss"]) and "statistics" not in metrics
+    assert state.params["student"]["norm"]["scale"].is_deleted()
+    again = experiment.init_state().params["student"]
+    jax.tree.map(np.testing.assert_array_equal, again, variables["params"])
+
+
+def leaf(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return fields.change(module.get_config(), {"stages": (), "train.batch_size": 64}).lock()
+
+
+@pytest.mark.parametrize("name", ["deit_cait", "swin_swin", "supervised", "mdbn_x4"])
+def test_a_plan_needs_neither_data_nor_weights(mesh, name):
+    experiment = build(leaf(name), mesh, load=False, open_data=False)
+    assert experiment.pipeline is None and experiment.make_evaluator is None
+    assert experiment.settings.steps_per_epoch == STEPS_WITHOUT_DATA
+    assert (
+        experiment.parameters
+        == {
+            "deit_cait": 5_717_416,
+            "swin_swin": 28_288_354,
+            "supervised": 5_717_416,
+            "mdbn_x4": experiment.parameters,
+        }[name]
+    )
+    assert float(experiment.schedule(np.int32(0))) >= 0
+
+
+def test_a_task_of_the_users_own(mesh, monkeypatch):
+    """Registered under the name of a known one, since the config knows its tasks."""
+    network = weights.build_network("deit_tiny_patch16_224", SMALL | {"num_classes": 3}, compute="float32", remat=False)
+
+    def own(config, mesh, *, workdir, console, load, open_data):
+        assert (workdir, console, load, open_data) == (None, None, False, False)
+        task = tasks.ClassificationTask(network, preset("none"))
+        return Components(config=config, task=task, best_metric="mine", summary=("mine",))
+
+    known = registered_task("classification")
+    try:
+        register_task("classification", own, lambda configs, results, workdir: Table())
+        experiment = build(config(), mesh, load=False, open_data=False)
+    finally:
+        register_task("classification", known.build, known.compare)
+    assert experiment.best_metric == "mine" and experiment.task.student is network
+    assert experiment.abstract_state.params["student"]["head"]["bias"].shape == (3,)
+
+
+def test_a_task_that_nobody_registered():
+    with pytest.raises(ConfigError, match=r'task="distilation" is not registered. Did you mean "distillation"'):
+        registered_task("distilation")
+
+
+def test_a_learning_rate_that_would_rise_is_an_error(mesh):
+    one = config(**{"optimizer.learning_rate": 1e-6, "schedule.min_lr": 1e-5})
+    with pytest.raises(ConfigError, match=r"= 1e-06, below schedule.min_lr=1e-05. Raise the rate"):
+        build(one, mesh, load=False, open_data=False)
