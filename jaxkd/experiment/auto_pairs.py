@@ -177,7 +177,7 @@ def _read(path: Path) -> dict[str, Any]:
         return {"taps": [], "reason": "", "warnings": []} | choice
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f'"{path}" cannot be read ({type(error).__name__}: {" ".join(str(error).split())}). It says which layers '
-            "the run compares. Restore it, or write the pairs of config.json in the place of "
+            f'"{path}" cannot be read ({type(error).__name__}: {" ".join(str(error).split())}). '
+            "Restore it, or write the pairs of config.json in the place of "
             f'distill.pairs="{AUTO}".'
         ) from None

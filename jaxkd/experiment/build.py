@@ -99,21 +99,26 @@ class Experiment(Components):
         return jax.random.key(self.config.seed + 1)
 
     def init_state(self) -> train.TrainState:
-        """The state at step 0, placed on the mesh as it is made: no device ever holds all of a sharded array.
+        """The state at step 0, on the mesh; no device ever holds all of an array that is split.
 
         Its buffers are its own: the step may be given them to reuse, and the loaded weights stay.
         """
-        loaded = self.task.student.variables
-        if loaded is not None:  # an argument, because the program would otherwise hold the weights
-            loaded = jax.device_put(loaded["params"], self.shardings.params["student"])
 
-        def create(key: jax.Array, loaded: PyTree) -> train.TrainState:
+        def create(key: jax.Array, loaded: PyTree = None) -> train.TrainState:
             params, mutable = self.task.init(key)
             if loaded is not None:
                 params = {**params, "student": loaded}
             return train.create_state(params, mutable, self.optimizer, ema=self.config.ema.decay > 0)
 
-        return jax.jit(create, out_shardings=self.shardings)(jax.random.key(self.config.seed), loaded)
+        key = jax.random.key(self.config.seed)
+        if all(sharding.is_fully_replicated for sharding in jax.tree.leaves(self.shardings)):
+            # Each device holds all of it anyway. Compiled as one program, random initialisers take many times longer
+            # than op by op.
+            return parallel.put_on_mesh(create(key), self.mesh)
+        loaded = self.task.student.variables
+        if loaded is not None:  # an argument, because the program would otherwise hold the weights
+            loaded = jax.device_put(loaded["params"], self.shardings.params["student"])
+        return jax.jit(create, out_shardings=self.shardings)(key, loaded)
 
     def compile_step(self, *, statistics: bool = False) -> Callable[..., tuple[train.TrainState, dict[str, Any]]]:
         """The jitted train step, with the layers' statistics in its metrics if asked for; see `train.train_step`."""

@@ -29,7 +29,7 @@ def scale_of(config: ConfigDict) -> int:
     """
     if models.spec(config.student.name).task != "restoration":
         raise ConfigError(
-            f'student.name="{config.student.name}" classifies images, and task="restoration" trains a network from '
+            f'student.name="{config.student.name}" classifies images, but task="restoration" needs a network from '
             'image to image. Set --config.student.name, for example "mdbn_x4".'
         )
     return models.create(config.student.name).scale
@@ -134,7 +134,7 @@ def _check_mesh(mesh: Mesh) -> None:
     if mesh.shape[parallel.MODEL_AXIS] > 1:
         raise ConfigError(
             f'mesh.model={mesh.shape[parallel.MODEL_AXIS]} with task="restoration" splits nothing: the rules are for '
-            "the matrices of transformers. Leave mesh.model at 1; the batch is split over mesh.data."
+            "the matrices of transformers. Leave mesh.model at 1."
         )
 
 

@@ -1,4 +1,4 @@
-"""Runs after one another, compared at the end: a teacher, a student without it, a student with it."""
+"""Stages: runs one after another that are compared at the end, such as a teacher and its students."""
 
 from __future__ import annotations
 

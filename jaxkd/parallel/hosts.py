@@ -1,4 +1,4 @@
-"""Several processes as one program."""
+"""Processes of a distributed run."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Checkpoints:
       workdir: the run's folder; checkpoints go to `workdir/checkpoints/<step>`.
       keep_last: how many of the newest stay.
       keep_best: how many with the highest `best_metric` stay; of a population, that of its best member.
-      keep_every: steps that are multiples of this stay for ever; 0 is off.
+      keep_every: steps that are multiples of this are never deleted; 0 is off.
       best_metric: name in the metrics given to `save`.
     """
 
@@ -166,12 +166,12 @@ def read_config(run: Path) -> dict[str, Any]:
         config = json.loads((run / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f'"{run / "config.json"}" cannot be read ({" ".join(str(error).split())}). It says which network and data '
-            "the run has. Restore the file, or use another work directory."
+            f'"{run / "config.json"}" cannot be read ({" ".join(str(error).split())}). '
+            "Restore the file, or use another work directory."
         ) from None
     if not isinstance(config, dict):
         raise CheckpointError(
-            f'"{run / "config.json"}" holds no config. It should be one JSON object of fields. Restore the file, or '
+            f'"{run / "config.json"}" holds no config, one JSON object of fields. Restore the file, or '
             "use another work directory."
         )
     import_plugins(config.get("plugins", ()))
@@ -198,13 +198,13 @@ def load_run_weights(
     """
     if variant not in (None, *VARIANTS):
         raise ConfigError(
-            f'variant="{variant}" is not a kind of weights.{did_you_mean(str(variant), VARIANTS)} A run holds the raw '
-            f"weights and perhaps their moving average. Choose one of {', '.join(VARIANTS)}."
+            f'variant="{variant}" is not a kind of weights.{did_you_mean(str(variant), VARIANTS)} '
+            f"Choose one of {', '.join(VARIANTS)}."
         )
     run = find_run(path)
     if run is None:
         raise CheckpointError(
-            f'"{path}" is not a work directory of jaxkd. A work directory holds config.json and a folder `{FOLDER}`. '
+            f'"{path}" is not a work directory of jaxkd, which holds config.json and a folder `{FOLDER}`. '
             "Give the --workdir of an earlier run."
         )
     manager = ocp.CheckpointManager((run / FOLDER).absolute(), options=ocp.CheckpointManagerOptions(read_only=True))
@@ -212,8 +212,7 @@ def load_run_weights(
         steps = sorted(manager.all_steps())
         if not steps:
             raise CheckpointError(
-                f'"{run}" holds no finished checkpoint. The run stopped before its first one was written. '
-                "Continue it with its own command, or point to another run."
+                f'"{run}" holds no finished checkpoint. Continue it with its own command, or point to another run.'
             )
         name = Path(path).name
         wanted = step or (name if name.isdigit() and Path(path).parent.name == FOLDER else "last")
@@ -226,8 +225,8 @@ def load_run_weights(
             scored = {s: v for s, v in scores.items() if v is not None}
             if not scored:
                 raise CheckpointError(
-                    f'"{run}" has no checkpoint with a score ({best_metric}). None of those kept was saved at an '
-                    f"evaluation, so none is the best. Ask for the last, or for one of: {', '.join(map(str, steps))}."
+                    f'"{run}" has no checkpoint with a score ({best_metric}). '
+                    f"Ask for the last, or for one of: {', '.join(map(str, steps))}."
                 )
             chosen = max(scored, key=lambda s: (best_member(scored[s])[0], s))
         elif wanted == "last":

@@ -78,13 +78,13 @@ def make_schedule(
     warmup = round(warmup_epochs * steps_per_epoch)
     if warmup >= total_steps:
         raise ConfigError(
-            f"schedule.warmup_epochs={warmup_epochs} is {warmup} steps, but the run has only {total_steps}. The rate "
-            "would never reach its peak. Lower schedule.warmup_epochs or raise train.epochs."
+            f"schedule.warmup_epochs={warmup_epochs} is {warmup} steps, but the run has only {total_steps}. "
+            "Lower schedule.warmup_epochs or raise train.epochs."
         )
     if kind == "timm_epoch":
         if warmup_epochs != int(warmup_epochs):
             raise ConfigError(
-                f"schedule.warmup_epochs={warmup_epochs} is no whole number. "
+                f"schedule.warmup_epochs={warmup_epochs} is no whole number, but "
                 'schedule.kind="timm_epoch" changes the rate only between epochs. Give a whole number, or use '
                 'schedule.kind="cosine".'
             )
