@@ -240,7 +240,7 @@ def test_weight_errors(run, tmp_path):
     bare = tmp_path / "bare"
     (bare / "checkpoints").mkdir(parents=True)
     (bare / "config.json").write_text(json.dumps({}))
-    with pytest.raises(CheckpointError, match=r"holds no finished checkpoint. Continue the run"):
+    with pytest.raises(CheckpointError, match=r"holds no finished checkpoint. Continue it"):
         train.load_run_weights(bare)
     checkpoints = train.Checkpoints(bare)
     save(checkpoints, 5, ema=False)
