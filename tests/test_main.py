@@ -58,6 +58,28 @@ def distilled(source, workdir, *more: str) -> list[str]:
     return [*argv, *(f"--config.teacher.args.{k}={v}" for k, v in SMALL.items() if k != "img_size")]
 
 
+FIRST_LINE = """
+import sys
+from jaxkd import main
+
+def first_line(text, **_):
+    print(text, "| JAX loaded:", "jax" in sys.modules)
+    sys.exit(0)
+
+main.print = first_line
+main.main(sys.argv[1:])
+"""
+
+
+def test_a_run_says_what_it_does_before_it_loads_jax(tmp_path):
+    command = [sys.executable, "-c", FIRST_LINE, *supervised("images", tmp_path / "run")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.startswith(f"{tmp_path}/run: task classification, student deit_tiny"), done.stderr
+    assert done.stdout.endswith("loading JAX ... | JAX loaded: False\n")
+    wrong = subprocess.run([*command, "--config.optimizer.b1=2"], cwd=ROOT, capture_output=True, text=True)
+    assert wrong.returncode == 2 and wrong.stdout == "" and "optimizer.b1=2" in wrong.stderr
+
+
 @pytest.fixture
 def complaint(capsys):
     """`complaint(argv)` -> the one paragraph that the command prints before it exits with code 2."""

@@ -162,7 +162,7 @@ def _result(
     return {
         "metrics": train.to_json(scores),
         "step": step,
-        **_best(workdir, experiment.best_metric),
+        **best_score(workdir, experiment.best_metric),
         "finished": step >= experiment.settings.total_steps,
         "seconds": clock.seconds,
         "images_trained": clock.images,
@@ -176,7 +176,7 @@ def _result(
     }
 
 
-def _best(workdir: Path, metric: str) -> dict[str, Any]:
+def best_score(workdir: Path, metric: str) -> dict[str, Any]:
     """The best held-out score of the raw weights over the whole run, which is what papers print, and its step.
 
     Of a population also the member that reached it.

@@ -130,6 +130,8 @@ def test_a_work_directory_describes_its_run(tmp_path, teacher_file):
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
     assert result["val_images"] == 359 and set(result["metrics"]) >= {"top1", "top5", "loss", "ema_top1"}
     assert 0 <= result["metrics"]["top1"] <= 100
+    parameters = (tmp_path / "run" / "parameters.txt").read_text()
+    assert "student/blocks_0/attn/qkv/kernel" in parameters and f"Total: {result['parameters']:,} " in parameters
     lines = train.read_metrics(tmp_path / "run", "train")
     line = lines[0]
     terms = {"ce": 0.1, "kl": 0.9, "spectral": 0.2}
@@ -140,6 +142,18 @@ def test_a_work_directory_describes_its_run(tmp_path, teacher_file):
         train.read_metrics(tmp_path / "run", "train")[-1]
     )
     assert [*(tmp_path / "run" / "tensorboard").glob("events*")]
+
+
+def test_the_best_score_of_a_population_is_that_of_its_best_member(tmp_path):
+    writer = train.MetricWriter(tmp_path, tensorboard=False)
+    assert run_module.best_score(tmp_path, "top1") == {}
+    writer.write("eval", 1, {"top1": np.array([50.0, float("nan"), 70.0])})
+    writer.write("eval", 2, {"top1": np.array([60.0, 61.0, 62.0])})
+    assert run_module.best_score(tmp_path, "top1") == {"best_top1": 70.0, "best_step": 1, "best_member": 2}
+    writer.write("eval", 3, {"top1": 71.0})
+    writer.write("eval", 4, {"top1": float("nan")})
+    writer.close()
+    assert run_module.best_score(tmp_path, "top1") == {"best_top1": 71.0, "best_step": 3}
 
 
 def test_another_teacher_is_noticed_on_resume(tmp_path, teacher_file, monkeypatch):
