@@ -23,7 +23,7 @@ def check_config(config: ConfigDict) -> None:
             continue
         accepted = models.arguments(network.name)
         for key, value in network.args.items():
-            if key not in accepted:
+            if value is not None and key not in accepted:  # None leaves an argument out
                 raise ConfigError(
                     f"{side}.args.{key}={value!r} is not an argument of {network.name}.{did_you_mean(key, accepted)} "
                     f"It takes: {', '.join(accepted)}."

@@ -105,7 +105,12 @@ def test_bicubic_and_named_sets(folder):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"student__name": "deit_tiny_patch16_224"}, "classifies images"),
+        (
+            {"student__name": "deit_tiny_patch16_224"}
+            | {"student__args__num_feat": None, "student__args__num_block": None},
+            "classifies images",
+        ),
+        ({"student__name": "deit_tiny_patch16_224"}, "student.args.num_block=1 is not an argument of deit_tiny"),
         ({"eval__sets": ("nowhere",)}, '"nowhere" does not exist'),
         ({"eval__sets": ("A=nowhere", "b/A")}, 'eval.sets names two sets "A"'),
         ({"eval__sets": ("A=/no/such/folder",)}, "/no/such/folder"),
