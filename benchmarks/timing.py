@@ -36,8 +36,8 @@ def compile_program(function: Any, *args: Any) -> Compiled:
     compiled = lowered.compile()
     seconds = time.perf_counter() - start
     flops, written = _flops(compiled.cost_analysis()), _flops(lowered.cost_analysis())
-    # Where a backend calls a library for its matrix products, as GPUs do, the compiled program's count misses them; then
-    # the count of the program as it was written is the true one.
+    # Where a backend calls a library for its matrix products, as GPUs do, the compiled program's count misses them;
+    # then the count of the program as it was written is the true one.
     return Compiled(compiled, seconds, written if flops < written / 2 or jax.default_backend() != "cpu" else flops)
 
 

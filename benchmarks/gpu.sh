@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Everything that is measured on a machine with an NVIDIA GPU, in under nine minutes:
+#
+#     OUT=results bash benchmarks/gpu.sh            (from anywhere; the machine needs no network access)
+#     OUT=results bash benchmarks/gpu.sh --tiny     (every part at a small size, on a CPU)
+#
+# The parts, in this order: goldens (device, versions, networks and losses against golden arrays), step_time (DeiT-Tiny
+# <- CaiT-S24 against PyTorch, eager and compiled), trace (the most expensive operations), superres (MDBN x4 to
+# 1280 x 720), analysis (all statistics of 1,000 images). Each is a process of its own with a time limit and writes
+# $OUT/<part>.json, also where it fails; it is skipped where too little time is left. $OUT/results.json holds them all.
+#
+# BUDGET (540) is the time for everything in seconds, PARTS selects parts, BATCH (256) is the batch of step_time and
+# trace, PYTHON (python3) the interpreter. Packages that the machine lacks and golden arrays are read from carry/, which
+# benchmarks/gpu_prepare.sh fills. To keep the results:
+#
+#     python benchmarks/results.py $OUT --keep && python benchmarks/results_table.py benchmarks/results/<file>.json
+set -uo pipefail
+
+start=$(date +%s)
+out=${OUT:?"Set OUT to the folder for the results, as in: OUT=results bash benchmarks/gpu.sh"}
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
+python=${PYTHON:-python3}
+parts=${PARTS:-goldens step_time trace superres analysis}
+batch=${BATCH:-256}
+deadline=$((start + ${BUDGET:-540} - 10)) # the last seconds are for the summary
+tiny=
+if [ "${1:-}" = --tiny ]; then tiny=yes; elif [ $# -gt 0 ]; then
+  echo "benchmarks/gpu.sh knows one option, --tiny, not: $*" >&2
+  exit 2
+fi
+
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
+if compgen -G "carry/wheels/*.whl" >/dev/null; then
+  "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --disable-pip-version-check \
+    --target "$scratch/site" carry/wheels/*.whl && export PYTHONPATH="$PYTHONPATH:$scratch/site"
+fi
+# Without the variable a CPU would be used silently where CUDA cannot be initialised.
+if [ -n "$tiny" ]; then export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}; else export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu}; fi
+# The traced step is the timed one and is not compiled twice.
+export JAX_COMPILATION_CACHE_DIR="$scratch/jax" JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=1
+export TORCHINDUCTOR_CACHE_DIR="$scratch/inductor" TRITON_CACHE_DIR="$scratch/triton"
+
+part() { # name, least and most seconds, command
+  case " $parts " in *" $1 "*) ;; *) return 0 ;; esac
+  "$python" benchmarks/gpu_part.py --name="$1" --out="$out/$1.json" --deadline=$deadline --least="$2" --most="$3" \
+    --partial="$scratch/$1.partial.json" -- "$python" "${@:4}" || true
+}
+
+if [ -n "$tiny" ]; then
+  step=(--config=configs/deit_cait.py:embedded --batch-size=4 --repeats=2 "--config.distill.pairs=((0,0),(1,1))"
+    --config.student.args.depth=2 --config.teacher.args.depth=2)
+  superres=(--scales=4 --size=64x40 --repeats=2 --batch-size=2)
+  analysis=(--tiny --count=8 --batch-size=4 --permutations=5)
+else
+  step=(--config=configs/deit_cait.py "--batch-size=$batch" --repeats=10 --config.precision.compute=bfloat16)
+  superres=(--scales=4 --repeats=7 --batch-size=8)
+  analysis=(--count=1000 --batch-size=64)
+fi
+part goldens 30 110 benchmarks/gpu_goldens.py
+part step_time 60 270 benchmarks/step_time.py "${step[@]}" --peer=torch --compile --out="$scratch/step_time.partial.json"
+part trace 40 90 benchmarks/step_trace.py "${step[@]}"
+part superres 30 80 benchmarks/superres.py "${superres[@]}" --peer=torch --no-compile --no-memory
+part analysis 40 300 benchmarks/gpu_analysis.py "${analysis[@]}"
+
+"$python" benchmarks/results.py "$out" && "$python" benchmarks/results_table.py "$out/results.json"
+echo "$(($(date +%s) - start)) s"
