@@ -13,7 +13,7 @@
 # trace, PYTHON (python3) the interpreter. Packages that the machine lacks and golden arrays are read from carry/, which
 # benchmarks/gpu_prepare.sh fills. To keep the results:
 #
-#     python benchmarks/results.py $OUT --keep && python benchmarks/results_table.py benchmarks/results/<file>.json
+#     python benchmarks/merge_results.py $OUT --keep && python benchmarks/results_table.py benchmarks/results/<file>.json
 set -uo pipefail
 
 start=$(date +%s)
@@ -63,8 +63,8 @@ fi
 part goldens 30 110 benchmarks/gpu_goldens.py
 part step_time 60 270 benchmarks/step_time.py "${step[@]}" --peer=torch --compile --out="$scratch/step_time.partial.json"
 part trace 40 90 benchmarks/step_trace.py "${step[@]}"
-part superres 30 80 benchmarks/superres.py "${superres[@]}" --peer=torch --no-compile --no-memory
+part superres 30 100 benchmarks/superres.py "${superres[@]}" --peer=torch --no-compile --no-memory
 part analysis 40 300 benchmarks/gpu_analysis.py "${analysis[@]}"
 
-"$python" benchmarks/results.py "$out" && "$python" benchmarks/results_table.py "$out/results.json"
+"$python" benchmarks/merge_results.py "$out" && "$python" benchmarks/results_table.py "$out/results.json"
 echo "$(($(date +%s) - start)) s"

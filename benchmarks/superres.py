@@ -194,6 +194,7 @@ def memory(options: argparse.Namespace, scale: int, name: str) -> float | None:
 
 def measure_scale(options: argparse.Namespace, scale: int) -> tuple[dict[str, Any], bool]:
     """Everything about one scale, and whether all results agree."""
+    say(f"x{scale}: compiling ...")
     ours = Ours(options, scale)
     compiled, run = ours.program(1)
     runs, many = {OURS: run}, {}

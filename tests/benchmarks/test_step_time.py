@@ -55,11 +55,15 @@ def test_prints_every_part_of_the_step_and_both_forms_of_the_loss():
 
 
 @pytest.mark.parity
-def test_the_peer_computes_the_same_loss(timm):
-    peer = printed("--peer=torch")["peer"]
-    assert peer["loss"]["agrees"] and peer["loss"]["relative_difference"] < 1e-5
-    assert set(peer["ratio"]) == set(peer["ms"]) == set(PARTS)
-    assert all(ratio["median"] > 0 for ratio in peer["ratio"].values())
+def test_the_peer_computes_the_same_loss(timm, tmp_path):
+    result = printed("--peer=torch", f"--out={tmp_path / 'out.json'}")
+    eager = result["peer"]["forms"]["eager"]
+    assert eager["loss"]["agrees"] and eager["loss"]["relative_difference"] < 1e-5
+    assert set(eager["ratio"]) == set(eager["programs"]) == set(PARTS)
+    assert all(ratio["median"] > 0 for ratio in eager["ratio"].values())
+    assert eager["programs"]["train_step"]["images_per_second"] > 0 and eager["memory_mb"] is None
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert written.pop("complete") and written == result and len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The parts of a run of benchmarks/gpu.sh as one file.
 
-    python benchmarks/results.py FOLDER            (writes FOLDER/results.json)
-    python benchmarks/results.py FOLDER --keep     (writes benchmarks/results/<device>-<date>.json instead)
+    python benchmarks/merge_results.py FOLDER            (writes FOLDER/results.json)
+    python benchmarks/merge_results.py FOLDER --keep     (writes benchmarks/results/<device>-<date>.json instead)
 
 Prints the path. benchmarks/results_table.py makes the tables of README.md from such a file.
 """
