@@ -44,10 +44,12 @@ if [ -n "$tiny" ]; then export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}; else export 
 export JAX_COMPILATION_CACHE_DIR="$scratch/jax" JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=1
 export TORCHINDUCTOR_CACHE_DIR="$scratch/inductor" TRITON_CACHE_DIR="$scratch/triton"
 
+partial() { echo "$scratch/$1.partial.json"; } # what a part knew when it was stopped
+
 part() { # name, least and most seconds, command
   case " $parts " in *" $1 "*) ;; *) return 0 ;; esac
   "$python" benchmarks/gpu_part.py --name="$1" --out="$out/$1.json" --deadline=$deadline --least="$2" --most="$3" \
-    --partial="$scratch/$1.partial.json" -- "$python" "${@:4}" || true
+    --partial="$(partial "$1")" -- "$python" "${@:4}" || true
 }
 
 if [ -n "$tiny" ]; then
@@ -61,10 +63,10 @@ else
   analysis=(--count=1000 --batch-size=64)
 fi
 part goldens 30 110 benchmarks/gpu_goldens.py
-part step_time 60 270 benchmarks/step_time.py "${step[@]}" --peer=torch --compile --out="$scratch/step_time.partial.json"
+part step_time 60 270 benchmarks/step_time.py "${step[@]}" --peer=torch --compile --out="$(partial step_time)"
 part trace 40 90 benchmarks/step_trace.py "${step[@]}"
 part superres 30 100 benchmarks/superres.py "${superres[@]}" --peer=torch --no-compile --no-memory
-part analysis 40 300 benchmarks/gpu_analysis.py "${analysis[@]}"
+part analysis 40 300 benchmarks/gpu_analysis.py "${analysis[@]}" --out="$(partial analysis)"
 
 "$python" benchmarks/merge_results.py "$out" && "$python" benchmarks/results_table.py "$out/results.json"
 echo "$(($(date +%s) - start)) s"

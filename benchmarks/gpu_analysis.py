@@ -63,6 +63,26 @@ def analyse(options: argparse.Namespace, images: Path, out: Path) -> tuple[float
     return time.perf_counter() - start, json.loads((out / "results.json").read_text())
 
 
+def describe(options: argparse.Namespace, results: dict[str, Any], seconds: float, first: float) -> dict[str, Any]:
+    """The JSON object of an analysis that took `seconds`, after a first one that took `first`."""
+    device = jax.devices()[0]
+    peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
+    count = results["models"][0]["images"]
+    return {
+        "images": count,
+        "batch_size": options.batch_size,
+        "permutations": options.permutations,
+        "networks": {m["label"]: {"layers": len(m["layers"])} for m in results["models"]},
+        "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
+        "host": f"{os.cpu_count()} cores",
+        "versions": {package: version(package) for package in ("jax", "jaxlib")},
+        "seconds_of_first": {"images": 2 * options.batch_size, "seconds": round(first, 2)},
+        "seconds": round(seconds, 2),
+        "images_per_second": round(count / seconds, 2),
+        "memory_mb": round(peak / 2**20, 1) if peak else None,
+    }
+
+
 def main() -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -70,29 +90,17 @@ def main() -> int:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--permutations", type=int, default=100, help="channel permutations of SEP (100)")
     parser.add_argument("--tiny", action="store_true", help="networks of three small blocks")
+    parser.add_argument("--out", default="", help="file for the first analysis, in case the second does not end")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_images(folder / "first", 2 * options.batch_size, seed=1)
+        first, results = analyse(options, folder / "first", folder / "report_first")
+        if options.out:
+            Path(options.out).write_text(json.dumps(describe(options, results, first, first)))
         write_images(folder / "images", options.count)
-        first, _ = analyse(options, folder / "first", folder / "report_first")
         seconds, results = analyse(options, folder / "images", folder / "report")
-    device = jax.devices()[0]
-    peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
-    result = {
-        "images": options.count,
-        "batch_size": options.batch_size,
-        "permutations": options.permutations,
-        "networks": {m["label"]: {"layers": len(m["layers"]), "images": m["images"]} for m in results["models"]},
-        "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
-        "host": f"{os.cpu_count()} cores",
-        "versions": {package: version(package) for package in ("jax", "jaxlib")},
-        "seconds_of_first": {"images": 2 * options.batch_size, "seconds": round(first, 2)},
-        "seconds": round(seconds, 2),
-        "images_per_second": round(options.count / seconds, 2),
-        "memory_mb": round(peak / 2**20, 1) if peak else None,
-    }
-    print(json.dumps(result, indent=2))
+    print(json.dumps(describe(options, results, seconds, first), indent=2))
     return 0
 
 
