@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from torch_import import import_timm
 
-from jaxkd import distill, models, tasks, weights
+from jaxkd import tasks, weights
 from jaxkd.distill.schedules import weight_schedule
 from jaxkd.errors import ConfigError
 
@@ -148,9 +148,7 @@ class TorchPeer:
         torch, config, task = self.torch, self.config, self.task
         functional = torch.nn.functional
         weight_of = {t.name: float(weight_schedule(t.weight, name=t.name)(0)) for t in task.objective.terms}
-        pairs = distill.resolve_pairs(
-            config.distill.pairs or (), models.tap_names(task.student.model), models.tap_names(task.teacher.model)
-        )
+        pairs = task.objective.pairs
         smoothing, temperature = float(config.label_smoothing), float(config.distill.temperature or 1.0)
 
         def loss(images: Any, labels: Any, teacher_logits: Any, teacher_maps: dict[str, Any]) -> Any:
