@@ -54,7 +54,7 @@ SPLIT = """
     from jaxkd.experiment import build
 
     small = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 2, "num_classes": 10}
-    changes = {f"student.args.{k}": v for k, v in small.items()} | {"ema.decay": 0.9, "train.batch_size": 4}
+    changes = {f"student.args.{k}": v for k, v in small.items()} | {"ema.decay": 0.9, "optimizer.reference_batch": 0}
     changes |= {"mesh.data": 1, "mesh.model": 2, "student.weights": sys.argv[1]}
     mesh = parallel.make_mesh(1, 2)
     experiment = build(fields.change(fields.base(), changes).lock(), mesh, open_data=False, load=bool(sys.argv[1]))
