@@ -1,6 +1,7 @@
 """A config becomes a run."""
 
-from jaxkd.experiment.build import Experiment, build, register_task
+from jaxkd.experiment.build import Experiment, build
 from jaxkd.experiment.components import Components
+from jaxkd.experiment.registry import register_task
 
 __all__ = ["Components", "Experiment", "build", "register_task"]

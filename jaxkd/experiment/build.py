@@ -17,48 +17,14 @@ from rich.console import Console
 
 from jaxkd import parallel, train
 from jaxkd.config.fields import change
-from jaxkd.errors import ConfigError, did_you_mean
+from jaxkd.errors import ConfigError
 from jaxkd.experiment import classification, comparison, restoration
 from jaxkd.experiment.checks import check_config
 from jaxkd.experiment.components import Components
+from jaxkd.experiment.registry import register_task, registered_task
 
 PyTree = Any
 STEPS_WITHOUT_DATA = 1000  # optimiser steps of an epoch where no data set says how many there are
-
-
-@dataclass(frozen=True)
-class TaskEntry:
-    """A registered task.
-
-    Attributes:
-      build: `(config, mesh, *, workdir, console, load, open_data) -> Components`.
-      compare: `(configs, results, workdir) -> rich.Table` of stages, with `curves.png`; stages can be compared if they
-        have the same one.
-    """
-
-    build: Callable[..., Components]
-    compare: Callable[..., Any]
-
-
-_TASKS: dict[str, TaskEntry] = {}
-
-
-def register_task(name: str, build: Callable[..., Components], compare: Callable[..., Any]) -> None:
-    """Makes `config.task = name` possible; see `TaskEntry`."""
-    _TASKS[name] = TaskEntry(build, compare)
-
-
-def registered_task(name: str) -> TaskEntry:
-    """The task that `config.task` names.
-
-    Raises:
-      ConfigError: there is none of that name.
-    """
-    if name not in _TASKS:
-        raise ConfigError(
-            f'task="{name}" is not registered.{did_you_mean(name, _TASKS)} Choose one of: {", ".join(sorted(_TASKS))}.'
-        )
-    return _TASKS[name]
 
 
 register_task("classification", classification.build_components, comparison.compare_classifiers)

@@ -7,16 +7,19 @@ from ml_collections import ConfigDict
 from jaxkd import distill, models
 from jaxkd.config.validate import validate
 from jaxkd.errors import ConfigError, did_you_mean
+from jaxkd.experiment.registry import registered_task
 
 
 def check_config(config: ConfigDict) -> None:
     """`validate`, and whether networks, their arguments, and terms exist; builds nothing and reads no weights.
 
     Raises:
-      ConfigError: an argument that a network or term does not take, or anything that `validate` raises.
+      ConfigError: a task that is not registered, an argument that a network or term does not take, or anything that
+        `validate` raises.
       UnknownNameError: a network or term that is not registered.
     """
     validate(config)
+    registered_task(config.task)
     for side in ("student", "teacher"):
         network = config[side]
         if not network.name:

@@ -13,9 +13,9 @@ from rich.console import Console
 from jaxkd.config.fields import change
 from jaxkd.data.files import write_atomic
 from jaxkd.errors import ConfigError, did_you_mean
-from jaxkd.experiment.build import registered_task
 from jaxkd.experiment.checks import check_config
 from jaxkd.experiment.comparison import FIGURE
+from jaxkd.experiment.registry import registered_task
 
 PREFIX = "stage:"
 

@@ -41,21 +41,26 @@ def observed(task, mesh, batch, *, key=None, params=None, step=0, **options):
 
 def reference(task, batch, layers, *, key, step=0):
     """Features and per-image gradients of the whole batch, as the loss computes them."""
-    params, _ = task.init(jax.random.key(0))
-    images_key, dropout_key = (jax.random.fold_in(key, i) for i in (0, 1))
-    images, labelled = task.augment(images_key, batch)
-    teacher = task.teacher_forward(images, task.constants)
 
-    def apply(offsets, taps):
-        return task.student.model.apply(
-            {"params": params["student"]}, images, True, taps=taps, offsets=offsets, rngs={"dropout": dropout_key}
-        )
+    @jax.jit  # one program: op by op, each operation would be compiled for itself
+    def features_and_gradient(batch, constants):
+        params, _ = task.init(jax.random.key(0))
+        images_key, dropout_key = (jax.random.fold_in(key, i) for i in (0, 1))
+        images, labelled = task.augment(images_key, batch)
+        teacher = task.teacher_forward(images, constants)
 
-    features = apply(None, layers)[1]
-    zeros = jax.tree.map(jnp.zeros_like, features)
-    gradient = jax.jit(
-        jax.grad(lambda o: task.objective({}, {}, apply(o, task.objective.student_taps), teacher, labelled, step)[0])
-    )(zeros)
+        def apply(offsets, taps):
+            return task.student.model.apply(
+                {"params": params["student"]}, images, True, taps=taps, offsets=offsets, rngs={"dropout": dropout_key}
+            )
+
+        def loss(offsets):
+            return task.objective({}, {}, apply(offsets, task.objective.student_taps), teacher, labelled, step)[0]
+
+        features = apply(None, layers)[1]
+        return features, jax.grad(loss)(jax.tree.map(jnp.zeros_like, features))
+
+    features, gradient = features_and_gradient(batch, task.constants)
     counted = int(batch["mask"].sum()) if "mask" in batch else len(batch["image"])
     # In the order of `layers`: what passes through JAX comes back sorted by name.
     return {k: np.asarray(features[k], np.float64) for k in layers}, {

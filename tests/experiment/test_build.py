@@ -19,7 +19,8 @@ from jaxkd.config import fields
 from jaxkd.distill import preset
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import Components, build, register_task
-from jaxkd.experiment.build import STEPS_WITHOUT_DATA, registered_task
+from jaxkd.experiment.build import STEPS_WITHOUT_DATA
+from jaxkd.experiment.registry import registered_task
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 3}
@@ -131,7 +132,6 @@ def test_a_plan_needs_neither_data_nor_weights(mesh, name):
 
 
 def test_a_task_of_the_users_own(mesh, monkeypatch):
-    """Registered under the name of a known one, since the config knows its tasks."""
     network = weights.build_network("deit_tiny_patch16_224", SMALL | {"num_classes": 3}, compute="float32", remat=False)
 
     def own(config, mesh, *, workdir, console, load, open_data):
@@ -139,19 +139,19 @@ def test_a_task_of_the_users_own(mesh, monkeypatch):
         task = tasks.ClassificationTask(network, preset("none"))
         return Components(config=config, task=task, best_metric="mine", summary=("mine",))
 
-    known = registered_task("classification")
-    try:
-        register_task("classification", own, lambda configs, results, workdir: Table())
-        experiment = build(config(), mesh, load=False, open_data=False)
-    finally:
-        register_task("classification", known.build, known.compare)
+    register_task("counting", own, lambda configs, results, workdir: Table())
+    experiment = build(config(task="counting"), mesh, load=False, open_data=False)
+    with pytest.raises(ConfigError, match='A task "counting" is registered already'):
+        register_task("counting", own, lambda configs, results, workdir: None)
     assert experiment.best_metric == "mine" and experiment.task.student is network
     assert experiment.abstract_state.params["student"]["head"]["bias"].shape == (3,)
 
 
-def test_a_task_that_nobody_registered():
-    with pytest.raises(ConfigError, match=r'task="distilation" is not registered. Did you mean "distillation"'):
+def test_a_task_that_nobody_registered(mesh):
+    with pytest.raises(ConfigError, match=r'task="distilation" is not possible. Did you mean "distillation"'):
         registered_task("distilation")
+    with pytest.raises(ConfigError, match=r'task="distilation" is not possible'):
+        build(config(task="distilation"), mesh, load=False, open_data=False)
 
 
 def test_a_learning_rate_that_would_rise_is_an_error(mesh):

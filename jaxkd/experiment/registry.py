@@ -1,0 +1,48 @@
+"""Registry of tasks: `config.task` names the functions that build and compare its runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from jaxkd.errors import ConfigError, check_choice
+from jaxkd.experiment.components import Components
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """A registered task.
+
+    Attributes:
+      build: `(config, mesh, *, workdir, console, load, open_data) -> Components`.
+      compare: `(configs, results, workdir) -> rich.Table` of stages, with `curves.png`; stages can be compared if they
+        have the same one.
+    """
+
+    build: Callable[..., Components]
+    compare: Callable[..., Any]
+
+
+_TASKS: dict[str, TaskEntry] = {}
+
+
+def register_task(name: str, build: Callable[..., Components], compare: Callable[..., Any]) -> None:
+    """Makes `config.task = name` possible; see `TaskEntry`.
+
+    Raises:
+      ConfigError: another task of that name is registered.
+    """
+    entry = TaskEntry(build, compare)
+    if _TASKS.setdefault(name, entry) != entry:
+        raise ConfigError(f'A task "{name}" is registered already. Register yours under another name.')
+
+
+def registered_task(name: str) -> TaskEntry:
+    """The task that `config.task` names.
+
+    Raises:
+      ConfigError: there is none of that name.
+    """
+    check_choice("task", name, sorted(_TASKS))
+    return _TASKS[name]
