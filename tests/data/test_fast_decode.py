@@ -258,7 +258,7 @@ def test_options_are_checked_and_can_be_sent_to_workers():
 
 def test_the_library_is_loaded_only_when_it_is_used():
     code = (
-        "from jaxkd.data import fast_decode as f; f.DecodeOptions(); f.DecodeOptions('off', True);"
+        "from jaxkd.data.transforms import fast_decode as f; f.DecodeOptions(); f.DecodeOptions('off', True);"
         "assert f._library.cache_info().currsize == 0"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
