@@ -89,8 +89,8 @@ def test_what_a_short_student_leaves_out_is_said():
         ([3, float("nan"), 1, 3], 6, "intensity of teacher block 1 is nan"),
         ([float("nan")] * 4, 6, "teacher block 0 and 3 more is nan"),
         ([3, 1, float("inf")], 6, "teacher block 2 is inf"),
-        ([3, 1], 6, "2 blocks, too few"),
-        ([], 6, "0 blocks, too few"),
+        ([3, 1], 6, "2 blocks, but the rule needs at least three"),
+        ([], 6, "0 blocks, but the rule needs at least three"),
         ([3, 1, 3], 1, "The student has one block"),
     ],
 )

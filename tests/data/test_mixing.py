@@ -96,8 +96,9 @@ def test_the_label_follows_the_pixels(minmax):
 def timm_mixup(config: MixConfig, num_classes: int = 5):
     from timm.data.mixup import Mixup
 
-    options = {name: getattr(config, name) for name in config.__dataclass_fields__ if name != "smoothing"}
-    return Mixup(label_smoothing=config.smoothing, num_classes=num_classes, **options)
+    names = {"mixup": "mixup_alpha", "cutmix": "cutmix_alpha", "smoothing": "label_smoothing"}
+    options = {names.get(name, name): getattr(config, name) for name in config.__dataclass_fields__}
+    return Mixup(num_classes=num_classes, **options)
 
 
 @pytest.mark.parity
