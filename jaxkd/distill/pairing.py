@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from numbers import Integral
 from typing import Any
 
@@ -29,18 +30,6 @@ def _ends(student: tuple[str, ...], teacher: tuple[str, ...], indices: tuple[int
     return tuple(dict.fromkeys((depth_taps(student)[i], depth_taps(teacher)[i]) for i in indices))
 
 
-def _first(student: tuple[str, ...], teacher: tuple[str, ...]) -> tuple[Pair, ...]:
-    return _ends(student, teacher, (0,))
-
-
-def _last(student: tuple[str, ...], teacher: tuple[str, ...]) -> tuple[Pair, ...]:
-    return _ends(student, teacher, (-1,))
-
-
-def _first_last(student: tuple[str, ...], teacher: tuple[str, ...]) -> tuple[Pair, ...]:
-    return _ends(student, teacher, (0, -1))
-
-
 def _stages(student: tuple[str, ...], teacher: tuple[str, ...]) -> tuple[Pair, ...]:
     student_stages, teacher_stages = (tuple(t for t in taps if _STAGE.fullmatch(t)) for taps in (student, teacher))
     for side, stages, taps in (("student", student_stages, student), ("teacher", teacher_stages, teacher)):
@@ -60,7 +49,12 @@ def _stages(student: tuple[str, ...], teacher: tuple[str, ...]) -> tuple[Pair, .
 
 
 AUTO = "auto"
-_NAMED = {"first": _first, "last": _last, "first+last": _first_last, "stages": _stages}
+_NAMED = {
+    "first": partial(_ends, indices=(0,)),
+    "last": partial(_ends, indices=(-1,)),
+    "first+last": partial(_ends, indices=(0, -1)),
+    "stages": _stages,
+}
 _WRITE = (
     'Write pairs such as ((0, 0), (6, 18)), or {"student": [0, 6], "teacher": [0, 18]}, or one of the names '
     f"{', '.join(_NAMED)}, {AUTO}."

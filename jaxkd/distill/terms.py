@@ -24,7 +24,7 @@ import jax
 from jaxkd import losses
 from jaxkd.distill.objective import Batch, ModelOutput, Objective, Term, TermFn
 from jaxkd.distill.pairing import Pair
-from jaxkd.errors import ConfigError, TapError, UnknownNameError, did_you_mean
+from jaxkd.errors import ConfigError, TapError, UnknownNameError, check_range, did_you_mean
 from jaxkd.losses.spectral import DEFAULT_METHOD, check_method
 
 _ENTRY_KEYS = ("loss", "weight", "name")  # of an entry of `distill.terms`; the others are arguments of the loss
@@ -214,17 +214,12 @@ def _head(output: Any, index: int | None) -> jax.Array:
     return sum(output[1:], start=output[0]) / len(output) if index is None else output[index]
 
 
-def _check_number(name: str, value: Any, fine: Callable[[float], bool], words: str) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not fine(value):
-        raise ConfigError(f"{name}={value!r} is out of range. Give a number {words}.")
-
-
 def _check_smoothing(*, smoothing: Any, **_: Any) -> None:
-    _check_number("smoothing", smoothing, lambda v: 0 <= v < 1, "from 0 to below 1")
+    check_range("smoothing", smoothing, 0, below=1)
 
 
 def _check_temperature(*, temperature: Any = 1.0, **_: Any) -> None:
-    _check_number("temperature", temperature, lambda v: 0 < v < float("inf"), "above 0")
+    check_range("temperature", temperature, above=0)
 
 
 def _check_spectral(*, method: str = DEFAULT_METHOD, **_: Any) -> None:

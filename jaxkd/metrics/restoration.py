@@ -268,18 +268,7 @@ def psnr_on_device(a: jax.Array, b: jax.Array, crop_border: int = 4, luma: bool 
 def ssim_on_device(a: jax.Array, b: jax.Array, crop_border: int = 4, luma: bool = True) -> jax.Array:
     """`ssim` inside jit; differs from `ssim` by at most 1e-5.
 
-    Args:
-      a: (H, W, 3) or (B, H, W, 3) RGB, uint8 or float in [0, 1]; floats are clipped and rounded to 8 bits first.
-      b: the same shape; it may have another dtype.
-      crop_border: as for `ssim`; static.
-      luma: as for `ssim`; static.
-
-    Returns:
-      () or (B,) fp32. Equal images give 1; a NaN in an image gives NaN.
-
-    Raises:
-      ShapeError: other shapes or kinds, or too little left after cropping.
-      ConfigError: a negative border.
+    Arguments, result and errors are those of `psnr_on_device`, but equal images give 1 and 11x11 pixels must remain.
     """
     a, b = jnp.asarray(a), jnp.asarray(b)
     x, y = _cropped(a, b, crop_border, WINDOW, floats=True)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax
+from flax import linen as nn
 
 from jaxkd.errors import ConfigError, ShapeError, TapError, check_range, did_you_mean, in_words
 
@@ -129,6 +129,49 @@ class TapRecorder:
         return jax.numpy.concatenate([head, maps.reshape(patches.shape)], axis=1)
 
 
+class TappedNetwork(nn.Module):
+    """A network with the interface above; a subclass defines `tap_names` and `forward`, and describes its features."""
+
+    @property
+    def title(self) -> str:
+        """What error messages call the network."""
+        return f"this {type(self).__name__}"
+
+    def tap_names(self) -> tuple[str, ...]:
+        """Every name that `taps` and `offsets` accept, in depth order."""
+        raise NotImplementedError
+
+    def forward(self, images: jax.Array, tap: TapRecorder, train: bool) -> jax.Array:
+        """(B, H, W, in_chans) images -> the output of `__call__`; features go to `tap`."""
+        raise NotImplementedError
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, train: bool = False, taps: tuple[str, ...] = (), offsets: Offsets | None = None
+    ) -> tuple[jax.Array, Features]:
+        """Runs the network on a batch of images.
+
+        Args:
+          images: (B, H, W, in_chans), fp32.
+          train: static; switches dropout and stochastic depth on (key "dropout"), if the network has any.
+          taps: static; any of `tap_names()`.
+          offsets: tap -> array added at that point.
+
+        Returns:
+          The output in fp32, and the features at `taps`.
+
+        Raises:
+          ShapeError: images of another size. TapError: a tap that does not exist. ConfigError: no key for dropout.
+        """
+        tap = self.recorder(images, taps, offsets)
+        return self.forward(images, tap, train), tap.features
+
+    def recorder(self, images: jax.Array, taps: tuple[str, ...], offsets: Offsets | None) -> TapRecorder:
+        """The recorder of one call, after checks of its arguments."""
+        check_images(images, getattr(self, "img_size", None), self.in_chans, self.title)
+        return TapRecorder(self.title, self.tap_names(), taps, offsets)
+
+
 def depth_taps(taps: Iterable[str]) -> tuple[str, ...]:
     """The taps that count a network's depth: `stage_i` of a network in stages, `block_i` of any other.
 
@@ -194,39 +237,16 @@ def check_images(images: jax.Array, img_size: tuple[int, int] | None, in_chans: 
     )
 
 
-def check_dropout_rng(module: Any, what: str) -> None:
-    """Raises ConfigError if `module` has no random key named "dropout"."""
-    if not module.has_rng("dropout"):
-        raise ConfigError(
-            f'{what} is on and train=True, but apply got no key named "dropout". Call '
-            'model.apply(..., train=True, rngs={"dropout": key}).'
-        )
-
-
 def require(condition: bool, message: str) -> None:
     """Raises ConfigError with `message` unless `condition` holds."""
     if not condition:
         raise ConfigError(message)
 
 
-def require_grid(img_size: tuple[int, int], patch_size: tuple[int, int]) -> None:
-    """Raises ConfigError unless at least one patch fits into an image."""
-    require(
-        img_size[0] >= patch_size[0] and img_size[1] >= patch_size[1],
-        f"img_size={img_size} is smaller than patch_size={patch_size}. Use larger images or smaller patches.",
-    )
-
-
 def require_counts(**values: int) -> None:
     """Raises ConfigError unless every value is a positive integer."""
     for name, value in values.items():
         check_range(name, value, 1, whole=True)
-
-
-def require_rates(model: Any) -> None:
-    """Raises ConfigError unless every dropout rate of `model` is in [0, 1)."""
-    for name in ("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"):
-        check_range(name, getattr(model, name, 0.0), 0, below=1)
 
 
 def require_heads(channels: int, num_heads: int, where: str = "") -> None:

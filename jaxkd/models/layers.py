@@ -10,21 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jaxkd.errors import check_choice, check_range
-from jaxkd.models.contract import (
-    add_offset,
-    check_dropout_rng,
-    require_grid,
-    require_rates,
-    size_pair,
-)
+from jaxkd.errors import check_choice
+from jaxkd.models.contract import add_offset, require
 
 Initializer = Callable[..., jax.Array]
 
@@ -77,25 +70,6 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
     return ACTIVATIONS[name]
 
 
-def check_transformer(model: Any, pools: tuple[str, ...]) -> None:
-    """Checks the arguments that all vision transformers have, and makes pairs of `img_size` and `patch_size`.
-
-    Args:
-      model: the module, in its `__post_init__`.
-      pools: the values that `global_pool` may have.
-
-    Raises:
-      ConfigError: an argument is out of range or not one of the choices.
-    """
-    model.img_size = size_pair(model.img_size, "img_size")
-    model.patch_size = size_pair(model.patch_size, "patch_size")
-    require_grid(model.img_size, model.patch_size)
-    check_choice("global_pool", model.global_pool, pools, hint='"" keeps the tokens')
-    require_rates(model)
-    check_range("mlp_ratio", model.mlp_ratio, above=0)
-    activation(model.act_layer)
-
-
 def drop_path_rates(rate: float, depth: int) -> tuple[float, ...]:
     """Stochastic depth that grows linearly from 0 to `rate` over `depth` blocks (timm/layers/drop.py)."""
     return tuple(float(r) for r in np.linspace(0.0, rate, depth))
@@ -134,33 +108,35 @@ class Dropout(nn.Module):
     rate: float
     deterministic: bool
 
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def _kept(self, shape: tuple[int, ...], what: str) -> jax.Array | None:
+        """Mask of what stays, or None where everything does; `what` names the layer in the error.
+
+        Raises:
+          ConfigError: no key "dropout".
+        """
         if self.deterministic or self.rate == 0.0:
-            return x
-        check_dropout_rng(self, f"Dropout (rate {self.rate})")
-        keep = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - self.rate, x.shape)
-        return jnp.where(keep, x / (1.0 - self.rate), jnp.zeros_like(x))
-
-
-class DropPath(nn.Module):
-    """Stochastic depth: drops a residual branch of whole examples (Huang et al. 2016; timm/layers/drop.py).
-
-    Attributes:
-      rate: probability that an example loses the branch; the others are divided by 1 - rate.
-      deterministic: True outside training.
-    """
-
-    rate: float
-    deterministic: bool
+            return None
+        require(
+            self.has_rng("dropout"),
+            f'{what} is on and train=True, but apply got no key named "dropout". Call '
+            'model.apply(..., train=True, rngs={"dropout": key}).',
+        )
+        return jax.random.bernoulli(self.make_rng("dropout"), 1.0 - self.rate, shape)
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        if self.deterministic or self.rate == 0.0:
-            return x
-        check_dropout_rng(self, f"Stochastic depth (drop_path_rate, here {self.rate:g})")
-        keep = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - self.rate, (x.shape[0],) + (1,) * (x.ndim - 1))
-        return x * (keep / (1.0 - self.rate)).astype(x.dtype)
+        keep = self._kept(x.shape, f"Dropout (rate {self.rate})")
+        return x if keep is None else jnp.where(keep, x / (1.0 - self.rate), jnp.zeros_like(x))
+
+
+class DropPath(Dropout):
+    """Stochastic depth: drops a residual branch of whole examples (Huang et al. 2016; timm/layers/drop.py)."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+        keep = self._kept(shape, f"Stochastic depth (drop_path_rate, here {self.rate:g})")
+        return x if keep is None else x * (keep / (1.0 - self.rate)).astype(x.dtype)
 
 
 class LayerScale(nn.Module):
@@ -291,24 +267,36 @@ class Attention(nn.Module):
     deterministic: bool = True
     dtype: jnp.dtype = jnp.float32
 
+    def mix_logits(self, logits: jax.Array) -> jax.Array:
+        """(..., H, N, N) in fp32 -> the same, before the softmax; CaiT mixes the heads here."""
+        return logits
+
+    def mix_probs(self, probs: jax.Array) -> jax.Array:
+        """(..., H, N, N) in `dtype` -> the same, after the softmax; likewise."""
+        return probs
+
     @nn.compact
-    def __call__(self, x: jax.Array, offset: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        """Attends within each example.
+    def __call__(
+        self, x: jax.Array, offset: jax.Array | None = None, bias: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Attends within the last axis but one, that is within each example or window.
 
         Args:
-          x: (B, N, C).
-          offset: (B, H, N, N), added to the attention probabilities.
+          x: (..., N, C).
+          offset: (..., H, N, N), added to the softmax' result.
+          bias: added to the logits (..., H, N, N).
 
         Returns:
-          (B, N, C), and the attention probabilities (B, H, N, N) in fp32.
+          (..., N, C), and the softmax' result (..., H, N, N) in fp32: its rows sum to one.
         """
         channels = x.shape[-1]
         qkv = Linear(3 * channels, self.qkv_bias, self.dtype, name="qkv")(x)
         q, k, v = split_heads(qkv, self.num_heads)
-        probs = softmax(jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32))
+        logits = jnp.einsum("...nd,...md->...nm", q, k, preferred_element_type=jnp.float32)
+        probs = softmax(self.mix_logits(logits if bias is None else logits + bias))
         if offset is not None:
             probs = add_offset(probs, offset, "attn")
-        weights = Dropout(self.attn_drop, self.deterministic)(probs.astype(self.dtype))
-        out = merge_heads(jnp.einsum("bhnm,bhmd->bhnd", weights, v))
+        weights = Dropout(self.attn_drop, self.deterministic)(self.mix_probs(probs.astype(self.dtype)))
+        out = merge_heads(jnp.einsum("...nm,...md->...nd", weights, v))
         out = Linear(channels, dtype=self.dtype, name="proj")(out)
         return Dropout(self.proj_drop, self.deterministic)(out), probs

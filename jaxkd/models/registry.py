@@ -22,76 +22,70 @@ from jaxkd.models.cait import Cait
 from jaxkd.models.contract import ModelSpec
 from jaxkd.models.edsr import EDSR
 from jaxkd.models.mdbn import MDBN
-from jaxkd.models.specs import RESTORATION, SPECS
+from jaxkd.models.specs import SPECS
 from jaxkd.models.swin import SwinTransformer
 from jaxkd.models.vit import VisionTransformer
 
-_TINY = {"embed_dim": 192, "depth": 12, "num_heads": 3}
-_SMALL = {"embed_dim": 384, "depth": 12, "num_heads": 6}
-_BASE = {"embed_dim": 768, "depth": 12, "num_heads": 12}
-_LARGE = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
-_HUGE = {"embed_dim": 1280, "depth": 32, "num_heads": 16}
 _DINOV2 = {"patch_size": 14, "init_values": 1e-5}
 _REGISTERS = {"reg_tokens": 4, "no_embed_class": True}
 _CLIP = {"pre_norm": True, "norm_eps": 1e-5}
-_XXS = {"embed_dim": 192, "num_heads": 4}
-_XS = {"embed_dim": 288, "num_heads": 6}
-_S = {"embed_dim": 384, "num_heads": 8}
+
+# size -> (embed_dim, depth, num_heads)
+_VITS = {
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+    "huge": (1280, 32, 16),
+}
+
+
+def _vits(pattern: str, sizes: str, **args: Any) -> dict[str, tuple[type[nn.Module], dict[str, Any]]]:
+    """Vision transformers that differ in size alone."""
+    return {
+        pattern.format(size): (
+            VisionTransformer,
+            dict(zip(("embed_dim", "depth", "num_heads"), _VITS[size], strict=True)) | args,
+        )
+        for size in sizes.split()
+    }
+
 
 # name -> (family, arguments that make it what it is)
 _BUILT_IN: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
+    **_vits("deit_{}_patch16_224", "tiny small base"),
+    **_vits("deit_{}_distilled_patch16_224", "tiny small base", distillation_token=True),
+    **_vits("vit_{}_patch16_224", "tiny small base large"),
+    **_vits("vit_{}_patch14_224", "huge", patch_size=14),
+    **_vits("vit_{}_patch14_dinov2", "small base large", **_DINOV2),
+    **_vits("vit_{}_patch14_reg4_dinov2", "small base large", **_DINOV2, **_REGISTERS),
+    **_vits("vit_{}_patch16_clip_224", "base", **_CLIP),
+    **_vits("vit_{}_patch14_clip_224", "large", **_CLIP, patch_size=14),
+    **_vits("vit_{}_patch16_clip_quickgelu_224", "base", **_CLIP, act_layer="quick_gelu"),
+    **_vits("vit_{}_patch14_clip_quickgelu_224", "large", **_CLIP, patch_size=14, act_layer="quick_gelu"),
     **{
-        f"deit_{s}_patch16_224": (VisionTransformer, a)
-        for s, a in [("tiny", _TINY), ("small", _SMALL), ("base", _BASE)]
+        name: (Cait, {"embed_dim": width, "depth": depth, "num_heads": heads, "init_values": scale})
+        for names, width, depth, heads, scale in (
+            ("cait_xxs24_224 cait_xxs24_384", 192, 24, 4, 1e-5),
+            ("cait_xxs36_224 cait_xxs36_384", 192, 36, 4, 1e-5),
+            ("cait_xs24_384", 288, 24, 6, 1e-5),
+            ("cait_s24_224 cait_s24_384", 384, 24, 8, 1e-5),
+            ("cait_s36_384", 384, 36, 8, 1e-6),
+        )
+        for name in names.split()
     },
     **{
-        f"deit_{s}_distilled_patch16_224": (VisionTransformer, {**a, "distillation_token": True})
-        for s, a in [("tiny", _TINY), ("small", _SMALL), ("base", _BASE)]
+        f"swin_{size}_patch4_window7_224": (
+            SwinTransformer,
+            {"embed_dim": width, "depths": (2, 2, middle, 2), "num_heads": tuple(heads * 2**i for i in range(4))},
+        )
+        for size, width, middle, heads in (
+            ("tiny", 96, 6, 3),
+            ("small", 96, 18, 3),
+            ("base", 128, 18, 4),
+            ("large", 192, 18, 6),
+        )
     },
-    **{
-        f"vit_{s}_patch16_224": (VisionTransformer, a)
-        for s, a in [("tiny", _TINY), ("small", _SMALL), ("base", _BASE), ("large", _LARGE)]
-    },
-    "vit_huge_patch14_224": (VisionTransformer, {**_HUGE, "patch_size": 14}),
-    **{
-        f"vit_{s}_patch14_dinov2": (VisionTransformer, {**a, **_DINOV2})
-        for s, a in [("small", _SMALL), ("base", _BASE), ("large", _LARGE)]
-    },
-    **{
-        f"vit_{s}_patch14_reg4_dinov2": (VisionTransformer, {**a, **_DINOV2, **_REGISTERS})
-        for s, a in [("small", _SMALL), ("base", _BASE), ("large", _LARGE)]
-    },
-    "vit_base_patch16_clip_224": (VisionTransformer, {**_BASE, **_CLIP}),
-    "vit_large_patch14_clip_224": (VisionTransformer, {**_LARGE, **_CLIP, "patch_size": 14}),
-    "vit_base_patch16_clip_quickgelu_224": (VisionTransformer, {**_BASE, **_CLIP, "act_layer": "quick_gelu"}),
-    "vit_large_patch14_clip_quickgelu_224": (
-        VisionTransformer,
-        {**_LARGE, **_CLIP, "patch_size": 14, "act_layer": "quick_gelu"},
-    ),
-    "cait_xxs24_224": (Cait, {**_XXS, "depth": 24, "init_values": 1e-5}),
-    "cait_xxs24_384": (Cait, {**_XXS, "depth": 24, "init_values": 1e-5}),
-    "cait_xxs36_224": (Cait, {**_XXS, "depth": 36, "init_values": 1e-5}),
-    "cait_xxs36_384": (Cait, {**_XXS, "depth": 36, "init_values": 1e-5}),
-    "cait_xs24_384": (Cait, {**_XS, "depth": 24, "init_values": 1e-5}),
-    "cait_s24_224": (Cait, {**_S, "depth": 24, "init_values": 1e-5}),
-    "cait_s24_384": (Cait, {**_S, "depth": 24, "init_values": 1e-5}),
-    "cait_s36_384": (Cait, {**_S, "depth": 36, "init_values": 1e-6}),
-    "swin_tiny_patch4_window7_224": (
-        SwinTransformer,
-        {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
-    ),
-    "swin_small_patch4_window7_224": (
-        SwinTransformer,
-        {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
-    ),
-    "swin_base_patch4_window7_224": (
-        SwinTransformer,
-        {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
-    ),
-    "swin_large_patch4_window7_224": (
-        SwinTransformer,
-        {"embed_dim": 192, "depths": (2, 2, 18, 2), "num_heads": (6, 12, 24, 48)},
-    ),
     **{f"mdbn_x{scale}": (MDBN, {"scale": scale}) for scale in (2, 3, 4, 8)},
     **{f"edsr_x{scale}": (EDSR, {"scale": scale}) for scale in (2, 3, 4)},
 }
@@ -159,12 +153,9 @@ def _origin(constructor: Any) -> str:
 
 def _register_built_in() -> None:
     for name, (family, args) in _BUILT_IN.items():
-        rows = SPECS[name] or {"": RESTORATION[name]}
-        task = "restoration" if name in RESTORATION else "classification"
-        specs = [ModelSpec(name, tag, *row, task=task) for tag, row in rows.items()]
         fields = [f.name for f in dataclasses.fields(family)]
         valid = [f for f in fields if f not in _DECIDED_BY_NAME and f not in ("parent", "name")]
-        register(name, functools.partial(family, **args), specs, arguments=valid)
+        register(name, functools.partial(family, **args), SPECS[name], arguments=valid)
 
 
 _register_built_in()

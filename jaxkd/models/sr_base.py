@@ -17,7 +17,7 @@ from flax import linen as nn
 from jax import lax
 
 from jaxkd.errors import check_range
-from jaxkd.models.contract import Features, Offsets, TapRecorder, check_images, require, require_counts
+from jaxkd.models.contract import TappedNetwork, TapRecorder, require, require_counts
 from jaxkd.models.layers import patch_init
 
 RGB = 3
@@ -118,8 +118,11 @@ def enlarge_by_strips(
     return jnp.concatenate(parts, axis=1)[:, 1:]  # the first row is of the zeros above the image
 
 
-class Upscaler(nn.Module):
+class Upscaler(TappedNetwork):
     """A network that enlarges images; a subclass defines the residual blocks.
+
+    Images are RGB in [0, 1] of any size from 1 x 1. The output (B, s H, s W, 3) is not clipped to [0, 1]; features are
+    (B, H, W, num_feat) in `dtype`.
 
     Attributes:
       scale: s, one of `SCALES`; the registered name sets it.
@@ -192,27 +195,8 @@ class Upscaler(nn.Module):
         """(B, H, W, C) -> (B, H, W, C) through residual block `index`, whose inner features it records."""
         raise NotImplementedError
 
-    @nn.compact
-    def __call__(
-        self, images: jax.Array, train: bool = False, taps: tuple[str, ...] = (), offsets: Offsets | None = None
-    ) -> tuple[jax.Array, Features]:
-        """Enlarges a batch of images.
-
-        Args:
-          images: (B, H, W, 3), RGB in [0, 1], fp32; any H and W from 1.
-          train: accepted because all networks have it; it has no effect.
-          taps: static; any of `tap_names()`.
-          offsets: tap -> array added at that point.
-
-        Returns:
-          Images (B, s H, s W, 3) in fp32, not clipped to [0, 1]; and a dict of features (B, H, W, num_feat) in `dtype`.
-
-        Raises:
-          ShapeError: no batch of RGB images. TapError: a tap that does not exist.
-        """
-        network = f"this {type(self).__name__}"
-        check_images(images, None, RGB, network)
-        tap = TapRecorder(network, self.tap_names(), taps, offsets)
+    def forward(self, images: jax.Array, tap: TapRecorder, train: bool) -> jax.Array:
+        """(B, H, W, 3) -> (B, s H, s W, 3) in fp32; `train` has no effect."""
         first = Conv3x3(self.num_feat, self.dtype, name="conv_first")(self._preprocess(images.astype(jnp.float32)))
         x = first
         for i in range(self.num_block):
@@ -232,4 +216,4 @@ class Upscaler(nn.Module):
             x = enlarge_by_strips(x, enlarge, finish, factor, rows=max(1, self.strip_pixels // x.shape[2]))
         else:
             x = finish(pixel_shuffle(enlarge(x), factor))
-        return self._postprocess(x), tap.features
+        return self._postprocess(x)

@@ -8,107 +8,53 @@ H heads.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jaxkd.models.contract import (
-    Features,
-    Offsets,
-    TapRecorder,
-    add_offset,
-    check_images,
-    require,
-    require_counts,
-    require_heads,
-    size_pair,
-)
-from jaxkd.models.layers import (
-    LINEAR_INIT,
-    MLP,
-    Dropout,
-    DropPath,
-    LayerNorm,
-    Linear,
-    PatchEmbed,
-    check_transformer,
-    drop_path_rates,
-    merge_heads,
-    softmax,
-    split_heads,
-)
+from jaxkd.models.contract import TapRecorder, require, require_counts, require_heads, size_pair
+from jaxkd.models.layers import LINEAR_INIT, Attention, DropPath, LayerNorm, Linear, PatchEmbed, drop_path_rates
+from jaxkd.models.transformer import Transformer, TransformerBlock
 from jaxkd.models.windows import Size, merge, partition, relative_position_index, shift_mask, window_and_shift
 
 NORM_EPS = 1e-5  # PyTorch's default, which Swin keeps
 
 
-class WindowAttention(nn.Module):
+class WindowAttention(Attention, kw_only=True):
     """Self-attention within windows, with a learned bias per relative position."""
 
-    num_heads: int
     window: Size
-    qkv_bias: bool
-    attn_drop: float
-    proj_drop: float
-    deterministic: bool
-    dtype: jnp.dtype
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, mask: np.ndarray | None, offset: jax.Array | None = None
+        self, x: jax.Array, offset: jax.Array | None = None, bias: np.ndarray | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """Attends within each window.
+        """(B, W, N, C) -> (B, W, N, C) and attention (B, W, H, N, N); see `Attention`.
 
         Args:
-          x: (B, W, N, C).
-          mask: (W, N, N) added to the logits, or None.
-          offset: (B, W, H, N, N), added to the attention probabilities.
-
-        Returns:
-          (B, W, N, C), and the attention probabilities (B, W, H, N, N) in fp32.
+          bias: (W, N, N) mask that is added to the learned bias, or None.
         """
-        *_, tokens, channels = x.shape
-        a, b = self.window
+        tokens, (a, b) = x.shape[-2], self.window
         table = self.param("relative_position_bias_table", LINEAR_INIT, ((2 * a - 1) * (2 * b - 1), self.num_heads))
-        bias = table[relative_position_index(self.window).reshape(-1)].reshape(tokens, tokens, self.num_heads)
-        bias = bias.transpose(2, 0, 1)[None]
-        if mask is not None:
-            bias = bias + mask[:, None]
-        qkv = Linear(3 * channels, self.qkv_bias, self.dtype, name="qkv")(x)
-        q, k, v = split_heads(qkv, self.num_heads)
-        probs = softmax(jnp.einsum("bwhnd,bwhmd->bwhnm", q, k, preferred_element_type=jnp.float32) + bias)
-        if offset is not None:
-            probs = add_offset(probs, offset, "attn")
-        weights = Dropout(self.attn_drop, self.deterministic)(probs.astype(self.dtype))
-        out = merge_heads(jnp.einsum("bwhnm,bwhmd->bwhnd", weights, v))
-        out = Linear(channels, dtype=self.dtype, name="proj")(out)
-        return Dropout(self.proj_drop, self.deterministic)(out), probs
+        learned = table[relative_position_index(self.window).reshape(-1)].reshape(tokens, tokens, self.num_heads)
+        learned = learned.transpose(2, 0, 1)[None]
+        return super().__call__(x, offset, learned if bias is None else learned + bias[:, None])
 
 
-class Block(nn.Module):
+class Block(TransformerBlock):
     """Swin block: window attention (shifted or not) and MLP, each with stochastic depth."""
 
-    num_heads: int
     window: Size
     shift: Size
-    mlp_ratio: float
-    qkv_bias: bool
-    proj_drop: float
-    attn_drop: float
-    drop_path: float
-    act_layer: str
-    deterministic: bool
-    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, attn_offset: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """(B, h, w, C) -> (B, h, w, C) and attention (B, W, H, N, N)."""
-        _, h, w, channels = x.shape
+        _, h, w, _ = x.shape
         drop_path = DropPath(self.drop_path, self.deterministic)
-        y = LayerNorm(NORM_EPS, self.dtype, name="norm1")(x)
+        y = self.layer_norm(1)(x)
         if any(self.shift):
             y = jnp.roll(y, (-self.shift[0], -self.shift[1]), axis=(1, 2))
         # As in timm, padding happens after the shift, and padded tokens take part in the attention like others.
@@ -116,24 +62,14 @@ class Block(nn.Module):
         if pad_h or pad_w:
             y = jnp.pad(y, ((0, 0), (0, pad_h), (0, pad_w), (0, 0)))
         padded = (h + pad_h, w + pad_w)
-        y, probs = WindowAttention(
-            self.num_heads,
-            self.window,
-            self.qkv_bias,
-            self.attn_drop,
-            self.proj_drop,
-            self.deterministic,
-            self.dtype,
-            name="attn",
-        )(partition(y, self.window), shift_mask(padded, self.window, self.shift), attn_offset)
+        y, probs = self.attention(WindowAttention, window=self.window)(
+            partition(y, self.window), attn_offset, shift_mask(padded, self.window, self.shift)
+        )
         y = merge(y, self.window, padded)[:, :h, :w]
         if any(self.shift):
             y = jnp.roll(y, self.shift, axis=(1, 2))
         x = x + drop_path(y)
-        y = LayerNorm(NORM_EPS, self.dtype, name="norm2")(x)
-        hidden = int(channels * self.mlp_ratio)
-        y = MLP(hidden, self.act_layer, self.proj_drop, self.deterministic, self.dtype, name="mlp")(y)
-        return x + drop_path(y), probs
+        return x + drop_path(self.feed_forward(self.layer_norm(2)(x))), probs
 
 
 class PatchMerging(nn.Module):
@@ -188,45 +124,32 @@ class Stage(nn.Module):
         return tap(f"stage_{self.index}", x)
 
 
-class SwinTransformer(nn.Module):
-    """Swin with timm's arguments.
+class SwinTransformer(Transformer):
+    """Swin with timm's arguments; those of all transformers are described in `Transformer`.
+
+    Features are in `dtype`: `stage_i` and `stage_i.block_j` (B, h, w, C) before the next downsampling and without the
+    final norm, `stage_i.block_j.attn` (B, W, H, N, N) in fp32, `pre_logits` (B, C) in fp32. global_pool="" keeps the
+    grid.
 
     Attributes:
-      img_size: pixels, one number or (height, width).
-      patch_size: pixels, one number or (height, width).
-      num_classes: 0 gives the pooled features instead of logits.
-      global_pool: "avg" (mean over the grid) or "" (the grid).
       embed_dim: C of the first stage; each later one has twice the channels.
       depths: blocks per stage; num_heads: likewise.
       window_size: one number, (height, width), or one of these per stage; clamped to the grid.
-      mlp_ratio: hidden width of the MLP over C.
-      drop_rate: dropout before the head; proj_drop_rate, attn_drop_rate elsewhere.
-      drop_path_rate: stochastic depth of the last block, growing linearly from 0; timm's default is 0.1.
-      dtype: type of the arithmetic; parameters and outputs are fp32.
-      remat: recompute each block in the backward pass instead of storing its activations.
+      drop_path_rate: as in `Transformer`; timm's default is 0.1.
     """
 
-    img_size: int | Size = 224
     patch_size: int | Size = 4
-    in_chans: int = 3
-    num_classes: int = 1000
     global_pool: str = "avg"
     embed_dim: int = 96
     depths: tuple[int, ...] = (2, 2, 6, 2)
     num_heads: tuple[int, ...] = (3, 6, 12, 24)
     window_size: int | Size | tuple[int | Size, ...] = 7
-    mlp_ratio: float = 4.0
-    qkv_bias: bool = True
-    drop_rate: float = 0.0
-    proj_drop_rate: float = 0.0
-    attn_drop_rate: float = 0.0
     drop_path_rate: float = 0.1
-    act_layer: str = "gelu"
-    dtype: jnp.dtype = jnp.float32
-    remat: bool = False
+
+    title = "this Swin"
+    pools = ("avg", "")
 
     def __post_init__(self):
-        check_transformer(self, ("avg", ""))
         self.depths, self.num_heads = tuple(self.depths), tuple(self.num_heads)
         if isinstance(self.window_size, list):
             self.window_size = tuple(self.window_size)
@@ -239,16 +162,6 @@ class SwinTransformer(nn.Module):
         require_counts(**{f"depths[{i}]": d for i, d in enumerate(self.depths)})
         self.stage_windows  # noqa: B018 -- raises on a wrong window_size
         super().__post_init__()
-
-    @property
-    def grid_size(self) -> Size:
-        """Rows and columns of patches of the first stage; see `stage_grid` for the others."""
-        return (self.img_size[0] // self.patch_size[0], self.img_size[1] // self.patch_size[1])
-
-    @property
-    def num_prefix_tokens(self) -> int:
-        """Number of tokens before the patches: 0."""
-        return 0
 
     @property
     def stage_windows(self) -> tuple[Size, ...]:
@@ -280,50 +193,19 @@ class SwinTransformer(nn.Module):
             names.append(f"stage_{i}")
         return (*names, "pre_logits")
 
-    @nn.compact
-    def __call__(
-        self, images: jax.Array, train: bool = False, taps: tuple[str, ...] = (), offsets: Offsets | None = None
-    ) -> tuple[jax.Array, Features]:
-        """Classifies a batch of images.
-
-        Args:
-          images: (B, H, W, in_chans), normalised.
-          train: static; switches dropout and stochastic depth on (key "dropout").
-          taps: static; any of `tap_names()`.
-          offsets: tap -> array added at that point.
-
-        Returns:
-          Logits (B, num_classes) in fp32, (B, C) for num_classes=0, with the grid for global_pool=""; and a dict of
-          features in `dtype`: `stage_i` and `stage_i.block_j` (B, h, w, C) before the next downsampling and without the
-          final norm, `stage_i.block_j.attn` (B, W, H, N, N) in fp32, `pre_logits` (B, C) in fp32.
-
-        Raises:
-          ShapeError: images of another size. TapError: a tap that does not exist. ConfigError: no key for dropout.
-        """
-        check_images(images, self.img_size, self.in_chans, "this Swin")
-        tap = TapRecorder("this Swin", self.tap_names(), taps, offsets)
+    def forward(self, images: jax.Array, tap: TapRecorder, train: bool) -> jax.Array:
+        """Stages, norm, mean over the grid, head."""
         embed = PatchEmbed(self.patch_size, self.embed_dim, True, NORM_EPS, self.dtype, name="patch_embed")
         x = embed(images)
         rates, start = drop_path_rates(self.drop_path_rate, sum(self.depths)), 0
         for i, depth in enumerate(self.depths):
-            block = partial(
-                nn.remat(Block) if self.remat else Block,
-                num_heads=self.num_heads[i],
-                mlp_ratio=self.mlp_ratio,
-                qkv_bias=self.qkv_bias,
-                proj_drop=self.proj_drop_rate,
-                attn_drop=self.attn_drop_rate,
-                act_layer=self.act_layer,
-                deterministic=not train,
-                dtype=self.dtype,
-            )
+            block = self.block_type(Block, train, num_heads=self.num_heads[i], norm_eps=NORM_EPS)
             rate, features = rates[start : start + depth], self.embed_dim * 2**i
             x = Stage(i, features, self.stage_windows[i], block, rate, self.dtype, name=f"layers_{i}")(x, tap)
             start += depth
         x = LayerNorm(NORM_EPS, jnp.float32, name="norm")(x)
         x = x.mean(axis=(1, 2)) if self.global_pool else x
-        x = Dropout(self.drop_rate, not train)(tap("pre_logits", x))
-        return (Head(self.num_classes, name="head")(x) if self.num_classes else x), tap.features
+        return self.predict(x, tap, train, Head)
 
 
 class Head(nn.Module):

@@ -10,44 +10,22 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxkd.models.contract import (
-    Features,
-    Offsets,
-    TapRecorder,
-    check_images,
-    require,
-    require_counts,
-    require_heads,
-)
+from jaxkd.models.contract import Features, Offsets, TapRecorder, require, require_counts, require_heads
 from jaxkd.models.layers import (
     LINEAR_INIT,
-    MLP,
-    Attention,
     Dropout,
     DropPath,
     LayerNorm,
     LayerScale,
     Linear,
     PatchEmbed,
-    check_transformer,
     drop_path_rates,
 )
+from jaxkd.models.transformer import Transformer, TransformerBlock
 
 
-class Block(nn.Module):
-    """Pre-norm transformer block: attention and MLP, each with LayerScale (if any) and stochastic depth."""
-
-    num_heads: int
-    mlp_ratio: float
-    qkv_bias: bool
-    init_values: float | None
-    act_layer: str
-    norm_eps: float
-    proj_drop: float
-    attn_drop: float
-    drop_path: float
-    deterministic: bool
-    dtype: jnp.dtype
+class Block(TransformerBlock):
+    """Attention and MLP, each with LayerScale (if any) and stochastic depth."""
 
     @nn.compact
     def __call__(self, x: jax.Array, attn_offset: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
@@ -57,73 +35,42 @@ class Block(nn.Module):
             return branch if not self.init_values else LayerScale(self.init_values, self.dtype, name=name)(branch)
 
         drop_path = DropPath(self.drop_path, self.deterministic)
-        y = LayerNorm(self.norm_eps, self.dtype, name="norm1")(x)
-        y, probs = Attention(
-            self.num_heads, self.qkv_bias, self.attn_drop, self.proj_drop, self.deterministic, self.dtype, name="attn"
-        )(y, attn_offset)
+        y, probs = self.attention()(self.layer_norm(1)(x), attn_offset)
         x = x + drop_path(scaled(y, "ls1"))
-        y = LayerNorm(self.norm_eps, self.dtype, name="norm2")(x)
-        hidden = int(x.shape[-1] * self.mlp_ratio)
-        y = MLP(hidden, self.act_layer, self.proj_drop, self.deterministic, self.dtype, name="mlp")(y)
-        return x + drop_path(scaled(y, "ls2")), probs
+        return x + drop_path(scaled(self.feed_forward(self.layer_norm(2)(x)), "ls2")), probs
 
 
-class VisionTransformer(nn.Module):
-    """A vision transformer with timm's arguments.
+class VisionTransformer(Transformer):
+    """A vision transformer with timm's arguments; those of all transformers are described in `Transformer`.
 
     `__call__` is the composition of `embed`, `encode` and `classify`, which a subclass can override or call one by one
-    from its own compact method.
+    from its own compact method. Features are in `dtype`: `block_i` (B, h, w, C), `prefix_i` (B, P, C), and in fp32
+    `attn_i` (B, H, N, N) and `pre_logits` (B, C) (of a distilled ViT the mean of both tokens).
 
     Attributes:
-      img_size: pixels, one number or (height, width).
-      patch_size: pixels, one number or (height, width).
-      num_classes: 0 gives the pooled features instead of logits.
-      global_pool: "token" (class token), "avg" (mean of the patch tokens) or "" (all tokens).
-      mlp_ratio: hidden width of the MLP over C.
       init_values: LayerScale's initial factor; None for no LayerScale.
       class_token: whether the network has a class token.
       reg_tokens: register tokens after the class token.
       no_embed_class: position embeddings for patches only.
       pre_norm: LayerNorm before the blocks, and a patch embedding without bias (CLIP).
       fc_norm: apply the final norm after the pooling instead of before; None: if global_pool is "avg".
-      drop_rate: dropout before the head; pos_drop_rate, proj_drop_rate, attn_drop_rate elsewhere.
-      drop_path_rate: stochastic depth of the last block, growing linearly from 0.
-      act_layer: "gelu", "quick_gelu" or "gelu_tanh".
       norm_eps: LayerNorm's epsilon.
       distillation_token: a second token with a head of its own (DeiT); the registered name sets it.
-      dtype: type of the arithmetic; parameters and outputs are fp32.
-      remat: recompute each block in the backward pass instead of storing its activations.
     """
 
-    img_size: int | tuple[int, int] = 224
-    patch_size: int | tuple[int, int] = 16
-    in_chans: int = 3
-    num_classes: int = 1000
-    global_pool: str = "token"
-    embed_dim: int = 768
     depth: int = 12
     num_heads: int = 12
-    mlp_ratio: float = 4.0
-    qkv_bias: bool = True
+    pos_drop_rate: float = 0.0
     init_values: float | None = None
     class_token: bool = True
     reg_tokens: int = 0
     no_embed_class: bool = False
     pre_norm: bool = False
     fc_norm: bool | None = None
-    drop_rate: float = 0.0
-    pos_drop_rate: float = 0.0
-    proj_drop_rate: float = 0.0
-    attn_drop_rate: float = 0.0
-    drop_path_rate: float = 0.0
-    act_layer: str = "gelu"
     norm_eps: float = 1e-6
     distillation_token: bool = False
-    dtype: jnp.dtype = jnp.float32
-    remat: bool = False
 
     def __post_init__(self):
-        check_transformer(self, ("token", "avg", ""))
         require_heads(self.embed_dim, self.num_heads)
         require(
             self.class_token or self.global_pool != "token",
@@ -136,11 +83,6 @@ class VisionTransformer(nn.Module):
         )
         require_counts(depth=self.depth)
         super().__post_init__()
-
-    @property
-    def grid_size(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
-        return (self.img_size[0] // self.patch_size[0], self.img_size[1] // self.patch_size[1])
 
     @property
     def num_prefix_tokens(self) -> int:
@@ -190,52 +132,30 @@ class VisionTransformer(nn.Module):
         offsets: Offsets | None = None,
         distilled: bool = False,
     ) -> tuple[jax.Array | tuple[jax.Array, jax.Array], Features]:
-        """Classifies a batch of images.
+        """Classifies a batch of images; arguments, results and errors are those of `TappedNetwork`, and one more.
 
         Args:
-          images: (B, H, W, in_chans), normalised.
-          train: static; switches dropout and stochastic depth on (key "dropout").
-          taps: static; any of `tap_names()`.
-          offsets: tap -> array added at that point.
           distilled: static; for a distilled ViT the pair (class, distillation) instead of the mean of both heads.
 
-        Returns:
-          Logits (B, num_classes) in fp32, (B, C) for num_classes=0, with an axis of tokens for global_pool="";
-          and a dict of features in `dtype`: `block_i` (B, h, w, C), `prefix_i` (B, P, C), and in fp32 `attn_i`
-          (B, H, N, N) and `pre_logits` (B, C) (of a distilled ViT the mean of both tokens).
-
         Raises:
-          ShapeError: images of another size. TapError: a tap that does not exist. ConfigError: no key, or `distilled`
-            of a network without distillation token.
+          ConfigError: `distilled` of a network without distillation token.
         """
-        check_images(images, self.img_size, self.in_chans, "this vision transformer")
+        tap = self.recorder(images, taps, offsets)
         require(
             self.distillation_token or not distilled,
             "distilled=True, but this network has one head. Omit it, or create a distilled ViT, e.g. "
             "deit_tiny_distilled_patch16_224.",
         )
-        tap = TapRecorder("this vision transformer", self.tap_names(), taps, offsets)
         x = self.encode(self.embed(images, train), tap, train)
         return self.classify(x, tap, train, distilled), tap.features
 
     def encode(self, x: jax.Array, tap: TapRecorder, train: bool) -> jax.Array:
         """(B, N, C) tokens -> (B, N, C) tokens after the last block, before the final norm."""
-        block_type = nn.remat(Block) if self.remat else Block
+        block_type = self.block_type(
+            Block, train, num_heads=self.num_heads, init_values=self.init_values, norm_eps=self.norm_eps
+        )
         for i, drop_path in enumerate(drop_path_rates(self.drop_path_rate, self.depth)):
-            block = block_type(
-                self.num_heads,
-                self.mlp_ratio,
-                self.qkv_bias,
-                self.init_values,
-                self.act_layer,
-                self.norm_eps,
-                self.proj_drop_rate,
-                self.attn_drop_rate,
-                drop_path,
-                not train,
-                self.dtype,
-                name=f"blocks_{i}",
-            )
+            block = block_type(drop_path=drop_path, name=f"blocks_{i}")
             x, probs = block(x, tap.offsets.get(f"attn_{i}"))
             tap.record(f"attn_{i}", probs)
             x = tap.tokens(i, x, self.grid_size, self.num_prefix_tokens)
@@ -268,5 +188,4 @@ class VisionTransformer(nn.Module):
         else:
             x = norm(x)
             x = x[:, self.num_prefix_tokens :].mean(axis=1) if self.global_pool else x
-        x = Dropout(self.drop_rate, not train)(tap("pre_logits", x))
-        return Linear(self.num_classes, name="head")(x) if self.num_classes else x
+        return self.predict(x, tap, train)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -41,7 +40,7 @@ class ClassificationTask(Task):
         self.student = student
         self.erase = erase
         self.mix = None if mix is None else replace(mix, smoothing=0.0)
-        self.objective = objective
+        self.objective, self.student_taps = objective, objective.student_taps
         self.constants = {}
         self._frozen_student = frozen
 
@@ -68,8 +67,7 @@ class ClassificationTask(Task):
 
     def output_shapes(self) -> tuple[ModelOutput, ModelOutput | None]:
         """Shapes of (output, features) of student and teacher for one image; nothing is computed."""
-        objective = self.objective
-        return abstract_output(self.student, objective.student_taps, **self.student_options(train=True)), None
+        return abstract_output(self.student, self.student_taps, **self.student_options(train=True)), None
 
     def preprocess(self, batch: Batch) -> jax.Array:
         """(B, H, W, 3) uint8 -> fp32, normalised with the student's constants."""
@@ -96,10 +94,6 @@ class ClassificationTask(Task):
         )
         return images, {**batch, "label": labels}
 
-    def student_options(self, train: bool) -> dict[str, Any]:
-        """Further arguments of the student's `apply`."""
-        return {}
-
     def teacher_forward(self, images: jax.Array, constants: PyTree) -> ModelOutput | None:
         """The teacher's (output, features) for the student's images; None without a teacher."""
         return None
@@ -109,31 +103,13 @@ class ClassificationTask(Task):
         images, batch = self.augment(jax.random.fold_in(key, 0), batch)
         return Inputs(images, batch, self.teacher_forward(images, constants))
 
-    def student_loss(
-        self,
-        params: PyTree,
-        mutable: PyTree,
-        inputs: Inputs,
-        key: jax.Array,
-        step: jax.Array,
-        *,
-        taps: tuple[str, ...] = (),
-        offsets: Mapping[str, jax.Array] | None = None,
-    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], PyTree, dict[str, jax.Array]]]:
-        """See `train.Task.student_loss`."""
-        student = self.student.model.apply(
-            {"params": params["student"]},
-            inputs.x,
-            train=True,
-            taps=(*self.objective.student_taps, *taps),
-            offsets=offsets,
-            rngs={"dropout": jax.random.fold_in(key, 1)},
-            **self.student_options(train=True),
-        )
+    def compare(
+        self, params: PyTree, mutable: PyTree, inputs: Inputs, output: ModelOutput, step: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array], PyTree]:
+        """The objective of student and teacher."""
         state = mutable.get("projectors", {})
-        loss, terms, state = self.objective(params["projectors"], state, student, inputs.teacher, inputs.batch, step)
-        mutable = {**mutable, "projectors": state} if state else mutable
-        return loss, (terms, mutable, {name: student[1][name] for name in taps})
+        loss, terms, state = self.objective(params["projectors"], state, output, inputs.teacher, inputs.batch, step)
+        return loss, terms, {**mutable, "projectors": state} if state else mutable
 
     def evaluate(self, params: PyTree, mutable: PyTree, batch: Batch, constants: PyTree) -> Metrics:
         """Top-1, top-5 (percent) and plain cross-entropy of the student."""
@@ -141,10 +117,6 @@ class ClassificationTask(Task):
         logits, _ = self.student.model.apply({"params": params["student"]}, images, train=False, **options)
         scores = metrics.classification_metrics(logits, batch["label"], batch["mask"])
         return {k: v.replace(total=100.0 * v.total) if k.startswith("top") else v for k, v in scores.items()}
-
-    def metadata(self) -> dict[str, Any]:
-        """See `train.Task.metadata`."""
-        return {"student": self.student.spec.name}
 
 
 def abstract_output(network: Network, taps: tuple[str, ...], **options: Any) -> ModelOutput:

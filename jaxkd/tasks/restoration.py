@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -57,35 +56,20 @@ class RestorationTask(Task):
         small, large = (batch[k].astype(jnp.float32) / 255.0 for k in ("lr", "hr"))
         return Inputs(small, {"hr": large, "mask": batch["mask"]}, None)
 
-    def student_loss(
-        self,
-        params: PyTree,
-        mutable: PyTree,
-        inputs: Inputs,
-        key: jax.Array,
-        step: jax.Array,
-        *,
-        taps: tuple[str, ...] = (),
-        offsets: Mapping[str, jax.Array] | None = None,
-    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], PyTree, dict[str, jax.Array]]]:
-        """Mean over the patches that could be read; see `train.Task.student_loss`."""
-        output, features = self.student.model.apply(
-            {"params": params["student"]}, inputs.x, train=True, taps=taps, offsets=offsets
-        )
+    def compare(
+        self, params: PyTree, mutable: PyTree, inputs: Inputs, output: tuple[jax.Array, Any], step: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array], PyTree]:
+        """Mean over the patches that could be read."""
         large, where = inputs.batch["hr"], inputs.batch["mask"]
         count = jnp.maximum(jnp.sum(where), 1)
-        terms = {self._pixel: jnp.sum(PIXEL_LOSSES[self._pixel](output, large, where=where)) / count}
+        terms = {self._pixel: jnp.sum(PIXEL_LOSSES[self._pixel](output[0], large, where=where)) / count}
         if self._fft_weight:
-            terms["fft_l1"] = jnp.sum(losses.fft_l1(output, large, where=where)) / count
+            terms["fft_l1"] = jnp.sum(losses.fft_l1(output[0], large, where=where)) / count
         loss = terms[self._pixel] + self._fft_weight * terms.get("fft_l1", 0.0)
-        return loss, (terms, mutable, features)
+        return loss, terms, mutable
 
     def evaluate(self, params: PyTree, mutable: PyTree, batch: Batch, constants: PyTree) -> Metrics:
         """Loss terms of patches; `experiment.restoration` scores whole images, whose sizes differ."""
         _, (terms, _) = self.loss(params, mutable, batch, jax.random.key(0), jnp.zeros((), jnp.int32), constants)
         count = jnp.sum(batch["mask"])
         return {name: metrics.Average(total=value * count, count=count) for name, value in terms.items()}
-
-    def metadata(self) -> dict[str, Any]:
-        """See `train.Task.metadata`."""
-        return {"student": self.student.spec.name}

@@ -31,12 +31,18 @@ class Inputs(NamedTuple):
 class Task(Protocol):
     """Pure functions of a training problem. All but `init` and `metadata` are traced and have no side effects.
 
+    A task defines `init`, `inputs`, `evaluate`, and either `compare` or a `student_loss` of its own.
+
     Attributes:
+      student: the network that trains (`weights.Network`).
+      student_taps: features of the student that `compare` reads.
       constants: arrays the compiled step reads and never changes (a teacher's variables). They are an argument of the
         step, outside the optimiser and the checkpoint.
       frozen: tree of bool like the parameters, True where nothing may move; None if everything trains.
     """
 
+    student: Any
+    student_taps: tuple[str, ...] = ()
     constants: PyTree
     frozen: PyTree | None
 
@@ -73,6 +79,26 @@ class Task(Protocol):
         Returns:
           The scalar to minimise, and (its named terms, the new mutable collections, the features at `taps`).
         """
+        output = self.student.model.apply(
+            {"params": params["student"]},
+            inputs.x,
+            train=True,
+            taps=(*self.student_taps, *taps),
+            offsets=offsets,
+            rngs={"dropout": jax.random.fold_in(key, 1)},
+            **self.student_options(train=True),
+        )
+        loss, terms, mutable = self.compare(params, mutable, inputs, output, step)
+        return loss, (terms, mutable, {name: output[1][name] for name in taps})
+
+    def student_options(self, train: bool) -> dict[str, Any]:
+        """Further arguments of the student's `apply`."""
+        return {}
+
+    def compare(
+        self, params: PyTree, mutable: PyTree, inputs: Inputs, output: tuple[Any, dict[str, jax.Array]], step: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array], PyTree]:
+        """The loss of the student's (output, features) on `inputs`, its named terms and the new mutable collections."""
         ...
 
     def loss(
@@ -88,5 +114,5 @@ class Task(Protocol):
         ...
 
     def metadata(self) -> dict[str, Any]:
-        """JSON-able facts that a checkpoint must agree with on resume (the teacher's name and hash)."""
-        ...
+        """JSON-able facts that a checkpoint must agree with on resume: the networks' names, the teacher's hash."""
+        return {"student": self.student.spec.name}

@@ -119,24 +119,18 @@ def load(
 
 
 def load_with_origin(
-    model: nn.Module,
-    source: str | Path,
-    *,
-    variant: str | None = None,
-    step: str = "",
-    resize: bool = False,
-    new_head: bool = False,
-    key: jax.Array | None = None,
+    model: nn.Module, source: str | Path, *, variant: str | None = None, step: str = "", **fitting: Any
 ) -> tuple[PyTree, str]:
     """`load`, and in words what was loaded, e.g. `"net.pth" ("params_ema", the moving average of the weights)`.
 
-    Args, Raises: see `load`.
+    Args, Raises: see `load`; `fitting` are its resize, new_head and key.
     """
-    if is_upscaler(model) and (resize or new_head):
-        raise ConfigError(
-            f"{'resize' if resize else 'new_head'}=True, but this {type(model).__name__} takes images of any size and "
-            "has no classifier. Leave it out."
-        )
+    for option in ("resize", "new_head"):
+        if is_upscaler(model) and fitting.get(option):
+            raise ConfigError(
+                f"{option}=True, but this {type(model).__name__} takes images of any size and has no classifier. Leave "
+                "it out."
+            )
     if source and find_run(source) is not None:
         # Through the state dict, so that a run's weights obey the same checks, resizes and diffs as a file's.
         saved, config, origin = load_run_weights(source, variant=variant or None, step=step)
@@ -158,7 +152,7 @@ def load_with_origin(
     try:
         if is_upscaler(model):
             return from_basicsr(model, state, origin=subject), origin
-        return from_timm(model, state, resize=resize, new_head=new_head, key=key, origin=subject), origin
+        return from_timm(model, state, origin=subject, **fitting), origin
     except WeightMismatchError as error:
         hint = formats.unsupported(state)
         if not hint:

@@ -1,15 +1,12 @@
 """Rules between parameter paths of jaxkd and keys of timm and BasicSR, with the differences in layout.
 
-Each rule is written once, as a pair of patterns with the same placeholders in braces, and read in both directions, so
-that the two directions cannot disagree. Layouts: "same"; "linear", PyTorch's (out, in) and flax's (in, out); "conv",
-PyTorch's (out, in, h, w) and flax's (h, w, in, out).
+A rule is a pattern of paths with placeholders in braces, and a layout; the key follows from the path. Layouts: "same";
+"linear", PyTorch's (out, in) and flax's (in, out); "conv", PyTorch's (out, in, h, w) and flax's (h, w, in, out).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -33,43 +30,17 @@ _PLACEHOLDERS = {
     "image_conv": r"conv_first|conv_after_body|conv_last",
 }
 
-# Prefixes of blocks: (jaxkd's, timm's).
-_BLOCKS = (
-    ("blocks_{i}", "blocks.{i}"),
-    ("blocks_token_only_{i}", "blocks_token_only.{i}"),
-    ("layers_{i}/blocks_{j}", "layers.{i}.blocks.{j}"),
-    ("layers_{i}/downsample", "layers.{i}.downsample"),
-)
-
-# Parameters of a block: (jaxkd's, timm's, layout).
-_IN_BLOCK = (
-    ("{linear}/kernel", "{linear}.weight", "linear"),
-    ("{linear}/bias", "{linear}.bias", "same"),
-    ("{norm}/scale", "{norm}.weight", "same"),
-    ("{norm}/bias", "{norm}.bias", "same"),
-    ("{ls}/gamma", "{ls}.gamma", "same"),
-    ("{gamma}", "{gamma}", "same"),
-    ("attn/relative_position_bias_table", "attn.relative_position_bias_table", "same"),
-)
-
-_TOP = (
-    ("patch_embed/proj/kernel", "patch_embed.proj.weight", "conv"),
-    ("patch_embed/proj/bias", "patch_embed.proj.bias", "same"),
-    ("patch_embed/norm/scale", "patch_embed.norm.weight", "same"),
-    ("patch_embed/norm/bias", "patch_embed.norm.bias", "same"),
-    ("{token}", "{token}", "same"),
-    ("{top_norm}/scale", "{top_norm}.weight", "same"),
-    ("{top_norm}/bias", "{top_norm}.bias", "same"),
-    ("{head}/kernel", "{head}.weight", "linear"),
-    ("{head}/bias", "{head}.bias", "same"),
-)
-
-# Convolutions of MDBN and EDSR: (jaxkd's, BasicSR's).
-_UPSCALER = (
-    ("{image_conv}", "{image_conv}"),
-    ("body_{i}/{base}/{base_conv}", "body.{i}.{base}.{base_conv}"),
-    ("body_{i}/{block_conv}", "body.{i}.{block_conv}"),
-    ("upsample_{i}", "upsample.{i}"),
+_BLOCKS = ("blocks_{i}", "blocks_token_only_{i}", "layers_{i}/blocks_{j}", "layers_{i}/downsample")
+_LINEAR = ("{head}", *(f"{block}/{{linear}}" for block in _BLOCKS))
+_NORMS = ("patch_embed/norm", "{top_norm}", *(f"{block}/{{norm}}" for block in _BLOCKS))
+_IN_BLOCK = ("{ls}/gamma", "{gamma}", "attn/relative_position_bias_table")
+# Of the patch embedding, and of MDBN and EDSR.
+_CONVOLUTIONS = (
+    "patch_embed/proj",
+    "{image_conv}",
+    "body_{i}/{base}/{base_conv}",
+    "body_{i}/{block_conv}",
+    "upsample_{i}",
 )
 
 # Keys of a state dict that hold no parameter: they follow from the configuration.
@@ -78,53 +49,33 @@ BUFFERS = re.compile(r"(^|\.)(relative_position_index|attn_mask|relative_coords_
 # The classifier, which `new_head` may replace.
 HEAD = re.compile(r"^(head|head_dist|head\.fc)\.(weight|bias)$")
 
-_TO_TORCH: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "same": lambda a: a,
-    "linear": lambda a: a.transpose(1, 0),
-    "conv": lambda a: a.transpose(3, 2, 0, 1),
+# Layout -> the axes of flax's array in PyTorch's order, where that is another.
+_AXES = {"linear": (1, 0), "conv": (3, 2, 0, 1)}
+
+# Pattern of a path -> layout.
+RULES: dict[str, str] = {
+    **{f"{module}/kernel": "linear" for module in _LINEAR},
+    **{f"{module}/kernel": "conv" for module in _CONVOLUTIONS},
+    **{f"{module}/scale": "same" for module in _NORMS},
+    **{f"{module}/bias": "same" for module in (*_LINEAR, *_CONVOLUTIONS, *_NORMS)},
+    **{f"{block}/{name}": "same" for block in _BLOCKS for name in _IN_BLOCK},
+    "{token}": "same",
 }
-_FROM_TORCH: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "same": lambda a: a,
-    "linear": lambda a: a.transpose(1, 0),
-    "conv": lambda a: a.transpose(2, 3, 1, 0),
-}
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One line of the table: patterns of jaxkd's path and of PyTorch's key, and the layout."""
-
-    path: str
-    key: str
-    layout: str
-
-
-RULES: tuple[Rule, ...] = (
-    *(Rule(*line) for line in _TOP),
-    *(Rule(f"{a}/{b}", f"{c}.{d}", layout) for a, c in _BLOCKS for b, d, layout in _IN_BLOCK),
-    *(Rule(f"{a}/kernel", f"{b}.weight", "conv") for a, b in _UPSCALER),
-    *(Rule(f"{a}/bias", f"{b}.bias", "same") for a, b in _UPSCALER),
-)
 
 
 @cache
-def _regex(pattern: str, separator: str) -> re.Pattern[str]:
+def _regex(pattern: str) -> re.Pattern[str]:
     """Pattern with placeholders -> regex with one named group per placeholder."""
     parts = re.split(r"\{(\w+)\}", pattern)
-    text = "".join(
-        re.escape(part) if n % 2 == 0 else f"(?P<{part}>{_PLACEHOLDERS[part].replace('/', re.escape(separator))})"
-        for n, part in enumerate(parts)
+    return re.compile(
+        "".join(re.escape(part) if n % 2 == 0 else f"(?P<{part}>{_PLACEHOLDERS[part]})" for n, part in enumerate(parts))
     )
-    return re.compile(text)
 
 
-def _translate(name: str, source: str, target: str, separators: tuple[str, str]) -> str | None:
-    """`name` rewritten from pattern `source` to pattern `target`, or None if it is not of that form."""
-    match = _regex(source, separators[0]).fullmatch(name)
-    if match is None:
-        return None
-    values = {k: v.replace(*separators) if k not in ("i", "j") else v for k, v in match.groupdict().items()}
-    return target.format(**values)
+def _key(pattern: str) -> str:
+    """The key of a path, both with placeholders: "blocks_{i}/{norm}/scale" -> "blocks.{i}.{norm}.weight"."""
+    pattern = re.sub(r"/(kernel|scale)$", "/weight", pattern)
+    return re.sub(r"_(?=\{[ij]\})|/", ".", pattern)
 
 
 def to_torch_key(path: str) -> tuple[str, str]:
@@ -133,10 +84,9 @@ def to_torch_key(path: str) -> tuple[str, str]:
     Raises:
       WeightMismatchError: no rule matches this path.
     """
-    for rule in RULES:
-        key = _translate(path, rule.path, rule.key, ("/", "."))
-        if key is not None:
-            return key, rule.layout
+    for pattern, layout in RULES.items():
+        if match := _regex(pattern).fullmatch(path):
+            return _key(pattern).format(**{k: v.replace("/", ".") for k, v in match.groupdict().items()}), layout
     raise WeightMismatchError(
         f'The parameter "{path}" has no counterpart in a state dict of timm or BasicSR. Convert only '
         "networks of jaxkd.models, or add a line for it to jaxkd/weights/rules.py."
@@ -145,18 +95,15 @@ def to_torch_key(path: str) -> tuple[str, str]:
 
 def to_torch_layout(array: np.ndarray, layout: str) -> np.ndarray:
     """Array in flax's layout -> PyTorch's layout (a contiguous copy or the array itself)."""
-    return np.ascontiguousarray(_TO_TORCH[layout](array)) if array.ndim else array
+    return np.ascontiguousarray(array.transpose(_AXES.get(layout, range(array.ndim)))) if array.ndim else array
 
 
 def from_torch_layout(array: np.ndarray, layout: str) -> np.ndarray:
     """Array in PyTorch's layout -> flax's layout (a contiguous copy or the array itself)."""
-    return np.ascontiguousarray(_FROM_TORCH[layout](array)) if array.ndim else array
+    axes = np.argsort(_AXES.get(layout, range(array.ndim)))
+    return np.ascontiguousarray(array.transpose(axes)) if array.ndim else array
 
 
 def torch_shape(shape: Shape, layout: str) -> Shape:
     """Shape in flax's layout -> PyTorch's."""
-    if layout == "linear":
-        return (shape[1], shape[0])
-    if layout == "conv":
-        return (shape[3], shape[2], shape[0], shape[1])
-    return tuple(shape)
+    return tuple(shape[axis] for axis in _AXES.get(layout, range(len(shape))))

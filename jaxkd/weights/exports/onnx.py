@@ -9,6 +9,7 @@ and onnxruntime fuses this spelling into one anyway.
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +28,6 @@ from jaxkd.weights.timm import StateDict
 PyTree = Any
 OPSET, IR_VERSION = 13, 7
 INPUT, OUTPUT = "image", "enlarged"
-EXTRA = "Run `pip install 'jaxkd[export]'`."
 
 
 class _Graph:
@@ -120,7 +120,7 @@ def to_onnx(model: nn.Module, variables: PyTree, metadata: Mapping[str, str] | N
       WeightMismatchError: the variables belong to another network.
     """
     require_upscaler(model, "ONNX")
-    _require_onnx()
+    require_package("onnx", "ONNX")
     from onnx import TensorProto, checker, helper
 
     state = to_basicsr(model, variables)
@@ -182,8 +182,11 @@ def require_upscaler(model: nn.Module, what: str) -> None:
         )
 
 
-def _require_onnx() -> None:
+def require_package(package: str, files: str) -> None:
+    """Raises ConfigError unless `package`, which `files` need, is installed."""
     try:
-        import onnx  # noqa: F401
+        importlib.import_module(package)
     except ImportError:
-        raise ConfigError(f"ONNX files need the package onnx, which is not installed. {EXTRA}") from None
+        raise ConfigError(
+            f"{files} files need the package {package}, which is not installed. Run `pip install 'jaxkd[export]'`."
+        ) from None

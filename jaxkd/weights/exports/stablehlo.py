@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jaxkd.errors import ConfigError, WeightSourceError
+from jaxkd.errors import WeightSourceError
 from jaxkd.models.sr_base import RGB
 from jaxkd.weights.basicsr import to_basicsr
-from jaxkd.weights.exports.onnx import EXTRA, require_upscaler
+from jaxkd.weights.exports.onnx import require_package, require_upscaler
 
 PyTree = Any
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -41,7 +41,7 @@ def to_stablehlo(model: nn.Module, variables: PyTree) -> bytes:
     from jax import export
 
     require_upscaler(model, "StableHLO")
-    _require_flatbuffers()
+    require_package("flatbuffers", "StableHLO")
     to_basicsr(model, variables)  # raises with a diff, which flax would not
     constants = jax.tree.map(np.asarray, variables)  # part of the program, on no device
     batch, height, width = export.symbolic_shape("batch, height, width")
@@ -62,7 +62,7 @@ def load_stablehlo(file: str | Path | bytes) -> Callable[[Any], jax.Array]:
     """
     from jax import export
 
-    _require_flatbuffers()
+    require_package("flatbuffers", "StableHLO")
     content, name = (file, "The content") if isinstance(file, bytes) else (_content(file), f'"{file}"')
     try:
         exported = export.deserialize(bytearray(content))
@@ -83,10 +83,3 @@ def _content(path: str | Path) -> bytes:
             f'"{path}" cannot be read ({error.strerror or error}). Give the path of a program that python -m '
             "jaxkd.convert --to=stablehlo wrote."
         ) from None
-
-
-def _require_flatbuffers() -> None:
-    try:
-        import flatbuffers  # noqa: F401
-    except ImportError:
-        raise ConfigError(f"StableHLO files need the package flatbuffers, which is not installed. {EXTRA}") from None

@@ -1,0 +1,136 @@
+"""Base classes of the vision transformers: a network with timm's arguments, and a pre-norm block.
+
+Legend: B batch, h w grid of patches, N tokens, C channels, H heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxkd.errors import check_choice, check_range
+from jaxkd.models.contract import TappedNetwork, TapRecorder, require, size_pair
+from jaxkd.models.layers import MLP, Attention, Dropout, LayerNorm, Linear, activation
+
+
+class TransformerBlock(nn.Module, kw_only=True):
+    """Arguments and parts of a pre-norm block; a subclass joins the parts.
+
+    Attributes:
+      mlp_ratio: hidden width of the MLP over C.
+      drop_path: probability that an example loses a residual branch.
+      init_values: LayerScale's initial factor; None for no LayerScale.
+      deterministic: True outside training.
+    """
+
+    num_heads: int
+    mlp_ratio: float
+    qkv_bias: bool
+    act_layer: str
+    proj_drop: float
+    attn_drop: float
+    drop_path: float = 0.0
+    init_values: float | None = None
+    norm_eps: float = 1e-6
+    deterministic: bool
+    dtype: jnp.dtype
+
+    def layer_norm(self, index: int) -> LayerNorm:
+        """The norm before the attention (1) or before the MLP (2)."""
+        return LayerNorm(self.norm_eps, self.dtype, name=f"norm{index}")
+
+    def attention(self, kind: type[Attention] = Attention, **fields: Any) -> Attention:
+        """The attention; `fields` are those that `kind` adds to `Attention`."""
+        drops = (self.attn_drop, self.proj_drop, self.deterministic)
+        return kind(self.num_heads, self.qkv_bias, *drops, self.dtype, name="attn", **fields)
+
+    def feed_forward(self, x: jax.Array) -> jax.Array:
+        """(..., C) -> (..., C) by the MLP."""
+        hidden = int(x.shape[-1] * self.mlp_ratio)
+        return MLP(hidden, self.act_layer, self.proj_drop, self.deterministic, self.dtype, name="mlp")(x)
+
+
+class Transformer(TappedNetwork):
+    """A vision transformer with timm's arguments; a subclass adds its own.
+
+    The output is logits (B, num_classes), (B, C) for num_classes=0, with the axes of the tokens for global_pool="".
+
+    Attributes:
+      img_size: pixels, one number or (height, width).
+      patch_size: pixels, one number or (height, width).
+      num_classes: 0 gives the pooled features instead of logits.
+      global_pool: one of the class's `pools`: "token" (class token), "avg" (mean over the patches) or "" (all tokens).
+      mlp_ratio: hidden width of the MLP over C.
+      drop_rate: dropout before the head; pos_drop_rate, proj_drop_rate, attn_drop_rate elsewhere.
+      drop_path_rate: stochastic depth of the last block, growing linearly from 0.
+      act_layer: "gelu", "quick_gelu" or "gelu_tanh".
+      dtype: type of the arithmetic; parameters and outputs are fp32.
+      remat: recompute each block in the backward pass instead of storing its activations.
+    """
+
+    img_size: int | tuple[int, int] = 224
+    patch_size: int | tuple[int, int] = 16
+    in_chans: int = 3
+    num_classes: int = 1000
+    global_pool: str = "token"
+    embed_dim: int = 768
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    drop_rate: float = 0.0
+    proj_drop_rate: float = 0.0
+    attn_drop_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    act_layer: str = "gelu"
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+
+    title = "this vision transformer"  # in error messages
+    pools = ("token", "avg", "")
+
+    def __post_init__(self):
+        self.img_size = size_pair(self.img_size, "img_size")
+        self.patch_size = size_pair(self.patch_size, "patch_size")
+        require(
+            all(size >= patch for size, patch in zip(self.img_size, self.patch_size, strict=True)),
+            f"img_size={self.img_size} is smaller than patch_size={self.patch_size}. Use larger images or smaller "
+            "patches.",
+        )
+        check_choice("global_pool", self.global_pool, self.pools, hint='"" keeps the tokens')
+        for name in ("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"):
+            check_range(name, getattr(self, name, 0.0), 0, below=1)
+        check_range("mlp_ratio", self.mlp_ratio, above=0)
+        activation(self.act_layer)
+        super().__post_init__()
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return (self.img_size[0] // self.patch_size[0], self.img_size[1] // self.patch_size[1])
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Number of tokens before the patches in the blocks."""
+        return 0
+
+    def block_type(self, kind: type[TransformerBlock], train: bool, **fields: Any) -> Callable[..., TransformerBlock]:
+        """Constructor of blocks of `kind`, with `fields` and the arguments that all blocks of the network share."""
+        shared = {
+            "mlp_ratio": self.mlp_ratio,
+            "qkv_bias": self.qkv_bias,
+            "act_layer": self.act_layer,
+            "proj_drop": self.proj_drop_rate,
+            "attn_drop": self.attn_drop_rate,
+            "deterministic": not train,
+            "dtype": self.dtype,
+        }
+        return partial(nn.remat(kind) if self.remat else kind, **(shared | fields))
+
+    def predict(self, x: jax.Array, tap: TapRecorder, train: bool, head: type[nn.Module] = Linear) -> jax.Array:
+        """(..., C) pooled features in fp32 -> (..., num_classes), or the features themselves without classes."""
+        x = Dropout(self.drop_rate, not train)(tap("pre_logits", x))
+        return head(self.num_classes, name="head")(x) if self.num_classes else x
