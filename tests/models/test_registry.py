@@ -193,7 +193,7 @@ def test_internal_fields_are_no_arguments(name, field):
         ("swin_tiny_patch4_window7_224", {"global_pool": "token"}, 'Use one of: "avg"; "" keeps the tokens'),
         ("mdbn_x4", {"num_feat": 0}, "num_feat=0 is out of range"),
         ("mdbn_x4", {"res_scale": float("nan")}, "res_scale=nan is not a finite number"),
-        ("mdbn_x4", {"num_classes": 10}, '"num_classes" is not an argument of mdbn_x4.*names of BasicSR'),
+        ("mdbn_x4", {"num_classes": 10}, '"num_classes" is not an argument of mdbn_x4. It takes: num_feat, num_block'),
         ("edsr_x4", {"img_range": 0}, "img_range=0 is out of range"),
         ("edsr_x4", {"rgb_mean": (0.5, 0.5)}, r"rgb_mean=\(0\.5, 0\.5\) is not a colour"),
     ],
