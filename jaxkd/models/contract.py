@@ -134,7 +134,7 @@ class TappedNetwork(nn.Module):
 
     @property
     def title(self) -> str:
-        """What error messages call the network."""
+        """Name of the network in error messages."""
         return f"this {type(self).__name__}"
 
     def tap_names(self) -> tuple[str, ...]:

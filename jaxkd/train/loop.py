@@ -25,7 +25,7 @@ PyTree = Any
 
 
 class Due(NamedTuple):
-    """What follows a step."""
+    """Work that follows a step."""
 
     log: bool
     evaluate: bool
@@ -54,7 +54,7 @@ class LoopSettings:
     checkpoint_every: tuple[int, ...]
 
     def due(self, step: int, *, evaluates: bool = True) -> Due:
-        """What follows optimiser step `step`, counted from 1, of a run that `evaluates`."""
+        """The work that follows optimiser step `step`, counted from 1, of a run that `evaluates`."""
         last = step == self.total_steps
         evaluate = evaluates and (last or step % self.eval_every == 0)
         save = last or evaluate or any(step % every == 0 for every in self.checkpoint_every)

@@ -15,7 +15,7 @@ Batch = dict[str, jax.Array]
 
 
 class Inputs(NamedTuple):
-    """What a student learns from in one step; every array has the examples along its first axis.
+    """The data of one step of a student; every array has the examples along its first axis.
 
     Attributes:
       x: what the student takes.
