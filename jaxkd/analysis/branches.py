@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd.analysis.spectrum import radial_frequencies, radial_profile, spatial_spectrum
+from jaxkd.analysis.spectrum import frequency_grid, radial_frequencies, radial_profile, rings, spatial_spectrum
 from jaxkd.errors import ShapeError, check_range
 
 Statistics = dict[str, jax.Array]
@@ -53,10 +53,8 @@ def branch_rings(h: int, w: int) -> tuple[np.ndarray, np.ndarray]:
       Ring of each place of a centred spectrum, (h, w) int, and the frequency in the middle of each ring, (R,) in cycles
       per pixel.
     """
-    side = min(h, w)
-    u, v = np.arange(h)[:, None] - h // 2, np.arange(w)[None] - w // 2
-    ring = np.floor(np.hypot(u / h, v / w) * side + 0.5).astype(int)
-    return ring, np.arange(ring.max() + 1) / side
+    ring = rings(h, w)
+    return ring, np.arange(ring.max() + 1) / min(h, w)
 
 
 @partial(jax.jit, static_argnames=("cut", "window"))
@@ -110,7 +108,7 @@ def branch_statistics(maps: jax.Array, *, cut: float = CUT, window: bool = True)
     # A constant branch: all at zero. NaN is neither constant nor positive and stays NaN.
     nothing = whole == 0
     distribution = jnp.where(nothing, jnp.arange(len(middles)) == 0, by_ring / jnp.where(nothing, 1, whole))
-    frequency = _frequencies(h, w)
+    frequency = frequency_grid(h, w)
     high = jnp.sum(jnp.where(frequency >= cut, energy, 0), axis=(1, 2))
     low = jnp.sum(jnp.where((frequency < cut) & (frequency > 0), energy, 0), axis=(1, 2))
     amplitude = spatial_spectrum(shaped) * size[..., 0]
@@ -129,12 +127,6 @@ def _hann(h: int, w: int) -> np.ndarray:
     """(h, w, 1), one period of sine squared along both sides."""
     rows, columns = (np.sin(np.pi * (np.arange(n) + 0.5) / n) ** 2 for n in (h, w))
     return (rows[:, None] * columns[None])[..., None]
-
-
-def _frequencies(h: int, w: int) -> np.ndarray:
-    """(h, w) distance of each place of a centred spectrum from zero, in cycles per pixel."""
-    u, v = np.arange(h)[:, None] - h // 2, np.arange(w)[None] - w // 2
-    return np.hypot(u / h, v / w)
 
 
 def _energy(x: jax.Array) -> jax.Array:
@@ -165,35 +157,14 @@ def differentiation(one: jax.Array, other: jax.Array) -> jax.Array:
     return jnp.sum(jnp.abs(one - other), axis=-1) / 2
 
 
-def branch_report(taps: Mapping[str, jax.Array], *, cut: float = CUT, window: bool = True) -> dict[str, Any]:
-    """Everything about the branches of one network from its features, as plain numbers.
-
-    Args:
-      taps: `block_i.deep_j` and `block_i.shallow_j` of MDBN and, also of networks with one branch, `block_i`; each (B,
-        h, w, C), all of the same images.
-      cut, window: see `branch_statistics`.
-
-    Returns:
-      See `summarise_branches`.
-
-    Raises:
-      ShapeError, ConfigError: see `branch_statistics` and `summarise_branches`.
-    """
-    statistics = {name: branch_statistics(maps, cut=cut, window=window) for name, maps in taps.items()}
-    return summarise_branches([statistics], cut=cut, window=window)
-
-
-def summarise_branches(
-    batches: Iterable[Mapping[str, Statistics]], *, cut: float = CUT, window: bool = True
-) -> dict[str, Any]:
+def summarise_branches(batches: Iterable[Mapping[str, Statistics]]) -> dict[str, Any]:
     """Means and spreads over images of `branch_statistics`, so that features need not wait in memory for one another.
 
     Args:
       batches: each tap -> `branch_statistics` of some images of one size.
-      cut, window: what they were computed with; only written down.
 
     Returns:
-      images, grid, cut, window, frequency (of a profile), ring_frequency (of a distribution), and blocks: of each block
+      images, grid, frequency (of a profile), ring_frequency (of a distribution), and blocks: of each block
       its name, "differentiation" (mean and sd over images; of an image it is the mean over the block's pairs; None
       without branches), "pairs" of deep and shallow outputs with their own differentiation, and "output", the block's.
       A branch has log_amplitude (h, w) (log10, None at zero), profile, distribution, high_low, mean_frequency and
@@ -218,8 +189,6 @@ def summarise_branches(
     return {
         "images": len(next(iter(stacked.values()))["high_low"]),
         "grid": [h, w],
-        "cut": cut,
-        "window": "hann" if window else "none",
         "frequency": radial_frequencies(h, w).tolist(),
         "ring_frequency": branch_rings(h, w)[1].tolist(),
         "blocks": [_block(prefix, stacked) for prefix in dict.fromkeys(n.split(".")[0] for n in names)],
@@ -300,8 +269,8 @@ def over_pairs(block: Mapping[str, Any], branch: str, statistic: str = "high_low
       NaN where there is no such branch, or its numbers are not finite.
     """
     of = [block["output"]] if branch == "output" else [pair[branch] for pair in block["pairs"]]
-    values = [[_float(b[statistic][k]) for k in ("mean", "sd")] for b in of if b]
-    mean, sd = np.mean(values, axis=0).tolist() if values else (math.nan, math.nan)
+    values = np.array([[b[statistic][k] for k in ("mean", "sd")] for b in of if b], float)  # None becomes NaN
+    mean, sd = values.mean(axis=0).tolist() if len(values) else (math.nan, math.nan)
     return mean, sd
 
 
@@ -312,7 +281,7 @@ def mean_of(network: Network, branch: str, statistic: str) -> float:
 
 def mean_differentiation(network: Network) -> float:
     """Mean over blocks; NaN where it is undefined in all."""
-    return _finite_mean(_float(b["differentiation"]["mean"]) for b in network["blocks"] if b["differentiation"])
+    return _finite_mean(b["differentiation"]["mean"] for b in network["blocks"] if b["differentiation"])
 
 
 def higher_in_deep(network: Network) -> tuple[int, int]:
@@ -322,10 +291,6 @@ def higher_in_deep(network: Network) -> tuple[int, int]:
     return int((both[:, 0] > both[:, 1]).sum()), len(both)
 
 
-def _finite_mean(values: Iterable[float]) -> float:
-    finite = [v for v in values if math.isfinite(v)]
+def _finite_mean(values: Iterable[float | None]) -> float:
+    finite = [v for v in values if v is not None and math.isfinite(v)]
     return float(np.mean(finite)) if finite else math.nan
-
-
-def _float(value: float | None) -> float:
-    return math.nan if value is None else float(value)

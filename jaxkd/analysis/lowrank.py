@@ -41,21 +41,23 @@ def blocks(tokens: jax.Array | np.ndarray, size: int = BLOCK) -> Iterator[jax.Ar
         yield jnp.asarray(tokens[start : start + size])
 
 
+def small_gram(tokens: jax.Array) -> jax.Array:
+    """(B, N, C) -> the smaller of X X^T and X^T X, (B, K, K)."""
+    axes = "bnc,bmc->bnm" if tokens.shape[1] <= tokens.shape[2] else "bnc,bnd->bcd"
+    return _einsum(axes, tokens, tokens)
+
+
 def image_energies(tokens: jax.Array, *, method: str = "gram") -> jax.Array:
     """Squared singular values of each image's token matrix, uncentred (arXiv 2511.15572, per-image rank). Traceable.
 
     Which method is right: in fp32 an eigenvalue of the Gram matrix is off by a few 1e-8 of the *largest* one, whatever
     its own size, so the smallest ones are noise; a share of the energy is not. Against a float64 SVD of 196 x 384
     matrices on CPU: over 1,000 random spectra (power laws, mean direction 0.1 to 200 times the spread) the cumulative
-    share differs by at most 5e-6 with "gram" and 5e-7 with "svd", and over 500 images whose dominating direction was
-    put just below a threshold by 1.1e-6 and 1.1e-7; of the 6,000 ranks at 80, 90, 95 and 99 %, both methods give
-    every one right. Beyond 99.9 % the Gram is not safe: one direction 100 times the spread leaves 1e-4 of the energy
-    to all others, and a rank of 28 at 99.995 % comes out up to 3 off, where "svd" is right. `energy_ranks` takes "svd"
-    there. (Eigenvalues in float64 of the fp32 Gram are within 2e-8.)
+    share differs by at most 5e-6 with "gram" and 5e-7 with "svd", and both give all ranks up to 99 % right. Beyond
+    99.9 % the Gram is not safe: one direction 100 times the spread leaves 1e-4 of the energy to all others, and a rank
+    of 28 at 99.995 % comes out up to 3 off, where "svd", which `energy_ranks` takes there, is right.
 
-    Which is faster: 24 matrices of 196 x 384 on 2 cores, 35 ms with "gram" (8 ms of it the product) against 69 ms with
-    "svd" (NumPy: 95 ms the SVD; 35 ms Gram and eigenvalues in float64). An SVD of the Gram takes 40 ms, `eigvalsh` in
-    float64 under `jax.enable_x64` 77 ms; with eigenvectors it takes as long as without. Not timed on a GPU.
+    Which is faster: 24 matrices of 196 x 384 take 35 ms with "gram" on two cores and 69 ms with "svd".
 
     Args:
       tokens: (B, N, C), any float type, computed in fp32.
@@ -76,9 +78,8 @@ def image_energies(tokens: jax.Array, *, method: str = "gram") -> jax.Array:
     x = jnp.where(jnp.all(jnp.isfinite(x), axis=(1, 2), keepdims=True), x, jnp.nan)
     if method == "svd":
         return jnp.square(jnp.linalg.svd(x, compute_uv=False))
-    gram = _einsum("bnc,bmc->bnm", x, x) if x.shape[1] <= x.shape[2] else _einsum("bnc,bnd->bcd", x, x)
     # Rounding may leave a zero eigenvalue slightly negative.
-    return jnp.maximum(jnp.linalg.eigvalsh(gram)[:, ::-1], 0.0)
+    return jnp.maximum(jnp.linalg.eigvalsh(small_gram(x))[:, ::-1], 0.0)
 
 
 def ranks_from_energies(energies: np.ndarray, thresholds: Sequence[float] = RANK_THRESHOLDS) -> np.ndarray:
@@ -326,8 +327,3 @@ def required_d(curves: np.ndarray, thresholds: Sequence[float] = PCA_THRESHOLDS)
     curves = np.asarray(curves, np.float64)
     d = np.stack([np.minimum(np.sum(curves < t, axis=-1) + 1, curves.shape[-1]) for t in thresholds], axis=-1)
     return np.where(curves[..., -1:] > 0, d, 0).astype(np.int64)
-
-
-def global_d(eigenvalues: np.ndarray, thresholds: Sequence[float] = PCA_THRESHOLDS) -> np.ndarray:
-    """(C,) eigenvalues of a PCA -> (P,) int64 directions that hold each share of the whole data set's energy."""
-    return ranks_from_energies(eigenvalues, thresholds)

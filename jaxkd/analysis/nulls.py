@@ -12,17 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxkd.analysis.layer_statistics import energy_statistics
 from jaxkd.analysis.lowrank import check_tokens, image_energies
 from jaxkd.errors import ShapeError, UnknownNameError, check_choice
 
 KINDS = ("gaussian", "subspace", "one_hot", "permutation")
-
-
-def _ranks_99(tokens: jax.Array) -> jax.Array:
-    """(B, N, C) -> (B,) 99 % energy ranks, 0 for an image of zeros; traceable, unlike `energy_ranks`."""
-    cumulative = jnp.cumsum(image_energies(tokens), axis=-1)
-    total = cumulative[:, -1:]
-    return jnp.where(total[:, 0] > 0, jnp.sum(cumulative < 0.99 * total, axis=-1) + 1, 0)
 
 
 def _rms(tokens: jax.Array) -> jax.Array:
@@ -46,9 +40,8 @@ def _subspace(tokens: jax.Array, keys: jax.Array, ranks: jax.Array) -> jax.Array
         basis = jnp.linalg.qr(jax.random.normal(directions, (c, k)))[0]
         kept = jax.random.normal(coefficients, (n, k)) * (jnp.arange(k) < rank)
         # Expected square of an entry: rank / C.
-        return jnp.einsum("nk,ck->nc", kept, basis, precision=jax.lax.Precision.HIGHEST) * jnp.sqrt(
-            c / jnp.maximum(rank, 1)
-        )
+        drawn = jnp.einsum("nk,ck->nc", kept, basis, precision=jax.lax.Precision.HIGHEST)
+        return drawn * jnp.sqrt(c / jnp.maximum(rank, 1))
 
     return _rms(tokens) * jax.vmap(draw)(keys, ranks)
 
@@ -115,5 +108,5 @@ def _draw(kind: str, x: jax.Array, key: jax.Array, first: jax.Array | int, ranks
         return x[..., jax.random.permutation(key, x.shape[-1])]
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(x.shape[0]))
     if kind == "subspace":
-        return _subspace(x, keys, _ranks_99(x) if ranks is None else ranks)
+        return _subspace(x, keys, energy_statistics(image_energies(x))["rank_99"] if ranks is None else ranks)
     return _gaussian(x, keys) if kind == "gaussian" else _one_hot(x, keys)

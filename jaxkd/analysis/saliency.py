@@ -184,9 +184,13 @@ def integrated_gradients(
     check_range("steps", steps, 1, whole=True)
     check_choice("rule", rule, RULES)
     images = _floating(images)
-    baseline = jnp.asarray(baseline, images.dtype)
-    _require_broadcast(baseline.shape, images.shape)
-    baseline = jnp.broadcast_to(baseline, images.shape)
+    try:
+        baseline = jnp.broadcast_to(jnp.asarray(baseline, images.dtype), images.shape)
+    except ValueError:
+        raise ShapeError(
+            f"The baseline has shape {np.shape(baseline)} and the images {images.shape}. Give a number, (C,) channels, "
+            "or an image of the same size."
+        ) from None
     positions, weights = _quadrature(steps, rule)
     difference = images - baseline
     shares = jnp.asarray(positions, images.dtype)
@@ -367,15 +371,3 @@ def _checked_score(score: Score, images: jax.Array, classes: jax.Array) -> jax.A
             f"({images.shape[0]},), e.g. with class_score(logits, classes)."
         )
     return _floating(value)
-
-
-def _require_broadcast(baseline: tuple[int, ...], images: tuple[int, ...]) -> None:
-    try:
-        fits = np.broadcast_shapes(baseline, images) == tuple(images)
-    except ValueError:
-        fits = False
-    if not fits:
-        raise ShapeError(
-            f"The baseline has shape {tuple(baseline)} and the images {tuple(images)}. Give a number, (C,) channels, "
-            "or an image of the same size."
-        )

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd.analysis.lowrank import blocks, check_tokens
+from jaxkd.analysis.lowrank import blocks, check_tokens, required_d
 from jaxkd.errors import check_range
 
 THRESHOLDS = (50, 60, 70, 80, 90)
@@ -30,7 +30,7 @@ TIE = 5e-5
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ImageSep:
-    """Sums over the tokens of each image; `raw_sums` and `sep_statistics` merge images.
+    """Sums over the tokens of each image; `sep_statistics` merges images.
 
     Attributes:
       curve_sum: (B, D) fp32 sum of the curves, percent.
@@ -106,24 +106,18 @@ def image_sep(tokens: jax.Array, folded: bool = False) -> ImageSep:
     return ImageSep(curve_sum, deviation_sum, number, jnp.sum(~used, axis=1))
 
 
-def raw_sums(part: ImageSep) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Per image in float64: (B, D) sum of curves, (B, D) sum of their squares, (B,) tokens used, (B,) zero tokens.
-
-    Sums over any images may be added up; the sd is sqrt(squares / used - (curves / used)^2) without loss.
-    """
-    curves, deviations, used, zero = (
-        np.asarray(v, np.float64) for v in (part.curve_sum, part.deviation_sum, part.used, part.zero)
-    )
-    return curves, deviations + curves**2 / np.maximum(used, 1.0)[:, None], used, zero
-
-
 def sep_statistics(parts: Iterable[ImageSep]) -> SepStatistics:
     """Mean and sd over all tokens, every token with equal weight, from the `image_sep` of any batches. Float64.
 
     NaN curves where no token has energy.
     """
-    sums = zip(*(raw_sums(part) for part in parts), strict=True)
-    curve_sum, square_sum, used, zero = (sum(field.sum(axis=0) for field in fields) for fields in sums)
+    sums = []
+    for part in parts:
+        fields = (part.curve_sum, part.deviation_sum, part.used, part.zero)
+        curves, deviations, used, zero = (np.asarray(v, np.float64) for v in fields)
+        squares = deviations + curves**2 / np.maximum(used, 1.0)[:, None]
+        sums.append([v.sum(axis=0) for v in (curves, squares, used, zero)])
+    curve_sum, square_sum, used, zero = (sum(v) for v in zip(*sums, strict=True))
     count = used if used else np.nan
     mean = curve_sum / count
     return SepStatistics(mean, np.sqrt(np.maximum(square_sum / count - mean**2, 0.0)), int(used), int(zero))
@@ -161,9 +155,7 @@ def bandwidths(curve: np.ndarray, thresholds: Sequence[float] = THRESHOLDS) -> n
       (..., A) int64 in 1..D; D if it stays below, 0 for a NaN curve. Up to 5e-5 points below counts as reached, because
       fp32 cannot tell (the middle of a spike's curve is at 50 exactly).
     """
-    curve = np.asarray(curve, np.float64)
-    d = np.stack([np.minimum(np.sum(curve < t - TIE, axis=-1) + 1, curve.shape[-1]) for t in thresholds], axis=-1)
-    return np.where(np.isnan(curve[..., -1:]), 0, d).astype(np.int64)
+    return required_d(curve, [t - TIE for t in thresholds])
 
 
 # ------------------------------------------------------------------------------------------- permutations
@@ -264,9 +256,15 @@ def sep_permutation_trials(
     block: int = 16,
     progress: Callable[[int, int], None] | None = None,
 ) -> SepTrials:
-    """The single results behind `sep_permutation`, which has the arguments, errors and special cases."""
+    """The single results behind `sep_permutation`, which has the other arguments, errors and special cases.
+
+    Args:
+      block: images per compiled call; the result does not depend on it.
+      progress: called with (images done, images) after each block.
+    """
     check_tokens(tokens)
-    _check_draws(permutations=permutations, block=block)
+    for name, value in (("permutations", permutations), ("block", block)):
+        check_range(name, value, 1, whole=True)
     m, n, c = np.shape(tokens)
     # The identity goes through the same arithmetic, so that an order that changes nothing has a delta of 0.
     orders = jnp.asarray(np.concatenate([np.arange(c)[None], draw_permutations(c, permutations, seed)]))
@@ -307,8 +305,7 @@ def sep_permutation(
     folded: bool = False,
     *,
     thresholds: Sequence[float] = THRESHOLDS,
-    block: int = 16,
-    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
 ) -> SepPermutation:
     """SEP under global permutations of the channels (arXiv 2511.15572, permutation robustness).
 
@@ -323,8 +320,7 @@ def sep_permutation(
       bootstrap: resamples of the images.
       folded: one-sided bins, see `image_sep`.
       thresholds: percentages.
-      block: images per compiled call; the result does not depend on it.
-      progress: called with (images done, images) after each block.
+      **options: block and progress of `sep_permutation_trials`.
 
     Returns:
       SepPermutation. Zero tokens are left out and counted, and so are images with no other. An image with NaN makes the
@@ -334,10 +330,8 @@ def sep_permutation(
       ConfigError: fewer than one permutation, resample or image per block.
       ShapeError: tokens not (M, N, C). DataError: an empty axis.
     """
-    _check_draws(bootstrap=bootstrap)
-    trials = sep_permutation_trials(
-        tokens, permutations, seed, folded, thresholds=thresholds, block=block, progress=progress
-    )
+    check_range("bootstrap", bootstrap, 1, whole=True)
+    trials = sep_permutation_trials(tokens, permutations, seed, folded, thresholds=thresholds, **options)
     return SepPermutation(
         permutations=permutations,
         bootstrap=bootstrap,
@@ -360,8 +354,3 @@ def sep_permutation(
         curve_p5=np.percentile(trials.permuted_curves, 5, axis=0),
         curve_p95=np.percentile(trials.permuted_curves, 95, axis=0),
     )
-
-
-def _check_draws(**numbers: int) -> None:
-    for name, value in numbers.items():
-        check_range(name, value, 1, whole=True)

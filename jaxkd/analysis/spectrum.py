@@ -77,6 +77,12 @@ def image_channel_spectrum(maps: jax.Array) -> jax.Array:
     return _mirror(jnp.mean(half, axis=tuple(range(1, half.ndim - 1))), maps.shape[-1])
 
 
+def frequency_grid(h: int, w: int) -> np.ndarray:
+    """(h, w) distance of each place of a centred spectrum from frequency zero, in cycles per pixel."""
+    u, v = np.arange(h)[:, None] - h // 2, np.arange(w)[None] - w // 2
+    return np.hypot(u / h, v / w)
+
+
 def spatial_spectrum(maps: jax.Array) -> jax.Array:
     """Mean amplitude over channels of the orthonormal 2-D FFT over space, with frequency zero in the middle.
 
@@ -131,6 +137,13 @@ def _side(h: int, w: int) -> int:
     return min(h, w) if min(h, w) > 1 else max(h, w)
 
 
+def rings(h: int, w: int) -> np.ndarray:
+    """(h, w) int: the ring of each place of a centred spectrum, corners included; see `radial_profile`."""
+    u, v = np.arange(h)[:, None] - h // 2, np.arange(w)[None] - w // 2
+    side = _side(h, w)
+    return np.floor(np.hypot(u * side / h, v * side / w) + 0.5).astype(int)
+
+
 def radial_frequencies(h: int, w: int) -> np.ndarray:
     """Frequency in the middle of each ring of `radial_profile`.
 
@@ -173,9 +186,7 @@ def radial_profile(spectrum: jax.Array) -> jax.Array:
         raise ShapeError(f"The spectrum has shape {spectrum.shape}. Pass (..., height, width).")
     h, w = spectrum.shape[-2:]
     count = len(radial_frequencies(h, w))
-    u, v = np.arange(h)[:, None] - h // 2, np.arange(w)[None] - w // 2
-    side = _side(h, w)
-    ring = np.floor(np.hypot(u * side / h, v * side / w) + 0.5).astype(int)
+    ring = rings(h, w)
     member = ring.reshape(-1, 1) == np.arange(count)
     weights = member / member.sum(axis=0)
     x = jnp.asarray(spectrum, jnp.promote_types(spectrum.dtype, jnp.float32))

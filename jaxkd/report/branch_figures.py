@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ from jaxkd.analysis.branches import (
     over_pairs,
     subjects,
 )
+from jaxkd.analysis.spectrum import frequency_grid
 from jaxkd.report import style
 from jaxkd.report.plan import Figure
-from jaxkd.report.results import array, number, pick, short_number
+from jaxkd.report.results import array, images_in_words, number, pick, short_number
 
 Results = dict[str, Any]
 Network = dict[str, Any]
 Drawn = tuple[Any, list[Any]]  # a figure, and the axes whose lines the legend names
+Value = Callable[[dict[str, Any]], tuple[float, float]]  # block -> mean and standard deviation over images
 MOST_BLOCKS = 6  # that are drawn as maps and profiles; numbers are of all
 DECADES = 2.0  # of amplitude that a map shows below its brightest places
 DEFINITIONS = "The definitions are jaxkd's own: how the MDBN paper made its Fourier analysis is not published."
@@ -36,45 +39,48 @@ def branch_sentences(results: Results) -> list[str]:
     return _differences(results) + _ratios(results)
 
 
-def branch_caption(results: Results) -> str:
-    """Summary as plain text, one paragraph a line: what the numbers show, the numbers, what they cannot show."""
-    return "\n".join(
-        [
-            f"What it shows: Amplitude spectra of branch outputs, {_over(results)}. {_high(results)} {DIFFERENTIATION}",
-            f"Numbers: {' '.join(branch_sentences(results))}",
-            f"What it cannot show: {DEFINITIONS} {_CANNOT['differentiation']}",
-        ]
-    )
-
-
 DIFFERENTIATION = (
     "Differentiation is the total variation distance between the deep and the shallow branch's distributions of energy "
     "over rings of equal frequency: the share of energy that would have to move. 0: the same spectrum up to scale, 1: "
     "no frequency in common."
 )
-_CANNOT = {
-    "differentiation": "It shows that two branches differ, not which is finer (see the ratios), nor that the "
-    "difference helps the picture. Two convolutions reach further than one, so branches differ even untrained; and the "
-    "untrained network is one draw of initial weights.",
-    "high_low": "A ratio says nothing about size: a branch with a high one may be weak. High frequencies may be "
-    "detail, noise or the artefacts of a filter; this number does not show which.",
-    "outputs": "A block's output holds all that the blocks before it have added to the first features, so that it says "
-    "little about the block alone. Networks of different width, depth or training differ for more reasons than their "
-    "branches.",
-    "profiles": "Each curve is relative to its own mean, so that shapes can be compared and sizes cannot. Corners of "
-    "the spectrum, beyond 0.5 cycles per pixel, are left out here; the numbers count them.",
-    "maps": "Each map is relative to its own brightest places, so that sizes cannot be compared. A map is a mean over "
-    "channels and images; a bright cross comes from horizontal and vertical edges, of which photographs are full.",
+FAMILIES = {  # section of the page, what the figure cannot show
+    "differentiation": (
+        "Do the branches differ?",
+        "It shows that two branches differ, not which is finer (see the ratios), nor that the difference helps the "
+        "picture. Two convolutions reach further than one, so branches differ even untrained; and the untrained "
+        "network is one draw of initial weights.",
+    ),
+    "high_low": (
+        "Which branch is finer?",
+        "A ratio says nothing about size: a branch with a high one may be weak. High frequencies may be detail, noise "
+        "or the artefacts of a filter; this number does not show which.",
+    ),
+    "outputs": (
+        "Beside networks of one branch",
+        "A block's output holds all that the blocks before it have added to the first features, so that it says little "
+        "about the block alone. Networks of different width, depth or training differ for more reasons than their "
+        "branches.",
+    ),
+    "profiles": (
+        "Spectra by radius",
+        "Each curve is relative to its own mean, so that shapes can be compared and sizes cannot. Corners of "
+        "the spectrum, beyond 0.5 cycles per pixel, are left out here; the numbers count them.",
+    ),
+    "maps": (
+        "Spectra in two dimensions",
+        "Each map is relative to its own brightest places, so that sizes cannot be compared. A map is a mean over "
+        "channels and images; a bright cross comes from horizontal and vertical edges, of which photographs are full.",
+    ),
 }
 _BARS = "Bars: plus and minus one standard deviation over images."
 _CONTROL = "Thin dotted lines: the same network untrained."
 
 
-def _over(results: Results) -> str:
-    settings = results["settings"]
-    height, width = settings["crop"]
-    count = f"n = {settings['images']} image{'s' if settings['images'] != 1 else ''}"
-    return f"over {count}, crops of {width} x {height} pixels of the small image"
+def crops_in_words(results: Results) -> str:
+    """ "crops of 48 x 32 pixels of the small image"."""
+    height, width = results["settings"]["crop"]
+    return f"crops of {width} x {height} pixels of the small image"
 
 
 def _high(results: Results) -> str:
@@ -123,8 +129,7 @@ def _untrained(control: Network | None, words: Any) -> str:
 
 def _white_noise(results: Results) -> float:
     """High/low ratio of noise: of the areas on both sides of the cut."""
-    h, w = results["networks"][0]["grid"]
-    frequency = np.hypot((np.arange(h)[:, None] - h // 2) / h, (np.arange(w)[None] - w // 2) / w)
+    frequency = frequency_grid(*results["networks"][0]["grid"])
     low = int(((frequency < results["settings"]["cut"]) & (frequency > 0)).sum())
     return float((frequency >= results["settings"]["cut"]).sum()) / low if low else np.nan
 
@@ -143,13 +148,14 @@ def draw_branches(results: Results, folder: str | Path) -> list[Figure]:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     done: list[Figure] = []
+    over = f"{images_in_words(results)}, {crops_in_words(results)}"
 
     def add(name: str, title: str, drawn: Drawn, shows: str) -> None:
-        figure = style.add_legend(drawn[0], f"{_over(results)[5:]}. {DEFINITIONS}", drawn[1])
+        figure = style.add_legend(drawn[0], f"{over}. {DEFINITIONS}", drawn[1])
         png, pdf = style.save(figure, folder, name)
-        cannot = _CANNOT[name.rstrip("_0123456789")]
-        caption = f"What it shows: {shows} O{_over(results)[1:]}.\nWhat it cannot show: {cannot}"
-        done.append(Figure(name, title, png, pdf, caption))
+        family, cannot = FAMILIES[name.rstrip("_0123456789")]
+        caption = f"What it shows: {shows} Over {over}.\nWhat it cannot show: {cannot}"
+        done.append(Figure(name, title, family, png, pdf, caption))
 
     all_of = subjects(results)
     with style.applied():
@@ -227,71 +233,69 @@ def _style(i: int, control: bool = False) -> dict[str, Any]:
 
 
 def _draw_differentiation(results: Results) -> Drawn:
-    figure, (axis,) = style.panels(1, width=7.5, height=3.9)
-    highest = []
-    for i, (network, control) in enumerate((n, c) for n, c in subjects(results) if branched(n)):
-        for one in filter(None, (network, control)):
-            mean, sd = (
-                np.array([number(pick(b, "differentiation", k)) for b in one["blocks"]]) for k in ("mean", "sd")
-            )
-            _line(axis, results, one, mean, sd, _style(i, one is control))
-            highest += [*(mean + sd)[np.isfinite(mean + sd)]]
-    axis.set(
-        ylabel="differentiation: total variation\ndistance (0 to 1)", ylim=(0, min(1.02, 1.15 * max(highest or [1])))
-    )
-    _label(axis, results)
+    found = [(network, control) for network, control in subjects(results) if branched(network)]
+    figure, axis, values = _draw_networks(results, found, _differentiation)
+    high = values[np.isfinite(values)].max(initial=0)
+    axis.set(ylabel="differentiation: total variation\ndistance (0 to 1)", ylim=(0, min(1.02, 1.15 * (high or 1))))
     return figure, [axis]
+
+
+def _differentiation(block: dict[str, Any]) -> tuple[float, float]:
+    mean, sd = (number(pick(block, "differentiation", k)) for k in ("mean", "sd"))
+    return mean, sd
+
+
+def _draw_outputs(results: Results) -> Drawn:
+    figure, axis, values = _draw_networks(results, subjects(results), partial(over_pairs, branch="output"))
+    _ratio_axes([axis], results, values[:2])
+    return figure, [axis]
+
+
+def _draw_networks(results: Results, found: Sequence[tuple[Network, Network | None]], value: Value) -> tuple:
+    """(figure, axis, values as of `_line`) of a line for each network and control."""
+    figure, (axis,) = style.panels(1, width=7.5, height=3.9)
+    values = [
+        _line(axis, results, one, value, _style(i, one is control))
+        for i, (network, control) in enumerate(found)
+        for one in filter(None, (network, control))
+    ]
+    _label(axis, results)
+    return figure, axis, np.concatenate(values, axis=1)
 
 
 def _draw_high_low(results: Results) -> Drawn:
     """A panel per network: its branches, or its outputs, and those of its control."""
     found = subjects(results)
     figure, axes = style.panels(len(found), columns=2, width=5.2, height=3.6, sharey=True)
-    everything: list[np.ndarray] = []
+    values = []
     for axis, (network, control) in zip(axes, found, strict=True):
         for one in filter(None, (network, control)):
             for branch in BRANCHES if branched(one) else ("output",):
-                values = [over_pairs(b, branch) for b in one["blocks"]]
-                mean, sd = np.array(values).T
-                more = ", untrained" if one is control else ""
-                _line(axis, results, one, mean, sd, _style(ROWS[branch], one is control), f"{branch}{more}")
-                everything += [mean, mean - sd]
+                label = f"{branch}, untrained" if one is control else branch
+                line = _style(ROWS[branch], one is control)
+                values.append(_line(axis, results, one, partial(over_pairs, branch=branch), line, label))
         axis.set_title(style.plain(network["label"], 44))
         _label(axis, results)
-    _ratio_axes(axes, results, everything, columns=2)
+    _ratio_axes(axes, results, np.concatenate(values, axis=1)[:2], columns=2)
     return figure, axes
 
 
-def _draw_outputs(results: Results) -> Drawn:
-    figure, (axis,) = style.panels(1, width=7.5, height=3.9)
-    everything: list[np.ndarray] = []
-    for i, (network, control) in enumerate(subjects(results)):
-        for one in filter(None, (network, control)):
-            mean, sd = np.array([over_pairs(b, "output") for b in one["blocks"]]).T
-            _line(axis, results, one, mean, sd, _style(i, one is control))
-            everything += [mean, mean - sd]
-    _label(axis, results)
-    _ratio_axes([axis], results, everything)
-    return figure, [axis]
+def _line(axis: Any, results: Results, network: Network, value: Value, line: dict, label: str = "") -> np.ndarray:
+    """Draws a line over blocks with bars; returns (3, blocks): mean less sd, mean, mean plus sd."""
+    mean, sd = np.array([value(block) for block in network["blocks"]]).T
+    if np.isfinite(mean).any():
+        x = style.positions({"layers": network["blocks"]}, relative=_relative(results))
+        most = max(len(n["blocks"]) for n in results["networks"])
+        spacing = 1 / max(1, most - 1) if _relative(results) else 1
+        x = x + 0.06 * spacing * (len(axis.containers) - 1.5)  # bars side by side
+        options = {"capsize": 2, "elinewidth": 0.8, "label": style.plain(label or network["label"], 40)}
+        axis.errorbar(x, mean, yerr=sd, **line, **options)
+    return np.stack([mean - sd, mean, mean + sd])
 
 
-def _line(
-    axis: Any, results: Results, network: Network, mean: np.ndarray, sd: np.ndarray, line: dict, label: str = ""
-) -> None:
-    if not np.isfinite(mean).any():
-        return
-    x = style.positions({"layers": network["blocks"]}, relative=_relative(results))
-    most = max(len(n["blocks"]) for n in results["networks"])
-    spacing = 1 / max(1, most - 1) if _relative(results) else 1
-    x = x + 0.06 * spacing * (len(axis.containers) - 1.5)  # bars side by side
-    options = {"capsize": 2, "elinewidth": 0.8, "label": style.plain(label or network["label"], 40)}
-    axis.errorbar(x, mean, yerr=sd, **line, **options)
-
-
-def _ratio_axes(axes: Sequence[Any], results: Results, values: list[np.ndarray], columns: int = 1) -> None:
+def _ratio_axes(axes: Sequence[Any], results: Results, values: np.ndarray, columns: int = 1) -> None:
     """One scale for all: logarithmic if the ratios span much and no bar reaches zero."""
-    joined = np.concatenate(values) if values else np.zeros(0)
-    style.log_if_wide(axes[0], joined, ratio=5)
+    style.log_if_wide(axes[0], values, ratio=5)
     for axis in axes[::columns]:
         axis.set_ylabel(f"energy from {results['settings']['cut']:g} cycles per\npixel on / energy below")
     if axes[0].get_yscale() == "linear":

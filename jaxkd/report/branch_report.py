@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxkd.analysis.branches import BRANCHES, branched, higher_in_deep, mean_differentiation, mean_of, subjects
-from jaxkd.errors import ConfigError
-from jaxkd.report.branch_figures import DIFFERENTIATION, branch_caption, draw_branches
-from jaxkd.report.html import DASH, Section, Table, made_section, side_by_side, write_page
+from jaxkd.report.branch_figures import DIFFERENTIATION, crops_in_words, draw_branches
+from jaxkd.report.html import DASH, Section, Table, figure_sections, made_section, side_by_side, write_page
 from jaxkd.report.plan import Figure
-from jaxkd.report.results import join_words, number, pick, short_number
+from jaxkd.report.results import images_in_words, join_words, number, pick, short_number
 from jaxkd.report.tables import Row, write_csv
 
 Results = dict[str, Any]
@@ -20,55 +19,24 @@ NAMES = ("results.json", "branches.csv", "branch_profiles.csv")
 SCALARS = ("high_low", "mean_frequency", "mean_share")
 PLACE = ["network", "block", "pair", "branch"]
 HEADER = [*PLACE, *(f"{s}{e}" for s in SCALARS for e in ("", "_sd")), "differentiation"]
-FAMILIES = {
-    "differentiation": "Do the branches differ?",
-    "high_low": "Which branch is finer?",
-    "outputs": "Beside networks of one branch",
-    "profiles": "Spectra by radius",
-    "maps": "Spectra in two dimensions",
-}
 
 
-def check_out(folder: str | Path, *, overwrite: bool = False) -> Path:
-    """`folder`, if results may be written there; call it before the work starts.
-
-    Raises:
-      ConfigError: it holds an earlier analysis, or is a file.
-    """
-    folder = Path(folder).expanduser()
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f'--out="{folder}" is a file. Name a folder.')
-    there = [name for name in NAMES if (folder / name).exists()]
-    if there and not overwrite:
-        raise ConfigError(
-            f'--out="{folder}" holds an earlier analysis ({there[0]}). Choose another folder, or add --overwrite.'
-        )
-    return folder
-
-
-def write_branches(
-    results: Results, folder: str | Path, *, overwrite: bool = False, figures: bool = True
-) -> list[Path]:
+def write_branches(results: Results, folder: str | Path, *, figures: bool = True) -> list[Path]:
     """Writes results.json, branches.csv (a line a branch), branch_profiles.csv (a line a ring), figures and a page.
 
     Args:
       results: of `analysis.pipeline.branches.analyse_branches`; "skipped", sentences on images that were left out, and
         a "command" among the settings are shown if there.
-      folder: made if it is not there.
-      overwrite: replace earlier results.
+      folder: made if it is not there; files of the same names are replaced.
       figures: also figures/*.png and .pdf, and report.html with them.
 
     Returns:
       The paths written.
-
-    Raises:
-      ConfigError: see `check_out`.
     """
-    folder = check_out(folder, overwrite=overwrite)
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / name for name in NAMES]
-    content = {**results, "caption": branch_caption(results)}
-    written[0].write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
+    written[0].write_text(json.dumps(results, allow_nan=False), encoding="utf-8")
     write_csv(written[1], HEADER, _scalars(results))
     write_csv(written[2], [*PLACE, "cycles_per_pixel", "amplitude"], _profiles(results))
     if figures:
@@ -105,20 +73,13 @@ def _profiles(results: Results) -> Iterator[Row]:
 def write_branch_page(results: Results, figures: Sequence[Figure], path: Path) -> Path:
     """Writes the page; `figures` are those of `draw_branches` for the same results. Returns `path`."""
     settings = results["settings"]
-    families: dict[str, list[Figure]] = {}
-    for figure in figures:
-        families.setdefault(FAMILIES[figure.name.rstrip("_0123456789")], []).append(figure)
-    height, width = settings["crop"]
-    facts = [
-        f"n = {settings['images']} image{'s' if settings['images'] != 1 else ''}",
-        f"crops of {width} x {height} pixels of the small image",
-        *(str(settings[k]) for k in ("source", "device", "date") if settings.get(k)),
-    ]
+    facts = [images_in_words(results), crops_in_words(results)]
+    facts += [str(settings.get(k) or "") for k in ("source", "device", "date")]
     sections = [
         Section("Overview", tables=[_overview(results["networks"])]),
         Section("What was computed", paragraphs=_computed(settings)),
         Section("Images left out", notes=[("", s) for s in results.get("skipped") or []]),
-        *(Section(family, figures=found) for family, found in families.items()),
+        *figure_sections(figures),
         Section("Numbers by block", tables=[_block_table(n) for n in results["networks"]]),
         made_section(results),
     ]
@@ -155,8 +116,6 @@ def _overview(networks: Sequence[dict[str, Any]]) -> Table:
 
 
 def _computed(settings: dict[str, Any]) -> list[tuple[str, str]]:
-    window = "multiplied by a Hann window (so that edges do not look like high frequencies)"
-    shaped = f"{window} and transformed" if settings["window"] == "hann" else "transformed"
     return [
         (
             "Branches.",
@@ -169,9 +128,9 @@ def _computed(settings: dict[str, Any]) -> list[tuple[str, str]]:
             "The MDBN paper (arXiv 2309.17334) shows by Fourier analysis that deep branches carry fine structure and "
             "shallow ones smooth content; its exact procedure is not published, so jaxkd defines its own and the "
             "numbers are not those of the paper. Each channel of a branch's output, before the two are added, loses "
-            f"its mean over the image, is {shaped} in two dimensions. Energy is the squared modulus, mean over "
-            "channels; frequencies are in cycles per pixel of the small image, the network's input (0.5: every second "
-            "pixel).",
+            "its mean over the image, is multiplied by a Hann window (so that edges do not look like high frequencies) "
+            "and transformed in two dimensions. Energy is the squared modulus, mean over channels; frequencies are in "
+            "cycles per pixel of the small image, the network's input (0.5: every second pixel).",
         ),
         (
             "High/low ratio.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -39,7 +40,7 @@ def profile(axis: Any, results: Results, statistic: str, relative: bool) -> None
     style.label_depth(axis, relative)
 
 
-def draw_profiles(results: Results, *statistics: str) -> Any:
+def draw_profiles(results: Results, statistics: Sequence[str]) -> Any:
     """One panel for each of `statistics` that any model has."""
     shown = [s for s in statistics if models_with(results, "per_layer", s, "mean")]
     models = [m for m in models_of(results) if any(m in models_with(results, "per_layer", s, "mean") for s in shown)]
@@ -125,12 +126,8 @@ def _profiles(
     name: str, title: str, statistics: tuple[str, ...], words: tuple[str, ...], shows: str, cannot: str
 ) -> Plan:
     """A figure of one panel per statistic."""
-    draw = partial(_draw_statistics, statistics=statistics)
+    draw = partial(draw_profiles, statistics=statistics)
     return Plan(name, title, LAYERS, draw, per_layer(*statistics), words, shows, cannot)
-
-
-def _draw_statistics(results: Results, statistics: tuple[str, ...]) -> Any:
-    return draw_profiles(results, *statistics)
 
 
 def other_plans(results: Results) -> tuple[Plan, ...]:

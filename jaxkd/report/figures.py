@@ -54,7 +54,8 @@ def write_figures(results: Results, folder: Path) -> list[Figure]:
         if any(map(plan.has, plan.sources(results))):
             with style.applied():
                 png, pdf = style.save(plan.draw(results), folder, plan.name)
-            done.append(Figure(plan.name, plan.title, png, pdf, plan.caption(results) + _missing(plan, results)))
+            caption = plan.caption(results) + _missing(plan, results)
+            done.append(Figure(plan.name, plan.title, plan.family, png, pdf, caption))
     return done
 
 
@@ -72,8 +73,3 @@ def left_out(results: Results) -> list[tuple[str, str]]:
         missing = f"The results hold no numbers for {' or '.join(names).replace('_', ' ')}."
         out.append((plan.title, _reasons(plan, sources) or missing))
     return out
-
-
-def family_of(name: str) -> str:
-    """Section of the report in which the figure `name` stands."""
-    return next((plan.family for plan in PLANS if plan.name == name), LAYERS)

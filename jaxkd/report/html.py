@@ -130,15 +130,12 @@ def write_report(results: Results, figures: Sequence[Figure], path: Path) -> Non
     """
     path = Path(path)
     models = models_of(results)
-    families: dict[str, list[Figure]] = {}
-    for figure in figures:
-        families.setdefault(all_figures.family_of(figure.name), []).append(figure)
     facts = [images_in_words(results), seed_in_words(results)]
     facts += [str(pick(results, "settings", k) or "") for k in ("source", "device", "date")]
     sections = [
         Section("Overview", tables=[_overview(models)]),
         Section("Notes", notes=_notes(results)),
-        *(Section(family, figures=found) for family, found in families.items()),
+        *figure_sections(figures),
         Section("Suggested layer pairs", tables=_suggestions(results)),
         _saliency(results, path.parent),
         Section("Numbers by layer", tables=[_layer_table(m) for m in models]),
@@ -146,6 +143,14 @@ def write_report(results: Results, figures: Sequence[Figure], path: Path) -> Non
         made_section(results),
     ]
     write_page(path, f"Feature analysis of {join_words(label_of(m) for m in models)}", facts, sections)
+
+
+def figure_sections(figures: Iterable[Figure]) -> list[Section]:
+    """A section for each family of figures, in the order of the figures."""
+    families: dict[str, list[Figure]] = {}
+    for figure in figures:
+        families.setdefault(figure.family, []).append(figure)
+    return [Section(family, figures=found) for family, found in families.items()]
 
 
 def side_by_side(names: Cells, rows: Iterable[tuple[str, str, Iterable[str]]]) -> Table:

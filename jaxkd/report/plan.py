@@ -19,10 +19,14 @@ PAIRS = "Teacher and student"
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure on disk; its caption is plain text, one paragraph a line (shows, cannot show, what is missing)."""
+    """A figure on disk.
+
+    `family` is its section of the page; its caption is plain text, one paragraph a line (shows, cannot show, missing).
+    """
 
     name: str
     title: str
+    family: str
     png: Path
     pdf: Path
     caption: str

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from jaxkd.errors import DataError, ShapeError
 
@@ -59,21 +59,19 @@ def draw_saliency(
             )
     if labels and len(labels) != len(images):
         raise ShapeError(f"{len(labels)} labels came with {len(images)} images. Give one for each, or none.")
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     rows, columns = len(images), 1 + len(maps)
     size = (2.5 * columns + 0.3, rows * (2.4 * images.shape[1] / images.shape[2] + 0.3) + 0.6)
-    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     for row, axis_row in enumerate(axes):
         axis_row[0].imshow(images[row])
         if labels:
             axis_row[0].set_ylabel(labels[row], fontsize=9)
         for axis, (title, value) in zip(axis_row[1:], maps.items(), strict=True):
-            heat, words = colour_map(value[row], PERCENTILE)
-            axis.imshow(heat)
+            top, words = scale_of(value[row], PERCENTILE)
+            axis.imshow(value[row], cmap=colours(), vmin=0, vmax=top)
             axis.set_xlabel(words, fontsize=8, color="#444444")
             if not row:
                 axis.set_title(title, fontsize=10)
@@ -84,7 +82,6 @@ def draw_saliency(
     if caption:
         figure.supxlabel(caption, fontsize=8, color="#555555", wrap=True)
     figure.savefig(path, dpi=130)
-    plt.close(figure)
 
 
 def draw_layer_animation(
@@ -123,11 +120,11 @@ def draw_layer_animation(
                 f'The map of "{name}" has shape {value.shape} instead of (h, w). '
                 "Pick the image: {name: map[i] for name, map in maps.items()}."
             )
-    finite = [v[np.isfinite(v)] for v in maps.values()]
-    top = max((v.max() for v in finite if v.size), default=0.0) if shared_scale else None
+    top = max(scale_of(v)[0] for v in maps.values()) if shared_scale else None
     means = np.array([v.mean() if np.isfinite(v).all() else np.nan for v in maps.values()])
     frames = [_frame(image, maps, index, means, top, title) for index in range(len(maps))]
-    palette = _palette(frames)
+    # One palette for all: with one for each frame, the unchanged image would flicker.
+    palette = Image.fromarray(np.concatenate([np.asarray(f) for f in frames])).quantize(dither=Image.Dither.NONE)
     frames = [f.quantize(palette=palette, dither=Image.Dither.NONE) for f in frames]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=milliseconds, loop=0, disposal=1)
 
@@ -159,118 +156,89 @@ def write_saliency(found: Iterable[Any], folder: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def colour_map(values: np.ndarray, percentile: float = 100.0, top: float | None = None) -> tuple[np.ndarray, str]:
-    """A map in colours, and its scale in words.
+def colours() -> Any:
+    """The colour map of all maps; positions that are not finite are in NOT_FINITE."""
+    import matplotlib
+
+    return matplotlib.colormaps[COLOURS].with_extremes(bad=NOT_FINITE)
+
+
+def scale_of(values: np.ndarray, percentile: float = 100.0) -> tuple[float, str]:
+    """The value of a map's brightest colour, and its scale in words.
 
     Args:
       values: (h, w) >= 0.
-      percentile: of the finite values that becomes the brightest colour, unless
-      top: is given.
+      percentile: of the finite values that becomes the brightest colour.
 
     Returns:
-      (h, w, 3) in [0, 1], black for 0 and for a map of nothing but zeros; positions that are not finite in NOT_FINITE.
-      The scale in words, which say so when a map is all zero or not finite somewhere.
+      A positive number, 1 for a map without positive values; the words say so when a map is all zero or not finite
+      somewhere.
     """
-    import matplotlib
-
-    finite = np.isfinite(values)
-    count = values.size - int(finite.sum())
-    inside = values[finite]
+    inside = values[np.isfinite(values)]
     if not inside.size:
-        return np.broadcast_to(np.float64(NOT_FINITE), (*values.shape, 3)).copy(), "no finite value: nothing to show"
-    if top is None:
-        # More than 99 % zeros would make the percentile 0 and everything white.
-        top = np.percentile(inside, percentile) or inside.max()
-    heat = matplotlib.colormaps[COLOURS](np.where(finite, values, 0) / (top if top > 0 else 1))[..., :3]
-    heat[~finite] = NOT_FINITE
-    words = "zero everywhere" if not inside.any() else f"black 0, brightest {top:.2g}"
-    return heat, words + (f"; {count} of {values.size} not finite" if count else "")
+        return 1.0, "no finite value: nothing to show"
+    # More than 99 % zeros would make the percentile 0 and everything white.
+    top = np.percentile(inside, percentile) or inside.max()
+    words = f"black 0, brightest {top:.2g}" if inside.any() else "zero everywhere"
+    count = values.size - inside.size
+    return float(top) or 1.0, words + (f"; {count} of {values.size} not finite" if count else "")
 
 
 def _frame(
     image: np.ndarray, maps: Mapping[str, np.ndarray], index: int, means: np.ndarray, top: float | None, title: str
 ) -> Image.Image:
-    """One frame of `draw_layer_animation`."""
+    """One frame of `draw_layer_animation`; lengths are in pixels."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+    from matplotlib.figure import Figure
+
     name, value = list(maps.items())[index]
-    scale = max(1, -(-224 // image.shape[1]))
-    width, height = image.shape[1] * scale, image.shape[0] * scale
+    own, words = scale_of(value)
+    enlarged = max(1, -(-224 // image.shape[1]))
+    height, width = (enlarged * n for n in image.shape[:2])
     edge, head, foot = 8, 40, 62
-    canvas = Image.new("RGB", (2 * width + 3 * edge, head + height + foot), "white")
-    draw = ImageDraw.Draw(canvas)
-    font, small = ImageFont.load_default(15), ImageFont.load_default(12)
-    draw.text((edge, 4), title, "#444444", font=small)
-    draw.text((edge, 19), f"{name}   ({index + 1} of {len(maps)})", "black", font=font)
+    right, size = width + 2 * edge, np.array([2 * width + 3 * edge, head + height + foot])
+    figure = Figure(figsize=size / 100, dpi=100)
 
-    photo = Image.fromarray((image * 255).round().astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST)
-    canvas.paste(photo, (edge, head))
-    # The map is interpolated before it is coloured: a mean of colours is not the colour of the mean. Where a neighbour
-    # is not finite, so is the result.
-    fine = Image.fromarray(value.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
-    _, words = colour_map(value, 100.0, top)
-    inside = value[np.isfinite(value)]
-    if value.size > 1 or not inside.size:
-        heat, _ = colour_map(np.asarray(fine), 100.0, top if top is not None else inside.max() if inside.size else 0.0)
-    else:  # one colour all over would look as if everything mattered
-        heat, words = np.zeros((height, width, 3)), ""
-    grey = np.asarray(photo.convert("L"), np.float64)[..., None] / 255
-    # Dim enough that brightness means gradient, bright enough to see what lies below.
-    mixed = np.clip(0.22 * grey + 0.85 * heat, 0, 1)
-    canvas.paste(Image.fromarray((mixed * 255).round().astype(np.uint8)), (width + 2 * edge, head))
+    def place(left: int, bottom: int, w: int, h: int) -> Any:
+        axis = figure.add_axes((*np.array([left, bottom]) / size, *np.array([w, h]) / size))
+        axis.axis("off")
+        return axis
 
+    def write(left: int, bottom: int, text: str, colour: str = "#444444", points: float = 8.5) -> None:
+        figure.text(left, bottom, text, color=colour, fontsize=points, transform=None)
+
+    write(edge, size[1] - 14, title)
+    write(edge, size[1] - 33, f"{name}   ({index + 1} of {len(maps)})", "black", 11)
+    place(edge, foot, width, height).imshow(image, interpolation="nearest")
+    panel = place(right, foot, width, height)
+    extent = (0, 1, 0, 1)
+    grey = image @ (0.299, 0.587, 0.114)
+    panel.imshow(grey, cmap="gray", vmin=0, vmax=1, interpolation="nearest", extent=extent)
+    single = value.size == 1 and np.isfinite(value).all()
+    norm = Normalize(0, top or own)
+    # So opaque that brightness means gradient, and what lies below can be seen. A mean of colours is not the colour of
+    # the mean, so the map is interpolated before it is coloured.
+    options = {"alpha": 0.8, "interpolation": "bilinear", "interpolation_stage": "data", "aspect": "auto"}
+    # One colour all over would look as if everything mattered.
+    panel.imshow(np.zeros((1, 1)) if single else value, cmap=colours(), norm=norm, extent=extent, **options)
+    if not single:
+        bar = place(right, foot - 32, width, 10)
+        figure.colorbar(ScalarMappable(norm, colours()), cax=bar, orientation="horizontal", ticks=[])
     grid = f"{value.shape[0]} x {value.shape[1]} grid" if value.size > 1 else "no grid: one value for the image"
-    draw.text((width + 2 * edge, head + height + 4), grid, "#444444", font=small)
-    if words:
-        canvas.paste(_ramp(width, 10), (width + 2 * edge, head + height + 22))
-    draw.text((width + 2 * edge, head + height + 36), words, "#444444", font=small)
-    _bars(draw, means, index, (edge, head + height + 4, width, foot - 24), small)
-    return canvas
-
-
-def _ramp(width: int, height: int) -> Image.Image:
-    """The scale from 0 at the left to the brightest colour."""
-    ramp, _ = colour_map(np.linspace(0, 1, width)[None].repeat(height, axis=0))
-    return Image.fromarray((ramp * 255).round().astype(np.uint8))
-
-
-def _palette(frames: Sequence[Image.Image]) -> Image.Image:
-    """256 colours for all frames (with one palette each, the unchanged image would flicker).
-
-    The image, the maps with the scale, and the greys of the text get shares of their own: by number of pixels alone,
-    the image would take most.
-    """
-    half, height = frames[0].width // 2, frames[0].height
-    image = frames[0].crop((0, 0, half, height))
-    maps = Image.new("RGB", (half, height * (len(frames) + 1)))
-    for i, frame in enumerate(frames):
-        maps.paste(frame.crop((half, 0, 2 * half, height)), (0, i * height))
-    maps.paste(_ramp(half, height), (0, len(frames) * height))
-    colours = [value for step in range(16) for value in (17 * step,) * 3]
-    for part, count in ((image, 80), (maps, 160)):
-        used = part.quantize(count, dither=Image.Dither.NONE).getpalette()[: 3 * count]
-        colours += used + used[-3:] * (count - len(used) // 3)
-    palette = Image.new("P", (1, 1))
-    palette.putpalette(colours)
-    return palette
-
-
-def _bars(draw: ImageDraw.ImageDraw, means: np.ndarray, index: int, box: tuple[int, int, int, int], font: Any) -> None:
-    """One bar per layer in (left, top, width, height), in logarithm; below, the present mean in words."""
-    left, above, width, height = box
-    logs = np.log10(means, out=np.full(len(means), np.nan), where=means > 0)
-    heights = np.zeros(len(means), int)
-    if np.isfinite(logs).any():
-        low, high = np.nanmin(logs), np.nanmax(logs)
-        share = (logs - low) / max(high - low, 1e-9)
-        heights = np.nan_to_num(4 + (height - 4) * (share if high > low else np.ones_like(share))).astype(int)
-    step = width / len(means)
-    for i, tall in enumerate(heights):
-        if tall:
-            ends = (left + i * step, left + max((i + 0.8) * step, i * step + 1))
-            draw.rectangle(
-                (ends[0], above + height - tall, ends[1], above + height), "#222222" if i == index else "#bbbbbb"
-            )
-    words = "not finite" if np.isnan(means[index]) else f"{means[index]:.2g}"
-    draw.text((left, above + height + 3), f"mean {words} (bars: log scale)", "#444444", font=font)
+    write(right, foot - 16, grid)
+    write(right, foot - 46, "" if single else words)
+    bars, shown = place(edge, 20, width, foot - 24), np.flatnonzero(means > 0)
+    if shown.size:
+        bars.bar(shown, means[shown], color=["#222222" if i == index else "#bbbbbb" for i in shown])
+        low, high = means[shown].min(), means[shown].max()
+        bars.set(yscale="log", xlim=(-0.5, len(means) - 0.5), ylim=(0.9 * low * (low / high) ** 0.1, high))
+    mean = "not finite" if np.isnan(means[index]) else f"{means[index]:.2g}"
+    write(edge, 6, f"mean {mean} (bars: log scale)")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 def _checked_images(images: Any) -> np.ndarray:

@@ -71,7 +71,7 @@ PLANS = (
         "chunks of images.",
         "Dominated by the directions of largest variance; a high value does not mean that a linear map carries over "
         "what the task needs, and it depends on which images were used.",
-        "no band",
+        band="no band",
     ),
     Plan(
         "principal_cosines",
@@ -84,6 +84,6 @@ PLANS = (
         "direction of one is a linear function of the other.",
         "The more directions are kept and the fewer the tokens, the larger the cosines by chance; they weigh a weak "
         "direction like a strong one.",
-        "no band",
+        band="no band",
     ),
 )

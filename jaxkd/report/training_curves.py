@@ -9,12 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxkd.report import style
+
 STYLES = (("#1f3b73", "-"), ("#c44536", "--"), ("#2a8c55", "-."), ("#8b5fbf", ":"))
 MARKERS = ("o", "s", "^", "D")
 COLUMNS = 3  # panels beside one another
 AVERAGE = "ema_"  # before the metric of a moving average
 
 
+@style.applied()
 def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path, *, caption: str = "") -> None:
     """Writes a PNG with the held-out top-1 and loss of each run against its epochs.
 
@@ -23,12 +26,7 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path, *, caption: s
       path: of the PNG.
       caption: printed below.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure, axes = style.panels(2, width=5, height=3.5)
     for (name, rows), (colour, dash) in zip(runs.items(), STYLES * len(runs), strict=False):
         rows = [r for r in rows if isinstance(r.get("loss"), int | float)]
         epochs = [r["epoch"] for r in rows]
@@ -40,14 +38,10 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path, *, caption: s
         axes[0].set_ylim(max(0.0, tops[len(tops) // 4] - 8), 100.5)
     axes[0].set(xlabel="epoch", ylabel="top-1 on held-out images (%)", title="Accuracy")
     axes[1].set(xlabel="epoch", ylabel="cross-entropy on held-out images (nats)", title="Loss", yscale="log")
-    for axis in axes:
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(loc="lower right", frameon=False)
+    axes[0].legend(loc="lower right")
     if caption:
         figure.supxlabel(caption, fontsize=8, color="#555555")
     figure.savefig(path, dpi=130)
-    plt.close(figure)
 
 
 def read_bicubic(workdir: Path) -> dict[str, float]:
@@ -85,6 +79,7 @@ def scores_caption(source: str, seed: int, result: Mapping[str, Any], runs: int 
     )
 
 
+@style.applied()
 def draw_scores(
     runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, *, bicubic: Mapping[str, float], caption: str = ""
 ) -> None:
@@ -98,32 +93,21 @@ def draw_scores(
       bicubic: metric -> what bicubic scores, in dB; a horizontal line.
       caption: printed below.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     found = [name for rows in runs.values() for row in rows for name in score_names(row, bicubic)]
     names = [name for name in dict.fromkeys(found) if "/psnr" in name] or [""]
-    across = min(COLUMNS, len(names))
-    down = math.ceil(len(names) / across)
-    size = (max(6.4, 4.2 * across), 3.8 * down + 0.5)
-    figure, axes = plt.subplots(down, across, figsize=size, layout="constrained", squeeze=False)
-    hidden = sum(_draw_set(axis, name, runs, bicubic.get(name)) for axis, name in zip(axes.flat, names, strict=False))
-    for axis in axes.flat[len(names) :]:
-        axis.set_visible(False)
+    figure, axes = style.panels(len(names), columns=COLUMNS, width=4.2 if len(names) > 1 else 6.4, height=3.8)
+    hidden = sum(_draw_set(axis, name, runs, bicubic.get(name)) for axis, name in zip(axes, names, strict=True))
     averaged = any(name.startswith(AVERAGE) for rows in runs.values() for row in rows for name in row)
     said = (
         "Solid, and the first number: moving average of the weights; dashed, second: raw weights. " if averaged else ""
     )
     if hidden:
         said += f"Left out, below an axis: {hidden} score{'s' if hidden > 1 else ''}."
-    lines = (line for part in (caption, said.strip()) for line in textwrap.wrap(part, width=int(14 * size[0])))
-    text = "\n".join(lines)
+    width = int(14 * figure.get_figwidth())
+    text = "\n".join(textwrap.fill(part, width) for part in (caption, said.strip()) if part)
     if text:
         figure.supxlabel(text, fontsize=8, color="#555555")
     figure.savefig(path, dpi=130)
-    plt.close(figure)
 
 
 def _draw_set(axis: Any, name: str, runs: Mapping[str, Sequence[Mapping[str, Any]]], bicubic: float | None) -> int:
@@ -145,17 +129,15 @@ def _draw_set(axis: Any, name: str, runs: Mapping[str, Sequence[Mapping[str, Any
         label = f"{run.replace('_', ' ')}  {ends or 'no score'}"
         for kind, points in kinds.items():
             main = bool(points) if kind else not kinds[AVERAGE]
-            style = {"linewidth": 1.8, "label": label} if main else {"linewidth": 1.1, "linestyle": (0, (4, 2))}
+            drawn = {"linewidth": 1.8, "label": label} if main else {"linewidth": 1.1, "linestyle": (0, (4, 2))}
             points = [(step, value) for step, value in points if value >= bottom]
             steps, values = [step for step, _ in points], [value for _, value in points]
-            axis.plot(steps, values, color=colour, marker=marker, markersize=4 if main else 2.5, **style)
+            axis.plot(steps, values, color=colour, marker=marker, markersize=4 if main else 2.5, **drawn)
     for value in lines:
         axis.axhline(value, color="#777777", linestyle=":", linewidth=1.5, label=f"bicubic  {value:.2f}")
     group, _, metric = name.partition("/")
     axis.set(xlabel="step", ylabel=f"{metric} (dB)", title=group)
-    axis.grid(alpha=0.3)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(loc="lower right", frameon=False, fontsize=8)
+    axis.legend(loc="lower right", fontsize=8)
     return sum(value < bottom for value in shown)
 
 

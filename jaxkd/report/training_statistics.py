@@ -6,14 +6,15 @@ run cannot leave a table with a row missing or twice.
 
 from __future__ import annotations
 
-import csv
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxkd.analysis.layer_statistics import LAYER_STATISTICS, LayerStatistic
+from jaxkd.data.files import atomic_file
+from jaxkd.report import style
+from jaxkd.report.tables import write_csv
 
 Rows = Sequence[dict[str, Any]]
 DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))  # lines over depth: so many moments
@@ -47,16 +48,10 @@ def write_tables(rows: Rows, folder: Path) -> list[Path]:
     """
     layers, written = layers_of(rows), []
     for name in statistics_of(rows):
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{name}.csv"
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        with temporary.open("w", newline="") as file:
-            table = csv.writer(file, lineterminator="\n")
-            table.writerow(("step", "epoch", *layers))
-            for row in rows:
-                table.writerow((row["step"], row.get("epoch", ""), *_cells(row, name, layers)))
-        temporary.replace(path)
-        written.append(path)
+        table = ([row["step"], row.get("epoch"), *_cells(row, name, layers)] for row in rows)
+        with atomic_file(folder / f"{name}.csv") as temporary:
+            write_csv(temporary, ["step", "epoch", *layers], table)
+        written.append(folder / f"{name}.csv")
     return written
 
 
@@ -90,11 +85,9 @@ def _number(value: Any) -> float:
     return number if math.isfinite(number) else math.nan
 
 
+@style.applied()
 def _draw(name: str, values: list[list[float]], rows: Rows, layers: tuple[str, ...], path: Path, caption: str) -> None:
     import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
     from matplotlib.colors import LogNorm
 
     statistic = LAYER_STATISTICS.get(name, LayerStatistic(name.replace("_", " "), ""))
@@ -104,11 +97,11 @@ def _draw(name: str, values: list[list[float]], rows: Rows, layers: tuple[str, .
     logarithmic = statistic.logarithmic and len(set(known)) > 1
     if logarithmic:
         values = [[v if v > 0 else math.nan for v in row] for row in values]
-    figure, axes = plt.subplots(1, 2, figsize=(12.5, 4.2), layout="constrained", width_ratios=(1.15, 1))
+    figure, axes = style.panels(2, width=6.25, height=3.7, width_ratios=(1.15, 1))
     # A colour map whose lightness is monotone: it survives a printer without colours.
     norm = LogNorm(min(known), max(known)) if logarithmic else None
     by_layer = [list(column) for column in zip(*values, strict=True)]
-    shown = axes[0].imshow(by_layer, aspect="auto", origin="lower", cmap="viridis", norm=norm, interpolation="nearest")
+    shown = style.heat_map(axes[0], by_layer, cmap="viridis", norm=norm)
     figure.colorbar(shown, ax=axes[0], label=unit)
     ticks = _spread(len(rows), 7)
     axes[0].set_xticks(ticks, [f"{rows[i]['step']:,}\n{_epoch(rows[i])}" for i in ticks])
@@ -117,20 +110,15 @@ def _draw(name: str, values: list[list[float]], rows: Rows, layers: tuple[str, .
     axes[0].set(xlabel="step, and epoch below", title=title)
     moments = _spread(len(rows), len(DASHES))
     for place, (i, dash) in enumerate(zip(moments, DASHES, strict=False)):
-        colour = plt.get_cmap("viridis")(0.85 * (1 - place / max(len(moments) - 1, 1)))  # later is darker
+        colour = matplotlib.colormaps["viridis"](0.85 * (1 - place / max(len(moments) - 1, 1)))  # later is darker
         label = f"step {rows[i]['step']:,}" + (f", epoch {_epoch(rows[i])}" if "epoch" in rows[i] else "")
-        axes[1].plot(
-            range(len(layers)), values[i], linestyle=dash, color=colour, label=label, linewidth=1.8, marker="."
-        )
+        axes[1].plot(range(len(layers)), values[i], linestyle=dash, color=colour, label=label, marker=".")
     axes[1].set_xticks(every, [layers[i] for i in every], rotation=60, ha="right", fontsize=8)
     axes[1].set(xlabel="layer", ylabel=unit, title="Over depth", yscale="log" if logarithmic else "linear")
-    axes[1].grid(alpha=0.3)
-    axes[1].spines[["top", "right"]].set_visible(False)
-    axes[1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     if caption:
         figure.supxlabel(caption, fontsize=8, color="#555555")
     figure.savefig(path, dpi=130)
-    plt.close(figure)
 
 
 def _epoch(row: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxkd import models, weights
-from jaxkd.analysis.branches import branch_report
+from jaxkd.analysis.branches import branch_statistics, summarise_branches
 from jaxkd.analysis.pipeline.branches import BranchNetwork, analyse_branches, common_crops, untrained
 from jaxkd.errors import ConfigError, ShapeError
 
@@ -35,7 +35,8 @@ def test_mdbn_and_its_control_over_images_of_several_sizes():
     # the same as the taps of the network on the crops in [0, 1], all at once
     batch = np.stack(common_crops(IMAGES)).astype(np.float32) / 255
     _, features = mdbn.model.apply(mdbn.variables, batch, taps=mdbn.model.tap_names())
-    expected = branch_report(features)["blocks"][1]["pairs"][0]["deep"]
+    statistics = {name: branch_statistics(maps) for name, maps in features.items()}
+    expected = summarise_branches([statistics])["blocks"][1]["pairs"][0]["deep"]
     np.testing.assert_allclose(
         one["blocks"][1]["pairs"][0]["deep"]["distribution"], expected["distribution"], atol=1e-5
     )
@@ -74,7 +75,7 @@ def test_what_is_refused():
     with pytest.raises(ShapeError, match="type float32"):
         analyse_branches([mdbn], [IMAGES[0].astype(np.float32)])
     with pytest.raises(ShapeError, match="crop of 2 pixels"):
-        analyse_branches([mdbn], IMAGES, side=2)
+        common_crops(IMAGES, side=2)
     with pytest.raises(ConfigError, match="label of its own"):
         analyse_branches([mdbn, mdbn], IMAGES)
     deit = models.create("deit_tiny_patch16_224", img_size=32, embed_dim=24, depth=1, num_heads=2)

@@ -46,7 +46,9 @@ def test_golden_pca(golden):
     curves = lowrank.captured_energy(g["tokens_mnd"], pca.eigenvectors)
     np.testing.assert_allclose(curves, g["pca_curves_md"], atol=1e-5)
     np.testing.assert_array_equal(lowrank.required_d(curves), g["pca_required_d_80_90_95_99"])
-    np.testing.assert_array_equal(lowrank.global_d(pca.eigenvalues), g["pca_global_d_80_90_95_99"])
+    np.testing.assert_array_equal(
+        lowrank.ranks_from_energies(pca.eigenvalues, lowrank.PCA_THRESHOLDS), g["pca_global_d_80_90_95_99"]
+    )
     assert pca.mean is None and pca.tokens == 120
 
 

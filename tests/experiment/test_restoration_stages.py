@@ -43,20 +43,17 @@ def rows_of(gain: float, ema: bool = True) -> list[dict]:
 @pytest.fixture
 def drawn(monkeypatch, tmp_path):
     """`drawn(...)` -> the figure that `draw_scores` made of the same arguments."""
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
-    kept = []
-    monkeypatch.setattr(pyplot, "close", kept.append)
+    kept, savefig = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (kept.append(self), savefig(self, *a, **k)))
 
     def draw(runs, **more):
         training_curves.draw_scores(runs, tmp_path / "curves.png", **more)
         assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
         return kept[-1]
 
-    yield draw
-    monkeypatch.undo()
-    for figure in kept:
-        pyplot.close(figure)
+    return draw
 
 
 def test_a_panel_for_each_set_with_bicubic_average_and_raw(drawn):

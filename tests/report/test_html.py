@@ -58,7 +58,7 @@ def built(results, folder):
         png = folder / "figures" / f"{plan.name}.png"
         png.parent.mkdir(exist_ok=True)
         Image.new("L", (700 + 100 * i, 300), 10 * i).save(png)
-        out.append(Figure(plan.name, plan.title, png, png.with_suffix(".pdf"), plan.caption(results)))
+        out.append(Figure(plan.name, plan.title, plan.family, png, png.with_suffix(".pdf"), plan.caption(results)))
     html.write_report(results, out, folder / "report.html")
     source = (folder / "report.html").read_text(encoding="utf-8")
     return source, Page(source)

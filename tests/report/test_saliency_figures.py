@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from jaxkd.errors import DataError, ShapeError
@@ -55,12 +56,8 @@ def test_animation_has_a_frame_per_layer_even_if_maps_are_equal(tmp_path):
 
 def test_every_frame_names_its_layer_and_its_scale(tmp_path, monkeypatch):
     written = []
-    text = saliency_figures.ImageDraw.ImageDraw.text
-    monkeypatch.setattr(
-        saliency_figures.ImageDraw.ImageDraw,
-        "text",
-        lambda self, at, t, *a, **k: (written.append(t), text(self, at, t, *a, **k)),
-    )
+    text = Figure.text
+    monkeypatch.setattr(Figure, "text", lambda self, a, b, t, **k: (written.append(t), text(self, a, b, t, **k)))
     layers = {"block_0": np.full((2, 3), 4.0), "stage_1": np.zeros((1, 2)), "cls_block_0": np.ones((1, 1))}
     saliency_figures.draw_layer_animation(IMAGES[0], layers, tmp_path / "layers.gif", title="of the loss")
     frames = [written[i : i + 5] for i in range(0, 15, 5)]
@@ -91,19 +88,25 @@ def test_brightness_of_a_frame_follows_the_map(tmp_path):
 
 
 def test_colours_grow_lighter_with_the_value():
-    heat, words = saliency_figures.colour_map(np.linspace(0, 4, 200)[None])
-    assert (np.diff(luminance(heat)[0]) >= -1e-9).all() and luminance(heat)[0, -1] > 0.8
-    assert words == "black 0, brightest 4"
+    lights = luminance(saliency_figures.colours()(np.linspace(0, 1, 200))[:, :3])
+    assert (np.diff(lights) >= -1e-9).all() and lights[-1] > 0.8
+    assert saliency_figures.scale_of(np.linspace(0, 4, 200)[None]) == (4, "black 0, brightest 4")
 
 
 def test_the_scale_of_a_panel_ends_at_its_percentile():
     values = np.ones((10, 100))
     values[0, 0] = 1000.0
-    heat, words = saliency_figures.colour_map(values, saliency_figures.PERCENTILE)
-    assert words == "black 0, brightest 1" and luminance(heat)[5, 5] > 0.8
+    assert saliency_figures.scale_of(values, saliency_figures.PERCENTILE) == (1, "black 0, brightest 1")
     few = np.zeros((10, 100))
     few[0, 0] = 7.0  # the percentile itself is 0
-    assert saliency_figures.colour_map(few, 99.0)[1] == "black 0, brightest 7"
+    assert saliency_figures.scale_of(few, 99.0) == (7, "black 0, brightest 7")
+
+
+def panel(path, index):
+    """The part of a frame with the map, (H, W, 3) in [0, 1]."""
+    with Image.open(path) as picture:
+        picture.seek(index)
+        return np.asarray(picture.convert("RGB"))[60:200, 250:460] / 255
 
 
 def test_zero_and_broken_maps_say_so_without_warnings(tmp_path):
@@ -111,12 +114,13 @@ def test_zero_and_broken_maps_say_so_without_warnings(tmp_path):
     broken[0, :2] = np.nan, np.inf
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        heat, words = saliency_figures.colour_map(zero)
-        assert words == "zero everywhere" and luminance(heat).max() < 0.02
-        heat, words = saliency_figures.colour_map(broken, 99.0)
-        assert words == "black 0, brightest 1; 2 of 16 not finite"
-        np.testing.assert_allclose(heat[0, 0], saliency_figures.NOT_FINITE)
-        assert saliency_figures.colour_map(none)[1] == "no finite value: nothing to show"
+        assert saliency_figures.scale_of(zero) == (1, "zero everywhere")
+        assert saliency_figures.scale_of(broken, 99.0) == (1, "black 0, brightest 1; 2 of 16 not finite")
+        assert saliency_figures.scale_of(none)[1] == "no finite value: nothing to show"
+        assert luminance(np.array(saliency_figures.colours()(0.0)[:3])) < 0.02
+        for bad in (np.nan, np.inf):
+            value = np.ma.masked_invalid([bad])
+            np.testing.assert_allclose(saliency_figures.colours()(value)[0, :3], saliency_figures.NOT_FINITE)
         layers = {"zero": zero, "broken": broken, "none": none, "one": none[:1, :1], "null": zero[:1, :1]}
         saliency_figures.draw_layer_animation(IMAGES[0], layers, tmp_path / "a.gif")
         saliency_figures.draw_layer_animation(IMAGES[0], {"none": none}, tmp_path / "b.gif", shared_scale=True)
@@ -124,6 +128,10 @@ def test_zero_and_broken_maps_say_so_without_warnings(tmp_path):
         saliency_figures.draw_saliency(IMAGES[:1], panels, tmp_path / "c.png")
     with Image.open(tmp_path / "a.gif") as picture:
         assert picture.n_frames == 5
+    assert luminance(panel(tmp_path / "a.gif", 0)).max() < 0.3
+    not_finite = 0.8 * np.array(saliency_figures.NOT_FINITE)  # above a dim copy of the image
+    assert (panel(tmp_path / "a.gif", 2) > not_finite - 0.1).all()
+    assert (panel(tmp_path / "a.gif", 2) < not_finite + 0.3).all()
 
 
 def test_display_images_undoes_the_normalisation():

@@ -213,13 +213,10 @@ def analyse_branches(
     networks: Sequence[BranchNetwork],
     images: Sequence[np.ndarray],
     *,
-    cut: float = CUT,
-    window: bool = True,
-    side: int = LARGEST_SIDE,
     source: str = "",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Spectra of all branches and block outputs, one image at a time; `analysis.branch_tables` writes them down.
+    """Spectra of all branches and block outputs, one image at a time.
 
     `analysis.branches` has the definitions; those of the MDBN paper are not published.
 
@@ -227,9 +224,6 @@ def analyse_branches(
       networks: labels must differ; one scale or several, since all spectra are of the small image's grid.
       images: small images, (h, w, 3) or grey (h, w) uint8, of any sizes: each gives the crop in its middle that has the
         smallest height and the smallest width of all.
-      cut: in cycles per pixel, between low and high frequencies.
-      window: see `analysis.branches`.
-      side: the crop has at most so many pixels a side.
       source: of the images, in words.
       progress: called with (label, phase, done, total).
 
@@ -249,7 +243,7 @@ def analyse_branches(
                 f'"{network.label}" is a {type(network.model).__name__}, not a super-resolution network. Choose an '
                 "mdbn_x* or edsr_x*."
             )
-    crops = common_crops(images, side=side)
+    crops = common_crops(images)
     found, compiled = [], {}
     for network in networks:
         taps = network.model.tap_names()
@@ -261,7 +255,7 @@ def analyse_branches(
                 features = compiled[network.model](network.variables, crop[None])
                 # One program for each branch, rather than one of all branches, which takes long to compile. In order of
                 # depth: JAX sorts a dict by name.
-                values = [branch_statistics(features.pop(name), cut=cut, window=window) for name in taps]
+                values = [branch_statistics(features.pop(name)) for name in taps]
             done.append(dict(zip(taps, jax.device_get(values), strict=True)))
             if progress is not None:
                 progress(network.label, "branches", i + 1, len(crops))
@@ -273,13 +267,13 @@ def analyse_branches(
             "scale": int(network.model.scale),
             "parameters": sum(int(np.size(leaf)) for leaf in jax.tree.leaves(network.variables)),
         }
-        found.append(head | summarise_branches(done, cut=cut, window=window))
+        found.append(head | summarise_branches(done))
     settings = {
         "images": len(crops),
         "source": source,
         "crop": list(crops[0].shape[:2]),
-        "cut": cut,
-        "window": "hann" if window else "none",
+        "cut": CUT,
+        "window": "hann",
         "precision": "highest",
         "versions": {"jaxkd": __version__, "jax": jax.__version__},
     }

@@ -13,14 +13,15 @@ from jaxkd.analysis.pipeline.summary import BLOCK, plain
 from jaxkd.analysis.similarity import hsic1
 from jaxkd.models.contract import depth_taps
 
+ENERGY = 0.99  # share of each network's variance that the compared subspaces hold (SVCCA)
 
-def compare(teacher: Streamed, student: Streamed, *, energy: float = 0.99) -> dict[str, Any]:
+
+def compare(teacher: Streamed, student: Streamed) -> dict[str, Any]:
     """An entry of "comparisons" in results.json, without the names.
 
     Args:
       teacher: its pass, scratch file still there.
       student: likewise, over the same images in the same order.
-      energy: share of each network's variance that the compared subspaces hold (SVCCA).
 
     Returns:
       CKA (student layers x teacher layers), cosines of the principal angles, the pairs that SpectralKD's rule suggests,
@@ -29,8 +30,8 @@ def compare(teacher: Streamed, student: Streamed, *, energy: float = 0.99) -> di
     notes: list[str] = []
     out: dict[str, Any] = {"teacher_layers": list(teacher.layers), "student_layers": list(student.layers)}
     out["cka"] = _cka(teacher, student, notes)
-    out["principal_cosines"], out["principal_dims"] = _angles(teacher, student, energy, notes)
-    out["principal_energy"] = energy
+    out["principal_cosines"], out["principal_dims"] = _angles(teacher, student, notes)
+    out["principal_energy"] = ENERGY
     out["suggestion"] = _suggestion(teacher, student)
     out["notes"] = notes
     return plain(out)
@@ -74,9 +75,7 @@ def _cka(teacher: Streamed, student: Streamed, notes: list[str]) -> np.ndarray |
     return similarity.minibatch_cka(*(np.stack(v) for v in zip(*terms, strict=True)))
 
 
-def _angles(
-    teacher: Streamed, student: Streamed, energy: float, notes: list[str]
-) -> tuple[np.ndarray | None, dict[str, int] | None]:
+def _angles(teacher: Streamed, student: Streamed, notes: list[str]) -> tuple[np.ndarray | None, dict[str, int] | None]:
     a, b = student.spool, teacher.spool
     if a is None or b is None:
         notes.append("Principal angles need finite tokens of both last layers.")
@@ -96,7 +95,7 @@ def _angles(
     for start in range(0, len(a), BLOCK):
         x, y = (np.asarray(s[start : start + BLOCK], np.float64).reshape(-1, s.shape[2]) for s in (a, b))
         cross += x.T @ y
-    found = similarity.principal_angles(student.moment, teacher.moment, cross, energy=energy)
+    found = similarity.principal_angles(student.moment, teacher.moment, cross, energy=ENERGY)
     tokens = student.moment[2]
     if not len(found.cosines):
         notes.append("A network whose last layer does not vary has no directions to compare.")

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +24,10 @@ from threadpoolctl import threadpool_limits
 
 from jaxkd.analysis.activation import gradient_magnitude
 from jaxkd.analysis.layer_statistics import LAYER_STATISTICS, as_tokens, layer_ranges, layer_statistics
-from jaxkd.analysis.lowrank import image_energies, second_moment
+from jaxkd.analysis.lowrank import image_energies, second_moment, small_gram
 from jaxkd.analysis.pipeline.accumulators import Accumulator, Streamed
 from jaxkd.analysis.pipeline.feature_cache import DeviceFeatureCache, FileFeatureCache
+from jaxkd.analysis.pipeline.features import FeatureSource
 from jaxkd.analysis.sep import image_sep
 from jaxkd.analysis.similarity import gram_linear
 from jaxkd.analysis.spectrum import image_channel_spectrum, spatial_spectrum
@@ -34,22 +35,6 @@ from jaxkd.errors import DataError, ShapeError, TapError, did_you_mean, in_words
 from jaxkd.parallel import batch_devices, batch_spec, put_batch
 
 RANGES = ("chunk", "exact", "given")
-
-
-class Features(Protocol):
-    """A network to analyse: `forward(images (B, H, W, 3) uint8 on the devices) -> {layer: (B, N, C) or (B, h, w, C)}`.
-
-    Attributes:
-      layers: names in depth order; () takes those of the first answer.
-      last: the layer whose tokens are kept for PCA, SEP and permutations.
-      gradients: `(images, labels) -> {layer: gradient}`, or None.
-    """
-
-    label: str
-    layers: tuple[str, ...]
-    gradients: Callable[[Any, Any], dict[str, jax.Array]] | None
-
-    def forward(self, images: Any) -> dict[str, jax.Array]: ...
 
 
 @dataclass(frozen=True)
@@ -93,7 +78,7 @@ def _statistics(x: jax.Array, ranges: jax.Array, *, bins: int, ranks: bool, host
     if x.ndim == 4:
         out["spatial"] = spatial_spectrum(x)
     if ranks:
-        out["energies"] = _small_gram(tokens) if host_eigh else image_energies(tokens)
+        out["energies"] = small_gram(tokens) if host_eigh else image_energies(tokens)
     return out
 
 
@@ -111,12 +96,6 @@ def _compiled_statistics(
         return jax.shard_map(work, mesh=mesh, check_vma=False, **specs)(x, ranges)
 
     return jax.jit(statistics)
-
-
-def _small_gram(tokens: jax.Array) -> jax.Array:
-    """(B, N, C) -> the smaller of X X^T and X^T X, (B, K, K)."""
-    axes = "bnc,bmc->bnm" if tokens.shape[1] <= tokens.shape[2] else "bnc,bnd->bcd"
-    return jnp.einsum(axes, tokens, tokens, precision=jax.lax.Precision.HIGHEST)
 
 
 def _joined(ranges: list[jax.Array]) -> tuple[np.ndarray, np.ndarray]:
@@ -157,7 +136,11 @@ class Stream:
     """
 
     def __init__(
-        self, features: Features, mesh: Mesh, options: StreamOptions, progress: Callable[[int, str], None] | None = None
+        self,
+        features: FeatureSource,
+        mesh: Mesh,
+        options: StreamOptions,
+        progress: Callable[[int, str], None] | None = None,
     ):
         if jax.process_count() > 1:
             raise ShapeError(

@@ -37,7 +37,6 @@ class AnalysisOptions:
       compare: the first network with each other one.
       crop_pct: of the evaluation crop; 0 is each network's own.
       interpolation: likewise; "" is each network's own.
-      max_broken: share of images that may be unreadable.
     """
 
     stream: StreamOptions = field(default_factory=StreamOptions)
@@ -45,7 +44,6 @@ class AnalysisOptions:
     compare: bool = True
     crop_pct: float = 0.0
     interpolation: str = ""
-    max_broken: float = 1.0
 
 
 def analyse(
@@ -104,7 +102,7 @@ def analyse(
         comparisons = []
         for index in range(1, len(networks)) if pair else ():
             progress(networks[index].label, "comparison", index, len(networks) - 1)
-            found = compare(passes[0], passes[index], energy=0.99)
+            found = compare(passes[0], passes[index])
             comparisons.append({"teacher": networks[0].label, "student": networks[index].label, **found})
         for streamed in passes:
             del streamed.spool  # the map is closed before its folder goes
@@ -209,7 +207,7 @@ def _batches(network: FeatureSource, source: Any, options: AnalysisOptions) -> A
     preprocess = data.eval_preprocess(network, network.image_size, options.crop_pct, options.interpolation)
     if not len(source):
         raise DataError("There are no images to analyse. Give at least one.")
-    return data.eval_batches(source, preprocess, batch_size=options.stream.batch_size, max_broken=options.max_broken)
+    return data.eval_batches(source, preprocess, batch_size=options.stream.batch_size, max_broken=1.0)
 
 
 def _about(network: FeatureSource) -> dict[str, Any]:

@@ -90,16 +90,16 @@ def summarise(streamed: Streamed, options: SummaryOptions, *, progress: Progress
     """
     progress = progress or (lambda done, total, phase: None)
     notes = _notes(streamed)
-    counts = np.maximum(streamed.valid.sum(axis=0), 1)
+    counts = streamed.valid.sum(axis=0)
+    counts = np.where(counts > 0, counts, np.nan)  # a mean over no image is NaN
     spectrum, deviation, spatial, radial, frequency = [], [], [], [], []
     for i, name in enumerate(streamed.layers):
         total, square = streamed.spectrum[name]
-        mean = total / counts[i] if streamed.valid[:, i].any() else np.full_like(total, np.nan)
+        mean = total / counts[i]
         spectrum.append(mean)
         deviation.append(np.sqrt(np.maximum(square / counts[i] - mean**2, 0.0)))
         if name in streamed.spatial:
-            some = streamed.valid[:, i].any()
-            amplitude = streamed.spatial[name] / counts[i] if some else np.full_like(streamed.spatial[name], np.nan)
+            amplitude = streamed.spatial[name] / counts[i]
             spatial.append(np.log10(np.maximum(amplitude, 1e-12)))  # NaN stays
             radial.append(np.asarray(radial_profile(amplitude.astype(np.float32))))
             frequency.append(radial_frequencies(*amplitude.shape))
@@ -116,7 +116,7 @@ def summarise(streamed: Streamed, options: SummaryOptions, *, progress: Progress
             "tokens": [int(np.prod(s[:-1])) if len(s) > 1 else 1 for s in shapes],
             "channels": [s[-1] for s in shapes],
             "grids": [list(s[:2]) if len(s) == 3 else None for s in shapes],
-            "per_layer": _per_layer(streamed),
+            "per_layer": {key: spread(values) for key, values in streamed.scalars.items()},
             "spectrum": spectrum,
             "spectrum_sd": deviation,
             "radial": radial,
@@ -150,10 +150,6 @@ def _notes(streamed: Streamed) -> list[str]:
         first = ", ".join(streamed.broken[:3])
         notes.append(f"{len(streamed.broken)} images could not be read and are left out: {first}.")
     return notes
-
-
-def _per_layer(streamed: Streamed) -> dict[str, Any]:
-    return {key: spread(values) for key, values in streamed.scalars.items()}
 
 
 def _last(streamed: Streamed, options: SummaryOptions, notes: list[str], progress: Progress) -> dict[str, Any] | None:
@@ -213,7 +209,7 @@ def _captured(tokens: np.ndarray, pca: Any, progress: Callable[[int, int], None]
         curve[start : start + BLOCK] = found
         required[start : start + BLOCK] = lowrank.required_d(found, tuple(p / 100 for p in PERCENTS))
         progress(min(start + BLOCK, size), size)
-    overall = lowrank.global_d(pca.eigenvalues, tuple(p / 100 for p in PERCENTS))
+    overall = lowrank.ranks_from_energies(pca.eigenvalues, tuple(p / 100 for p in PERCENTS))
     columns = [np.percentile(curve[:, i : i + BLOCK], (50, 10, 1), axis=0) for i in range(0, width, BLOCK)]
     median, p10, p1 = np.concatenate(columns, axis=1)
     return {

@@ -37,14 +37,11 @@ class Dynamics:
     not count. With JAX's default generator the masks of dropout are the step's own. Nothing that the step computes
     depends on any of this. A layer with a feature that is not finite has NaN.
 
-    The energies behind the ranks are eigenvalues of the smaller Gram matrix rather than squared singular values of the
-    tokens. Both are right: `image_energies` shows that no rank up to 99.9 % differs. On CPU neither is clearly faster
-    (8 images of 12 layers, one LAPACK thread: 173 ms against 138 for 196 x 192 tokens, 217 against 277 for 196 x 384);
-    on an accelerator the SVD is the larger algorithm (XLA's for TPU is a polar decomposition followed by this very
-    eigh), and an eigh of the Gram costs min(N, C), not N. Several BLAS threads that wait for one another made it tens
-    of times slower where other processes wanted the same cores (benchmarks/dynamics.py), so the runner allows one.
+    The energies behind the ranks are eigenvalues of the smaller Gram matrix, see `image_energies`. Several BLAS threads
+    that wait for one another made them tens of times slower where other processes wanted the same cores
+    (benchmarks/dynamics.py), so the runner allows one.
 
-    Spectra come from `jnp.fft`. A patch token behind the last block does not reach the loss of a network that reads its
+    A patch token behind the last block does not reach the loss of a network that reads its
     class token, so the gradient there is 0 unless a feature term reads that layer.
 
     Args:
