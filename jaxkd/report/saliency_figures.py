@@ -189,8 +189,6 @@ def _frame(
 ) -> Image.Image:
     """One frame of `draw_layer_animation`; lengths are in pixels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
     name, value = list(maps.items())[index]
@@ -217,15 +215,14 @@ def _frame(
     grey = image @ (0.299, 0.587, 0.114)
     panel.imshow(grey, cmap="gray", vmin=0, vmax=1, interpolation="nearest", extent=extent)
     single = value.size == 1 and np.isfinite(value).all()
-    norm = Normalize(0, top or own)
     # So opaque that brightness means gradient, and what lies below can be seen. A mean of colours is not the colour of
     # the mean, so the map is interpolated before it is coloured.
     options = {"alpha": 0.8, "interpolation": "bilinear", "interpolation_stage": "data", "aspect": "auto"}
     # One colour all over would look as if everything mattered.
-    panel.imshow(np.zeros((1, 1)) if single else value, cmap=colours(), norm=norm, extent=extent, **options)
+    picture = np.zeros((1, 1)) if single else value
+    panel.imshow(picture, cmap=colours(), vmin=0, vmax=top or own, extent=extent, **options)
     if not single:
-        bar = place(right, foot - 32, width, 10)
-        figure.colorbar(ScalarMappable(norm, colours()), cax=bar, orientation="horizontal", ticks=[])
+        place(right, foot - 32, width, 10).imshow(np.arange(256)[None], cmap=colours(), aspect="auto")
     grid = f"{value.shape[0]} x {value.shape[1]} grid" if value.size > 1 else "no grid: one value for the image"
     write(right, foot - 16, grid)
     write(right, foot - 46, "" if single else words)
