@@ -79,7 +79,7 @@ PLANS = (
         PAIRS,
         draw_cosines,
         (("principal_cosines",),),
-        ("principal", "angle", "cosine"),
+        ("principal angles",),
         "The cosines of the angles between the main subspaces of the two last layers, in descending order: 1 where a "
         "direction of one is a linear function of the other.",
         "The more directions are kept and the fewer the tokens, the larger the cosines by chance; they weigh a weak "
