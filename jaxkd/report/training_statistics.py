@@ -7,12 +7,12 @@ run cannot leave a table with a row missing or twice.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxkd.analysis.layer_statistics import LAYER_STATISTICS, LayerStatistic
-from jaxkd.data.files import atomic_file
 from jaxkd.report import style
 from jaxkd.report.tables import write_csv
 
@@ -49,9 +49,10 @@ def write_tables(rows: Rows, folder: Path) -> list[Path]:
     layers, written = layers_of(rows), []
     for name in statistics_of(rows):
         table = ([row["step"], row.get("epoch"), *_cells(row, name, layers)] for row in rows)
-        with atomic_file(folder / f"{name}.csv") as temporary:
-            write_csv(temporary, ["step", "epoch", *layers], table)
-        written.append(folder / f"{name}.csv")
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{name}.csv"
+        write_csv(path.with_suffix(f".{os.getpid()}.tmp"), ["step", "epoch", *layers], table).replace(path)
+        written.append(path)
     return written
 
 
