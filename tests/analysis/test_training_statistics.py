@@ -218,6 +218,7 @@ def test_a_batch_without_one_readable_image_has_no_statistics(mesh):
     assert all(np.isnan(value).all() for value in ours.values())
 
 
+@pytest.mark.slow
 def test_one_device_is_eight_devices(tmp_path, mesh):
     env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
     command = [sys.executable, str(HERE / "observe.py"), str(tmp_path / "out.npz")]

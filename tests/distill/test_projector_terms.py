@@ -104,6 +104,7 @@ def test_the_objective_hands_parameters_and_state_through():
     assert np.abs(grad["projected"]["kernel"]).min() > 0
 
 
+@pytest.mark.slow
 def test_projector_and_running_mean_train_are_saved_and_resume(tmp_path, teacher_file, monkeypatch):
     whole = run_module.run(config(teacher_file), tmp_path / "whole")
     assert whole["finished"] and whole["step"] == 4

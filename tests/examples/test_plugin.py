@@ -46,6 +46,7 @@ def complaint(capsys, argv) -> str:
     return text
 
 
+@pytest.mark.slow
 def test_the_example_trains(tmp_path):
     argv = command(tmp_path / "run", "--config.student.args.depth=1", "--config.checkpoint.every_steps=1")
     assert main.main(argv) == 0

@@ -185,6 +185,7 @@ def test_a_student_starts_from_a_file_and_frozen_parts_stay(tmp_path):
     assert all(moved)
 
 
+@pytest.mark.slow
 def test_stages_take_their_weights_from_one_another(tmp_path):
     stages = (
         {"name": "teacher", "student.args.depth": 3},
@@ -212,6 +213,7 @@ def test_a_stage_that_nobody_ran_before_is_an_error(tmp_path):
         run_module.run(config(stages=stages), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["deit_cait", "swin_swin", "supervised"])
 @pytest.mark.parametrize("variant", ["", "embedded"])
 def test_every_config_builds_a_task(name, variant):

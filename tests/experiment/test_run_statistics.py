@@ -37,6 +37,7 @@ def programs(config):
     return plain, experiment.compile_step(statistics=True).lower(*arguments).as_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_flag_off_is_the_same_program_and_on_it_is_the_plain_step_of_most_steps(teacher_file, accumulate):
     more = {"optimizer.accumulate": accumulate}
