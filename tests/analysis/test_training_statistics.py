@@ -146,7 +146,7 @@ def test_any_tap_of_a_class_attention_student(mesh):
     args = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
     task = classification("cait_xxs24_224", args)
     layers = ("block_1", "cls_block_0", "cls_block_1", "pre_logits", "attn_0")
-    # Of batch 0, the fast compilation of conftest.py rounds one value into another bin of a histogram of 144 values.
+    # Of batch 0, fast compilation (conftest.py) rounds one of 144 values into another bin, or out of the range.
     batch, key = {k: v for k, v in batch_of(1).items() if k != "mask"}, jax.random.key(5)
     ours, named = observed(task, mesh, batch, key=key, layers=layers, images=6, rank_images=6)
     assert named == layers
