@@ -11,7 +11,7 @@ import difflib
 import math
 import operator
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -154,6 +154,11 @@ def check_choice(
 
 def _quoted(value: Any) -> str:
     return f'"{value}"' if isinstance(value, str) else repr(value)
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """'a, b, ...': the first `most` of `names`, and dots for the others."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def in_words(names: Iterable[str]) -> str:

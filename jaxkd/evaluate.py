@@ -110,7 +110,7 @@ def _evaluate_classifier(args: argparse.Namespace, given: networks.NetworkArgs) 
     crop_pct = args.crop_pct or scored.get("crop_pct", 0)
     interpolation = args.interpolation or scored.get("interpolation", "")
     preprocess = data.eval_preprocess(network.spec, network.image_size, crop_pct, interpolation)
-    batches = data.eval_batches(source, preprocess, batch_size=batch_size)
+    batches = data.EvalBatches(source, preprocess, batch_size=batch_size)
     task = tasks.ClassificationTask(network, distill.preset("none"))
     params = parallel.put_on_mesh(task.init(jax.random.key(0))[0], mesh)
     with console.progress() as progress:

@@ -20,7 +20,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from jaxkd.cli.console import fail, quiet
+from jaxkd.cli import console
 from jaxkd.config.fields import ARGS, base, change, flatten, kind_of
 from jaxkd.config.plugins import add_plugin_folder
 from jaxkd.config.validate import forget_unread, validate
@@ -125,36 +125,31 @@ def _flag_error(argv: Sequence[str], error: Exception) -> ConfigError:
     return ConfigError(f"The command line or the config file was not understood: {text}. For example: {USAGE}")
 
 
+@console.command("stopped; what was saved stays, and the same command continues.")
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0 finished, 2 user error, 3 stopped on request before the end."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or any(a in ("-h", "--help", "--helpfull") for a in argv):
         print(__doc__)
         return 0
-    try:
-        config, workdir, distributed = parse(argv)
-        if not config.stages:  # those are checked one by one
-            validate(config)
-        if not distributed and "JAX_COORDINATOR_ADDRESS" not in os.environ:  # else every process would print it
-            print(f"{workdir}: task {config.task}, student {config.student.name}; loading JAX ...", flush=True)
-        # TensorFlow is not needed, but other packages may import it and it prints a lot.
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        from rich.console import Console
+    config, workdir, distributed = parse(argv)
+    if not config.stages:  # those are checked one by one
+        validate(config)
+    if not distributed and "JAX_COORDINATOR_ADDRESS" not in os.environ:  # else every process would print it
+        print(f"{workdir}: task {config.task}, student {config.student.name}; loading JAX ...", flush=True)
+    # TensorFlow is not needed, but other packages may import it and it prints a lot.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from rich.console import Console
 
-        from jaxkd import parallel
-        from jaxkd.experiment import run as run_module
+    from jaxkd import parallel
+    from jaxkd.experiment import run as run_module
 
-        quiet()
-        parallel.initialize_distributed(distributed)
-        # Without a terminal rich takes 80 columns, in which the table would be cut.
-        width = None if sys.stdout.isatty() else 140
-        console = Console(width=width) if parallel.is_main_host() else None
-        result = run_module.run(config, workdir, console=console)
-    except JaxkdError as error:
-        fail(error)
-    except KeyboardInterrupt:
-        print("jaxkd: stopped; what was saved stays, and the same command continues.", file=sys.stderr)
-        return 130
+    console.quiet()
+    parallel.initialize_distributed(distributed)
+    # Without a terminal rich takes 80 columns, in which the table would be cut.
+    width = None if sys.stdout.isatty() else 140
+    output = Console(width=width) if parallel.is_main_host() else None
+    result = run_module.run(config, workdir, console=output)
     return 0 if result["finished"] else 3
 
 

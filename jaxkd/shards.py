@@ -20,16 +20,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxkd.cli.console import Parser, disk_error, fail, progress
+from jaxkd.cli import console
 from jaxkd.data.prepare.shards import Report, ShardOptions, convert, verify
 from jaxkd.data.sources.folder import FolderSource
 from jaxkd.data.sources.registry import SPLITS
 from jaxkd.data.sources.shards import FORMATS, Manifest, is_shards
-from jaxkd.errors import ConfigError, DataError, JaxkdError, check_range
+from jaxkd.errors import ConfigError, DataError, check_range, listed
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m jaxkd.shards", description=__doc__.split("\n\n")[0])
+    parser = console.Parser(prog="python -m jaxkd.shards", description=__doc__.split("\n\n")[0])
     parser.add_argument("--in", dest="source", default="", metavar="FOLDER", help="with <split>/<label>/<image>")
     parser.add_argument("--out", default="", metavar="DIR", help="where <split>/manifest.json and the shards go")
     parser.add_argument("--split", choices=SPLITS, help="only this one; default: those that the folder has")
@@ -46,16 +46,14 @@ def _check(args: argparse.Namespace) -> None:
     if args.verify:
         if args.source or args.out:
             raise ConfigError(
-                f'--verify="{args.verify}" came with --in or --out. Verifying reads shards, converting writes them. '
-                "Run the two one after the other."
+                f'--verify="{args.verify}" came with --in or --out. Run the two commands one after the other.'
             )
         return
-    for name, value in (("in", args.source), ("out", args.out)):
-        if not value:
-            raise ConfigError(
-                f"--{name} is missing. A conversion reads one folder and writes another. For example: python -m "
-                "jaxkd.shards --in=/data/imagenet --out=/data/imagenet_shards."
-            )
+    if not (args.source and args.out):
+        raise ConfigError(
+            f"--{'out' if args.source else 'in'} is missing. For example: python -m jaxkd.shards --in=/data/imagenet "
+            "--out=/data/imagenet_shards."
+        )
     check_range("--resize", args.resize, 0, hint="0 keeps files as they are")
     check_range("--quality", args.quality, 1, 100)
     check_range("--shard-size", args.shard_size, above=0, below=1e6)
@@ -65,7 +63,7 @@ def _check(args: argparse.Namespace) -> None:
 @contextlib.contextmanager
 def _progress(title: str, total: int) -> Iterator[Report]:
     """Shows images/s, MB/s and the time left on stderr; yields a function of the images and bytes that were done."""
-    with progress() as bar:
+    with console.progress() as bar:
         start, images, size = time.perf_counter(), 0, 0
 
         def report(more_images: int, more_bytes: int) -> None:
@@ -85,8 +83,7 @@ def _check_out(root: Path, out: Path, splits: Sequence[str]) -> None:
     for split in splits:
         if out.resolve().is_relative_to((root / split).resolve()):
             raise DataError(
-                f'--out="{out}" lies inside "{root / split}", which is being converted. The shards would become a '
-                "class of it. Choose a folder outside of it."
+                f'--out="{out}" lies inside "{root / split}", which is being converted. Choose a folder outside of it.'
             )
     if not out.is_dir():
         return
@@ -97,8 +94,7 @@ def _check_out(root: Path, out: Path, splits: Sequence[str]) -> None:
     if foreign:
         raise DataError(
             f'--out="{out}" holds "{foreign[0]}"{f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""}, which '
-            "no conversion wrote. Shards are not mixed with other files, and nothing is overwritten. Choose a new "
-            "folder."
+            "no conversion wrote. Choose a new folder."
         )
 
 
@@ -127,10 +123,7 @@ def run_verification(args: argparse.Namespace) -> list[dict[str, Any]]:
     root = Path(args.verify)
     splits = [s for s in SPLITS if is_shards(root / s)]
     if not splits:
-        raise DataError(
-            f'--verify="{root}" holds no shards. They lie in {root}/train and {root}/val, each with a manifest. Give '
-            "the folder that was --out of the conversion."
-        )
+        raise DataError(f'--verify="{root}" holds no shards. Give the folder that was --out of the conversion.')
     results = []
     for split in splits:
         manifest = Manifest.load(root / split)
@@ -140,8 +133,7 @@ def run_verification(args: argparse.Namespace) -> list[dict[str, Any]]:
         if bad:
             raise DataError(
                 f'{len(bad)} of {len(manifest.shards) + len(manifest.index)} files in "{root / split}" are damaged: '
-                f"{', '.join(bad[:10])}{', ...' if len(bad) > 10 else ''}. They have changed since the conversion, or "
-                "the disk is failing. Fetch them again; or delete those shards and repeat the command that made them, "
+                f"{listed(bad, 10)}. Fetch them again; or delete those shards and repeat the command that made them, "
                 "which writes what is missing."
             )
         results.append(_summary(manifest, time.perf_counter() - start))
@@ -161,19 +153,12 @@ def _summary(manifest: Manifest, seconds: float) -> dict[str, Any]:
     }
 
 
+@console.command("stopped; the same command continues.", resumable=True)
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; exit code 0, 2 for what the user can mend, 3 stopped on request before the end."""
-    try:
-        args = _parser().parse_args(argv)
-        _check(args)
-        results = run_verification(args) if args.verify else run_conversion(args)
-    except JaxkdError as error:
-        fail(error)
-    except OSError as error:
-        fail(disk_error(error, args.out or args.verify))
-    except KeyboardInterrupt:
-        print("jaxkd: stopped; the same command continues.", file=sys.stderr)
-        return 3
+    """Entry point; exit code 0, 2 user error, 3 stopped on request before the end."""
+    args = _parser().parse_args(argv)
+    _check(args)
+    results = run_verification(args) if args.verify else run_conversion(args)
     for result in results:
         print(
             f"{result['split']}: {result['images']:,} images of {result['classes']:,} classes in "
@@ -182,10 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         if result["unreadable"]:
             names = result["unreadable"]
-            print(
-                f"  {len(names):,} files could not be decoded and are kept as they are: {', '.join(names[:5])}"
-                f"{', ...' if len(names) > 5 else ''}"
-            )
+            print(f"  {len(names):,} files could not be decoded and are kept as they are: {listed(names, 5)}")
     print(json.dumps(results))
     return 0
 

@@ -18,15 +18,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from jaxkd.cli.console import Parser, disk_error, fail, progress
+from jaxkd.cli import console
 from jaxkd.data.prepare.subimages import CutOptions, CutResult, cut_folder
-from jaxkd.errors import ConfigError, JaxkdError, check_range
+from jaxkd.errors import check_range
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m jaxkd.subimages", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--in", dest="source", default="", metavar="DIR", help="images, in subfolders too")
-    parser.add_argument("--out", default="", metavar="DIR", help="where sub-images go, as PNG, in the same subfolders")
+    parser = console.Parser(prog="python -m jaxkd.subimages", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--in", dest="source", required=True, metavar="DIR", help="images, in subfolders too")
+    parser.add_argument("--out", required=True, metavar="DIR", help="where PNG sub-images go, in the same subfolders")
     parser.add_argument("--size", type=int, default=480, help="pixels of a side (480)")
     parser.add_argument("--step", type=int, default=240, help="pixels from one to the next (240)")
     parser.add_argument("--thresh", type=int, default=0, help="pixels that may be left out at the end (0)")
@@ -36,16 +36,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> CutResult:
     """Cuts the images that `args` (see `--help`) name, with their progress on stderr."""
-    for name, value in (("in", args.source), ("out", args.out)):
-        if not value:
-            raise ConfigError(
-                f"--{name} is missing. Cutting reads one folder and writes another. For example: python -m "
-                "jaxkd.subimages --in=/data/DIV2K_train_HR --out=/data/DIV2K_train_HR_sub."
-            )
     check_range("--workers", args.workers, 0, hint="0 is one per core")
     options = CutOptions(args.size, args.step, args.thresh)
     subimages = 0
-    with progress() as bar:
+    with console.progress() as bar:
 
         def report(done: int, of: int, more: int) -> None:
             nonlocal subimages
@@ -55,19 +49,12 @@ def run(args: argparse.Namespace) -> CutResult:
         return cut_folder(Path(args.source), Path(args.out), options, workers=args.workers, report=report)
 
 
+@console.command("stopped; the same command continues.", resumable=True)
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; exit code 0, 1 some images could not be read, 2 for what the user can mend, 3 stopped on request."""
-    try:
-        args = _parser().parse_args(argv)
-        start = time.perf_counter()
-        result = run(args)
-    except JaxkdError as error:
-        fail(error)
-    except OSError as error:
-        fail(disk_error(error, args.out))
-    except KeyboardInterrupt:
-        print("jaxkd: stopped; the same command continues.", file=sys.stderr)
-        return 3
+    """Entry point; exit code 0, 1 some images could not be read, 2 user error, 3 stopped on request."""
+    args = _parser().parse_args(argv)
+    start = time.perf_counter()
+    result = run(args)
     for reason in result.failed:
         print(f"jaxkd: left out. {reason}", file=sys.stderr)
     small = f", {result.small:,} of them smaller than {args.size} and kept whole there" if result.small else ""

@@ -31,8 +31,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = console.Parser(prog="python -m jaxkd.upscale", description=__doc__)
     networks.add_network_options(parser)
     group = parser.add_argument_group("pictures")
-    group.add_argument("--in", dest="source", default="", metavar="FILE|DIR|GLOB", help="subfolders count too")
-    group.add_argument("--out", default="", metavar="DIR|FILE", help="names and subfolders stay")
+    group.add_argument("--in", dest="source", required=True, metavar="FILE|DIR|GLOB", help="subfolders count too")
+    group.add_argument("--out", required=True, metavar="DIR|FILE", help="names and subfolders stay")
     group.add_argument("--format", default="", choices=tuple(ENDINGS), help="of the results; default: as they were")
     group.add_argument("--quality", type=int, default=95, help="of JPEG and WebP (95); WebP is lossless at 100")
     group.add_argument("--overwrite", action="store_true", help="replace earlier results")
@@ -55,7 +55,9 @@ def upscale(args: argparse.Namespace) -> dict[str, Any]:
     from jaxkd.superres.tiling import Enlarger
 
     given = networks.network_args(args)
-    _check(args)
+    check_range("--tile", args.tile, least=0)
+    check_range("--batch-size", args.batch_size, least=0)
+    check_range("--quality", args.quality, least=1, most=100)
     files, root = inputs.find_pictures(args.source)
     targets, folder = inputs.place(files, root, args.out, source=args.source, ending=ENDINGS.get(args.format, ""))
     for target in targets.values():
@@ -95,18 +97,6 @@ def upscale(args: argparse.Namespace) -> dict[str, Any]:
         **vars(result),
         "compare": str(page_path) if page else "",
     }
-
-
-def _check(args: argparse.Namespace) -> None:
-    for name, value in (("in", args.source), ("out", args.out)):
-        if not value:
-            raise ConfigError(
-                f"--{name} is missing. For example: python -m jaxkd.upscale --model=mdbn_x4 "
-                "--weights=mdbn_x4.safetensors --in=photos --out=photos_x4."
-            )
-    check_range("--tile", args.tile, least=0)
-    check_range("--batch-size", args.batch_size, least=0)
-    check_range("--quality", args.quality, least=1, most=100)
 
 
 @console.command("stopped. Finished pictures stay.")

@@ -13,6 +13,8 @@ from typing import Any, NoReturn
 
 from jaxkd.errors import ConfigError, DataError, JaxkdError
 
+Main = Callable[..., int]
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises ConfigError instead of printing its usage, and takes no abbreviated options."""
@@ -40,9 +42,8 @@ def model_argument(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def disk_error(error: OSError, folder: str) -> DataError:
-    """The error of a command that can be continued when the disk fails it in `folder`."""
-    where = f'"{error.filename}"' if error.filename else f'A file of "{folder}"'
+def _disk_error(error: OSError) -> DataError:
+    where = f'"{error.filename}"' if error.filename else "A file"
     return DataError(
         f"{where} cannot be read or written ({error.strerror or error}). What is finished stays. Free space or repair "
         "permissions, then run the same command again; it continues."
@@ -55,23 +56,28 @@ def fail(error: BaseException) -> NoReturn:
     raise SystemExit(2) from None
 
 
-def command(stopped: str = "stopped.") -> Callable[[Callable[..., int]], Callable[..., int]]:
+def command(stopped: str = "stopped.", *, resumable: bool = False) -> Callable[[Main], Main]:
     """Decorates the `main` of a command: user errors exit with code 2, Ctrl-C returns 130.
 
     Args:
       stopped: printed on Ctrl-C.
+      resumable: the same command continues: what the disk refuses is a user error too, and Ctrl-C returns 3.
     """
 
-    def decorate(main: Callable[..., int]) -> Callable[..., int]:
+    def decorate(main: Main) -> Main:
         @functools.wraps(main)
         def guarded(*args: Any, **options: Any) -> int:
             try:
                 return main(*args, **options)
             except JaxkdError as error:
                 fail(error)
+            except OSError as error:
+                if not resumable:
+                    raise
+                fail(_disk_error(error))
             except KeyboardInterrupt:
                 print(f"jaxkd: {stopped}", file=sys.stderr)
-                return 130
+                return 3 if resumable else 130
 
         return guarded
 

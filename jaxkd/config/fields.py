@@ -33,6 +33,82 @@ def network(name: str) -> ConfigDict:
     return config
 
 
+def _distill() -> ConfigDict:
+    """Objective of distillation: a preset or terms, and the layers that correspond."""
+    config = ConfigDict()
+    config.preset = "none"  # soft hard spectral mse soft+spectral soft+mse hard+spectral hard+mse
+    # Instead of a preset, its terms one by one: ({"loss": "kl", "weight": 0.9, "temperature": 1.0}, ...). A weight is a
+    # number or a schedule; jaxkd/distill/terms.py has the losses and their arguments.
+    config.terms = ()
+    # ((student, teacher), ...), "last", "first", "first+last", "stages", or "auto": from the teacher's spectrum
+    config.pairs = placeholder(object)
+    config.alpha = placeholder(object)  # weight of the logit term, 1 - alpha of the cross-entropy; or a schedule
+    config.temperature = placeholder(object)  # a number
+    config.feature_weight = placeholder(object)  # or a schedule: {"schedule": "linear", "from": ..., "to": ...}
+    config.spectral_method = ""  # "fft" or "closed"; "" is the faster
+    return config
+
+
+def _data() -> ConfigDict:
+    """Data source, and what becomes of an image on its way into a batch."""
+    config = ConfigDict()
+    # A folder with train/<label>/* and val/<label>/*, a folder of shards, "tfds:NAME" or "embedded:digits".
+    config.source = ""
+    config.workers = 8  # processes that decode; 0 decodes in this one
+    config.repeats = 1  # copies of an image in an epoch, each augmented differently; 3: repeated augmentation
+    config.max_broken = 0.01  # share of unreadable images above which a run fails; fewer are skipped and named
+    config.augment = ConfigDict()
+    config.augment.kind = "random_resized_crop"  # or "pad_crop", "none"
+    config.augment.scale = (0.08, 1.0)  # area of the crop
+    config.augment.ratio = (3 / 4, 4 / 3)  # width over height of the crop
+    config.augment.interpolation = "bicubic"  # or another of Pillow's; "random": bilinear or bicubic
+    config.augment.pad = 0  # pixels on each side, pad_crop only
+    config.augment.hflip = 0.5
+    config.augment.auto_augment = ""  # timm's words: "rand-m9-mstd0.5-inc1", "original", "v0", "3a", "augmix-m5"
+    config.augment.color_jitter = 0.0  # strength; as in timm only without auto_augment, or with "3a"
+    config.augment.region_decode = "auto"  # decode only the crop of a JPEG, same pixels ("on", "off")
+    config.augment.dct_scaling = False  # shrink while decoding where a crop is large; changes pixels a little
+    # Super-resolution: patches of the large image, and what becomes of them.
+    config.patches = ConfigDict({"size": 256, "flips": True, "rotations": True, "small": "error"})
+    config.patches.per_image = 1  # patches of an image once it is decoded
+    config.patches.visits = 1  # of each image in an epoch
+    config.erase = ConfigDict({"probability": 0.0, "mode": "pixel", "count": 1})  # random erasing; 0: off
+    config.mix = ConfigDict()
+    config.mix.mixup = 0.0  # alpha; 0: off
+    config.mix.cutmix = 0.0  # alpha; 0: off
+    config.mix.cutmix_minmax = ()  # instead of alpha: smallest and largest side of the box
+    config.mix.prob = 1.0
+    config.mix.switch_prob = 0.5  # of cutmix where both are on
+    config.mix.mode = "batch"  # or "pair", "elem"
+    return config
+
+
+def _eval() -> ConfigDict:
+    """Scoring while a run trains and at its end."""
+    config = ConfigDict()
+    config.every_epochs = 1
+    config.batch_size = 0  # 0: train.batch_size
+    config.crop_pct = 0.0  # 0: the student's own
+    config.interpolation = ""  # "": the student's own
+    config.every_steps = 0  # instead of every_epochs
+    config.sets = ()  # super-resolution: "Set5=/data/Set5", ...; none: the validation split of data.source
+    config.crop = "scale"  # border left out of PSNR and SSIM; "4": as the published MDBN files, at every scale
+    config.luma = True  # BT.601 luma instead of RGB
+    return config
+
+
+def _dynamics() -> ConfigDict:
+    """Statistics of the student's layers while it trains."""
+    config = ConfigDict()
+    config.every_steps = 0  # at the first step and every so many; 0: off
+    config.images = 32  # the first of the batch (of its first micro-batch); a smaller batch gives all
+    config.layers = ()  # taps of the student; (): all blocks or stages
+    config.gradients = True  # of the training loss
+    config.ranks = True  # energy ranks, participation ratio, stable rank
+    config.rank_images = 8  # how many of the images these are of: the decompositions are the expensive part
+    return config
+
+
 def base() -> ConfigDict:
     """Every field of a training config; leaf files change values and lock it, they never add fields."""
     config = ConfigDict()
@@ -45,60 +121,12 @@ def base() -> ConfigDict:
     config.student.freeze = ()  # patterns over parameter paths, such as ("patch_embed", "blocks_0")
     config.teacher = network("")  # task "distillation" only
 
-    config.distill = ConfigDict()
-    config.distill.preset = "none"  # soft hard spectral mse soft+spectral soft+mse hard+spectral hard+mse
-    # Instead of a preset, its terms one by one: ({"loss": "kl", "weight": 0.9, "temperature": 1.0}, ...). A weight is a
-    # number or a schedule; jaxkd/distill/terms.py has the losses and their arguments.
-    config.distill.terms = ()
-    # ((student, teacher), ...), "last", "first", "first+last", "stages", or "auto": from the teacher's spectrum
-    config.distill.pairs = placeholder(object)
-    config.distill.alpha = placeholder(
-        object
-    )  # weight of the logit term, 1 - alpha of the cross-entropy; or a schedule
-    config.distill.temperature = placeholder(object)  # a number
-    config.distill.feature_weight = placeholder(object)  # or a schedule: {"schedule": "linear", "from": ..., "to": ...}
-    config.distill.spectral_method = ""  # "fft" or "closed"; "" is the faster
+    config.distill = _distill()
     config.label_smoothing = 0.1
 
-    config.data = ConfigDict()
-    # A folder with train/<label>/* and val/<label>/*, a folder of shards, "tfds:NAME" or "embedded:digits".
-    config.data.source = ""
-    config.data.workers = 8  # processes that decode; 0 decodes in this one
-    config.data.repeats = 1  # copies of an image in an epoch, each augmented differently; 3: repeated augmentation
-    config.data.max_broken = 0.01  # share of unreadable images above which a run fails; fewer are skipped and named
-    config.data.augment = ConfigDict()
-    config.data.augment.kind = "random_resized_crop"  # or "pad_crop", "none"
-    config.data.augment.scale = (0.08, 1.0)  # area of the crop
-    config.data.augment.ratio = (3 / 4, 4 / 3)  # width over height of the crop
-    config.data.augment.interpolation = "bicubic"  # or another of Pillow's; "random": bilinear or bicubic
-    config.data.augment.pad = 0  # pixels on each side, pad_crop only
-    config.data.augment.hflip = 0.5
-    config.data.augment.auto_augment = ""  # timm's words: "rand-m9-mstd0.5-inc1", "original", "v0", "3a", "augmix-m5"
-    config.data.augment.color_jitter = 0.0  # strength; as in timm only without auto_augment, or with "3a"
-    config.data.augment.region_decode = "auto"  # decode only the crop of a JPEG, same pixels ("on", "off")
-    config.data.augment.dct_scaling = False  # shrink while decoding where a crop is large; changes pixels a little
-    # Super-resolution: patches of the large image, and what becomes of them.
-    config.data.patches = ConfigDict({"size": 256, "flips": True, "rotations": True, "small": "error"})
-    config.data.patches.per_image = 1  # patches of an image once it is decoded
-    config.data.patches.visits = 1  # of each image in an epoch
-    config.data.erase = ConfigDict({"probability": 0.0, "mode": "pixel", "count": 1})  # random erasing; 0: off
-    config.data.mix = ConfigDict()
-    config.data.mix.mixup = 0.0  # alpha; 0: off
-    config.data.mix.cutmix = 0.0  # alpha; 0: off
-    config.data.mix.cutmix_minmax = ()  # instead of alpha: smallest and largest side of the box
-    config.data.mix.prob = 1.0
-    config.data.mix.switch_prob = 0.5  # of cutmix where both are on
-    config.data.mix.mode = "batch"  # or "pair", "elem"
+    config.data = _data()
 
-    config.eval = ConfigDict()
-    config.eval.every_epochs = 1
-    config.eval.batch_size = 0  # 0: train.batch_size
-    config.eval.crop_pct = 0.0  # 0: the student's own
-    config.eval.interpolation = ""  # "": the student's own
-    config.eval.every_steps = 0  # instead of every_epochs
-    config.eval.sets = ()  # super-resolution: "Set5=/data/Set5", ...; none: the validation split of data.source
-    config.eval.crop = "scale"  # border left out of PSNR and SSIM; "4": as the published MDBN files, at every scale
-    config.eval.luma = True  # BT.601 luma instead of RGB
+    config.eval = _eval()
     config.restoration = ConfigDict({"loss": "l1", "fft_weight": 0.0})  # loss: or "charbonnier"
 
     config.optimizer = ConfigDict()
@@ -137,13 +165,7 @@ def base() -> ConfigDict:
 
     config.log = ConfigDict({"every_steps": 50, "tensorboard": True})
 
-    config.dynamics = ConfigDict()  # statistics of the student's layers while it trains
-    config.dynamics.every_steps = 0  # at the first step and every so many; 0: off
-    config.dynamics.images = 32  # the first of the batch (of its first micro-batch); a smaller batch gives all
-    config.dynamics.layers = ()  # taps of the student; (): all blocks or stages
-    config.dynamics.gradients = True  # of the training loss
-    config.dynamics.ranks = True  # energy ranks, participation ratio, stable rank
-    config.dynamics.rank_images = 8  # how many of the images these are of: the decompositions are the expensive part
+    config.dynamics = _dynamics()
 
     # Runs after one another, each a dict of dotted changes with a "name"; a later one may take "stage:<name>" as
     # weights.

@@ -5,11 +5,11 @@ one image or, on the device, on a batch, and `pipeline` makes batches of them. T
 normalising happens on the device, inside the compiled step.
 """
 
-from jaxkd.data.pipeline.eval import EvalPreprocess, eval_batches, eval_preprocess
+from jaxkd.data.pipeline.eval import EvalBatches, EvalPreprocess, eval_preprocess
 from jaxkd.data.pipeline.patches import PatchConfig, PatchPipeline
 from jaxkd.data.pipeline.prefetch import Prefetcher
 from jaxkd.data.pipeline.train import AugmentConfig, TrainPipeline, TrainTransform
-from jaxkd.data.sources.pairs import Pair, PairSource, open_pairs, whole_pairs
+from jaxkd.data.sources.pairs import Pair, PairSource, WholePairs, open_pairs
 from jaxkd.data.sources.registry import Source, open_source, register_source
 from jaxkd.data.transforms.crops import INTERPOLATIONS
 from jaxkd.data.transforms.erasing import EraseConfig
@@ -22,6 +22,7 @@ __all__ = [
     "INTERPOLATIONS",
     "AugmentConfig",
     "EraseConfig",
+    "EvalBatches",
     "EvalPreprocess",
     "MixConfig",
     "Pair",
@@ -32,9 +33,9 @@ __all__ = [
     "Source",
     "TrainPipeline",
     "TrainTransform",
+    "WholePairs",
     "auto_augment",
     "crop_to_multiple",
-    "eval_batches",
     "eval_preprocess",
     "fill_from_mean",
     "imresize",
@@ -43,5 +44,4 @@ __all__ = [
     "open_source",
     "prepare_train_images",
     "register_source",
-    "whole_pairs",
 ]

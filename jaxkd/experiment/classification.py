@@ -189,7 +189,7 @@ def build_evaluator(
     )
 
     def score(state: train.TrainState) -> dict[str, float]:
-        batches = data.eval_batches(
+        batches = data.EvalBatches(
             source,
             preprocess,
             batch_size=batch_size,

@@ -7,7 +7,7 @@ template escapes all text.
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from jaxkd.report.results import (
 from jaxkd.report.style import DPI
 
 DASH = "–"
+TEMPLATES = Path(__file__).parent / "templates"
 MIME = {".png": "image/png", ".gif": "image/gif"}
 Cells = Sequence[str]
 
@@ -85,22 +86,28 @@ class Section:
 
 def write_page(path: Path, title: str, facts: Iterable[str], sections: Iterable[Section]) -> Path:
     """Writes a page from `templates/page.html`; the folder is made if it is not there."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {"data_url": data_url, "inches": _inches, "beside": lambda p: _beside(p, path.parent)}
-    page = environment.get_template("page.html").render(
+    filters = {"data_url": data_url, "inches": _inches, "beside": lambda p: _beside(p, path.parent)}
+    page = load_template(TEMPLATES / "page.html", filters).render(
         title=title, facts=" · ".join(f for f in facts if f), sections=[s for s in sections if s]
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def load_template(path: Path, filters: Mapping[str, Any] | None = None) -> Any:
+    """The jinja2 template in `path`; it may extend or include those of the folder `templates`, with these `filters`."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([path.parent, TEMPLATES]),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= filters or {}
+    return environment.get_template(path.name)
 
 
 def data_url(path: Path) -> str | None:

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from jaxkd.data.transforms.imresize import imresize
+from jaxkd.report.html import load_template
 from jaxkd.superres.image_io import replacing
 
 SIDES = (768, 1024)  # height and width of what is shown, in pixels of the result
@@ -74,9 +75,7 @@ class ComparisonPage:
         Raises:
           DataError: the file exists and is not to be replaced, or cannot be written.
         """
-        import jinja2
-
-        template = jinja2.Environment(autoescape=True, trim_blocks=True).from_string(TEMPLATE.read_text())
+        template = load_template(TEMPLATE)
         with replacing(path, overwrite=overwrite) as partial:
             page = template.render(title=self._title, pictures=self._pictures, left_out=self._left_out)
             partial.write_text(page, encoding="utf-8")

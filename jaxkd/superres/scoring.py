@@ -70,7 +70,7 @@ def folder_title(folder: str) -> str:
 
 def _read_pairs(name: str, source: data.PairSource) -> list[data.Pair]:
     """Every pair of a set. Raises DataError that names the files which cannot be read."""
-    whole = data.whole_pairs(source, max_broken=1.0)  # all of them, so that the error below can name more than one
+    whole = data.WholePairs(source, max_broken=1.0)  # all of them, so that the error below can name more than one
     pairs, broken = list(whole), list(whole.broken.found.values())
     if broken:
         more = f" | and {len(broken) - NAMED_FILES} more" if len(broken) > NAMED_FILES else ""

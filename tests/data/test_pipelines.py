@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jaxkd.data import AugmentConfig, EvalPreprocess, Prefetcher, TrainPipeline, eval_batches, open_source
+from jaxkd.data import AugmentConfig, EvalBatches, EvalPreprocess, Prefetcher, TrainPipeline, open_source
 from jaxkd.data.pipeline.sampler import EpochSampler
 from jaxkd.errors import CheckpointError, DataError
 
@@ -136,7 +136,7 @@ def test_evaluation_shows_every_image_once(folder, batch_size, hosts):
     source = open_source(str(root), "train")
     preprocess = EvalPreprocess((10, 10), 1.0, "bilinear")
     parts = [
-        list(eval_batches(source, preprocess, batch_size=batch_size, host_index=i, host_count=hosts))
+        list(EvalBatches(source, preprocess, batch_size=batch_size, host_index=i, host_count=hosts))
         for i in range(hosts)
     ]
     assert len({len(p) for p in parts}) == 1 and len(parts[0]) == -(-9 // batch_size)
@@ -149,7 +149,7 @@ def test_evaluation_shows_every_image_once(folder, batch_size, hosts):
 
 
 def test_evaluation_may_be_run_again_and_stopped_halfway(folder):
-    batches = eval_batches(open_source(str(folder()), "val"), EvalPreprocess((8, 8), 0.9, "bicubic"), batch_size=1)
+    batches = EvalBatches(open_source(str(folder()), "val"), EvalPreprocess((8, 8), 0.9, "bicubic"), batch_size=1)
     first = [b["image"] for b in batches]
     for _ in batches:
         break
@@ -180,12 +180,12 @@ def test_evaluation_masks_and_names_broken_images(folder, caplog):
     bad.write_bytes(bad.read_bytes()[:200])
     source = open_source(str(root), "val")
     preprocess = EvalPreprocess((8, 8), 0.9, "bicubic")
-    batches = eval_batches(source, preprocess, batch_size=3, max_broken=0.5)
+    batches = EvalBatches(source, preprocess, batch_size=3, max_broken=0.5)
     masks = np.concatenate([b["mask"] for b in batches])
     assert masks.tolist() == [True, False, True, True, False, False]
     assert str(bad) in caplog.text
     with pytest.raises(DataError, match=f"1 of 4 images cannot be read.*{bad}"):
-        list(eval_batches(source, preprocess, batch_size=3))
+        list(EvalBatches(source, preprocess, batch_size=3))
 
 
 def test_repeats_show_an_image_several_times_with_different_crops(folder):

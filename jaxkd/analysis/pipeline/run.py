@@ -207,7 +207,7 @@ def _batches(network: FeatureSource, source: Any, options: AnalysisOptions) -> A
     preprocess = data.eval_preprocess(network, network.image_size, options.crop_pct, options.interpolation)
     if not len(source):
         raise DataError("There are no images to analyse. Give at least one.")
-    return data.eval_batches(source, preprocess, batch_size=options.stream.batch_size, max_broken=1.0)
+    return data.EvalBatches(source, preprocess, batch_size=options.stream.batch_size, max_broken=1.0)
 
 
 def _about(network: FeatureSource) -> dict[str, Any]:

@@ -38,13 +38,9 @@ class BrokenImages:
             for reason in new.values():
                 _LOG.warning("Skipped. %s", reason)
             if len(self.found) > self._most * self._records:
-                self._fail()
-
-    def _fail(self) -> None:
-        shown = " | ".join(list(self.found.values())[:20])
-        more = f" | and {len(self.found) - 20} more" if len(self.found) > 20 else ""
-        raise DataError(
-            f"{len(self.found)} of {self._records} images cannot be read, more than the share "
-            f"data.max_broken={self._most}. Repair or "
-            f"remove them, or raise data.max_broken. {shown}{more}"
-        )
+                shown, more = list(self.found.values())[:20], len(self.found) - 20
+                raise DataError(
+                    f"{len(self.found)} of {self._records} images cannot be read, more than the share "
+                    f"data.max_broken={self._most}. Repair or remove them, or raise data.max_broken. "
+                    + " | ".join(shown + [f"and {more} more"] * (more > 0))
+                )

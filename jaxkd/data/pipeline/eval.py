@@ -68,17 +68,31 @@ def eval_preprocess(
 
 
 class EvalBatches:
-    """This host's share of the batches of a split, in order; may be iterated again. See `eval_batches`."""
+    """This host's share of the batches of a whole split, in order; may be iterated again.
+
+    They are `{"image": (b, H, W, 3) uint8, "label": (b,) int32, "mask": (b,) bool}`. Iterating raises DataError where
+    more images than `max_broken` allows cannot be decoded.
+
+    Args:
+      source: the records.
+      preprocess: resize and crop.
+      batch_size: global; the last batch is filled up with black images whose mask is False.
+      host_index: which host this is.
+      host_count: how many there are; every host yields the same number of batches.
+      threads: that decode; 0 takes one per core, at most 16.
+      max_broken: share of the images that may be unreadable; they are masked, named in the log and kept in `broken`.
+    """
 
     def __init__(
         self,
         source: Source,
         preprocess: EvalPreprocess,
+        *,
         batch_size: int,
-        host_index: int,
-        host_count: int,
-        threads: int,
-        max_broken: float,
+        host_index: int = 0,
+        host_count: int = 1,
+        threads: int = 0,
+        max_broken: float = 0.01,
     ):
         self._source, self._preprocess = source, preprocess
         self._batch_size, self._share = batch_size, batch_size // host_count
@@ -119,31 +133,3 @@ class EvalBatches:
                 batch["image"][i], batch["label"][i] = example
                 batch["mask"][i] = True
         return batch
-
-
-def eval_batches(
-    source: Source,
-    preprocess: EvalPreprocess,
-    *,
-    batch_size: int,
-    host_index: int = 0,
-    host_count: int = 1,
-    threads: int = 0,
-    max_broken: float = 0.01,
-) -> EvalBatches:
-    """Batches `{"image": (b, H, W, 3) uint8, "label": (b,) int32, "mask": (b,) bool}` of a whole split.
-
-    Args:
-      source: the records.
-      preprocess: resize and crop.
-      batch_size: global; the last batch is filled up with black images whose mask is False.
-      host_index: which host this is.
-      host_count: how many there are; every host yields the same number of batches.
-      threads: that decode; 0 takes one per core, at most 16.
-      max_broken: share of the images that may be unreadable; they are masked, named in the log and kept in `broken`.
-
-    Returns:
-      An iterable with a length that can be iterated again; iterating raises DataError where more images than that
-      cannot be decoded.
-    """
-    return EvalBatches(source, preprocess, batch_size, host_index, host_count, threads, max_broken)

@@ -53,15 +53,14 @@ class AugmentConfig:
         for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
             if not 0 < low <= high or (name == "scale" and high > 1):
                 raise ConfigError(
-                    f"data.augment.{name}={(low, high)} is not a range. A crop is drawn between its two ends. Give "
-                    f"0 < low <= high{' <= 1' if name == 'scale' else ''}, for example "
+                    f"data.augment.{name}={(low, high)} is not a range. Give 0 < low <= "
+                    f"high{' <= 1' if name == 'scale' else ''}, for example "
                     f"{(0.08, 1.0) if name == 'scale' else (0.75, 1.333)}."
                 )
         if self.color_jitter and not uses_color_jitter(self.auto_augment):
             raise ConfigError(
                 f'data.augment.color_jitter={self.color_jitter} with data.augment.auto_augment="{self.auto_augment}" '
-                "would never act. As in timm, a policy that changes colours replaces the jitter. Set one of them to "
-                "nothing."
+                "would never act, because the policy replaces the jitter. Set one of them to nothing."
             )
 
 

@@ -27,10 +27,10 @@ from PIL import Image
 from jaxkd.data.files import claim_folder, remove_partial_files, write_atomic
 from jaxkd.data.ordered_map import ordered_map
 from jaxkd.data.prepare.shard_folder import check_unchanged
-from jaxkd.data.sources.folder import image_files
+from jaxkd.data.sources.folder import image_files, missing_folder
 from jaxkd.data.transforms.crops import Box, Size
 from jaxkd.data.transforms.decode import decode_rgb, read_file
-from jaxkd.errors import DataError, check_range, did_you_mean
+from jaxkd.errors import DataError, check_range
 
 SETTINGS = "subimages.json"
 _VERSION = 1
@@ -113,10 +113,7 @@ def cut_folder(
     """
     names = _names(source)
     if out.resolve().is_relative_to(source.resolve()) or source.resolve().is_relative_to(out.resolve()):
-        raise DataError(
-            f'"{out}" and "{source}" lie in one another. Sub-images would be cut again as if they were images. Choose '
-            "another --out."
-        )
+        raise DataError(f'"{out}" and "{source}" lie in one another. Choose another --out.')
     result = CutResult()
     with _claim_output(out, {"kind": "jaxkd sub-images", "version": _VERSION, **_identity(source, names, options)}):
         # Pillow releases Python's lock while it decodes and encodes.
@@ -133,23 +130,16 @@ def cut_folder(
 
 def _names(source: Path) -> list[str]:
     if not source.is_dir():
-        near = [p.name for p in source.parent.iterdir() if p.is_dir()] if source.parent.is_dir() else []
-        raise DataError(
-            f'The folder "{source}" {"is a file" if source.exists() else "does not exist"}.'
-            f"{did_you_mean(source.name, near)} Its images are to be cut into sub-images. Check --in."
-        )
+        raise missing_folder(f'The folder "{source}"', source, "Check --in.")
     names = image_files(source)
     if not names:
-        raise DataError(
-            f'"{source}" holds no images. There is nothing to cut. Check --in; images end in .png, .jpg or the like.'
-        )
+        raise DataError(f'"{source}" holds no images. Check --in; images end in .png, .jpg or the like.')
     seen: dict[str, str] = {}
     for name in names:
         other = seen.setdefault(os.path.splitext(name)[0], name)
         if other != name:
             raise DataError(
-                f'"{source}" has "{other}" and "{name}". The sub-images of both would have the same names. Rename one '
-                "of them."
+                f'"{source}" has "{other}" and "{name}", whose sub-images would have equal names. Rename one of them.'
             )
     return names
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from jaxkd.data.sources.labels import PackedNames, read_class_words
 from jaxkd.data.transforms.decode import decode_rgb, read_file
-from jaxkd.errors import DataError, did_you_mean
+from jaxkd.errors import DataError, did_you_mean, listed
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
 
@@ -42,10 +42,7 @@ class FolderSource:
         folder = self._folder(split)
         found = _class_folders(folder)
         if not found:
-            raise DataError(
-                f'"{folder}" has no class folders. Each label is a folder of its own with its images inside. Arrange '
-                f"the images as {folder}/<label>/<image>."
-            )
+            raise DataError(f'"{folder}" has no class folders. Arrange the images as {folder}/<label>/<image>.')
         reference = self.root / "train"
         names = found if split == "train" or not reference.is_dir() else _class_folders(reference)
         unknown = [n for n in found if n not in set(names)]
@@ -82,19 +79,14 @@ class FolderSource:
 
     def _folder(self, split: str) -> Path:
         if not self.root.is_dir():
-            parent = self.root.parent
-            near = [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
-            raise DataError(
-                f'The data folder "{self.root}" does not exist.{did_you_mean(self.root.name, near)} Give a '
-                "folder with train/<label>/* and val/<label>/*, or use "
-                '"embedded:digits" to try without data.'
-            )
+            advice = 'Give a folder with train/<label>/* and val/<label>/*, or "embedded:digits" to try without data.'
+            raise missing_folder(f'The data folder "{self.root}"', self.root, advice)
         folder = self.root / split
         if not folder.is_dir():
             there = sorted(p.name for p in self.root.iterdir() if p.is_dir())
             raise DataError(
                 f'The data folder "{self.root}" has no folder "{split}". '
-                f"It has: {', '.join(there[:8]) or 'no folders'}{', ...' if len(there) > 8 else ''}. "
+                f"It has: {listed(there, 8) or 'no folders'}. "
                 f"Rename or link the right one to {folder}."
             )
         return folder
@@ -117,6 +109,13 @@ class FolderSource:
     def image(self, index: int) -> Image.Image:
         """See `Source`."""
         return decode_rgb(self.bytes(index), self.name(index), exif=self.exif)
+
+
+def missing_folder(what: str, folder: Path, advice: str) -> DataError:
+    """The error for a `folder` that is none, with those beside it that have a similar name."""
+    near = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
+    state = "is a file" if folder.exists() else "does not exist"
+    return DataError(f"{what} {state}.{did_you_mean(folder.name, near)} {advice}")
 
 
 def _class_folders(folder: Path) -> list[str]:

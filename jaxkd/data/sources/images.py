@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jaxkd.data.sources.folder import EXTENSIONS, image_files
+from jaxkd.data.sources.folder import EXTENSIONS, image_files, missing_folder
 from jaxkd.data.sources.registry import EMBEDDED, Source, open_source, registered_opener
 from jaxkd.data.transforms.decode import decode_rgb, read_file
-from jaxkd.errors import DataError, did_you_mean
+from jaxkd.errors import DataError, listed
 
 
 class ImageFolder:
@@ -33,26 +34,15 @@ class ImageFolder:
     def __init__(self, root: str | Path, *, per_class: int = 0):
         self.root = Path(root)
         if not self.root.is_dir():
-            parent = self.root.parent
-            near = [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
-            raise DataError(
-                f'--images="{root}" is not a folder.{did_you_mean(self.root.name, near)} An analysis reads the images '
-                'below one folder. Check the path, or use "embedded:digits" to try without data.'
-            )
+            advice = 'Give a folder of images, or "embedded:digits" to try without data.'
+            raise missing_folder(f'--images="{root}"', self.root, advice)
         files = image_files(self.root)
         if per_class:
-            taken: dict[str, int] = {}
-            kept = []
-            for file in files:
-                folder = os.path.dirname(file)
-                taken[folder] = taken.get(folder, 0) + 1
-                if taken[folder] <= per_class:
-                    kept.append(file)
-            files = kept
+            folders = itertools.groupby(files, os.path.dirname)
+            files = [file for _, inside in folders for file in itertools.islice(inside, per_class)]
         if not files:
             raise DataError(
-                f'--images="{root}" holds no images. Files ending in {", ".join(EXTENSIONS[:4])}, ... are read, also '
-                "in folders inside. Give a folder of images."
+                f'--images="{root}" holds no images. Give a folder with files that end in {listed(EXTENSIONS, 4)}.'
             )
         self._files = files
 
@@ -111,8 +101,8 @@ def open_images(spec: str, *, per_class: int = 0, max_images: int = 0) -> tuple[
     labelled = registered_opener(spec) is not None or spec.startswith(EMBEDDED) or (root / "val").is_dir()
     if labelled and per_class:
         raise DataError(
-            f'--per-class={per_class} does not go with --images="{spec}", which is a labelled data set. It takes the '
-            f"first files of each folder of a plain folder of images. Give the folder of the split: {root / 'val'}."
+            f'--per-class={per_class} does not go with --images="{spec}", which is a labelled data set. Give the '
+            f"folder of the split: {root / 'val'}."
         )
     source = open_source(spec, "val") if labelled else ImageFolder(root, per_class=per_class)
     return (FirstImages(source, max_images) if 0 < max_images < len(source) else source), labelled

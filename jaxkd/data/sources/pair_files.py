@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxkd.data.sources.folder import image_files
+from jaxkd.data.sources.folder import image_files, missing_folder
 from jaxkd.data.sources.photos import photo_files
 from jaxkd.data.sources.registry import EMBEDDED, SPLITS
-from jaxkd.errors import ConfigError, DataError, did_you_mean
+from jaxkd.errors import ConfigError, DataError, check_choice, did_you_mean, listed
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,11 +35,7 @@ def find_pairs(spec: str | Sequence[str], scale: int, split: str) -> PairFiles:
       ConfigError: `split` or the form of `spec` is wrong.
       DataError: a folder is missing or has no images, or names do not match.
     """
-    if split not in SPLITS:
-        raise ConfigError(
-            f'split="{split}" is not a split.{did_you_mean(split, SPLITS)} Networks are trained on other images than '
-            f"they are scored on. Use one of: {', '.join(SPLITS)}."
-        )
+    check_choice("split", split, SPLITS)
     found = PairFiles([], [])
     for one in _split_specs(spec):
         part = _embedded(one, split) if one.startswith(EMBEDDED) else _folder(one, scale, split)
@@ -54,8 +50,8 @@ def _split_specs(spec: str | Sequence[str]) -> list[str]:
     specs = [one.strip() for one in spec]
     if not specs or not all(specs):
         raise ConfigError(
-            f'The data source "{",".join(specs)}" has an empty part. Several folders are joined by commas between '
-            'them. For example: "data/DIV2K_train_HR,data/Flickr2K_HR".'
+            f'The data source "{",".join(specs)}" has an empty part. Write several folders with one comma between '
+            'them, for example "data/DIV2K_train_HR,data/Flickr2K_HR".'
         )
     return specs
 
@@ -63,8 +59,8 @@ def _split_specs(spec: str | Sequence[str]) -> list[str]:
 def _embedded(spec: str, split: str) -> PairFiles:
     if spec != f"{EMBEDDED}photos":
         raise DataError(
-            f'The data source "{spec}" does not exist.{did_you_mean(spec, [f"{EMBEDDED}photos"])} Super-resolution '
-            f'learns from photographs, and one package brings some. Use "{EMBEDDED}photos", or a folder of images.'
+            f'The data source "{spec}" does not exist.{did_you_mean(spec, [f"{EMBEDDED}photos"])} Use '
+            f'"{EMBEDDED}photos", or a folder of images.'
         )
     files = photo_files(split)
     return PairFiles(files, [""] * len(files))
@@ -74,31 +70,23 @@ def _folder(spec: str, scale: int, split: str) -> PairFiles:
     name, _, lr_name = spec.partition(_LR)
     if _LR in spec and not lr_name:
         raise ConfigError(
-            f'The data source "{spec}" names no folder after "{_LR}". That is where its small images lie. For example: '
-            f'"data/Set5{_LR}LR_bicubic"; leave the mark out to make them by bicubic downscaling.'
+            f'The data source "{spec}" names no folder of small images after "{_LR}". Write one, for example '
+            f'"data/Set5{_LR}LR_bicubic", or leave the mark out to make them by bicubic downscaling.'
         )
     root = Path(name)
     if not root.is_dir():
-        near = [p.name for p in root.parent.iterdir() if p.is_dir()] if root.parent.is_dir() else []
-        raise DataError(
-            f'The data folder "{root}" {"is a file" if root.exists() else "does not exist"}.'
-            f"{did_you_mean(root.name, near)} Super-resolution reads a folder of large images, or <folder>/HR/*. Check "
-            f'the path, or use "{EMBEDDED}photos" to try without data.'
-        )
+        advice = f'Give a folder of large images, or "{EMBEDDED}photos" to try without data.'
+        raise missing_folder(f'The data folder "{root}"', root, advice)
     folder = _hr_folder(root, split)
     names = image_files(folder)
     small = next((n for n in names if re.match(r"LR([_-]|$)", n.split(os.sep)[0]) and os.sep in n), "")
     if small:
         raise DataError(
-            f'"{folder}" holds small images beside its large ones: "{small}". They would be taken for large ones, and '
-            "the network would learn to enlarge what is blurred already. Put the large ones into "
+            f'"{folder}" holds small images beside its large ones: "{small}". Put the large ones into '
             f"{folder}{os.sep}HR, or name their folder."
         )
     if not names:
-        raise DataError(
-            f'"{folder}" holds no images. Super-resolution learns from large photographs, such as PNG or JPEG files. '
-            "Check the path."
-        )
+        raise DataError(f'"{folder}" holds no images. Give a folder of large PNG or JPEG files.')
     hr = [os.path.join(folder, n) for n in names]
     if not lr_name:
         return PairFiles(hr, [""] * len(hr))
@@ -116,8 +104,8 @@ def _hr_folder(root: Path, split: str) -> Path:
     for folder in (root / other, root / f"{_DIV2K[other]}HR"):
         if folder.is_dir():
             raise DataError(
-                f'The data folder "{root}" has "{folder.name}" but no "{split}". With one split in a folder of its '
-                f"own, the rest cannot be taken for the other. Make {own[1]}, or name the folder of images itself."
+                f'The data folder "{root}" has "{folder.name}" but no "{split}". Make {own[1]}, or name the folder of '
+                "images itself."
             )
     return root / "HR" if (root / "HR").is_dir() else root
 
@@ -128,8 +116,8 @@ def _lr_folder(root: Path, name: str, scale: int, split: str) -> Path:
     if folder is None:
         near = [p.name for p in root.iterdir() if p.is_dir()]
         raise DataError(
-            f'The folder "{name}" of small images is not in "{root}".{did_you_mean(name, near)} It was asked for by '
-            f'"{_LR}{name}". It has: {", ".join(sorted(near)[:8]) or "no folders"}. Correct the name, or leave it out '
+            f'The folder of small images in "{_LR}{name}" is not in "{root}", which has: '
+            f"{listed(sorted(near), 8) or 'no folders'}.{did_you_mean(name, near)} Correct the name, or leave it out "
             "to make small images by bicubic downscaling."
         )
     scales = {p.name.lower(): p for p in folder.iterdir() if p.is_dir() and re.fullmatch(r"[xX]?\d+", p.name)}
@@ -138,9 +126,8 @@ def _lr_folder(root: Path, name: str, scale: int, split: str) -> Path:
             return scales[key]
     if scales:
         raise DataError(
-            f'"{folder}" has no folder X{scale}. At scale {scale} the small images have 1/{scale} of the size of the '
-            f"large ones. It has: {', '.join(sorted(p.name for p in scales.values()))}. Choose one of these scales, or "
-            f'leave "{_LR}{name}" out to make small images by bicubic downscaling.'
+            f'"{folder}" has no folder X{scale}, but: {", ".join(sorted(p.name for p in scales.values()))}. Choose one '
+            f'of these scales, or leave "{_LR}{name}" out to make small images by bicubic downscaling.'
         )
     return folder
 
@@ -172,7 +159,7 @@ def match_names(hr: Sequence[str], lr: Sequence[str], scale: int, hr_folder: str
         if len(found) > 1:
             raise DataError(
                 f'The image "{name}" in "{hr_folder}" has {len(found)} small ones in "{lr_folder}": '
-                f"{', '.join(found)}. Only one can be its pair. Remove the others."
+                f"{', '.join(found)}. Keep one of them."
             )
         matched += found
         missing += [] if found else [name]
@@ -180,14 +167,14 @@ def match_names(hr: Sequence[str], lr: Sequence[str], scale: int, hr_folder: str
         stem = os.path.splitext(missing[0])[0]
         raise DataError(
             f'{len(missing)} of {len(hr)} images in "{hr_folder}" have no small one in "{lr_folder}", the first is '
-            f'"{missing[0]}".{did_you_mean(stem, small)} Pairs are found by their names: "{stem}.*" or '
-            f'"{stem}x{scale}.*". Rename or add the small images, or remove the large ones.'
+            f'"{missing[0]}".{did_you_mean(stem, small)} Add small images with the names "{stem}.*" or '
+            f'"{stem}x{scale}.*", or remove the large ones.'
         )
     if len(set(matched)) < len(matched):
         twice = next(n for n in matched if matched.count(n) > 1)
         raise DataError(
-            f'The small image "{twice}" in "{lr_folder}" belongs to several images in "{hr_folder}". Endings do not '
-            'count, so that "a.png" and "a.jpg" are one name. Rename or remove one of them.'
+            f'The small image "{twice}" in "{lr_folder}" belongs to several images in "{hr_folder}" whose names differ '
+            "only in the ending. Rename or remove one of them."
         )
     if len(lr) > len(matched):
         _LOG.warning("%d of %d images in %s belong to no large one", len(lr) - len(matched), len(lr), lr_folder)

@@ -22,7 +22,7 @@ from jaxkd.data.transforms.crops import Box, Size
 from jaxkd.data.transforms.decode import decode_rgb, read_file
 from jaxkd.data.transforms.fast_decode import DecodeOptions, decode_crop_resize
 from jaxkd.data.transforms.imresize import imresize
-from jaxkd.errors import ConfigError, DataError
+from jaxkd.errors import ConfigError, DataError, check_range
 
 # In LR pixels. The bicubic filter, widened by the scale s, sees HR pixels up to 2 s from the centre of an LR pixel,
 # which lies (s - 1) / 2 inside of it: less than 1.5 s + 1 beyond its edge.
@@ -65,19 +65,14 @@ class PairSource:
 
     def __init__(self, files: PairFiles, scale: int, *, multiple: int = 0, region_decode: str = "auto"):
         multiple = multiple or scale
-        if scale < 1 or scale != int(scale):
-            raise ConfigError(
-                f"scale={scale} is no scale for super-resolution. A pixel of the small image becomes that many in each "
-                "direction. Give 2, 3, 4 or 8."
-            )
+        check_range("scale", scale, 1, whole=True, hint="2, 3, 4 and 8 are usual")
         if multiple % scale or multiple < 1:
             raise ConfigError(
-                f"multiple={multiple} does not divide by scale={scale}. Large images are cut to multiples of it, and "
-                f"must remain whole small pixels. Give {scale}, or 12 for scales 2, 3 and 4 alike."
+                f"multiple={multiple} does not divide by scale={scale}. Give {scale}, or 12 for scales 2, 3 and 4."
             )
         # Rather than lists of objects: they are pickled to every worker.
         self._hr, self._lr = PackedNames.pack(files.hr), PackedNames.pack(files.lr)
-        self.scale, self._multiple = int(scale), int(multiple)
+        self.scale, self._multiple = scale, multiple
         self._options = DecodeOptions(region_decode)
 
     def __len__(self) -> int:
@@ -155,16 +150,14 @@ class PairSource:
         height, width = self._grid(hr_size)
         if not (height and width):
             raise DataError(
-                f'The image "{name}" has {_words(hr_size)}, less than {self._multiple} in a direction. Nothing is left '
-                f"of it at scale {s}. Remove it."
+                f'The image "{name}" has {_words(hr_size)}, less than {self._multiple} in a direction. Remove it.'
             )
         boxes = [(0, 0, width, height)] if boxes is None else boxes
         outer = _union(boxes)
         if outer[0] < 0 or outer[1] < 0 or outer[2] > width or outer[3] > height:
             raise DataError(
                 f'The image "{name}" gives {_words((height, width))} at scale {s}, and a part of {outer} lies outside. '
-                "It may have changed since its size was read. Do not change a data set while a run reads it; restart "
-                "the run."
+                "Do not change a data set while a run reads it; restart the run."
             )
         if lr_name:
             lr_data = read_file(lr_name)
@@ -187,12 +180,8 @@ class PairSource:
             fits = [n for n in range(1, 17) if _fits(size, hr_size, n)]
             raise DataError(
                 f'"{lr_name}" has {_words(size)}, but "{name}" has {_words(hr_size)}, of which scale {s} makes '
-                f"{_words((hr_size[0] // s, hr_size[1] // s))}. The two must show the same view. "
-                + (
-                    f"They fit scale {fits[0]}: choose that scale or other small images."
-                    if fits
-                    else "Give the small images of these large ones."
-                )
+                f"{_words((hr_size[0] // s, hr_size[1] // s))}. Give the small images of these large ones"
+                f"{f', or choose scale {fits[0]}, which they fit' if fits else ''}."
             )
 
     def _decode(self, data: bytes, name: str, box: Box) -> np.ndarray:
@@ -270,9 +259,21 @@ def open_pairs(
 
 
 class WholePairs:
-    """This host's share of the pairs of a set, in order; may be iterated again. See `whole_pairs`."""
+    """This host's share of the whole pairs of a set, for scoring: one at a time, in order and each once.
 
-    def __init__(self, source: PairSource, host_index: int, host_count: int, threads: int, max_broken: float):
+    It may be iterated again. Iterating raises DataError where more pairs than `max_broken` allows cannot be read.
+
+    Args:
+      source: the pairs.
+      host_index: which host this is; it gets every `host_count`th pair.
+      host_count: how many there are.
+      threads: that decode ahead, each one pair; 0 takes one per core, at most 16.
+      max_broken: share of the pairs that may be unreadable; they are left out, named in the log and kept in `broken`.
+    """
+
+    def __init__(
+        self, source: PairSource, *, host_index: int = 0, host_count: int = 1, threads: int = 0, max_broken: float = 0.0
+    ):
         self._source, self._threads = source, threads
         self._mine = range(host_index, len(source), host_count)
         self.broken = BrokenImages(len(source), max_broken)
@@ -291,22 +292,3 @@ class WholePairs:
         except DataError as error:
             self.broken.add({str(index): str(error)})
             return None
-
-
-def whole_pairs(
-    source: PairSource, *, host_index: int = 0, host_count: int = 1, threads: int = 0, max_broken: float = 0.0
-) -> WholePairs:
-    """Whole pairs for scoring, one at a time and each once, since their sizes differ.
-
-    Args:
-      source: the pairs.
-      host_index: which host this is; it gets every `host_count`th pair.
-      host_count: how many there are.
-      threads: that decode ahead, each one pair; 0 takes one per core, at most 16.
-      max_broken: share of the pairs that may be unreadable; they are left out, named in the log and kept in `broken`.
-
-    Returns:
-      An iterable with a length that can be iterated again; iterating raises DataError where more pairs than that cannot
-      be read.
-    """
-    return WholePairs(source, host_index, host_count, threads, max_broken)

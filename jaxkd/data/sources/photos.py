@@ -23,15 +23,8 @@ from jaxkd.errors import DataError
 
 PHOTOS = {
     "train": (
-        "astronaut.png",
-        "brick.png",
-        "camera.png",
-        "coins.png",
-        "grass.png",
-        "gravel.png",
-        "motorcycle_left.png",
-        "motorcycle_right.png",
-        "rocket.jpg",
+        *("astronaut.png", "brick.png", "camera.png", "coins.png", "grass.png", "gravel.png"),
+        *("motorcycle_left.png", "motorcycle_right.png", "rocket.jpg"),
     ),
     "val": ("chelsea.png", "coffee.png"),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -13,7 +12,7 @@ from jaxkd.data.sources.digits import DigitsSource
 from jaxkd.data.sources.folder import FolderSource
 from jaxkd.data.sources.shards import MANIFEST, ShardSource, is_shards
 from jaxkd.data.sources.tfds import TFDS, TfdsSource
-from jaxkd.errors import ConfigError, DataError, did_you_mean
+from jaxkd.errors import ConfigError, DataError, check_choice, did_you_mean
 
 SPLITS = ("train", "val")
 EMBEDDED = "embedded:"
@@ -120,7 +119,7 @@ def open_source(spec: str, split: str, *, exif: bool = False) -> Source:
     Raises:
       DataError: the data set does not exist, is empty, or is arranged otherwise.
     """
-    _check_split(split, SPLITS)
+    check_choice("split", split, SPLITS, error=DataError)
     opener = registered_opener(spec)
     if opener is not None:
         return opener(spec, split, exif=exif)
@@ -147,11 +146,6 @@ def _open_folder(root: Path, split: str, *, exif: bool) -> Source:
             f"--out={root}."
         )
     return FolderSource(root, split, exif=exif)
-
-
-def _check_split(split: str, known: Sequence[str]) -> None:
-    if split not in known:
-        raise DataError(f'split="{split}" is not a split.{did_you_mean(split, known)} Use one of: {", ".join(known)}.')
 
 
 register_source("embedded:digits", lambda spec, split, *, exif: DigitsSource(split))

@@ -262,8 +262,8 @@ class ShardSource:
         manifest = Manifest.load(self.folder)
         if manifest.format not in FORMATS:
             raise DataError(
-                f'The shards in "{self.folder}" have the format "{manifest.format}", which does not exist. The '
-                f"manifest has been changed by hand. This jaxkd reads: {', '.join(FORMATS)}."
+                f'The shards in "{self.folder}" have the format "{manifest.format}", but this jaxkd reads: '
+                f"{', '.join(FORMATS)}. Convert the data again into a new folder."
             )
         if manifest.format == "arrayrecord":
             _array_record()
@@ -282,9 +282,6 @@ class ShardSource:
         self._format = manifest.format
         self._paths = [str(self.folder / s["file"]) for s in manifest.shards]
         self._length = manifest.records
-        self._forget()
-
-    def _forget(self) -> None:
         self._records: np.ndarray | None = None
         self._names: PackedNames | None = None
         self._open: _OpenShards | None = None
@@ -344,16 +341,16 @@ def file_sha256(path: str | Path) -> str:
 def damaged_shard(path: str | Path, state: str) -> DataError:
     """The error for a damaged shard; `state` continues "The shard ... "."""
     return DataError(
-        f'The shard "{path}" {state}. It has changed since the conversion, or the disk is failing. Fetch it again, or '
-        "delete it and repeat the python -m jaxkd.shards command that made it: that writes what is missing."
+        f'The shard "{path}" {state}. Fetch it again, or delete it and repeat the python -m jaxkd.shards command that '
+        "made it: that writes what is missing."
     )
 
 
 def damaged_index(path: str | Path) -> DataError:
     """The error for a damaged index file."""
     return DataError(
-        f'The index "{path}" is missing or has changed since the conversion. Without it, images and labels cannot be '
-        "found in the shards. Fetch it again, or convert the data again into a new folder."
+        f'The index "{path}" is missing or has changed since the conversion. Fetch it again, or convert the data again '
+        "into a new folder."
     )
 
 

@@ -43,13 +43,12 @@ def read_file(path: str | Path) -> bytes:
             return file.read()
     except FileNotFoundError:
         raise DataError(
-            f'The image "{path}" is gone. It was there when the folder was listed. Do not change a data set while a '
-            "run reads it; restart the run."
+            f'The image "{path}" is gone. Do not change a data set while a run reads it; restart the run.'
         ) from None
     except OSError as error:
         raise DataError(
-            f'The file "{path}" cannot be read from the disk ({error.strerror or error}). It is listed because of its '
-            "name, but the system does not hand out its content. Check its permissions and the disk."
+            f'The file "{path}" cannot be read from the disk ({error.strerror or error}). Check its permissions and '
+            "the disk."
         ) from None
 
 
@@ -79,18 +78,8 @@ def decode_rgb(data: bytes, name: str, *, exif: bool = False) -> Image.Image:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
-            f'The file "{name}" cannot be read as an image ({_without_address(reason)}). It is listed because of its '
-            "name, but its content is damaged or something else. Remove it or fetch it again."
+            f'The file "{name}" cannot be read as an image ({_without_address(reason)}). Remove it or fetch it again.'
         ) from None
-
-
-def read_rgb(path: str | Path, *, exif: bool = False) -> Image.Image:
-    """The image in `path` as RGB; see `decode_rgb`.
-
-    Raises:
-      DataError: not an image, truncated, or unreadable.
-    """
-    return decode_rgb(read_file(path), str(path), exif=exif)
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
@@ -101,8 +90,8 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if mode in ("I", "F"):
         raise DataError(
             f'The file "{name}" cannot be read as an image of 8 bits (its pixels are '
-            f"{'32-bit integers' if mode == 'I' else 'floating-point numbers'}). Nothing says which of its values is "
-            "white. Convert it to 8 or 16 bits a channel, or remove it."
+            f"{'32-bit integers' if mode == 'I' else 'floating-point numbers'}, which do not say what is white). "
+            "Convert it to 8 or 16 bits a channel, or remove it."
         )
     image.load()  # some readers know a palette's transparency only now
     if image.mode == "P":
@@ -112,9 +101,8 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 def _bomb(name: str, size: str) -> DataError:
     return DataError(
-        f'The file "{name}" cannot be read as an image for training: it has {size}. Images of more than '
-        f"{MAX_PIXELS:,} pixels would fill the memory of the workers, whatever size is cut out of them. Remove it or "
-        "scale it down."
+        f'The file "{name}" cannot be read as an image for training: it has {size}, and the memory of the workers is '
+        f"kept for at most {MAX_PIXELS:,}. Remove it or scale it down."
     )
 
 

@@ -30,7 +30,7 @@ from PIL import Image
 
 from jaxkd.data.transforms.crops import Box, Size
 from jaxkd.data.transforms.decode import MAX_PIXELS, decode_rgb
-from jaxkd.errors import ConfigError, DataError, did_you_mean
+from jaxkd.errors import ConfigError, DataError, check_choice
 
 _LOG = logging.getLogger(__name__)
 
@@ -75,11 +75,7 @@ class DecodeOptions:
     dct_scaling: bool = False
 
     def __post_init__(self) -> None:
-        if self.region not in REGION_DECODING:
-            raise ConfigError(
-                f'region="{self.region}" is not possible.{did_you_mean(self.region, REGION_DECODING)} '
-                f"Use one of: {', '.join(REGION_DECODING)}."
-            )
+        check_choice("region", self.region, REGION_DECODING)
         if self.region == "on" and (problem := _library()[1]):
             raise ConfigError(
                 f'region="on" needs TurboJPEG 3, which was not found: {problem}. '

@@ -47,14 +47,9 @@ def _signed(value: float, chance: float) -> float:
     return -value if chance > 0.5 else value
 
 
-def _rotate(magnitude: float, chance: float, ranges: OpRanges) -> Arguments:
-    """Degrees, up to 30 either way."""
-    return (_signed(magnitude / FULL_MAGNITUDE * 30.0, chance),)
-
-
-def _shear(magnitude: float, chance: float, ranges: OpRanges) -> Arguments:
-    """Pixels of shift per pixel, up to 0.3 either way."""
-    return (_signed(magnitude / FULL_MAGNITUDE * 0.3, chance),)
+def _either_way(magnitude: float, chance: float, ranges: OpRanges, *, most: float) -> Arguments:
+    """Up to `most` either way: degrees to rotate, pixels of shift per pixel to shear."""
+    return (_signed(magnitude / FULL_MAGNITUDE * most, chance),)
 
 
 def _translate_pixels(magnitude: float, chance: float, ranges: OpRanges) -> Arguments:
@@ -245,7 +240,7 @@ OPS: dict[str, Op] = {
     "AutoContrast": Op(ImageOps.autocontrast),
     "Equalize": Op(ImageOps.equalize),
     "Invert": Op(ImageChops.invert),  # ImageOps.invert gives the same through a table, ten times slower
-    "Rotate": Op(rotate, _rotate, draws=True, moves=True),
+    "Rotate": Op(rotate, partial(_either_way, most=30.0), draws=True, moves=True),
     "Posterize": Op(posterize, _posterize),
     "PosterizeIncreasing": Op(posterize, _posterize_increasing),
     "PosterizeOriginal": Op(posterize, _posterize_original),
@@ -260,8 +255,8 @@ OPS: dict[str, Op] = {
     "BrightnessIncreasing": Op(brightness, _enhance_increasing, draws=True),
     "Sharpness": Op(sharpness, _enhance),
     "SharpnessIncreasing": Op(sharpness, _enhance_increasing, draws=True),
-    "ShearX": Op(shear_x, _shear, draws=True, moves=True),
-    "ShearY": Op(shear_y, _shear, draws=True, moves=True),
+    "ShearX": Op(shear_x, partial(_either_way, most=0.3), draws=True, moves=True),
+    "ShearY": Op(shear_y, partial(_either_way, most=0.3), draws=True, moves=True),
     "TranslateX": Op(translate_x, _translate_pixels, draws=True, moves=True),
     "TranslateY": Op(translate_y, _translate_pixels, draws=True, moves=True),
     "TranslateXRel": Op(translate_x_share, _translate_share, draws=True, moves=True),
@@ -290,9 +285,8 @@ def draw_color_jitter(
     given = (strengths,) * 3 if isinstance(strengths, int | float) else tuple(strengths)
     if len(given) not in (3, 4) or min(given) < 0 or (len(given) == 4 and given[3] > 0.5):
         raise ConfigError(
-            f"color_jitter={strengths} is not possible. It is how far brightness, contrast, saturation and, if there "
-            "is a fourth number, hue may move. Give one number or three, none negative, and as fourth one of at most "
-            "0.5, for example 0.4 or (0.4, 0.4, 0.4, 0.1)."
+            f"color_jitter={strengths} is not possible. Give one number or three (brightness, contrast, saturation), "
+            "none negative, and at most 0.5 as fourth (hue), for example 0.4 or (0.4, 0.4, 0.4, 0.1)."
         )
     steps = []
     for index in rng.permutation(len(given)).tolist():

@@ -10,62 +10,37 @@ from __future__ import annotations
 Entry = tuple[str, float, int]  # operation, probability, magnitude
 SubPolicy = tuple[Entry, ...]
 
-_V0: tuple[SubPolicy, ...] = (
-    (("Equalize", 0.8, 1), ("ShearY", 0.8, 4)),
-    (("Color", 0.4, 9), ("Equalize", 0.6, 3)),
-    (("Color", 0.4, 1), ("Rotate", 0.6, 8)),
-    (("Solarize", 0.8, 3), ("Equalize", 0.4, 7)),
-    (("Solarize", 0.4, 2), ("Solarize", 0.6, 2)),
-    (("Color", 0.2, 0), ("Equalize", 0.8, 8)),
-    (("Equalize", 0.4, 8), ("SolarizeAdd", 0.8, 3)),
-    (("ShearX", 0.2, 9), ("Rotate", 0.6, 8)),
-    (("Color", 0.6, 1), ("Equalize", 1.0, 2)),
-    (("Invert", 0.4, 9), ("Rotate", 0.6, 0)),
-    (("Equalize", 1.0, 9), ("ShearY", 0.6, 3)),
-    (("Color", 0.4, 7), ("Equalize", 0.6, 0)),
-    (("Posterize", 0.4, 6), ("AutoContrast", 0.4, 7)),
-    (("Solarize", 0.6, 8), ("Color", 0.6, 9)),
-    (("Solarize", 0.2, 4), ("Rotate", 0.8, 9)),
-    (("Rotate", 1.0, 7), ("TranslateYRel", 0.8, 9)),
-    (("ShearX", 0.0, 0), ("Solarize", 0.8, 4)),
-    (("ShearY", 0.8, 0), ("Color", 0.6, 4)),
-    (("Color", 1.0, 0), ("Rotate", 0.6, 2)),
-    (("Equalize", 0.8, 4), ("Equalize", 0.0, 8)),
-    (("Equalize", 1.0, 4), ("AutoContrast", 0.6, 2)),
-    (("ShearY", 0.4, 7), ("SolarizeAdd", 0.6, 7)),
-    (("Posterize", 0.8, 2), ("Solarize", 0.6, 10)),  # Posterize at 2 keeps no bit: black
-    (("Solarize", 0.6, 8), ("Equalize", 0.6, 1)),
-    (("Color", 0.8, 6), ("Rotate", 0.4, 5)),
-)
 
-_ORIGINAL: tuple[SubPolicy, ...] = (
-    (("PosterizeOriginal", 0.4, 8), ("Rotate", 0.6, 9)),
-    (("Solarize", 0.6, 5), ("AutoContrast", 0.6, 5)),
-    (("Equalize", 0.8, 8), ("Equalize", 0.6, 3)),
-    (("PosterizeOriginal", 0.6, 7), ("PosterizeOriginal", 0.6, 6)),
-    (("Equalize", 0.4, 7), ("Solarize", 0.2, 4)),
-    (("Equalize", 0.4, 4), ("Rotate", 0.8, 8)),
-    (("Solarize", 0.6, 3), ("Equalize", 0.6, 7)),
-    (("PosterizeOriginal", 0.8, 5), ("Equalize", 1.0, 2)),
-    (("Rotate", 0.2, 3), ("Solarize", 0.6, 8)),
-    (("Equalize", 0.6, 8), ("PosterizeOriginal", 0.4, 6)),
-    (("Rotate", 0.8, 8), ("Color", 0.4, 0)),
-    (("Rotate", 0.4, 9), ("Equalize", 0.6, 2)),
-    (("Equalize", 0.0, 7), ("Equalize", 0.8, 8)),
-    (("Invert", 0.6, 4), ("Equalize", 1.0, 8)),
-    (("Color", 0.6, 4), ("Contrast", 1.0, 8)),
-    (("Rotate", 0.8, 8), ("Color", 1.0, 2)),
-    (("Color", 0.8, 8), ("Solarize", 0.8, 7)),
-    (("Sharpness", 0.4, 7), ("Invert", 0.6, 8)),
-    (("ShearX", 0.6, 5), ("Equalize", 1.0, 9)),
-    (("Color", 0.4, 0), ("Equalize", 0.6, 3)),
-    # The paper's table has 25 rows of which five appear twice.
-    (("Equalize", 0.4, 7), ("Solarize", 0.2, 4)),
-    (("Solarize", 0.6, 5), ("AutoContrast", 0.6, 5)),
-    (("Invert", 0.6, 4), ("Equalize", 1.0, 8)),
-    (("Color", 0.6, 4), ("Contrast", 1.0, 8)),
-    (("Equalize", 0.8, 8), ("Equalize", 0.6, 3)),
-)
+def _policy(table: str) -> tuple[SubPolicy, ...]:
+    """The sub-policies of a table, in which "|" ends one and "," ends an operation."""
+    rows = ((entry.split() for entry in row.split(",")) for row in table.split("|"))
+    return tuple(tuple((name, float(share), int(strength)) for name, share, strength in row) for row in rows)
+
+
+# Posterize at magnitude 2 keeps no bit and gives black.
+_V0 = _policy("""
+    Equalize 0.8 1, ShearY 0.8 4 | Color 0.4 9, Equalize 0.6 3 | Color 0.4 1, Rotate 0.6 8 |
+    Solarize 0.8 3, Equalize 0.4 7 | Solarize 0.4 2, Solarize 0.6 2 | Color 0.2 0, Equalize 0.8 8 |
+    Equalize 0.4 8, SolarizeAdd 0.8 3 | ShearX 0.2 9, Rotate 0.6 8 | Color 0.6 1, Equalize 1 2 |
+    Invert 0.4 9, Rotate 0.6 0 | Equalize 1 9, ShearY 0.6 3 | Color 0.4 7, Equalize 0.6 0 |
+    Posterize 0.4 6, AutoContrast 0.4 7 | Solarize 0.6 8, Color 0.6 9 | Solarize 0.2 4, Rotate 0.8 9 |
+    Rotate 1 7, TranslateYRel 0.8 9 | ShearX 0 0, Solarize 0.8 4 | ShearY 0.8 0, Color 0.6 4 |
+    Color 1 0, Rotate 0.6 2 | Equalize 0.8 4, Equalize 0 8 | Equalize 1 4, AutoContrast 0.6 2 |
+    ShearY 0.4 7, SolarizeAdd 0.6 7 | Posterize 0.8 2, Solarize 0.6 10 | Solarize 0.6 8, Equalize 0.6 1 |
+    Color 0.8 6, Rotate 0.4 5
+""")
+
+# The paper's table has 25 rows of which five appear twice.
+_ORIGINAL = _policy("""
+    PosterizeOriginal 0.4 8, Rotate 0.6 9 | Solarize 0.6 5, AutoContrast 0.6 5 | Equalize 0.8 8, Equalize 0.6 3 |
+    PosterizeOriginal 0.6 7, PosterizeOriginal 0.6 6 | Equalize 0.4 7, Solarize 0.2 4 | Equalize 0.4 4, Rotate 0.8 8 |
+    Solarize 0.6 3, Equalize 0.6 7 | PosterizeOriginal 0.8 5, Equalize 1 2 | Rotate 0.2 3, Solarize 0.6 8 |
+    Equalize 0.6 8, PosterizeOriginal 0.4 6 | Rotate 0.8 8, Color 0.4 0 | Rotate 0.4 9, Equalize 0.6 2 |
+    Equalize 0 7, Equalize 0.8 8 | Invert 0.6 4, Equalize 1 8 | Color 0.6 4, Contrast 1 8 | Rotate 0.8 8, Color 1 2 |
+    Color 0.8 8, Solarize 0.8 7 | Sharpness 0.4 7, Invert 0.6 8 | ShearX 0.6 5, Equalize 1 9 |
+    Color 0.4 0, Equalize 0.6 3 | Equalize 0.4 7, Solarize 0.2 4 | Solarize 0.6 5, AutoContrast 0.6 5 |
+    Invert 0.6 4, Equalize 1 8 | Color 0.6 4, Contrast 1 8 | Equalize 0.8 8, Equalize 0.6 3
+""")
 
 
 def _with_increasing_posterize(policy: tuple[SubPolicy, ...]) -> tuple[SubPolicy, ...]:
@@ -89,21 +64,8 @@ POLICIES: dict[str, tuple[SubPolicy, ...]] = {
 }
 
 RAND_OPS = (
-    "AutoContrast",
-    "Equalize",
-    "Invert",
-    "Rotate",
-    "Posterize",
-    "Solarize",
-    "SolarizeAdd",
-    "Color",
-    "Contrast",
-    "Brightness",
-    "Sharpness",
-    "ShearX",
-    "ShearY",
-    "TranslateXRel",
-    "TranslateYRel",
+    *("AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize", "SolarizeAdd", "Color", "Contrast"),
+    *("Brightness", "Sharpness", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"),
 )
 
 _INCREASING = ("Posterize", "Solarize", "Color", "Contrast", "Brightness", "Sharpness")
@@ -169,17 +131,7 @@ RAND_WEIGHTS_0: dict[str, float] = {
 }
 
 AUGMIX_OPS = (
-    "AutoContrast",
-    "ColorIncreasing",
-    "ContrastIncreasing",
-    "BrightnessIncreasing",
-    "SharpnessIncreasing",
-    "Equalize",
-    "Rotate",
-    "PosterizeIncreasing",
-    "SolarizeIncreasing",
-    "ShearX",
-    "ShearY",
-    "TranslateXRel",
+    *("AutoContrast", "ColorIncreasing", "ContrastIncreasing", "BrightnessIncreasing", "SharpnessIncreasing"),
+    *("Equalize", "Rotate", "PosterizeIncreasing", "SolarizeIncreasing", "ShearX", "ShearY", "TranslateXRel"),
     "TranslateYRel",
 )

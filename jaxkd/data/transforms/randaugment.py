@@ -29,7 +29,7 @@ from jaxkd.data.transforms.policies import (
     RAND_WEIGHTS_0,
     SubPolicy,
 )
-from jaxkd.errors import ConfigError, did_you_mean
+from jaxkd.errors import ConfigError, check_choice, check_range
 
 # How values between pixels are found; "random" chooses for each operation.
 RESAMPLING: dict[str, tuple[Image.Resampling, ...]] = {
@@ -211,73 +211,56 @@ class AugMix:
         return self.apply(image, self.draw(rng))
 
 
-class _Section(NamedTuple):
-    kind: type  # int, float or str
-    low: float = 0
-    high: float = math.inf
-
-
-_SECTIONS: dict[str, dict[str, _Section]] = {
+# Section -> its bounds for `check_range`; None for a name.
+_WHOLE, _REAL = {"whole": True, "least": 0}, {"least": 0}
+_SECTIONS: dict[str, dict[str, dict[str, float] | None]] = {
     "rand": {
-        "m": _Section(int),
-        "mstd": _Section(float),
-        "mmax": _Section(int, low=1),
-        "n": _Section(int),
-        "p": _Section(float, high=1),
-        "inc": _Section(int, high=1),
-        "w": _Section(int, high=0),
-        "t": _Section(str),
+        "m": _WHOLE,
+        "mstd": _REAL,
+        "mmax": {"whole": True, "least": 1},
+        "n": _WHOLE,
+        "p": {"least": 0, "most": 1},
+        "inc": _WHOLE | {"most": 1},
+        "w": _WHOLE | {"most": 0},
+        "t": None,
     },
     "augmix": {
-        "m": _Section(int),
-        "w": _Section(int, low=1),
-        "d": _Section(int),
-        "a": _Section(float, low=1e-3),
-        "b": _Section(int, high=0),
-        "mstd": _Section(float),
+        "m": _WHOLE,
+        "w": {"whole": True, "least": 1},
+        "d": _WHOLE,
+        "a": {"least": 1e-3},
+        "b": _WHOLE | {"most": 0},
+        "mstd": _REAL,
     },
-    **{name: {"mstd": _Section(float)} for name in POLICIES},
+    **{name: {"mstd": _REAL} for name in POLICIES},
 }
 
 
 def _parse(spec: str) -> tuple[str, dict]:
     """ "rand-m9-p0.5" -> ("rand", {"m": 9, "p": 0.5})."""
     policy, *parts = spec.split("-")
-    if policy not in _SECTIONS:
-        raise ConfigError(
-            f'auto_augment="{spec}": there is no policy "{policy}".{did_you_mean(policy, _SECTIONS)} The text before '
-            f"the first dash names the policy. Use one of: {', '.join(_SECTIONS)}."
-        )
+    check_choice(f'auto_augment="{spec}": policy', policy, _SECTIONS)
     known, values = _SECTIONS[policy], {}
     for part in parts:
         match = re.fullmatch(r"(t)(\w+)" if part.startswith("t") else r"([a-z]+)(\d.*)", part)
         key, text = match.groups() if match else (part, "")
-        if key not in known:
-            raise ConfigError(
-                f'auto_augment="{spec}": "{policy}" has no section "{key}".{did_you_mean(key, known)} A section is a '
-                f"name and its value, as in m9. Use these: {', '.join(known)}."
-            )
+        check_choice(f'auto_augment="{spec}": section', key, known, hint="each with its value, as in m9")
         if key in values:
+            raise ConfigError(f'auto_augment="{spec}": section "{key}" appears twice. Remove one.')
+        if not text:
             raise ConfigError(
-                f'auto_augment="{spec}": section "{key}" appears twice. Only one of the two could hold. Remove one.'
+                f'auto_augment="{spec}": section "{key}" has no value. Write it right behind the name, as in m9 or t3a.'
             )
-        values[key] = _value(spec, key, text, known[key])
+        values[key] = text if known[key] is None else _number(f'auto_augment="{spec}": {key}', text, known[key])
     return policy, values
 
 
-def _value(spec: str, key: str, text: str, section: _Section) -> int | float | str:
-    kind, low, high = section
+def _number(name: str, text: str, bounds: dict[str, float]) -> int | float:
     try:
-        value = kind(text)
+        value = int(text) if bounds.get("whole") else float(text)
     except ValueError:
-        value = None
-    if not text or value is None or (kind is not str and not low <= value <= high):
-        wanted = {int: "a whole number", float: "a number", str: "a name"}[kind]
-        limits = "" if kind is str else f" from {low:g} on" if math.isinf(high) else f" from {low:g} to {high:g}"
-        raise ConfigError(
-            f'auto_augment="{spec}": the value "{text}" of section "{key}" is not possible. It must be {wanted}'
-            f"{limits}. Write it right behind the name, as in {key}{'weights' if kind is str else f'{low:g}'}."
-        )
+        value = text
+    check_range(name, value, **bounds)
     return value
 
 
@@ -287,9 +270,8 @@ def _rand_set(spec: str, values: dict) -> tuple[tuple[str, ...], tuple[float, ..
     if "w" in values:
         if name is not None or increasing:
             raise ConfigError(
-                f'auto_augment="{spec}": w0 cannot go with {"t" if name is not None else "inc1"}. It has weights for '
-                "the operations that do not increase, and no others. Remove one of the two, or use tweights, which has "
-                "weights for increasing operations."
+                f'auto_augment="{spec}": w0 cannot go with {"t" if name is not None else "inc1"}. Remove one of the '
+                "two, or use tweights, which has weights for increasing operations."
             )
         table = RAND_WEIGHTS_0
     elif name in RAND_WEIGHTS:
@@ -299,17 +281,10 @@ def _rand_set(spec: str, values: dict) -> tuple[tuple[str, ...], tuple[float, ..
     elif name is None or name.isdigit():  # timm takes any other name for the standard set; t0 and t1 are in use
         return (RAND_INCREASING_OPS if increasing else RAND_OPS), None
     else:
-        names = (*RAND_WEIGHTS, "3a")
-        raise ConfigError(
-            f'auto_augment="{spec}": there is no set of operations "{name}".{did_you_mean(name, names)} Section t is '
-            f"what RandAugment draws from. Use one of: {', '.join('t' + n for n in names)}, or leave it out."
-        )
+        check_choice(f'auto_augment="{spec}": t', name, (*RAND_WEIGHTS, "3a"))
     total, layers = sum(table.values()), values.get("n", 2)
-    if layers > sum(weight > 0 for weight in table.values()):
-        raise ConfigError(
-            f'auto_augment="{spec}": n{layers} is more than this set has operations. With weights, none is drawn '
-            f"twice. Use at most n{sum(weight > 0 for weight in table.values())}."
-        )
+    most = sum(weight > 0 for weight in table.values())
+    check_range(f'auto_augment="{spec}": n', layers, most=most, hint="with weights, no operation is drawn twice")
     return tuple(table), tuple(weight / total for weight in table.values())
 
 
@@ -339,12 +314,7 @@ def auto_augment(
     Raises:
       ConfigError: the policy, a section, a value or the interpolation does not exist.
     """
-    if interpolation not in RESAMPLING:
-        raise ConfigError(
-            f'interpolation="{interpolation}" cannot be used with auto_augment="{spec}".'
-            f"{did_you_mean(interpolation, RESAMPLING)} Rotating and shearing need one that works between any pixels. "
-            f"Use one of: {', '.join(RESAMPLING)}."
-        )
+    check_choice("interpolation", interpolation, RESAMPLING)
     policy, values = _parse(spec)
     shorter = image_size if isinstance(image_size, int) else min(image_size)
     std = values.get("mstd", math.inf if policy == "augmix" else 0.0)
