@@ -35,7 +35,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
 import numpy as np
-from step_time import prepare
+from step_time import place_step, prepare
 from timing import Compiled, Run, compile_program, interleaved, summary
 
 from jaxkd.analysis import pipeline
@@ -101,15 +101,7 @@ def measure(options: argparse.Namespace, config: Any) -> dict[str, Any]:
     mesh = parallel.make_mesh(config.mesh.data, config.mesh.model)
     parallel.check_batch("--batch-size", options.batch_size, mesh, accumulate=config.optimizer.accumulate)
     config, task, optimizer, _, loaded = prepare(config)
-    rng = np.random.default_rng(config.seed)
-    host = {
-        "image": rng.integers(0, 256, (options.batch_size, *task.student.image_size, 3), np.uint8),
-        "label": rng.integers(0, task.student.num_classes, options.batch_size).astype(np.int32),
-    }
-    batch, key = parallel.put_batch(host, mesh), jax.random.key(config.seed + 1)
-    task.constants = parallel.put_on_mesh(task.constants, mesh)
-    params, mutable = jax.jit(task.init)(jax.random.key(config.seed))
-    state = parallel.put_on_mesh(train.create_state(params, mutable, optimizer, ema=config.ema.decay > 0), mesh)
+    batch, key, _, _, state = place_step(options.batch_size, config, task, optimizer, mesh)
     holder = {"state": state}
     given = {"accumulate": config.optimizer.accumulate, "ema_decay": config.ema.decay}
     settings = config.dynamics.to_dict()

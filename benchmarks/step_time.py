@@ -117,6 +117,22 @@ def prepare(config: Any) -> tuple[Any, Any, Any, Any, bool]:
     return experiment.config, task, experiment.optimizer, experiment.schedule, load
 
 
+def place_step(batch_size: int, config: Any, task: Any, optimizer: Any, mesh: Any) -> tuple[Any, ...]:
+    """(random batch, key, parameters, mutable state, train state) on the mesh, and there the constants of `task`."""
+    from jaxkd import parallel, train
+
+    rng = np.random.default_rng(config.seed)
+    host = {
+        "image": rng.integers(0, 256, (batch_size, *task.student.image_size, 3), np.uint8),
+        "label": rng.integers(0, task.student.num_classes, batch_size).astype(np.int32),
+    }
+    batch, key = parallel.put_batch(host, mesh), jax.random.key(config.seed + 1)
+    task.constants = parallel.put_on_mesh(task.constants, mesh)
+    params, mutable = jax.jit(task.init)(jax.random.key(config.seed))
+    state = parallel.put_on_mesh(train.create_state(params, mutable, optimizer, ema=config.ema.decay > 0), mesh)
+    return batch, key, parallel.put_on_mesh(params, mesh), mutable, state
+
+
 def spectral_programs(batch: int, maps: list[tuple[tuple, tuple]]) -> dict[str, tuple[Compiled, Any]]:
     """Value and gradient of the mean spectral loss over pairs of maps, in each of its forms."""
     rng = np.random.default_rng(1)
@@ -191,16 +207,7 @@ def build_step(options: argparse.Namespace, config: Any) -> Step:
         from peer_torch import check_mirrored
 
         check_mirrored(config, task)  # before anything compiles
-    rng = np.random.default_rng(config.seed)
-    host = {
-        "image": rng.integers(0, 256, (options.batch_size, *task.student.image_size, 3), np.uint8),
-        "label": rng.integers(0, task.student.num_classes, options.batch_size).astype(np.int32),
-    }
-    batch, key = parallel.put_batch(host, mesh), jax.random.key(config.seed + 1)
-    task.constants = parallel.put_on_mesh(task.constants, mesh)
-    params, mutable = jax.jit(task.init)(jax.random.key(config.seed))
-    state = parallel.put_on_mesh(train.create_state(params, mutable, optimizer, ema=config.ema.decay > 0), mesh)
-    params = parallel.put_on_mesh(params, mesh)
+    batch, key, params, mutable, state = place_step(options.batch_size, config, task, optimizer, mesh)
     say("compiling the train step ...")
     function = train.compile_train_step(
         task, optimizer, mesh, state, accumulate=config.optimizer.accumulate, ema_decay=config.ema.decay

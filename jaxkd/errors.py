@@ -156,7 +156,7 @@ def _quoted(value: Any) -> str:
     return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
-def listed(names: Sequence[str], most: int) -> str:
+def first_few(names: Sequence[str], most: int) -> str:
     """'a, b, ...': the first `most` of `names`, and dots for the others."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 

@@ -25,7 +25,7 @@ from jaxkd.data.prepare.shards import Report, ShardOptions, convert, verify
 from jaxkd.data.sources.folder import FolderSource
 from jaxkd.data.sources.registry import SPLITS
 from jaxkd.data.sources.shards import FORMATS, Manifest, is_shards
-from jaxkd.errors import ConfigError, DataError, check_range, listed
+from jaxkd.errors import ConfigError, DataError, check_range, first_few
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -133,7 +133,7 @@ def run_verification(args: argparse.Namespace) -> list[dict[str, Any]]:
         if bad:
             raise DataError(
                 f'{len(bad)} of {len(manifest.shards) + len(manifest.index)} files in "{root / split}" are damaged: '
-                f"{listed(bad, 10)}. Fetch them again; or delete those shards and repeat the command that made them, "
+                f"{first_few(bad, 10)}. Fetch them again; or delete those shards and repeat the command that made them, "
                 "which writes what is missing."
             )
         results.append(_summary(manifest, time.perf_counter() - start))
@@ -167,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         if result["unreadable"]:
             names = result["unreadable"]
-            print(f"  {len(names):,} files could not be decoded and are kept as they are: {listed(names, 5)}")
+            print(f"  {len(names):,} files could not be decoded and are kept as they are: {first_few(names, 5)}")
     print(json.dumps(results))
     return 0
 

@@ -84,6 +84,21 @@ def shared_data():
     return find
 
 
+@pytest.fixture
+def complaint_of(capsys):
+    """`complaint_of(main, argv)` -> the one paragraph that a command prints before it exits with code 2."""
+
+    def run(main, argv: list[str]) -> str:
+        with pytest.raises(SystemExit) as caught:
+            main(argv)
+        assert caught.value.code == 2
+        text = capsys.readouterr().err.strip()
+        assert text.startswith("jaxkd: ") and "Traceback" not in text
+        return text
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def timm():
     """timm with PyTorch on one consistent CPU set-up, or a skip where the extra `parity` is not installed."""

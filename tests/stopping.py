@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from jaxkd import train
+from jaxkd.experiment import run as run_module
+
 
 class StopAfter:
     """A stop request that comes after a number of steps; stands in for SIGTERM."""
@@ -19,3 +22,10 @@ class StopAfter:
     def requested(self) -> str:
         self._left -= 1
         return "SIGTERM" if self._left <= 0 else ""
+
+
+def run_stopped(monkeypatch, config, workdir, *, after: int) -> dict:
+    """The result of a run that is stopped after a number of steps."""
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "StopRequest", lambda: StopAfter(after))
+        return run_module.run(config, workdir)

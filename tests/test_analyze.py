@@ -143,7 +143,7 @@ def test_mistakes_are_explained(arguments, words, pictures, tmp_path, capsys):
 
 def test_missing_and_empty_folders_and_earlier_results(pictures, tmp_path, capsys):
     said = failing([*DEIT, f"--images={tmp_path / 'picture'}", f"--out={tmp_path / 'o'}", *FEW], capsys)
-    assert "is not a folder" in said and 'Did you mean "pictures"' in said
+    assert "does not exist" in said and 'Did you mean "pictures"' in said
     (tmp_path / "empty").mkdir()
     assert "holds no images" in failing([*DEIT, f"--images={tmp_path / 'empty'}", f"--out={tmp_path / 'o'}"], capsys)
     (tmp_path / "old").mkdir()

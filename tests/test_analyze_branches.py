@@ -208,7 +208,7 @@ def test_weights_of_basicsr_and_which_of_them(folder, tmp_path, capsys):
         (["--seed=-1"], "--seed=-1 is out of range"),
         (["--max-images=-1"], "--max-images=-1 is out of range"),
         (["--images=nowhere"], 'The data folder "nowhere" does not exist'),
-        (["--images=nowhere", "--small-images"], '--images="nowhere" is not a folder'),
+        (["--images=nowhere", "--small-images"], '--images="nowhere" does not exist'),
     ],
     ids=lambda v: v[-1] if isinstance(v, list) else None,
 )

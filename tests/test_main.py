@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from pictures import noisy_classes
 from random_weights import random_variables
 
 from jaxkd import main, models, weights
@@ -23,15 +23,7 @@ SMALL = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 3, "num_head
 @pytest.fixture
 def images(tmp_path):
     """A folder of 2 classes with 8 training and 2 validation images each."""
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 8), ("val", 2)):
-        for label in ("cat", "dog"):
-            where = tmp_path / "images" / split / label
-            where.mkdir(parents=True)
-            for i in range(count):
-                pixels = rng.integers(0, 255, (20, 24, 3)).astype(np.uint8)
-                Image.fromarray(pixels).save(where / f"{i}.jpg")
-    return tmp_path / "images"
+    return noisy_classes(tmp_path / "images", train=8, val=2)
 
 
 def supervised(source, workdir, *more: str) -> list[str]:
@@ -81,18 +73,9 @@ def test_a_run_says_what_it_does_before_it_loads_jax(tmp_path):
 
 
 @pytest.fixture
-def complaint(capsys):
-    """`complaint(argv)` -> the one paragraph that the command prints before it exits with code 2."""
-
-    def run(argv: list[str]) -> str:
-        with pytest.raises(SystemExit) as caught:
-            main.main(argv)
-        assert caught.value.code == 2
-        text = capsys.readouterr().err.strip()
-        assert text.startswith("jaxkd: ") and "Traceback" not in text
-        return text
-
-    return run
+def complaint(complaint_of):
+    """`complaint(argv)` -> the one paragraph that the command prints."""
+    return partial(complaint_of, main.main)
 
 
 def test_a_missing_folder(complaint, tmp_path):

@@ -240,8 +240,8 @@ def test_wrong_commands(network, tmp_path, capsys):
     file = network[2][1]
     for argv, words in (
         (["--model=mdbn_x2", *files], "--weights is missing"),
-        ([*network[2], files[0]], "--out is missing"),
-        ([*network[2], files[1]], "--in is missing"),
+        ([*network[2], files[0]], "the following arguments are required: --out"),
+        ([*network[2], files[1]], "the following arguments are required: --in"),
         ([file, *files], "--model is missing"),
         ([*network[2], *files, "--tiel=3"], "The command line was not understood"),
         ([*network[2], *files, "--tile=10"], "tile=10 is too small"),

@@ -266,7 +266,7 @@ def test_a_comma_in_the_name_of_a_folder(images, tmp_path):
 
 def test_scoring_shows_every_pair_once_on_any_number_of_hosts(images):
     source = open_pairs(str(images), 4)
-    alone = WholePairs(source, threads=2)
+    alone = WholePairs(source)
     names = [pair.name for pair in alone]
     assert names == [source.name(i) for i in range(4)] == [pair.name for pair in alone] and len(alone) == 4
     hosts = [WholePairs(source, host_index=i, host_count=3) for i in range(3)]

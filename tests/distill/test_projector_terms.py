@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from stopping import StopAfter
+from stopping import run_stopped
 
 from jaxkd import distill, models, train, weights
 from jaxkd.config import fields
@@ -108,9 +108,7 @@ def test_the_objective_hands_parameters_and_state_through():
 def test_projector_and_running_mean_train_are_saved_and_resume(tmp_path, teacher_file, monkeypatch):
     whole = run_module.run(config(teacher_file), tmp_path / "whole")
     assert whole["finished"] and whole["step"] == 4
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "StopRequest", lambda: StopAfter(2))
-        half = run_module.run(config(teacher_file), tmp_path / "halves")
+    half = run_stopped(monkeypatch, config(teacher_file), tmp_path / "halves", after=2)
     assert half["step"] == 2
     middle = saved(tmp_path / "halves", 2)
     assert run_module.run(config(teacher_file), tmp_path / "halves")["finished"]

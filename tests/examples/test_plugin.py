@@ -37,15 +37,6 @@ def command(workdir, *more: str, config=FOLDER / "config.py") -> list[str]:
     return [f"--config={config}", f"--workdir={workdir}", "--config.log.tensorboard=False", *more]
 
 
-def complaint(capsys, argv) -> str:
-    with pytest.raises(SystemExit) as caught:
-        main.main(argv)
-    assert caught.value.code == 2
-    text = capsys.readouterr().err.strip()
-    assert text.startswith("jaxkd: ") and "Traceback" not in text
-    return text
-
-
 @pytest.mark.slow
 def test_the_example_trains(tmp_path):
     argv = command(tmp_path / "run", "--config.student.args.depth=1", "--config.checkpoint.every_steps=1")
@@ -76,8 +67,8 @@ def test_the_example_trains(tmp_path):
         ("--config.precision.compute=bfloat16", "patch_mixer has no argument dtype"),
     ],
 )
-def test_mistakes(tmp_path, capsys, change, text):
-    found = complaint(capsys, command(tmp_path / "run", change))
+def test_mistakes(tmp_path, complaint_of, change, text):
+    found = complaint_of(main.main, command(tmp_path / "run", change))
     assert text in found and not list(tmp_path.glob("run/*/checkpoints"))
 
 
@@ -92,11 +83,11 @@ def test_mistakes(tmp_path, capsys, change, text):
         ),
     ],
 )
-def test_a_plugin_that_fails(tmp_path, capsys, code, text):
+def test_a_plugin_that_fails(tmp_path, complaint_of, code, text):
     (tmp_path / "broken_plugin.py").write_text(code + "\n")
     config = (FOLDER / "config.py").read_text().replace("my_plugin", "broken_plugin")
     (tmp_path / "config.py").write_text(config)
-    assert text in complaint(capsys, command(tmp_path / "run", config=tmp_path / "config.py"))
+    assert text in complaint_of(main.main, command(tmp_path / "run", config=tmp_path / "config.py"))
 
 
 def test_a_network_is_one_file_and_one_registration(tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from pictures import smooth_pictures
 from rich.console import Console
-from stopping import StopAfter
+from stopping import run_stopped
 
 from jaxkd import models, train
 from jaxkd.config import fields, recipes
@@ -229,8 +229,8 @@ def test_a_run_that_stops_before_its_end_is_drawn_too(small, tmp_path, monkeypat
     monkeypatch.setattr(
         "jaxkd.experiment.restoration.draw_scores", lambda runs, path, **more: given.update(more, runs=runs)
     )
-    monkeypatch.setattr(train, "StopRequest", lambda: StopAfter(3))
-    assert not run_module.run(fields.change(small, {"stages": ()}).lock(), tmp_path / "run")["finished"]
+    config = fields.change(small, {"stages": ()}).lock()
+    assert not run_stopped(monkeypatch, config, tmp_path / "run", after=3)["finished"]
     assert [row["step"] for row in given["runs"]["mdbn_x2"]] == [2]
     assert given["runs"]["mdbn_x2"] == train.read_metrics(tmp_path / "run", "eval")
     assert given["bicubic"] == json.loads((tmp_path / "run" / "bicubic.json").read_text())

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 from random_weights import random_variables
-from stopping import StopAfter
+from stopping import run_stopped
 
 from jaxkd import distill, models, train, weights
 from jaxkd.config import fields
@@ -76,9 +76,7 @@ def assert_trees_equal(a, b) -> None:
 def test_a_stopped_and_continued_run_is_the_uninterrupted_one(tmp_path, teacher_file, monkeypatch):
     whole = run_module.run(with_teacher(teacher_file), tmp_path / "whole")
     assert whole["finished"] and whole["step"] == 6
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "StopRequest", lambda: StopAfter(3))
-        half = run_module.run(with_teacher(teacher_file), tmp_path / "halves")
+    half = run_stopped(monkeypatch, with_teacher(teacher_file), tmp_path / "halves", after=3)
     assert not half["finished"] and half["step"] == 3
     rest = run_module.run(with_teacher(teacher_file), tmp_path / "halves")
     assert rest["finished"] and rest["images_trained"] == whole["images_trained"] == 6 * 512
@@ -157,9 +155,7 @@ def test_the_best_score_of_a_population_is_that_of_its_best_member(tmp_path):
 
 
 def test_another_teacher_is_noticed_on_resume(tmp_path, teacher_file, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "StopRequest", lambda: StopAfter(2))
-        run_module.run(with_teacher(teacher_file), tmp_path / "run")
+    run_stopped(monkeypatch, with_teacher(teacher_file), tmp_path / "run", after=2)
     model = models.create("cait_xxs24_224", num_classes=10, **SMALL)
     other = random_variables(model, 6)
     kept = teacher_file.read_bytes()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from random_weights import random_variables
-from stopping import StopAfter
+from stopping import run_stopped
 from test_run import SMALL, assert_trees_equal, config, final_params, with_teacher
 
 from jaxkd import models, parallel, train, weights
@@ -56,9 +56,7 @@ def test_a_distillation_ends_in_the_same_bits_with_statistics_and_resumed_with_t
     run_module.run(on, tmp_path / "on")
     # XLA compiles two programs, but the statistics only read what the step computes: on CPU not one bit differs.
     assert_trees_equal(final_params(tmp_path / "off"), final_params(tmp_path / "on"))
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "StopRequest", lambda: StopAfter(3))
-        assert not run_module.run(on, tmp_path / "halves")["finished"]
+    assert not run_stopped(monkeypatch, on, tmp_path / "halves", after=3)["finished"]
     assert (tmp_path / "halves" / "dynamics" / "entropy.csv").read_text().count("\n") == 3
     run_module.run(on, tmp_path / "halves")
     assert_trees_equal(final_params(tmp_path / "off"), final_params(tmp_path / "halves"))

@@ -106,15 +106,19 @@ def test_training_mode_is_random_and_evaluation_is_not(tiny, randomised, random_
     np.testing.assert_array_equal(apply(variables, images)[0], calm(variables, images)[0])
 
 
+def still_and_moving(model, variables, images, key, *taps):
+    """Features in evaluation and in training."""
+    apply = jax.jit(model.apply, static_argnames=("train", "taps"))
+    still = apply(variables, images, taps=taps)[1]
+    return still, apply(variables, images, train=True, taps=taps, rngs={"dropout": key})[1]
+
+
 @pytest.mark.parametrize("family", ["deit", "distilled"])
 def test_stochastic_depth_grows_with_depth(tiny, randomised, random_key, pictures, family):
     """At a last rate of almost one: the first block is as in evaluation, the last does nothing."""
     model = tiny(family, depth=3, drop_path_rate=0.99999)
     variables, images = randomised(model), pictures(model, 8)
-    taps = ("block_0", "block_1", "block_2")
-    apply = jax.jit(model.apply, static_argnames=("train", "taps"))
-    _, still = apply(variables, images, taps=taps)
-    _, moving = apply(variables, images, train=True, taps=taps, rngs={"dropout": random_key(0)})
+    still, moving = still_and_moving(model, variables, images, random_key(0), "block_0", "block_1", "block_2")
     np.testing.assert_array_equal(moving["block_0"], still["block_0"])
     np.testing.assert_array_equal(moving["block_2"], moving["block_1"])
     # The middle one, at one half, treats examples differently.
@@ -139,9 +143,7 @@ def test_stochastic_depth_of_a_swin_runs_through_its_stages(tiny, randomised, ra
     model = tiny("swin", drop_path_rate=0.99999)
     variables, images = randomised(model), pictures(model, 4)
     taps = ("stage_0.block_0", "stage_1.block_0", "stage_1.block_1")
-    apply = jax.jit(model.apply, static_argnames=("train", "taps"))
-    _, still = apply(variables, images, taps=taps)
-    _, moving = apply(variables, images, train=True, taps=taps, rngs={"dropout": random_key(0)})
+    still, moving = still_and_moving(model, variables, images, random_key(0), *taps)
     np.testing.assert_array_equal(moving["stage_0.block_0"], still["stage_0.block_0"])
     np.testing.assert_array_equal(moving["stage_1.block_1"], moving["stage_1.block_0"])
 

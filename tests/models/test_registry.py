@@ -163,9 +163,7 @@ def test_unknown_argument_suggests_the_nearest():
     ("name", "field"),
     [
         ("deit_tiny_patch16_224", "distillation_token"),
-        ("mdbn_x4", "scale"),
-        ("mdbn_x4", "merged"),
-        ("mdbn_x4", "strip_pixels"),
+        *(("mdbn_x4", field) for field in ("scale", "merged", "strip_pixels")),
     ],
 )
 def test_internal_fields_are_no_arguments(name, field):

@@ -79,7 +79,6 @@ class EvalBatches:
       batch_size: global; the last batch is filled up with black images whose mask is False.
       host_index: which host this is.
       host_count: how many there are; every host yields the same number of batches.
-      threads: that decode; 0 takes one per core, at most 16.
       max_broken: share of the images that may be unreadable; they are masked, named in the log and kept in `broken`.
     """
 
@@ -91,12 +90,11 @@ class EvalBatches:
         batch_size: int,
         host_index: int = 0,
         host_count: int = 1,
-        threads: int = 0,
         max_broken: float = 0.01,
     ):
         self._source, self._preprocess = source, preprocess
         self._batch_size, self._share = batch_size, batch_size // host_count
-        self._host_index, self._threads = host_index, threads
+        self._host_index = host_index
         self.broken = BrokenImages(len(source), max_broken)
 
     def __len__(self) -> int:
@@ -113,9 +111,7 @@ class EvalBatches:
         starts = range(self._host_index * self._share, len(self) * self._batch_size, self._batch_size)
         batches = [range(start, min(start + self._share, len(self._source))) for start in starts]
         # Decoding and resizing release Python's lock, so that threads are enough. Two batches are prepared ahead.
-        examples = ordered_map(
-            self._example, chain.from_iterable(batches), threads=self._threads, ahead=3 * self._share
-        )
+        examples = ordered_map(self._example, chain.from_iterable(batches), ahead=3 * self._share)
         try:
             for records in batches:
                 yield self._collate(islice(examples, len(records)))

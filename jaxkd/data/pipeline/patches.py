@@ -14,7 +14,7 @@ from jaxkd.data.pipeline.resumable import Batch, ResumableBatches
 from jaxkd.data.pipeline.sampler import EpochSampler, record_rng
 from jaxkd.data.sources.pairs import Pair, PairSource
 from jaxkd.data.transforms.crops import Box, Size
-from jaxkd.errors import ConfigError, DataError, check_choice, check_range, listed
+from jaxkd.errors import ConfigError, DataError, check_choice, check_range, first_few
 
 _LOG = logging.getLogger(__name__)
 
@@ -229,7 +229,7 @@ def _check_small(source: PairSource, small: np.ndarray, sizes: np.ndarray, confi
     if not len(small):
         return []
     names = [source.name(i) for i in small.tolist()]
-    shown, side = listed(names, 5), config.size
+    shown, side = first_few(names, 5), config.size
     if config.small == "skip":
         _LOG.warning("Left out: %d images smaller than data.patches.size=%d: %s", len(names), side, shown)
         return names

@@ -10,7 +10,7 @@ from PIL import Image
 
 from jaxkd.data.sources.labels import PackedNames, read_class_words
 from jaxkd.data.transforms.decode import decode_rgb, read_file
-from jaxkd.errors import DataError, did_you_mean, listed
+from jaxkd.errors import DataError, did_you_mean, first_few
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
 
@@ -86,7 +86,7 @@ class FolderSource:
             there = sorted(p.name for p in self.root.iterdir() if p.is_dir())
             raise DataError(
                 f'The data folder "{self.root}" has no folder "{split}". '
-                f"It has: {listed(there, 8) or 'no folders'}. "
+                f"It has: {first_few(there, 8) or 'no folders'}. "
                 f"Rename or link the right one to {folder}."
             )
         return folder

@@ -13,7 +13,7 @@ from PIL import Image
 from jaxkd.data.sources.folder import EXTENSIONS, image_files, missing_folder
 from jaxkd.data.sources.registry import EMBEDDED, Source, open_source, registered_opener
 from jaxkd.data.transforms.decode import decode_rgb, read_file
-from jaxkd.errors import DataError, listed
+from jaxkd.errors import DataError, first_few
 
 
 class ImageFolder:
@@ -42,7 +42,7 @@ class ImageFolder:
             files = [file for _, inside in folders for file in itertools.islice(inside, per_class)]
         if not files:
             raise DataError(
-                f'--images="{root}" holds no images. Give a folder with files that end in {listed(EXTENSIONS, 4)}.'
+                f'--images="{root}" holds no images. Give a folder with files that end in {first_few(EXTENSIONS, 4)}.'
             )
         self._files = files
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from jaxkd.data.sources.folder import image_files, missing_folder
 from jaxkd.data.sources.photos import photo_files
 from jaxkd.data.sources.registry import EMBEDDED, SPLITS
-from jaxkd.errors import ConfigError, DataError, check_choice, did_you_mean, listed
+from jaxkd.errors import ConfigError, DataError, check_choice, did_you_mean, first_few
 
 _LOG = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def _lr_folder(root: Path, name: str, scale: int, split: str) -> Path:
         near = [p.name for p in root.iterdir() if p.is_dir()]
         raise DataError(
             f'The folder of small images in "{_LR}{name}" is not in "{root}", which has: '
-            f"{listed(sorted(near), 8) or 'no folders'}.{did_you_mean(name, near)} Correct the name, or leave it out "
+            f"{first_few(sorted(near), 8) or 'no folders'}.{did_you_mean(name, near)} Correct the name, or leave it out "
             "to make small images by bicubic downscaling."
         )
     scales = {p.name.lower(): p for p in folder.iterdir() if p.is_dir() and re.fullmatch(r"[xX]?\d+", p.name)}

@@ -267,14 +267,11 @@ class WholePairs:
       source: the pairs.
       host_index: which host this is; it gets every `host_count`th pair.
       host_count: how many there are.
-      threads: that decode ahead, each one pair; 0 takes one per core, at most 16.
       max_broken: share of the pairs that may be unreadable; they are left out, named in the log and kept in `broken`.
     """
 
-    def __init__(
-        self, source: PairSource, *, host_index: int = 0, host_count: int = 1, threads: int = 0, max_broken: float = 0.0
-    ):
-        self._source, self._threads = source, threads
+    def __init__(self, source: PairSource, *, host_index: int = 0, host_count: int = 1, max_broken: float = 0.0):
+        self._source = source
         self._mine = range(host_index, len(source), host_count)
         self.broken = BrokenImages(len(source), max_broken)
 
@@ -283,7 +280,7 @@ class WholePairs:
         return len(self._mine)
 
     def __iter__(self) -> Iterator[Pair]:
-        pairs = ordered_map(self._pair, self._mine, threads=self._threads, ahead=self._threads)
+        pairs = ordered_map(self._pair, self._mine)
         return (pair for pair in pairs if pair is not None)
 
     def _pair(self, index: int) -> Pair | None:
