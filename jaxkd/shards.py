@@ -133,8 +133,8 @@ def run_verification(args: argparse.Namespace) -> list[dict[str, Any]]:
         if bad:
             raise DataError(
                 f'{len(bad)} of {len(manifest.shards) + len(manifest.index)} files in "{root / split}" are damaged: '
-                f"{first_few(bad, 10)}. Fetch them again; or delete those shards and repeat the command that made them, "
-                "which writes what is missing."
+                f"{first_few(bad, 10)}. Fetch them again; or delete those shards and repeat the command that made "
+                "them, which writes what is missing."
             )
         results.append(_summary(manifest, time.perf_counter() - start))
     return results

@@ -123,9 +123,7 @@ def base() -> ConfigDict:
 
     config.distill = _distill()
     config.label_smoothing = 0.1
-
     config.data = _data()
-
     config.eval = _eval()
     config.restoration = ConfigDict({"loss": "l1", "fft_weight": 0.0})  # loss: or "charbonnier"
 
@@ -164,7 +162,6 @@ def base() -> ConfigDict:
     config.checkpoint.keep_every_epochs = 0
 
     config.log = ConfigDict({"every_steps": 50, "tensorboard": True})
-
     config.dynamics = _dynamics()
 
     # Runs after one another, each a dict of dotted changes with a "name"; a later one may take "stage:<name>" as

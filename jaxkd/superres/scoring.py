@@ -24,10 +24,6 @@ GENERIC_FOLDERS = {"HR", "val", "train", "/"}  # their names do not tell which s
 Progress = Callable[[int], None]
 
 
-def _silent(done: int) -> None:
-    pass
-
-
 def named_sets(entries: str | Iterable[str], option: str) -> dict[str, str]:
     """`("Set5=/data/Set5", "/data/B100/HR")` -> {"Set5": "/data/Set5", "B100": "/data/B100/HR"}.
 
@@ -129,7 +125,9 @@ class PairScorer:
             out |= dict(zip((f"{name}/{k}" for k in self._kinds.values()), np.mean(rows, axis=0).tolist(), strict=True))
         return out
 
-    def __call__(self, params: Any, *, keep_pictures: bool = False, progress: Progress = _silent) -> dict[str, float]:
+    def __call__(
+        self, params: Any, *, keep_pictures: bool = False, progress: Progress = lambda done: None
+    ) -> dict[str, float]:
         """`params` of the network -> {metric: mean over the images of its set}; each image counts the same.
 
         Args:
@@ -144,7 +142,7 @@ class PairScorer:
         self.pictures = []
         return self._scores(self._enlarger, progress, keep_pictures)
 
-    def compare_bicubic(self, progress: Progress = _silent) -> dict[str, float]:
+    def compare_bicubic(self, progress: Progress = lambda done: None) -> dict[str, float]:
         """MATLAB's bicubic on the same pairs; `progress` as above."""
         if not self.bicubic:
             self.bicubic = self._scores(lambda lr: data.imresize(lr, self._model.scale), progress)

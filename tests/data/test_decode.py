@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from jaxkd.data.transforms.decode import MAX_PIXELS, decode_rgb, read_rgb
+from jaxkd.data.transforms.decode import MAX_PIXELS, decode_rgb, read_file
 from jaxkd.errors import DataError
 
 ORIENTATION = 0x0112
@@ -173,9 +173,9 @@ def test_damaged_files_raise_nothing_but_our_error(picture):
 
 def test_files_that_cannot_be_opened_are_not_called_damaged(tmp_path):
     with pytest.raises(DataError, match="is gone"):
-        read_rgb(tmp_path / "x.jpg")
+        read_file(tmp_path / "x.jpg")
     with pytest.raises(DataError, match="cannot be read from the disk"):
-        read_rgb(tmp_path)
+        read_file(tmp_path)
 
 
 @pytest.mark.parity
@@ -187,4 +187,6 @@ def test_ordinary_files_are_what_timm_makes_of_them(timm, picture, tmp_path, mod
     (tmp_path / "a").mkdir()
     picture(30, 40).convert(mode).save(tmp_path / "a" / f"x.{kind}")
     theirs, _ = ImageDataset(str(tmp_path))[0]
-    np.testing.assert_array_equal(np.asarray(read_rgb(tmp_path / "a" / f"x.{kind}")), np.asarray(theirs))
+    np.testing.assert_array_equal(
+        np.asarray(decode_rgb(read_file(tmp_path / "a" / f"x.{kind}"), "x")), np.asarray(theirs)
+    )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -191,31 +189,8 @@ def test_colour_jitter_one_number_leaves_the_hue_alone(picture):
 
 @pytest.mark.parametrize("strengths", [-0.1, (0.4, 0.4), (0.4, 0.4, 0.4, 0.6), (0.1, -0.4, 0.4), (0.1,) * 5])
 def test_impossible_colour_jitter(strengths, picture):
-    with pytest.raises(ConfigError, match=r"color_jitter=.* is not possible.*may move.*Give one number or three"):
+    with pytest.raises(ConfigError, match=r"color_jitter=.* is not possible.*Give one number or three"):
         image_ops.color_jitter(picture(4, 4), strengths, np.random.default_rng(0))
-
-
-def test_grey_and_blurred_with_their_probability(picture):
-    image, rng = picture(30, 31), np.random.default_rng(0)
-    for apply in (image_ops.random_grayscale, image_ops.random_gaussian_blur):
-        assert np.mean([apply(image, 0.3, rng) is not image for _ in range(1000)]) == pytest.approx(0.3, abs=0.05)
-        assert apply(image, 0.0, rng) is image
-        assert len({apply(image, 1.0, rng).tobytes() for _ in range(20)} - {image.tobytes()}) >= 1
-    levels(image_ops.random_grayscale(image, 1.0, rng))
-
-
-def test_exact_blur_by_hand():
-    point = np.zeros((41, 41), np.uint8)
-    point[20, 20] = 255
-    got = np.array(levels(image_ops.exact_gaussian_blur(grey(point), 1.0)))
-    weight = [math.exp(-(i**2) / 2) / math.sqrt(2 * math.pi) for i in range(4)]
-    for y, x in ((0, 0), (0, 1), (2, 1), (0, 3)):
-        assert got[20 + y, 20 - x] == got[20 - x, 20 + y] == round(255 * weight[y] * weight[x])
-    flat = grey(np.full((20, 30), 77))
-    assert image_ops.exact_gaussian_blur(flat, 2.0).tobytes() == flat.tobytes()  # mirrored, so the border stays
-    edge = np.full((20, 30), 0)
-    edge[:, 1] = 200  # the mirror is the first column itself: at the border its neighbour counts twice, not the border
-    assert levels(image_ops.exact_gaussian_blur(grey(edge), 1.0))[9][0] == round(200 * 2 * weight[1])
 
 
 class Fixed:
@@ -325,22 +300,3 @@ def test_hue_is_torchvisions(timm, subject, shift):
     from torchvision.transforms.functional import adjust_hue
 
     np.testing.assert_array_equal(np.asarray(image_ops.hue(subject, shift)), np.asarray(adjust_hue(subject, shift)))
-
-
-@pytest.mark.parity
-def test_grey_is_torchvisions(timm, subject):
-    from torchvision.transforms import RandomGrayscale
-
-    got = image_ops.random_grayscale(subject, 1.0, np.random.default_rng(0))
-    np.testing.assert_array_equal(np.asarray(got), np.asarray(RandomGrayscale(p=1.0)(subject)))
-
-
-@pytest.mark.parity
-@pytest.mark.parametrize("sigma", [0.1, 0.7, 1.3, 2.0])
-def test_exact_blur_is_torchvisions(timm, subject, sigma):
-    """Up to values that lie on the border between two levels: torch sums in another order."""
-    from torchvision.transforms.functional import gaussian_blur
-
-    got = np.asarray(image_ops.exact_gaussian_blur(subject, sigma)).astype(int)
-    difference = np.abs(got - np.asarray(gaussian_blur(subject, 23, sigma)))
-    assert difference.max() <= 1 and (difference > 0).mean() < 1e-4

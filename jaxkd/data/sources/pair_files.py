@@ -117,8 +117,8 @@ def _lr_folder(root: Path, name: str, scale: int, split: str) -> Path:
         near = [p.name for p in root.iterdir() if p.is_dir()]
         raise DataError(
             f'The folder of small images in "{_LR}{name}" is not in "{root}", which has: '
-            f"{first_few(sorted(near), 8) or 'no folders'}.{did_you_mean(name, near)} Correct the name, or leave it out "
-            "to make small images by bicubic downscaling."
+            f"{first_few(sorted(near), 8) or 'no folders'}.{did_you_mean(name, near)} Correct the name, or leave it "
+            "out to make small images by bicubic downscaling."
         )
     scales = {p.name.lower(): p for p in folder.iterdir() if p.is_dir() and re.fullmatch(r"[xX]?\d+", p.name)}
     for key in (f"x{scale}", str(scale)):

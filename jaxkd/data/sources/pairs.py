@@ -120,14 +120,14 @@ class PairSource:
         Raises:
           DataError: a file cannot be read or decoded, is smaller than the scale, or HR and LR do not fit.
         """
-        return Pair(self.name(index), *self._read(index, None)[0])
+        return Pair(self.name(index), *self.regions(index, None)[0])
 
-    def regions(self, index: int, boxes: Sequence[Box]) -> list[tuple[np.ndarray, np.ndarray]]:
+    def regions(self, index: int, boxes: Sequence[Box] | None) -> list[tuple[np.ndarray, np.ndarray]]:
         """Parts of a pair, which is decoded once for all of them.
 
         Args:
           index: which pair.
-          boxes: (left, upper, right, lower) of each part, in LR pixels.
+          boxes: (left, upper, right, lower) of each part, in LR pixels; None is the whole pair.
 
         Returns:
           HR (scale * h, scale * w, 3) and LR (h, w, 3) of each, uint8 RGB: what `pair` has there.
@@ -135,15 +135,6 @@ class PairSource:
         Raises:
           DataError: as `pair`, or a box is not inside the image.
         """
-        return self._read(index, boxes)
-
-    def _grid(self, hr: Size) -> Size:
-        """(height, width) of LR for the size of an HR file."""
-        m, s = self._multiple, self.scale
-        return hr[0] // m * m // s, hr[1] // m * m // s
-
-    def _read(self, index: int, boxes: Sequence[Box] | None) -> list[tuple[np.ndarray, np.ndarray]]:
-        """`regions`; the whole pair where `boxes` is None."""
         name, lr_name, s = self.name(index), self.lr_name(index), self.scale
         data = read_file(name)
         hr_size = _size(data, name)
@@ -173,6 +164,11 @@ class PairSource:
             (_cut(hr, b, outer, s), _cut(imresize(_cut(hr, w, outer, s), 1 / s), b, w, 1))
             for b, w in zip(boxes, wide, strict=True)
         ]
+
+    def _grid(self, hr: Size) -> Size:
+        """(height, width) of LR for the size of an HR file."""
+        m, s = self._multiple, self.scale
+        return hr[0] // m * m // s, hr[1] // m * m // s
 
     def _check_lr(self, lr_name: str, size: Size, name: str, hr_size: Size) -> None:
         s = self.scale

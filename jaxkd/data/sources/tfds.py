@@ -135,8 +135,7 @@ class TfdsSource:
             except (OSError, RuntimeError, ValueError) as error:
                 raise DataError(
                     f'The record {self.name(index)} in "{self._folder}" cannot be read '
-                    f"({' '.join(str(error).split())}). The files have changed since they were prepared, or the disk "
-                    "is failing. Delete the folder and prepare the data set again."
+                    f"({' '.join(str(error).split())}). Delete the folder and prepare the data set again."
                 ) from None
             self._last.index = index
         return self._last.example
@@ -162,8 +161,7 @@ class TfdsSource:
         if not 0 <= label < len(self.class_names):
             raise DataError(
                 f"The record {self.name(index)} has the label {label}, which is none of the {len(self.class_names)} "
-                "classes. TFDS marks images without a known label like that. Choose a split with labels: "
-                f"tfds:{self.spec.name}?val=validation."
+                f"classes. Choose a split with labels: tfds:{self.spec.name}?val=validation."
             )
         return label
 
@@ -222,14 +220,13 @@ def _builder(tfds: Any, spec: TfdsSpec) -> Any:
     folder = str(builder.data_path)
     if not builder.info.splits:
         raise DataError(
-            f'The data set tfds:{spec.name} is not prepared: there is nothing in "{folder}". jaxkd downloads nothing '
-            f"on its own. {_how_to_prepare(builder, spec)}"
+            f'The data set tfds:{spec.name} is not prepared: there is nothing in "{folder}". '
+            f"{_how_to_prepare(builder, spec)}"
         )
     if not _has_random_access(builder):
         raise DataError(
             f'The data set tfds:{spec.name} in "{folder}" is stored as {builder.info.file_format.value}, which has no '
-            "random access. Shuffling and exact resume need it, and reading such files needs TensorFlow. "
-            f"{_how_to_prepare(builder, spec, other=True)}"
+            f"random access. {_how_to_prepare(builder, spec, other=True)}"
         )
     return builder
 
@@ -292,7 +289,7 @@ def _feature(tfds: Any, builder: Any, spec: TfdsSpec, role: str, kind: type) -> 
         return chosen[0]
     what = f'no {role} "{asked}"' if asked else f"{len(found)} features that could be the {role}"
     raise DataError(
-        f"tfds:{spec.name} has {what}. A classification data set has an image and one label for each record. "
-        f"Its features are: {', '.join(f'{k} ({type(f).__name__})' for k, f in features.items())}. Choose one with "
+        f"tfds:{spec.name} has {what}; its features are: "
+        f"{', '.join(f'{k} ({type(f).__name__})' for k, f in features.items())}. Choose one with "
         f"tfds:{spec.name}?{role}=NAME, or use a data set of labelled images."
     )

@@ -7,10 +7,10 @@ import math
 import numpy as np
 from PIL import Image
 
+from jaxkd.data.transforms.decode import MAX_PIXELS
+
 Size = tuple[int, int]  # height, width
 Box = tuple[int, int, int, int]  # left, upper, right, lower, as Pillow has it
-
-_MOST_PIXELS = 89_478_485  # of a resized image, as of a decoded one
 
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -67,7 +67,7 @@ def resize_to_cover(image: Image.Image, target: Size, resample: Image.Resampling
     else:
         ratio = min(height / target[0], width / target[1])
         size = (max(round(width / ratio), 1), max(round(height / ratio), 1))
-    if size[0] * size[1] > _MOST_PIXELS:
+    if size[0] * size[1] > MAX_PIXELS:
         # An image 1 pixel wide and 10,000 high would become 224 x 2,240,000. Only its middle is ever shown.
         keep = 16 * min(width, height) * max(target) // min(target)
         return resize_to_cover(centre_crop(image, (min(height, keep), min(width, keep))), target, resample)

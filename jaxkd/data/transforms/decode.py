@@ -101,8 +101,8 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 def _bomb(name: str, size: str) -> DataError:
     return DataError(
-        f'The file "{name}" cannot be read as an image for training: it has {size}, and the memory of the workers is '
-        f"kept for at most {MAX_PIXELS:,}. Remove it or scale it down."
+        f'The file "{name}" cannot be read as an image for training: it has {size}, and more than '
+        f"{MAX_PIXELS:,} pixels are refused. Remove it or scale it down."
     )
 
 

@@ -4,8 +4,8 @@ An operation has two halves. `Op.arguments` turns a magnitude into the numbers t
 the one random number that some operations need (a sign, a blur radius) is handed in. `Op.apply` changes the picture
 and draws nothing. So a policy can decide everything first, and the decisions can be recorded or forced.
 
-Source: timm/data/auto_augment.py, whose names and ranges these are. At the end, what timm's training transform does
-with colours where no policy is used: torchvision's colour jitter, greyscale and blur.
+Source: timm/data/auto_augment.py, whose names and ranges these are. At the end, torchvision's colour jitter,
+which timm's training transform applies where no policy is used.
 """
 
 from __future__ import annotations
@@ -313,37 +313,3 @@ def color_jitter(image: Image.Image, strengths: float | Sequence[float], rng: np
     for apply, factor in draw_color_jitter(strengths, rng):
         image = apply(image, factor)
     return image
-
-
-def random_grayscale(image: Image.Image, probability: float, rng: np.random.Generator) -> Image.Image:
-    """With that probability, the picture in greys, still RGB (torchvision's RandomGrayscale)."""
-    return image.convert("L").convert("RGB") if rng.random() < probability else image
-
-
-def exact_gaussian_blur(image: Image.Image, sigma: float, taps: int = 23) -> Image.Image:
-    """A true Gaussian of `taps` x `taps` pixels, mirrored at the border (torchvision's gaussian_blur; float32).
-
-    3.5 ms for 224 x 224 at sigma 2: twice `gaussian_blur`, which only approximates a Gaussian.
-    """
-    half = taps // 2
-    weights = np.exp(-0.5 * (np.arange(-half, half + 1) / sigma) ** 2)
-    weights = (weights / weights.sum()).astype(np.float32)
-    pixels = np.asarray(image).astype(np.float32)
-    for axis in (0, 1):
-        margins = [(half, half) if a == axis else (0, 0) for a in range(3)]
-        padded = np.moveaxis(np.pad(pixels, margins, mode="reflect"), axis, 0)
-        size = pixels.shape[axis]
-        # Taps so small that they cannot be seen in eight bits are left out; the kernel is symmetric.
-        total = weights[half] * padded[half : half + size]
-        for offset in range(1, half + 1):
-            if weights[half + offset] > 1e-7:
-                pair = padded[half - offset :][:size] + padded[half + offset :][:size]
-                pair *= weights[half + offset]
-                total += pair
-        pixels = np.moveaxis(total, 0, axis)
-    return Image.fromarray(np.rint(pixels).clip(0, 255).astype(np.uint8))
-
-
-def random_gaussian_blur(image: Image.Image, probability: float, rng: np.random.Generator) -> Image.Image:
-    """With that probability, a Gaussian blur of 23 x 23 taps with sigma uniform in 0.1 to 2 pixels, as timm has it."""
-    return exact_gaussian_blur(image, rng.uniform(*BLUR_RADII)) if rng.random() < probability else image

@@ -108,13 +108,13 @@ def mix(
     batch = images.shape[0]
     if labels.shape != (batch,) or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ShapeError(
-            f"The labels are {labels.dtype} of shape {labels.shape} beside images of shape {images.shape}. Mixing "
-            "makes probabilities of one class per image. Pass (batch,) integers."
+            f"The labels are {labels.dtype} of shape {labels.shape} beside images of shape {images.shape}. Pass "
+            "(batch,) integers."
         )
     if batch % 2:
         raise ShapeError(
-            f"The batch has {batch} images. Mixing pairs the first with the last and so on, and the middle one would "
-            "be left alone. Use an even batch size (per micro-batch, where gradients are accumulated)."
+            f"The batch has {batch} images, and mixing needs pairs. Use an even batch size (per micro-batch, where "
+            "gradients are accumulated)."
         )
     drawn = draw_mixing(key, batch, images.shape[1:3], config)
     return apply_mixing(images, smooth_one_hot(labels, num_classes, config.smoothing), drawn)

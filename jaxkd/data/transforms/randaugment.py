@@ -341,9 +341,6 @@ def fill_from_mean(mean: Sequence[float]) -> Colour:
     return red, green, blue
 
 
-def uses_color_jitter(spec: str | None, *, force: bool = False) -> bool:
-    """Whether timm's training transform also jitters the colours: without a policy, with 3-Augment, or if forced.
-
-    It does so after the policy.
-    """
-    return force or not spec or "3a" in spec
+def uses_color_jitter(spec: str) -> bool:
+    """Whether timm's training transform also jitters the colours, after the policy: without one, or with 3-Augment."""
+    return not spec or "3a" in spec
