@@ -7,6 +7,7 @@ import threading
 
 from jaxkd.errors import DataError
 
+MAX_BROKEN = 0.01  # share of unreadable records that pipelines accept unless told otherwise
 _LOG = logging.getLogger(__name__)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from jaxkd.data.ordered_map import ordered_map
-from jaxkd.data.pipeline.broken import BrokenImages
+from jaxkd.data.pipeline.broken import MAX_BROKEN, BrokenImages
 from jaxkd.data.sources.registry import Source
 from jaxkd.data.transforms.crops import INTERPOLATIONS, Size, centre_crop, resize_to_cover
 from jaxkd.errors import DataError, check_choice, check_range
@@ -90,7 +90,7 @@ class EvalBatches:
         batch_size: int,
         host_index: int = 0,
         host_count: int = 1,
-        max_broken: float = 0.01,
+        max_broken: float = MAX_BROKEN,
     ):
         self._source, self._preprocess = source, preprocess
         self._batch_size, self._share = batch_size, batch_size // host_count

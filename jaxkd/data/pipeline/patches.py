@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxkd.data.pipeline.broken import BrokenImages
+from jaxkd.data.pipeline.broken import MAX_BROKEN, BrokenImages
 from jaxkd.data.pipeline.resumable import Batch, ResumableBatches
 from jaxkd.data.pipeline.sampler import EpochSampler, record_rng
 from jaxkd.data.sources.pairs import Pair, PairSource
@@ -175,7 +175,7 @@ class PatchPipeline(ResumableBatches):
         seed: int,
         config: PatchConfig = PatchConfig(),
         workers: int = 0,
-        max_broken: float = 0.01,
+        max_broken: float = MAX_BROKEN,
         host_index: int = 0,
         host_count: int = 1,
     ):

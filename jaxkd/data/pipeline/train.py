@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps
 
-from jaxkd.data.pipeline.broken import BrokenImages
+from jaxkd.data.pipeline.broken import MAX_BROKEN, BrokenImages
 from jaxkd.data.pipeline.resumable import Batch, ResumableBatches
 from jaxkd.data.pipeline.sampler import EpochSampler, record_rng
 from jaxkd.data.sources.registry import Source
@@ -201,7 +201,7 @@ class TrainPipeline(ResumableBatches):
         fill: tuple[int, int, int] = (128, 128, 128),
         repeats: int = 1,
         workers: int = 0,
-        max_broken: float = 0.01,
+        max_broken: float = MAX_BROKEN,
         host_index: int = 0,
         host_count: int = 1,
     ):
