@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from jaxkd.errors import ConfigError, DataError, JaxkdError
+from jaxkd.errors import ConfigError, JaxkdError
 
 Main = Callable[..., int]
 
@@ -42,18 +42,12 @@ def model_argument(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _disk_error(error: OSError) -> DataError:
+def _disk_error(error: OSError) -> str:
     where = f'"{error.filename}"' if error.filename else "A file"
-    return DataError(
+    return (
         f"{where} cannot be read or written ({error.strerror or error}). What is finished stays. Free space or repair "
         "permissions, then run the same command again; it continues."
     )
-
-
-def fail(error: BaseException) -> NoReturn:
-    """Prints a user error as one paragraph and exits with code 2."""
-    print(f"jaxkd: {error}", file=sys.stderr)
-    raise SystemExit(2) from None
 
 
 def command(stopped: str = "stopped.", *, resumable: bool = False) -> Callable[[Main], Main]:
@@ -69,15 +63,17 @@ def command(stopped: str = "stopped.", *, resumable: bool = False) -> Callable[[
         def guarded(*args: Any, **options: Any) -> int:
             try:
                 return main(*args, **options)
-            except JaxkdError as error:
-                fail(error)
-            except OSError as error:
-                if not resumable:
-                    raise
-                fail(_disk_error(error))
             except KeyboardInterrupt:
                 print(f"jaxkd: {stopped}", file=sys.stderr)
                 return 3 if resumable else 130
+            except JaxkdError as error:
+                message = str(error)
+            except OSError as error:
+                if not resumable:
+                    raise
+                message = _disk_error(error)
+            print(f"jaxkd: {message}", file=sys.stderr)
+            raise SystemExit(2)
 
         return guarded
 
