@@ -72,7 +72,7 @@ def test_16_bit_colour_keeps_its_upper_byte():
 @pytest.mark.parametrize("values", [np.array([[1.0, 2.0]], np.float32), np.array([[1, 70000]], np.int32)])
 def test_pixels_without_a_defined_white_are_refused(values):
     text = message(encoded(Image.fromarray(values), "TIFF"))
-    assert "which of its values is white" in text and "Convert it to 8 or 16 bits" in text
+    assert "do not say what is white" in text and "Convert it to 8 or 16 bits" in text
 
 
 def test_alpha_is_dropped_not_composited():

@@ -249,7 +249,7 @@ def test_a_source_that_is_not_there(images, tmp_path, monkeypatch, spec, words):
     [
         (("set,", "train"), "has an empty part"),
         (("", "train"), "has an empty part"),
-        (("set?lr=", "train"), r'names no folder after "\?lr="'),
+        (("set?lr=", "train"), r'names no folder of small images after "\?lr="'),
         (("set", "vall"), 'split="vall" is not possible. Did you mean "val"'),
     ],
 )

@@ -235,7 +235,7 @@ def test_a_changed_index_is_noticed(made, name):
         ("[]", "is not a manifest of jaxkd"),
         ({"kind": "other"}, "is not a manifest of jaxkd"),
         ({"version": 2}, "have version 2, but this jaxkd reads version 1"),
-        ({"format": "zip"}, 'the format "zip", which does not exist'),
+        ({"format": "zip"}, 'the format "zip", but this jaxkd reads: tar, arrayrecord'),
         ({"colour": 1}, "is damaged"),
     ],
 )
