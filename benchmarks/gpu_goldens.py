@@ -107,7 +107,7 @@ def _check_objective(data: Any, kind: str, temperature: float, alpha: float, wei
         more = {"temperature": temperature} if kind == "soft" else {}
         objective = distill.preset(f"{kind}+spectral", pairs=PAIRS, alpha=alpha, feature_weight=weight, **more)
         names = ("ce", "spectral", "kl" if kind == "soft" else "hard")
-    _, terms = objective(student, teacher, {"label": jnp.asarray(data["labels"])}, step=0)
+    _, terms, _ = objective({}, {}, student, teacher, {"label": jnp.asarray(data["labels"])}, step=0)
     return f"objective {key}", np.stack([terms[f"{name}_weighted"] for name in names]), data[key], 1e-5, 0.0
 
 

@@ -56,7 +56,7 @@ class Experiment(Components):
 
     @property
     def parameters(self) -> int:
-        """How many the student has."""
+        """Number of parameters of the student."""
         return int(parameter_overview.count_parameters(self.abstract_state.params["student"]))
 
     @cached_property

@@ -20,7 +20,7 @@ def _nothing(workdir: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Components:
-    """What the builder of a task makes of a config; see `registry.register_task`.
+    """Parts that the builder of a task makes of a config; see `registry.register_task`.
 
     Attributes:
       config: resolved, as config.json will hold it.

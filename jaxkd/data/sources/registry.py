@@ -29,7 +29,6 @@ class Source(Protocol):
     Attributes:
       class_names: label -> name, in the order of the labels; for an ImageNet folder the wnids.
       class_words: label -> words for people, where a file of the data set has them, else the name.
-      class_counts: (classes,) int64, label -> number of records.
       exif: whether `image` obeys EXIF rotation; whoever decodes `bytes` should do the same.
     """
 
@@ -38,7 +37,9 @@ class Source(Protocol):
     exif: bool
 
     @property
-    def class_counts(self) -> np.ndarray: ...
+    def class_counts(self) -> np.ndarray:
+        """Records of each label: (classes,) int64."""
+        ...
 
     def __len__(self) -> int:
         """Number of records."""
@@ -49,7 +50,7 @@ class Source(Protocol):
         ...
 
     def name(self, index: int) -> str:
-        """Where a record lies, for logs and errors: a path, or a shard and the place in it."""
+        """Place of a record, for logs and errors: a path, or a shard and the place in it."""
         ...
 
     def bytes(self, index: int) -> Encoded | None:
