@@ -11,6 +11,7 @@ says that a case differs or fails.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -222,8 +223,9 @@ def _nvidia_smi() -> dict[str, str] | None:
     return dict(zip(fields.split(","), values, strict=False))
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Entry point; 0 where every case passes, else 1."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
     jax.config.update("jax_default_matmul_precision", "highest")
     result = describe_device()
     result["matmul_precision"] = "highest"
