@@ -66,9 +66,9 @@ SHARDED = """
 import re
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxkd.data.erasing import EraseConfig
-from jaxkd.data.mixing import MixConfig
-from jaxkd.data.on_device import prepare_train_images
+from jaxkd.data.transforms.erasing import EraseConfig
+from jaxkd.data.transforms.mixup import MixConfig
+from jaxkd.data.transforms.on_device import prepare_train_images
 
 assert len(jax.devices()) == 8
 mesh = Mesh(np.array(jax.devices()).reshape(8, 1), ("data", "model"))
