@@ -104,7 +104,7 @@ def timm():
     """timm with PyTorch on one consistent CPU set-up, or a skip where the extra `parity` is not installed."""
     torch = pytest.importorskip("torch", reason="needs the extra `parity`")
     # torchvision's wheel beside a CPU build of torch has no compiled operators; timm needs only their schemas.
-    library = torch.library.Library("torchvision", "DEF")
+    library = torch.library.Library("torchvision", "FRAGMENT")  # may stand beside another definition
     for schema in (
         "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
         "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
