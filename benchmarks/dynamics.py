@@ -22,12 +22,14 @@ values of the tokens, and eigenvalues of the smaller Gram matrix.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
 import sys
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -35,7 +37,6 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
 import numpy as np
-from step_time import place_step, prepare
 from timing import Compiled, Run, compile_program, interleaved, summary
 
 from jaxkd.analysis import pipeline
@@ -93,39 +94,52 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def build_experiment(config: Any) -> tuple[Any, bool]:
+    """(what `jaxkd.main` would train, without a data set, and whether weights were read: all must be local files)."""
+    from jaxkd import parallel
+    from jaxkd.config.fields import change
+    from jaxkd.experiment import build
+
+    files = [Path(n.weights).expanduser() for n in (config.student, config.teacher) if n.weights]
+    load = bool(files) and all(file.exists() for file in files)
+    mesh = parallel.make_mesh(config.mesh.data, config.mesh.model)
+    return build(change(config, {"stages": ()}).lock(), mesh, load=load, open_data=False), load
+
+
 def measure(options: argparse.Namespace, config: Any) -> dict[str, Any]:
     """Compiles and times; what is printed."""
-    from jaxkd import parallel, train
-    from jaxkd.experiment.classification import build_dynamics
+    from jaxkd import parallel
 
-    mesh = parallel.make_mesh(config.mesh.data, config.mesh.model)
-    parallel.check_batch("--batch-size", options.batch_size, mesh, accumulate=config.optimizer.accumulate)
-    config, task, optimizer, _, loaded = prepare(config)
-    batch, key, _, _, state = place_step(options.batch_size, config, task, optimizer, mesh)
-    holder = {"state": state}
-    given = {"accumulate": config.optimizer.accumulate, "ema_decay": config.ema.decay}
+    experiment, loaded = build_experiment(config)
+    config, task, mesh = experiment.config, experiment.task, experiment.mesh
+    rng = np.random.default_rng(config.seed)
+    images = rng.integers(0, 256, (options.batch_size, *task.student.image_size, 3), np.uint8)
+    labels = rng.integers(0, task.student.num_classes, options.batch_size).astype(np.int32)
+    batch = parallel.put_batch({"image": images, "label": labels}, mesh)
+    given = (batch, experiment.key, experiment.constants)
+    holder = {"state": experiment.init_state()}
     settings = config.dynamics.to_dict()
     settings.pop("every_steps")
 
-    def program(statistics: Any) -> Compiled:
-        step = train.compile_train_step(task, optimizer, mesh, state, **given, statistics=statistics)
-        return compile_program(step, holder["state"], batch, key, task.constants)
+    def program(**less: bool) -> Compiled:
+        statistics = pipeline.Dynamics(task, mesh, **settings | less)
+        step = dataclasses.replace(experiment, statistics=statistics).compile_step(statistics=True)
+        return compile_program(step, holder["state"], *given)
 
     def run(compiled: Compiled) -> Any:
         def step() -> None:
-            holder["state"], metrics = compiled.call(holder["state"], batch, key, task.constants)
+            holder["state"], metrics = compiled.call(holder["state"], *given)
             jax.block_until_ready((holder["state"], metrics))
 
         return step
 
     say("compiling ...")
-    dynamics = build_dynamics(config, task, mesh)
-    programs = {"plain_step": program(None)}
-    for name, less in PARTS.items():
-        programs[name] = program(pipeline.Dynamics(task, mesh, **settings | less))
+    programs = {"plain_step": compile_program(experiment.compile_step(), holder["state"], *given)}
+    programs |= {name: program(**less) for name, less in PARTS.items()}
+    layers = experiment.statistics.layers
     turns = {name: run(compiled) for name, compiled in programs.items()}
     if options.ranks:
-        turns |= {f"energies_{method}": run for method, run in energy_programs(task, dynamics.layers, config).items()}
+        turns |= {f"energies_{method}": run for method, run in energy_programs(task, layers, config).items()}
     say(f"timing {len(turns)} programs in turns, {options.repeats} times each ...")
     seconds = interleaved(turns, options.repeats)
     plain = seconds["plain_step"]
@@ -137,7 +151,7 @@ def measure(options: argparse.Namespace, config: Any) -> dict[str, Any]:
         "teacher": config.teacher.name or None,
         "weights": "files of the config" if loaded else "random",
         "batch_size": options.batch_size,
-        "dynamics": {**config.dynamics.to_dict(), "layers": list(dynamics.layers)},
+        "dynamics": {**config.dynamics.to_dict(), "layers": list(layers)},
         "dtype": config.precision.compute,
         "repeats": options.repeats,
         "device": f"{mesh.devices.size} x {device.device_kind} ({device.platform})",

@@ -20,7 +20,6 @@ Super-resolution networks (mdbn_x*, edsr_x*) get a Fourier analysis of their bra
 from __future__ import annotations
 
 import argparse
-import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -28,12 +27,12 @@ from pathlib import Path
 from typing import Any
 
 from jaxkd.cli import console, networks
-from jaxkd.errors import ConfigError, check_range
+from jaxkd.errors import check_range
 
-NOT_OF_BRANCHES = (  # options that do nothing for super-resolution networks
-    *("checkpoints", "resize", "image_size", "per_class", "crop_pct", "interpolation", "batch_size", "low_memory"),
-    *("layers", "last", "entropy_range", "bins", "gradients", "no_ranks", "permutations", "bootstrap"),
-    *("permutation_images", "saliency", "no_compare"),
+NOT_OF_BRANCHES = (  # options that nothing reads for super-resolution networks
+    *("resize", "image_size", "per_class", "crop_pct", "interpolation", "batch_size", "low_memory", "layers", "last"),
+    *("entropy_range", "bins", "gradients", "no_ranks", "permutations", "bootstrap", "permutation_images", "saliency"),
+    "no_compare",
 )
 LEAST = {"batch_size": 1, "bins": 2, "bootstrap": 1}  # smallest values; 0 of other numbers
 
@@ -86,43 +85,35 @@ def analyze(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     command = shlex.join(["python", "-m", "jaxkd.analyze", *argv])
     out = open_report(args.out, overwrite=args.overwrite)
     given = networks.resolve(args.networks)
-    if networks.all_upscalers(given):
-        options = [f"--{name.replace('_', '-')}" for name in NOT_OF_BRANCHES]
-        refused = [o for o in options if any(a == o or a.startswith(f"{o}=") for a in argv)]
-        if refused:
-            raise ConfigError(
-                f"{refused[0]} was given, but it does nothing for {given[0].label}, a super-resolution network. Leave "
-                "it out; --help marks all such options with (*)."
-            )
-        return _analyze_branches(given, args, out, command)
-    if args.small_images:
-        raise ConfigError("--small-images was given, but the networks classify. Leave it out.")
-    return _analyze_features(given, args, out, command)
+    over_time = any(n.step == networks.ALL_STEPS for n in args.networks)
+    if not networks.all_upscalers(given):
+        console.refuse_options({"small_images": args.small_images}, "the networks classify")
+        return _analyze_features(given, args, out, command, over_time=over_time)
+    default = _parser().get_default
+    changed = {name: getattr(args, name) for name in NOT_OF_BRANCHES if getattr(args, name) != default(name)}
+    changed |= {"checkpoints": given[0].weights} if over_time else {}
+    console.refuse_options(changed, f"{given[0].label} is a super-resolution network")
+    return _analyze_branches(given, args, out, command)
 
 
 def _analyze_features(
-    given: Sequence[networks.NetworkArgs], args: argparse.Namespace, out: Path, command: str
+    given: Sequence[networks.NetworkArgs], args: argparse.Namespace, out: Path, command: str, *, over_time: bool
 ) -> dict[str, Any]:
     from jaxkd import parallel
     from jaxkd.analysis import pipeline
-    from jaxkd.analysis.pipeline.dataset_pass import StreamOptions
-    from jaxkd.analysis.pipeline.summary import SummaryOptions
     from jaxkd.data.sources.images import open_images
 
-    over_time = any(n.step == networks.ALL_STEPS for n in args.networks)
-    entropy_range, value_range = _entropy_range(args.entropy_range)
     options = pipeline.AnalysisOptions(
-        stream=StreamOptions(
+        stream=pipeline.StreamOptions(
             batch_size=args.batch_size,
             bins=args.bins,
-            entropy_range=entropy_range,
-            value_range=value_range,
+            entropy_range=pipeline.parse_entropy_range(args.entropy_range),
             last=args.last,
             ranks=not args.no_ranks,
             gradients=args.gradients != "none",
             low_memory=args.low_memory,
         ),
-        summary=SummaryOptions(
+        summary=pipeline.SummaryOptions(
             permutations=0 if over_time else args.permutations,
             bootstrap=args.bootstrap,
             permutation_images=args.permutation_images,
@@ -134,7 +125,8 @@ def _analyze_features(
     )
     source, labelled = open_images(args.images, per_class=args.per_class, max_images=args.max_images)
     mesh = parallel.make_mesh()
-    features = [_features(n, args, mesh) for n in given]
+    shared = {name: getattr(args, name) for name in ("layers", "gradients", "image_size", "resize", "seed")}
+    features = [networks.feature_source(n, mesh, **shared) for n in given]
     counts = {f.label: f.num_classes for f in features}
     pipeline.check_gradient_labels(args.gradients, labelled, source, args.images, counts)
     with console.progress() as progress:
@@ -151,31 +143,6 @@ def _analyze_features(
             about={"source": args.images, "command": command},
             progress=progress,
         )
-
-
-def _features(given: networks.NetworkArgs, args: argparse.Namespace, mesh: Any) -> Any:
-    """The `FeatureSource` of one network."""
-    from jaxkd.analysis import pipeline
-
-    layers = tuple(filter(None, (t.strip() for t in args.layers.split(","))))
-    if ":" in given.model:
-        if given.weights or given.args:
-            raise ConfigError(
-                f'--model="{given.model}" is a function of your own, which --weights and --model-arg do not reach. '
-                "Leave them out."
-            )
-        size = (args.image_size or 224, args.image_size or 224)
-        return pipeline.callable_features(given.model, image_size=size, label=given.label, layers=layers)
-    if args.image_size:
-        raise ConfigError(
-            f"--image-size={args.image_size} is the size for a function of your own, and {given.label} is a network of "
-            "jaxkd. Use --model-arg=img_size=SIZE, with --resize for weights of another grid."
-        )
-    gradient_of = "class" if args.gradients == "none" else args.gradients
-    network = networks.load(given, resize=args.resize)
-    return pipeline.network_features(
-        network, mesh, label=given.label, layers=layers, gradient_of=gradient_of, seed=args.seed
-    )
 
 
 def _analyze_branches(
@@ -199,58 +166,19 @@ def _analyze_branches(
         )
 
 
-def _entropy_range(text: str) -> tuple[str, tuple[float, float] | None]:
-    if text in ("chunk", "exact"):
-        return text, None
-    try:
-        low, high = (float(v) for v in text.split(":"))
-        if not -math.inf < low < high < math.inf:
-            raise ValueError
-    except ValueError:
-        raise ConfigError(
-            f'--entropy-range="{text}" is not a range for the histogram. Use "chunk" (as published), "exact" (of all '
-            "images, in a pass of its own), or two numbers such as -8:8."
-        ) from None
-    return "given", (low, high)
-
-
 @console.command()
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; exit code 0, or 2 for a user error."""
+    from jaxkd.report.results import sentences
+
     argv = sys.argv[1:] if argv is None else list(argv)
     args = _parser().parse_args(argv)
     console.quiet()
     console.end_on_sigterm()
     results = analyze(args, argv)
-    for model in results.get("models", ()):
-        print(_summary(model))
-        for note in model["notes"]:
-            print(f"  {note}")
-    for sentence in results.get("sentences", ()):
-        print(sentence)
     written = Path(args.out) / ("results.json" if args.no_figures else "report.html")
-    print(f"{written} ({results['settings']['seconds']:.1f} s)")
+    print(*sentences(results), f"{written} ({results['settings']['seconds']:.1f} s)", sep="\n")
     return 0
-
-
-def _summary(model: dict[str, Any]) -> str:
-    """One line on one network."""
-    last, rows = model["last"], model["per_layer"]
-    images, layers = model["images"], len(model["layers"])
-    counts = f"{images} image{'s'[: images > 1]}, {layers} layer{'s'[: layers > 1]}"
-    parts = [f"{model['label']}, {model['weights']}: {counts}"]
-    if last and last["ranks"] and last["ranks"]["99"]["p99"] is not None:
-        parts.append(
-            f"{last['layer']} needs {last['ranks']['99']['p99']:.0f} of {last['D']} directions for 99 % of an image's "
-            "energy (99th percentile)"
-        )
-    if last and last["pca"] and last["pca"]["uncentred"]:
-        parts.append(f"{last['pca']['uncentred']['required_d']['99']['p99']:.0f} in a shared basis")
-    index = model["layers"].index(last["layer"]) if last else -1
-    entropy = rows["entropy"]["mean"][index]
-    if entropy is not None:
-        parts.append(f"entropy {entropy:.2f} bits there")
-    return " · ".join(parts)
 
 
 if __name__ == "__main__":

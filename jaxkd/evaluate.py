@@ -61,80 +61,46 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
     from jaxkd import models
 
-    network = networks.network_args(args)
-    name, _ = networks.identify(network)
-    if models.spec(name).task == "restoration":
-        _refuse(args, CLASSIFIERS_ONLY, f"{name} enlarges images")
-        result = _evaluate_upscaler(args, network)
-    else:
-        _refuse(args, UPSCALERS_ONLY, f"{name} classifies images")
-        if len(args.data) > 1:
-            raise ConfigError(
-                f"--data was given {len(args.data)} times: {', '.join(args.data)}. {name} classifies images and is "
-                "scored on one data set. Give --data once."
-            )
-        result = _evaluate_classifier(args, network)
+    given = networks.network_args(args)
+    name, _ = networks.identify(given)
+    upscales = models.spec(name).task == "restoration"
+    unread, kind = (CLASSIFIERS_ONLY, "enlarges") if upscales else (UPSCALERS_ONLY, "classifies")
+    console.refuse_options({option: getattr(args, option) for option in unread}, f"{name} {kind} images")
+    result = (_score_upscaler if upscales else _score_classifier)(args, given)
     about = {"model": name, "weights": args.weights, "split": args.split, "compute": args.compute}
     return about | result | {"device": f"{jax.device_count()} x {jax.devices()[0].device_kind}"}
 
 
-def _refuse(args: argparse.Namespace, options: Sequence[str], network: str) -> None:
-    """Raises ConfigError for options that were given and that this kind of network does not read."""
-    for option in options:
-        value = getattr(args, option)
-        if value is not None and value is not False:
-            shown = f"--{option.replace('_', '-')}" + ("" if value is True else f"={value}")
-            raise ConfigError(f"{shown} was given, but {network}, and nothing reads it there. Leave it out.")
+def _score_classifier(args: argparse.Namespace, given: networks.NetworkArgs) -> dict[str, Any]:
+    from jaxkd import data, parallel, train
+    from jaxkd.experiment import classification
 
-
-def _evaluate_classifier(args: argparse.Namespace, given: networks.NetworkArgs) -> dict[str, Any]:
-    import jax
-
-    from jaxkd import data, distill, parallel, tasks, train
-
-    source = data.open_source(args.data[0], args.split)
-    run = train.find_run(given.weights)
-    scored = {} if run is None else train.read_config(run).get("eval", {})
-    # A run has as many outputs as its data set has classes.
-    classes = {} if run is None else {"num_classes": len(source.class_names)}
-    network = networks.build(given, compute=args.compute, **classes)
-    if network.num_classes != len(source.class_names):
+    network = networks.build(given, compute=args.compute)
+    if len(args.data) > 1:
         raise ConfigError(
-            f"{network.spec.name} has {network.num_classes} outputs, but {args.data[0]} has {len(source.class_names)} "
-            "classes. A label is the position of its folder among the sorted class folders, so the folder needs all "
-            "classes of the weights. Add the missing ones, or use weights that were trained for this data set."
+            f"--data was given {len(args.data)} times: {', '.join(args.data)}. {network.spec.name} classifies images "
+            "and is scored on one data set. Give --data once."
         )
-    batch_size, mesh = 64 if args.batch_size is None else args.batch_size, parallel.make_mesh()
-    parallel.check_batch("--batch-size", batch_size, mesh)
+    source = data.open_source(args.data[0], args.split)
+    classification.check_classes(network, source, args.data[0])
+    batch_size = 64 if args.batch_size is None else args.batch_size
+    parallel.check_batch("--batch-size", batch_size, parallel.make_mesh())
+    run = train.find_run(given.weights)
+    trained = {} if run is None else train.read_config(run)["eval"]
     network = networks.load(given, network, resize=args.resize)
-    crop_pct = args.crop_pct or scored.get("crop_pct", 0)
-    interpolation = args.interpolation or scored.get("interpolation", "")
-    preprocess = data.eval_preprocess(network.spec, network.image_size, crop_pct, interpolation)
-    batches = data.EvalBatches(source, preprocess, batch_size=batch_size)
-    task = tasks.ClassificationTask(network, distill.preset("none"))
-    params = parallel.put_on_mesh(task.init(jax.random.key(0))[0], mesh)
     with console.progress() as progress:
-        means, images, rate = train.evaluate(
-            train.compile_eval_step(task, mesh),
-            batches,
-            {"": (params, {})},
-            {},
-            mesh,
-            progress=lambda done: progress(network.spec.name, "batches", done, len(batches)),
+        scores = classification.score_classifier(
+            network,
+            source,
+            batch_size=batch_size,
+            crop_pct=args.crop_pct or trained.get("crop_pct", 0),
+            interpolation=args.interpolation or trained.get("interpolation", ""),
+            progress=progress,
         )
-    return {
-        "loaded": network.origin,
-        "data": args.data[0],
-        "images": images,
-        **means[""],
-        "images_per_second": rate,
-        "image_size": network.image_size,
-        "crop_pct": preprocess.crop_pct,
-        "interpolation": preprocess.interpolation,
-    }
+    return {"loaded": network.origin, "data": args.data[0]} | scores
 
 
-def _evaluate_upscaler(args: argparse.Namespace, given: networks.NetworkArgs) -> dict[str, Any]:
+def _score_upscaler(args: argparse.Namespace, given: networks.NetworkArgs) -> dict[str, Any]:
     from jaxkd import data
     from jaxkd.superres import scoring
 

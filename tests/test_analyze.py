@@ -128,7 +128,7 @@ def failing(argv, capsys):
         ([*DEIT, "--layers=attn_*"], "holds attention"),
         ([*DEIT, "--entropy-range=-inf:inf"], "is not a range"),
         ([*DEIT, "--seed=-1"], "--seed=-1 is out of range"),
-        (["--model=mdbn_x2"], "--permutations was given, but it does nothing"),
+        (["--model=mdbn_x2"], "--permutations=2 was given, but mdbn_x2 is a super-resolution network"),
         ([*DEIT, "--step=3"], "has no --weights"),
         ([*DEIT, "--variant=best"], "argument --variant: invalid choice"),
         ([*DEIT, "--image-size=64"], "--model-arg=img_size=SIZE"),

@@ -70,6 +70,14 @@ def test_every_command_has_the_same_network_options(command, capsys):
     assert "default: raw, of BasicSR's files ema" in text and '"last" (default) or "best"' in text
 
 
+@pytest.mark.parametrize("command", [evaluate, analyze, upscale, convert], ids=lambda c: c.__name__)
+@pytest.mark.parametrize("variant", ["ema", "raw"])
+def test_variant_in_short_names_the_option(command, variant, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["--weights=runs/a", f"--{variant}"])
+    assert stopped.value.code == 2 and f"Write --variant={variant}." in capsys.readouterr().err
+
+
 def test_weights_are_raw_by_default_in_every_command_and_named_in_the_output(run, tmp_path, capsys):
     workdir, _ = run
     few = ["--images=embedded:digits", "--max-images=3", "--permutations=0", "--bootstrap=1", "--no-figures"]

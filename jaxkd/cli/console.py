@@ -8,7 +8,7 @@ import functools
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from jaxkd.errors import ConfigError, JaxkdError
@@ -17,10 +17,22 @@ Main = Callable[..., int]
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises ConfigError instead of printing its usage, and takes no abbreviated options."""
+    """An argument parser that raises ConfigError instead of printing its usage, and takes no abbreviated options.
+
+    Attributes:
+      replaced: options that do not exist, and what to write instead.
+    """
 
     def __init__(self, **options: Any):
         super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False} | options)
+        self.replaced: dict[str, str] = {}
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """Raises ConfigError for an option of `replaced`."""
+        for option in (a.partition("=")[0] for a in (sys.argv[1:] if args is None else args)):
+            if option in self.replaced:
+                raise ConfigError(f"{option} is not an option. Write {self.replaced[option]}.")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Raises ConfigError."""
@@ -78,6 +90,19 @@ def command(stopped: str = "stopped.", *, resumable: bool = False) -> Callable[[
         return guarded
 
     return decorate
+
+
+def refuse_options(given: Mapping[str, Any], why: str) -> None:
+    """Raises ConfigError for options that were given and that nothing reads here.
+
+    Args:
+      given: option, such as "crop_pct", -> value; None and False are options that were left out.
+      why: "deit_tiny_patch16_224 classifies images".
+    """
+    for name, value in given.items():
+        if value is not None and value is not False:
+            option = f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
+            raise ConfigError(f"{option} was given, but {why}, and nothing reads it there. Leave it out.")
 
 
 def progress(*, every_seconds: float = 20.0) -> Any:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jaxkd.cli.console import model_argument
+from jaxkd.cli.console import Parser, model_argument
 from jaxkd.errors import ConfigError
 
+REPLACED = {"--ema": "--variant=ema", "--raw": "--variant=raw"}
 ALL_STEPS = "all"  # NetworkArgs.step of --checkpoints
 OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--model", {"metavar": "NAME", "help": "name of the network; not needed for a work directory"}),
@@ -66,8 +67,9 @@ class _Collect(argparse.Action):
             setattr(networks[-1], name, value)
 
 
-def add_network_options(parser: argparse.ArgumentParser) -> None:
+def add_network_options(parser: Parser) -> None:
     """Adds the options of one network; `network_args` reads them."""
+    parser.replaced |= REPLACED
     group = parser.add_argument_group("network")
     for option, settings in OPTIONS:
         more = {"action": "append", "default": []} if option == "--model-arg" else {"default": ""}
@@ -91,8 +93,9 @@ def network_args(namespace: argparse.Namespace) -> NetworkArgs:
     )
 
 
-def add_options_of_networks(parser: argparse.ArgumentParser) -> Any:
+def add_options_of_networks(parser: Parser) -> Any:
     """Adds the options of any number of networks, collected in `networks`; returns the group for more of them."""
+    parser.replaced |= REPLACED
     parser.set_defaults(networks=[])
     group = parser.add_argument_group("networks", "Options after --model or --weights belong to that network.")
     more = (
@@ -176,6 +179,36 @@ def load(network: NetworkArgs, built: Any = None, *, compute: str = "float32", r
                 f"them, or leave --{name} out."
             )
     return built
+
+
+def feature_source(
+    network: NetworkArgs, mesh: Any, *, layers: str, gradients: str, image_size: int, resize: bool, seed: int
+) -> Any:
+    """The `FeatureSource` of a network or of a function of the user; the arguments are options of `analyze`.
+
+    Raises:
+      ConfigError: an option that belongs to the other kind, or what `load` and `callable_features` raise.
+    """
+    from jaxkd.analysis import pipeline
+
+    names = tuple(filter(None, (t.strip() for t in layers.split(","))))
+    if ":" in network.model:
+        if network.weights or network.args:
+            raise ConfigError(
+                f'--model="{network.model}" is a function of your own, which --weights and --model-arg do not reach. '
+                "Leave them out."
+            )
+        size = (image_size or 224, image_size or 224)
+        return pipeline.callable_features(network.model, image_size=size, label=network.label, layers=names)
+    if image_size:
+        raise ConfigError(
+            f"--image-size={image_size} is the size for a function of your own, and {network.label} is a network of "
+            "jaxkd. Use --model-arg=img_size=SIZE, with --resize for weights of another grid."
+        )
+    gradient_of, loaded = "class" if gradients == "none" else gradients, load(network, resize=resize)
+    return pipeline.network_features(
+        loaded, mesh, label=network.label, layers=names, gradient_of=gradient_of, seed=seed
+    )
 
 
 def require_upscaler(name: str) -> None:

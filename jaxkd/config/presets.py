@@ -21,6 +21,8 @@ _PRESETS: dict[str, tuple[str, str]] = {
     "hard+mse": ("hard", "mse"),
 }
 PRESETS = tuple(_PRESETS)
+# The terms of this package: what each reads of the config besides its own arguments.
+READ_BY_TERM = {"ce": ("smoothing",), "kl": (), "hard": (), "spectral": ("pairs",), "mse": ("pairs",)}
 
 
 def parts(name: str) -> tuple[str, str]:

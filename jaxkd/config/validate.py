@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -77,10 +77,20 @@ def _lacks(index: int, *names: str) -> Callable[[ConfigDict], bool]:
     return lacking
 
 
+def _terms_ignore(argument: str) -> Callable[[ConfigDict], bool]:
+    """Whether there are terms and each has its own `argument` or takes none; a term of a plugin may take any."""
+
+    def reads(term: Any) -> bool:
+        known = isinstance(term, Mapping | ConfigDict) and term.get("loss") in presets.READ_BY_TERM
+        return not known or (argument not in term and argument in presets.READ_BY_TERM[term["loss"]])
+
+    return lambda c: bool(c.distill.terms) and not any(map(reads, c.distill.terms))
+
+
 # (fields, when they are read by nothing, why). A field that differs from its default where nothing reads it is an
 # error.
 UNREAD: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], bool], str], ...] = (
-    (("distill.preset",), lambda c: c.task != "distillation" and c.distill.preset != "none", 'task="classification"'),
+    (("distill.preset",), lambda c: c.task != "distillation", 'a task other than "distillation"'),
     (("teacher.",), _no_teacher, "a run without a teacher"),
     (
         ("distill.alpha", "distill.temperature", "distill.feature_weight", "distill.spectral_method"),
@@ -88,6 +98,8 @@ UNREAD: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], bool], str], ...] = 
         "an objective of distill.terms, which have weights and arguments of their own",
     ),
     (("distill.pairs",), lambda c: not c.distill.terms and _lacks(1)(c), "a preset without a feature term"),
+    (("distill.pairs",), _terms_ignore("pairs"), "an objective whose distill.terms compare no pairs of layers"),
+    (("label_smoothing",), _terms_ignore("smoothing"), "an objective whose distill.terms do not take it"),
     (("distill.feature_weight",), _lacks(1), "a preset without a feature term"),
     (("distill.alpha",), _lacks(0), "a preset without a logit term"),
     (("distill.temperature",), _lacks(0, "kl"), "a preset without soft KD"),
@@ -122,7 +134,7 @@ UNREAD: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], bool], str], ...] = 
         'a task other than "restoration"',
     ),
     (
-        ("label_smoothing", "data.augment.", "data.erase.", "data.mix.", "data.repeats", "dynamics."),
+        ("distill.terms", "label_smoothing", "data.augment.", "data.erase.", "data.mix.", "data.repeats", "dynamics."),
         lambda c: c.task == "restoration",
         'task="restoration"',
     ),
@@ -133,6 +145,7 @@ UNREAD: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], bool], str], ...] = 
     ),
     (("train.epochs",), lambda c: c.schedule.steps > 0, "schedule.steps above 0, which is the length of the run"),
     (("eval.every_epochs",), lambda c: c.eval.every_steps > 0, "eval.every_steps above 0"),
+    (("schedule.warmup_lr",), lambda c: c.schedule.warmup_epochs == 0, "schedule.warmup_epochs=0"),
     (("schedule.min_lr",), lambda c: c.schedule.kind == "constant", 'schedule.kind="constant"'),
 )
 

@@ -110,14 +110,20 @@ def build_objective(terms: Sequence[Mapping[str, Any]], *, pairs: Any = (), smoo
     return Objective(tuple(_term(entry, index, filled_in) for index, entry in enumerate(entries)))
 
 
-def check_terms(terms: Sequence[Any]) -> None:
+def check_terms(terms: Sequence[Any], pairs: Any = None) -> None:
     """Checks losses and names of arguments of `config.distill.terms`; the values are checked by `build_objective`.
 
     Raises:
-      UnknownNameError: a loss that is not registered. ConfigError: an argument that it does not take.
+      UnknownNameError: a loss that is not registered. ConfigError: an argument that it does not take, or `pairs`
+        (`config.distill.pairs`) that no term reads.
     """
-    for index, entry in enumerate(terms):
-        _entry(entry, index)
+    entries = [_entry(entry, index) for index, entry in enumerate(terms)]
+    read = any("pairs" in TERMS[entry["loss"]].arguments and "pairs" not in entry for entry in entries)
+    if pairs and entries and not read:
+        raise ConfigError(
+            f"distill.pairs={pairs!r} is set, but no term of distill.terms reads it. Leave it at None, or add a term "
+            "that compares layers."
+        )
 
 
 def _entry(entry: Any, index: int) -> dict[str, Any]:

@@ -31,4 +31,4 @@ def check_config(config: ConfigDict) -> None:
                     f"{side}.args.{key}={value!r} is not an argument of {network.name}.{did_you_mean(key, accepted)} "
                     f"It takes: {', '.join(accepted)}."
                 )
-    distill.check_terms(config.distill.terms)
+    distill.check_terms(config.distill.terms, config.distill.pairs)

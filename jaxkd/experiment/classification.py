@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from jaxkd import data, models, parallel, tasks, train, weights
+from jaxkd import data, distill, models, parallel, tasks, train, weights
 from jaxkd.analysis import pipeline
 from jaxkd.config.fields import change
 from jaxkd.config.validate import mixes
@@ -204,3 +205,57 @@ def build_evaluator(
         return {prefix + name: value for prefix, values in means.items() for name, value in values.items()}
 
     return score
+
+
+def check_classes(network: weights.Network, source: data.Source, name: str) -> None:
+    """Raises ConfigError unless `network` has one output for each class of `source`, which the user calls `name`."""
+    if network.num_classes != len(source.class_names):
+        raise ConfigError(
+            f"{network.spec.name} has {network.num_classes} outputs, but {name} has {len(source.class_names)} classes. "
+            "A label is the position of its folder among the sorted class folders, so the folder needs all classes of "
+            "the weights. Add the missing ones, or use weights that were trained for this data set."
+        )
+
+
+def score_classifier(
+    network: weights.Network,
+    source: data.Source,
+    *,
+    batch_size: int,
+    crop_pct: float = 0,
+    interpolation: str = "",
+    progress: Callable[[str, str, int, int], None] = lambda label, phase, done, total: None,
+) -> dict[str, Any]:
+    """Top-1, top-5 and loss of a network over all of a data set, and how they were measured.
+
+    Args:
+      network: with its weights; has as many outputs as `source` has classes.
+      source: images and labels.
+      batch_size: over all devices.
+      crop_pct, interpolation: of the evaluation crop; 0 and "" are the network's own.
+      progress: called with (label, phase, done, total).
+
+    Returns:
+      `top1` and `top5` in percent, `loss`, `images`, `images_per_second`, `image_size`, `crop_pct`, `interpolation`.
+    """
+    mesh = parallel.make_mesh()
+    preprocess = data.eval_preprocess(network.spec, network.image_size, crop_pct, interpolation)
+    batches = data.EvalBatches(source, preprocess, batch_size=batch_size)
+    task = tasks.ClassificationTask(network, distill.preset("none"))
+    params = parallel.put_on_mesh(task.init(jax.random.key(0))[0], mesh)
+    means, images, rate = train.evaluate(
+        train.compile_eval_step(task, mesh),
+        batches,
+        {"": (params, {})},
+        {},
+        mesh,
+        progress=lambda done: progress(network.spec.name, "batches", done, len(batches)),
+    )
+    return {
+        "images": images,
+        **means[""],
+        "images_per_second": rate,
+        "image_size": network.image_size,
+        "crop_pct": preprocess.crop_pct,
+        "interpolation": preprocess.interpolation,
+    }

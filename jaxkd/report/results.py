@@ -120,3 +120,25 @@ def seed_in_words(results: Results) -> str:
     """ "seed 2026", or that it was not recorded."""
     seed = pick(results, "settings", "seed")
     return "seed not recorded" if seed is None else f"seed {seed}"
+
+
+def sentences(results: Results) -> list[str]:
+    """The results in a few lines for a terminal: one and its notes for each network, or those of a branch analysis."""
+    lines = []
+    for model in models_of(results):
+        lines += [_model_line(model), *(f"  {note}" for note in model["notes"])]
+    return lines + list(results.get("sentences") or [])
+
+
+def _model_line(model: dict[str, Any]) -> str:
+    images, layers, last = model["images"], len(model["layers"]), model["last"]
+    counts = f"{images} image{'s'[: images > 1]}, {layers} layer{'s'[: layers > 1]}"
+    parts = [f"{model['label']}, {model['weights']}: {counts}"]
+    if (rank := pick(last, "ranks", "99", "p99")) is not None:
+        directions = f"{rank:.0f} of {last['D']} directions"
+        parts.append(f"{last['layer']} needs {directions} for 99 % of an image's energy (99th percentile)")
+    if (shared := pick(last, "pca", "uncentred", "required_d", "99", "p99")) is not None:
+        parts.append(f"{shared:.0f} in a shared basis")
+    if (entropy := pick(model, "per_layer", "entropy", "mean", kept_layer(model))) is not None:
+        parts.append(f"entropy {entropy:.2f} bits there")
+    return " · ".join(parts)

@@ -142,7 +142,7 @@ def test_exact_range_is_that_of_all_images(tmp_path):
     got = run(tmp_path, pixels, entropy_range="exact", chunk=4)
     values = np.concatenate([v.ravel() for v in Fake().forward(pixels).values()])
     assert set(got.ranges) == {(float(values.min()), float(values.max()))}
-    given = run(tmp_path, pixels, entropy_range="given", value_range=got.ranges[0], chunk=4, name="b")
+    given = run(tmp_path, pixels, entropy_range=got.ranges[0], chunk=4, name="b")
     np.testing.assert_allclose(given.scalars["entropy"], got.scalars["entropy"], atol=1e-6)
 
 
@@ -235,8 +235,6 @@ def test_what_cannot_be_streamed_says_so(tmp_path):
 
     with pytest.raises(ShapeError, match=r"changed its shape from \(19, 24\) to \(18, 24\)"):
         run(tmp_path, images(6), features=Growing(), batch=3)
-    with pytest.raises(DataError, match="without a range"):
-        run(tmp_path, images(2), entropy_range="given")
 
 
 def summary_of(tmp_path, devices):

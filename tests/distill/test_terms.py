@@ -100,6 +100,11 @@ def test_a_new_term_is_one_function_and_one_registration(case, new_terms):
         distill.register_term("logit_mse")(logit_mse)
 
 
+def test_configs_know_what_each_term_of_this_package_reads():
+    for name, read in presets.READ_BY_TERM.items():
+        assert {"pairs", "smoothing"} & set(registry.TERMS[name].arguments) == set(read), name
+
+
 @pytest.mark.parametrize(
     ("entry", "error", "text"),
     [

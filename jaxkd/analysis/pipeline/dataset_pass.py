@@ -9,6 +9,7 @@ rounding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -31,10 +32,8 @@ from jaxkd.analysis.pipeline.features import FeatureSource
 from jaxkd.analysis.sep import image_sep
 from jaxkd.analysis.similarity import gram_linear
 from jaxkd.analysis.spectrum import image_channel_spectrum, spatial_spectrum
-from jaxkd.errors import DataError, ShapeError, TapError, did_you_mean, in_words
+from jaxkd.errors import ConfigError, ShapeError, TapError, did_you_mean, in_words
 from jaxkd.parallel import batch_devices, batch_spec, put_batch
-
-RANGES = ("chunk", "exact", "given")
 
 
 @dataclass(frozen=True)
@@ -45,9 +44,8 @@ class StreamOptions:
       batch_size: images that go through the network at once; a multiple of the devices.
       chunk: images that share an entropy range and a Gram matrix (published: 32).
       bins: of the entropy's histogram.
-      entropy_range: "chunk": minimum and maximum over all layers of each chunk, as published; "exact": over the whole
-        data set, found in a pass of its own; "given": `value_range`.
-      value_range: (lowest, highest) for "given".
+      entropy_range: (lowest, highest); "chunk": minimum and maximum over all layers of each chunk, as published;
+        "exact": over the whole data set, found in a pass of its own.
       last: layer for ranks, PCA and SEP; "" is the network's own choice.
       ranks: singular values of every layer.
       gradients: gradient magnitudes.
@@ -58,13 +56,32 @@ class StreamOptions:
     batch_size: int = 8
     chunk: int = 32
     bins: int = 100
-    entropy_range: str = "chunk"
-    value_range: tuple[float, float] | None = None
+    entropy_range: str | tuple[float, float] = "chunk"
     last: str = ""
     ranks: bool = True
     gradients: bool = True
     grams: bool = False
     low_memory: bool = False
+
+
+def parse_entropy_range(text: str) -> str | tuple[float, float]:
+    """`StreamOptions.entropy_range` as `--entropy-range` writes it: "chunk", "exact" or "-8:8".
+
+    Raises:
+      ConfigError: something else, or a range whose ends are not finite or not in order.
+    """
+    if text in ("chunk", "exact"):
+        return text
+    try:
+        low, high = map(float, text.split(":"))
+        if -math.inf < low < high < math.inf:
+            return low, high
+    except ValueError:
+        pass
+    raise ConfigError(
+        f'--entropy-range="{text}" is not a range for the histogram. Use "chunk" (as published), "exact" (of all '
+        "images, in a pass of its own), or two numbers such as -8:8."
+    )
 
 
 _ranges = jax.jit(layer_ranges)
@@ -132,7 +149,6 @@ class Stream:
 
     Raises:
       ShapeError: the batch does not split over the devices.
-      DataError: no range where one has to be given.
     """
 
     def __init__(
@@ -152,8 +168,6 @@ class Stream:
             raise ShapeError(
                 f"batch_size={options.batch_size} does not split over {devices} devices. Use a multiple of {devices}."
             )
-        if options.entropy_range == "given" and options.value_range is None:
-            raise DataError('entropy_range="given" came without a range. Give value_range=(low, high).')
         # More than a chunk at once would be padding.
         options = replace(options, batch_size=min(options.batch_size, -(-options.chunk // devices) * devices))
         self._features, self._mesh, self._options = features, mesh, options
@@ -181,10 +195,8 @@ class Stream:
           ShapeError: a layer changes its shape from batch to batch.
         """
         options = self._options
-        fixed = None
-        if options.entropy_range == "given":
-            fixed = np.asarray(options.value_range, np.float64)
-        own = None
+        searched = isinstance(options.entropy_range, str)
+        own, fixed = None, None if searched else np.asarray(options.entropy_range, np.float64)
         if options.entropy_range == "exact":
             done, found = 0, []
             for images, _, count in self._chunks(batches, [], total, names):

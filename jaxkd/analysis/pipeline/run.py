@@ -221,14 +221,15 @@ def _about(network: FeatureSource) -> dict[str, Any]:
 
 
 def _settings(stream: StreamOptions, options: AnalysisOptions, passes: list[Streamed], mesh: Mesh) -> dict[str, Any]:
+    searched = isinstance(stream.entropy_range, str)
     return {
         "images": max(p.images for p in passes),
         "seed": options.summary.seed,
         "chunk": stream.chunk,
         "batch_size": stream.batch_size,
         "bins": stream.bins,
-        "entropy_range": stream.entropy_range,
-        "range": list(stream.value_range) if stream.value_range else None,
+        "entropy_range": stream.entropy_range if searched else "given",
+        "range": None if searched else list(stream.entropy_range),
         "permutations": options.summary.permutations,
         "bootstrap": options.summary.bootstrap,
         "device": f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}",
