@@ -89,10 +89,10 @@ def analyze(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     if not networks.all_upscalers(given):
         console.refuse_options({"small_images": args.small_images}, "the networks classify")
         return _analyze_features(given, args, out, command, over_time=over_time)
-    default = _parser().get_default
-    changed = {name: getattr(args, name) for name in NOT_OF_BRANCHES if getattr(args, name) != default(name)}
-    changed |= {"checkpoints": given[0].weights} if over_time else {}
-    console.refuse_options(changed, f"{given[0].label} is a super-resolution network")
+    named = {a.partition("=")[0].removeprefix("--").replace("-", "_") for a in argv}
+    unread = {name: getattr(args, name) for name in NOT_OF_BRANCHES if name in named}
+    unread |= {"checkpoints": given[0].weights} if over_time else {}
+    console.refuse_options(unread, f"{given[0].label} is a super-resolution network")
     return _analyze_branches(given, args, out, command)
 
 

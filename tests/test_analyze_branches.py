@@ -195,12 +195,12 @@ def test_weights_of_basicsr_and_which_of_them(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--permutations=100"], "--permutations was given"),  # the default, and asked for all the same
-        (["--saliency=0"], "--saliency was given"),
-        (["--layers=block_0"], "--layers was given"),
+        (["--permutations=100"], "--permutations="),  # the default, and asked for all the same
+        (["--saliency=0"], "--saliency="),
+        (["--layers=block_0"], "--layers="),
         (["--no-compare"], "--no-compare was given"),
-        (["--per-class=1"], "--per-class was given"),
-        (["--batch-size=2"], "--batch-size was given"),
+        (["--per-class=1"], "--per-class="),
+        (["--batch-size=2"], "--batch-size="),
         (["--resize"], "--resize was given"),
         (DEIT, "is a super-resolution network and"),
         (["--model-arg=num_fate=8"], "num_fate"),

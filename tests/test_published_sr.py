@@ -24,7 +24,8 @@ def pictures(folder: Path, factor: int) -> Iterator[tuple[np.ndarray, bool]]:
     """(uint8 RGB cut to multiples of the factor, whether the file is greyscale) of every picture."""
     for file in sorted(file for file in folder.iterdir() if file.suffix in (".png", ".jpg")):
         image = Image.open(file)
-        yield data.crop_to_multiple(np.asarray(image.convert("RGB")), factor), image.mode == "L"
+        width, height = (side // factor * factor for side in image.size)
+            yield np.asarray(image.convert("RGB"))[:height, :width], image.mode == "L"
 
 
 def imdn(factor: int):

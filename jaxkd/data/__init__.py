@@ -9,11 +9,11 @@ from jaxkd.data.pipeline.eval import EvalBatches, EvalPreprocess, eval_preproces
 from jaxkd.data.pipeline.patches import PatchConfig, PatchPipeline
 from jaxkd.data.pipeline.prefetch import Prefetcher
 from jaxkd.data.pipeline.train import AugmentConfig, TrainPipeline, TrainTransform
-from jaxkd.data.sources.pairs import Pair, PairSource, WholePairs, open_pairs
+from jaxkd.data.sources.pairs import Pair, PairSource, open_pairs
 from jaxkd.data.sources.registry import Source, open_source, register_source
 from jaxkd.data.transforms.crops import INTERPOLATIONS
 from jaxkd.data.transforms.erasing import EraseConfig
-from jaxkd.data.transforms.imresize import crop_to_multiple, imresize
+from jaxkd.data.transforms.imresize import imresize
 from jaxkd.data.transforms.mixup import MixConfig
 from jaxkd.data.transforms.on_device import normalise, prepare_train_images
 from jaxkd.data.transforms.randaugment import auto_augment, fill_from_mean
@@ -33,9 +33,7 @@ __all__ = [
     "Source",
     "TrainPipeline",
     "TrainTransform",
-    "WholePairs",
     "auto_augment",
-    "crop_to_multiple",
     "eval_preprocess",
     "fill_from_mean",
     "imresize",

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxkd import data, metrics, weights
+from jaxkd.data.ordered_map import ordered_map
 from jaxkd.errors import ConfigError, DataError, ShapeError
 from jaxkd.superres.benchmark import measure_cost
 from jaxkd.superres.tiling import Enlarger
@@ -66,9 +67,16 @@ def folder_title(folder: str) -> str:
 
 def _read_pairs(name: str, source: data.PairSource) -> list[data.Pair]:
     """Every pair of a set. Raises DataError that names the files which cannot be read."""
-    whole = data.WholePairs(source, max_broken=1.0)  # all of them, so that the error below can name more than one
-    pairs, broken = list(whole), list(whole.broken.found.values())
-    if broken:
+
+    def read(index: int) -> data.Pair | DataError:
+        try:
+            return source.pair(index)
+        except DataError as error:
+            return error
+
+    pairs = list(ordered_map(read, range(len(source))))
+    broken = [str(pair) for pair in pairs if isinstance(pair, DataError)]
+    if broken:  # all of them were read, so that the error can name more than one
         more = f" | and {len(broken) - NAMED_FILES} more" if len(broken) > NAMED_FILES else ""
         raise DataError(
             f'{len(broken)} of {len(source)} images of the set "{name}" cannot be read, and a mean without them would '

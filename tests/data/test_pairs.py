@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import re
 import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from jaxkd.data import WholePairs, imresize, open_pairs
+from jaxkd.data import imresize, open_pairs
 from jaxkd.data.sources.pair_files import match_names
 from jaxkd.data.sources.pairs import PairSource
 from jaxkd.data.transforms.fast_decode import region_decoding
@@ -264,26 +265,14 @@ def test_a_comma_in_the_name_of_a_folder(images, tmp_path):
     assert len(open_pairs(str(tmp_path / "cats, dogs"), 4)) == 4
 
 
-def test_scoring_shows_every_pair_once_on_any_number_of_hosts(images):
-    source = open_pairs(str(images), 4)
-    alone = WholePairs(source)
-    names = [pair.name for pair in alone]
-    assert names == [source.name(i) for i in range(4)] == [pair.name for pair in alone] and len(alone) == 4
-    hosts = [WholePairs(source, host_index=i, host_count=3) for i in range(3)]
-    assert [[p.name for p in h] for h in hosts] == [names[0::3], names[1::3], names[2::3]]
-
-
-def test_scoring_names_broken_images(images, caplog):
+def test_broken_images_have_no_size_and_are_named(images):
     bad = images / "b.jpg"
     bad.write_bytes(bad.read_bytes()[:-300])
     (images / "d.png").write_bytes(b"")
     source = open_pairs(str(images), 4)
-    pairs = WholePairs(source, max_broken=0.5)
-    assert [p.name[-5:] for p in pairs] == ["a.png", "c.jpg"]
-    assert str(bad) in caplog.text and sorted(pairs.broken.found) == ["1", "3"]
     assert source.sizes().tolist() == [[16, 23], [25, 14], [20, 32], [-1, -1]]
-    with pytest.raises(DataError, match="1 of 4 images cannot be read"):
-        list(WholePairs(source))
+    with pytest.raises(DataError, match=re.escape(str(bad))):
+        source.pair(1)
 
 
 def test_an_image_below_the_scale(images):

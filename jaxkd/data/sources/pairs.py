@@ -15,7 +15,6 @@ import numpy as np
 from PIL import Image
 
 from jaxkd.data.ordered_map import ordered_map
-from jaxkd.data.pipeline.broken import BrokenImages
 from jaxkd.data.sources.labels import PackedNames
 from jaxkd.data.sources.pair_files import PairFiles, find_pairs
 from jaxkd.data.transforms.crops import Box, Size
@@ -252,36 +251,3 @@ def open_pairs(
     if first is not None:  # a wrong scale fails now, and not as one broken image after the other
         source.pair(first)
     return source
-
-
-class WholePairs:
-    """This host's share of the whole pairs of a set, for scoring: one at a time, in order and each once.
-
-    It may be iterated again. Iterating raises DataError where more pairs than `max_broken` allows cannot be read.
-
-    Args:
-      source: the pairs.
-      host_index: which host this is; it gets every `host_count`th pair.
-      host_count: how many there are.
-      max_broken: share of the pairs that may be unreadable; they are left out, named in the log and kept in `broken`.
-    """
-
-    def __init__(self, source: PairSource, *, host_index: int = 0, host_count: int = 1, max_broken: float = 0.0):
-        self._source = source
-        self._mine = range(host_index, len(source), host_count)
-        self.broken = BrokenImages(len(source), max_broken)
-
-    def __len__(self) -> int:
-        """Pairs of this host, broken ones too."""
-        return len(self._mine)
-
-    def __iter__(self) -> Iterator[Pair]:
-        pairs = ordered_map(self._pair, self._mine)
-        return (pair for pair in pairs if pair is not None)
-
-    def _pair(self, index: int) -> Pair | None:
-        try:
-            return self._source.pair(index)
-        except DataError as error:
-            self.broken.add({str(index): str(error)})
-            return None

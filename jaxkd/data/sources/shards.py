@@ -25,7 +25,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -118,18 +118,6 @@ class Manifest:
             raise DataError(f'"{path}" is damaged ({error}). Convert the data again into a new folder.') from None
 
 
-class ShardWriter(Protocol):
-    """Writes one shard."""
-
-    def add(self, key: int, label: int, data: Encoded, extension: str) -> int:
-        """Appends a record and returns its `offset`; `extension` has no dot."""
-        ...
-
-    def close(self) -> None:
-        """Completes the file."""
-        ...
-
-
 class TarWriter:
     """POSIX tar without owners and times, so that the same images give the same bytes."""
 
@@ -144,13 +132,13 @@ class TarWriter:
         return offset
 
     def add(self, key: int, label: int, data: Encoded, extension: str) -> int:
-        """See `ShardWriter`."""
+        """Appends a record and returns its `offset`; `extension` has no dot."""
         offset = self._member(f"{key:08d}.{extension}", data)
         self._member(f"{key:08d}.cls", str(label).encode())
         return offset
 
     def close(self) -> None:
-        """See `ShardWriter`."""
+        """Completes the file."""
         self._tar.close()
 
 
@@ -163,14 +151,14 @@ class ArrayRecordWriter:
         self._count = 0
 
     def add(self, key: int, label: int, data: Encoded, extension: str) -> int:
-        """See `ShardWriter`."""
+        """See `TarWriter`."""
         with self._system_errors():
             self._writer.write(struct.pack("<i", label) + data)
         self._count += 1
         return self._count - 1
 
     def close(self) -> None:
-        """See `ShardWriter`."""
+        """See `TarWriter`."""
         with self._system_errors():
             self._writer.close()
 
@@ -208,7 +196,7 @@ class _ArrayRecordShard:
         return self._reader.read([offset])[0][4:]
 
 
-FORMATS: dict[str, tuple[Callable[[Path], ShardWriter], Callable[[str], Any]]] = {
+FORMATS: dict[str, tuple[Callable[[Path], Any], Callable[[str], Any]]] = {
     "tar": (TarWriter, _TarShard),
     "arrayrecord": (ArrayRecordWriter, _ArrayRecordShard),
 }

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageChops, ImageEnhance, ImageFilter, ImageOps
@@ -47,19 +47,10 @@ def _signed(value: float, chance: float) -> float:
     return -value if chance > 0.5 else value
 
 
-def _either_way(magnitude: float, chance: float, ranges: OpRanges, *, most: float) -> Arguments:
-    """Up to `most` either way: degrees to rotate, pixels of shift per pixel to shear."""
+def _either_way(magnitude: float, chance: float, ranges: OpRanges, *, most: float | str) -> Arguments:
+    """Up to `most` either way: degrees, pixels of shift per pixel of shear, or a field of `ranges`."""
+    most = float(getattr(ranges, most)) if isinstance(most, str) else most
     return (_signed(magnitude / FULL_MAGNITUDE * most, chance),)
-
-
-def _translate_pixels(magnitude: float, chance: float, ranges: OpRanges) -> Arguments:
-    """Pixels, up to translate_const either way."""
-    return (_signed(magnitude / FULL_MAGNITUDE * float(ranges.translate_const), chance),)
-
-
-def _translate_share(magnitude: float, chance: float, ranges: OpRanges) -> Arguments:
-    """Share of the side, up to translate_pct either way."""
-    return (_signed(magnitude / FULL_MAGNITUDE * ranges.translate_pct, chance),)
 
 
 def _enhance(magnitude: float, chance: float, ranges: OpRanges) -> Arguments:
@@ -72,34 +63,10 @@ def _enhance_increasing(magnitude: float, chance: float, ranges: OpRanges) -> Ar
     return (max(0.1, 1.0 + _signed(magnitude / FULL_MAGNITUDE * 0.9, chance)),)
 
 
-def _posterize(magnitude: float, chance: float, ranges: OpRanges) -> Arguments:
-    """Bits kept: 0 at magnitude 0 to 4 at 10."""
-    return (int(magnitude / FULL_MAGNITUDE * 4),)
-
-
-def _posterize_increasing(magnitude: float, chance: float, ranges: OpRanges) -> Arguments:
-    """Bits kept: 4 at magnitude 0 to 0 at 10, negative above."""
-    return (4 - int(magnitude / FULL_MAGNITUDE * 4),)
-
-
-def _posterize_original(magnitude: float, chance: float, ranges: OpRanges) -> Arguments:
-    """Bits kept: 4 at magnitude 0 to 8 at 10."""
-    return (int(magnitude / FULL_MAGNITUDE * 4) + 4,)
-
-
-def _solarize(magnitude: float, chance: float, ranges: OpRanges) -> Arguments:
-    """Threshold from 0 (everything is inverted) to 256 (nothing is)."""
-    return (min(256, int(magnitude / FULL_MAGNITUDE * 256)),)
-
-
-def _solarize_increasing(magnitude: float, chance: float, ranges: OpRanges) -> Arguments:
-    """Threshold from 256 (nothing is inverted) to 0 (everything is)."""
-    return (256 - _solarize(magnitude, chance, ranges)[0],)
-
-
-def _solarize_add(magnitude: float, chance: float, ranges: OpRanges) -> Arguments:
-    """Grey levels to add, up to 110 (128 above magnitude 10)."""
-    return (min(128, int(magnitude / FULL_MAGNITUDE * 110)),)
+def _whole(magnitude: float, chance: float, ranges: OpRanges, *, start: int, step: int, most: int = 256) -> Arguments:
+    """From `start` at magnitude 0 to `start` + `step` at 10 and beyond, to at most `most` away."""
+    moved = min(most, int(magnitude / FULL_MAGNITUDE * abs(step)))
+    return (start + moved if step > 0 else start - moved,)
 
 
 def _between(magnitude: float, chance: float, ranges: OpRanges, *, low: float, high: float) -> Arguments:
@@ -117,38 +84,38 @@ def _blur_radius(magnitude: float, chance: float, ranges: OpRanges) -> Arguments
 # Operations. Those that move pixels take what fills the uncovered corners and how values between pixels are found.
 
 
-def _affine(image: Image.Image, matrix: tuple[float, ...], fill: Colour, resample: Image.Resampling) -> Image.Image:
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, resample=resample, fillcolor=fill)
-
-
-def shear_x(image: Image.Image, factor: float, *, fill: Colour, resample: Image.Resampling) -> Image.Image:
+def shear_x(image: Image.Image, factor: float, **how: Any) -> Image.Image:
     """Shifts row y to the left by factor * y pixels."""
-    return _affine(image, (1, factor, 0, 0, 1, 0), fill, resample)
+    return _affine(image, (1, factor, 0, 0, 1, 0), **how)
 
 
-def shear_y(image: Image.Image, factor: float, *, fill: Colour, resample: Image.Resampling) -> Image.Image:
+def shear_y(image: Image.Image, factor: float, **how: Any) -> Image.Image:
     """Shifts column x upwards by factor * x pixels."""
-    return _affine(image, (1, 0, 0, factor, 1, 0), fill, resample)
+    return _affine(image, (1, 0, 0, factor, 1, 0), **how)
 
 
-def translate_x(image: Image.Image, pixels: float, *, fill: Colour, resample: Image.Resampling) -> Image.Image:
+def translate_x(image: Image.Image, pixels: float, **how: Any) -> Image.Image:
     """Shifts to the left by `pixels`."""
-    return _affine(image, (1, 0, pixels, 0, 1, 0), fill, resample)
+    return _affine(image, (1, 0, pixels, 0, 1, 0), **how)
 
 
-def translate_y(image: Image.Image, pixels: float, *, fill: Colour, resample: Image.Resampling) -> Image.Image:
+def translate_y(image: Image.Image, pixels: float, **how: Any) -> Image.Image:
     """Shifts upwards by `pixels`."""
-    return _affine(image, (1, 0, 0, 0, 1, pixels), fill, resample)
+    return _affine(image, (1, 0, 0, 0, 1, pixels), **how)
 
 
-def translate_x_share(image: Image.Image, share: float, *, fill: Colour, resample: Image.Resampling) -> Image.Image:
+def translate_x_share(image: Image.Image, share: float, **how: Any) -> Image.Image:
     """Shifts to the left by `share` of the width."""
-    return translate_x(image, share * image.width, fill=fill, resample=resample)
+    return translate_x(image, share * image.width, **how)
 
 
-def translate_y_share(image: Image.Image, share: float, *, fill: Colour, resample: Image.Resampling) -> Image.Image:
+def translate_y_share(image: Image.Image, share: float, **how: Any) -> Image.Image:
     """Shifts upwards by `share` of the height."""
-    return translate_y(image, share * image.height, fill=fill, resample=resample)
+    return translate_y(image, share * image.height, **how)
+
+
+def _affine(image: Image.Image, matrix: tuple[float, ...], *, fill: Colour, resample: Image.Resampling) -> Image.Image:
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, resample=resample, fillcolor=fill)
 
 
 def rotate(image: Image.Image, degrees: float, *, fill: Colour, resample: Image.Resampling) -> Image.Image:
@@ -241,12 +208,13 @@ OPS: dict[str, Op] = {
     "Equalize": Op(ImageOps.equalize),
     "Invert": Op(ImageChops.invert),  # ImageOps.invert gives the same through a table, ten times slower
     "Rotate": Op(rotate, partial(_either_way, most=30.0), draws=True, moves=True),
-    "Posterize": Op(posterize, _posterize),
-    "PosterizeIncreasing": Op(posterize, _posterize_increasing),
-    "PosterizeOriginal": Op(posterize, _posterize_original),
-    "Solarize": Op(solarize, _solarize),
-    "SolarizeIncreasing": Op(solarize, _solarize_increasing),
-    "SolarizeAdd": Op(solarize_add, _solarize_add),
+    # Bits kept, thresholds from which values are inverted, and grey levels to add.
+    "Posterize": Op(posterize, partial(_whole, start=0, step=4)),
+    "PosterizeIncreasing": Op(posterize, partial(_whole, start=4, step=-4)),
+    "PosterizeOriginal": Op(posterize, partial(_whole, start=4, step=4)),
+    "Solarize": Op(solarize, partial(_whole, start=0, step=256)),
+    "SolarizeIncreasing": Op(solarize, partial(_whole, start=256, step=-256)),
+    "SolarizeAdd": Op(solarize_add, partial(_whole, start=0, step=110, most=128)),
     "Color": Op(color, _enhance),
     "ColorIncreasing": Op(color, _enhance_increasing, draws=True),
     "Contrast": Op(contrast, _enhance),
@@ -257,10 +225,10 @@ OPS: dict[str, Op] = {
     "SharpnessIncreasing": Op(sharpness, _enhance_increasing, draws=True),
     "ShearX": Op(shear_x, partial(_either_way, most=0.3), draws=True, moves=True),
     "ShearY": Op(shear_y, partial(_either_way, most=0.3), draws=True, moves=True),
-    "TranslateX": Op(translate_x, _translate_pixels, draws=True, moves=True),
-    "TranslateY": Op(translate_y, _translate_pixels, draws=True, moves=True),
-    "TranslateXRel": Op(translate_x_share, _translate_share, draws=True, moves=True),
-    "TranslateYRel": Op(translate_y_share, _translate_share, draws=True, moves=True),
+    "TranslateX": Op(translate_x, partial(_either_way, most="translate_const"), draws=True, moves=True),
+    "TranslateY": Op(translate_y, partial(_either_way, most="translate_const"), draws=True, moves=True),
+    "TranslateXRel": Op(translate_x_share, partial(_either_way, most="translate_pct"), draws=True, moves=True),
+    "TranslateYRel": Op(translate_y_share, partial(_either_way, most="translate_pct"), draws=True, moves=True),
     "Desaturate": Op(desaturate, partial(_between, low=0.5, high=1.0)),
     "GaussianBlur": Op(gaussian_blur, partial(_between, low=0.1, high=2.0)),
     "GaussianBlurRand": Op(gaussian_blur, _blur_radius, draws=True),

@@ -112,8 +112,8 @@ def _target(image: np.ndarray, scale: float | tuple[int, int]) -> tuple[tuple[in
 def imresize(image: np.ndarray, scale: float | tuple[int, int]) -> np.ndarray:
     """Bicubic resizing, antialiased where it shrinks, as MATLAB's `imresize(image, scale)`.
 
-    To make the low-resolution side of a pair, crop to a multiple of the factor first (`crop_to_multiple`); otherwise
-    the last pixels of both pictures do not show the same thing.
+    To make the low-resolution side of a pair, crop its sides to multiples of the factor first; otherwise the last
+    pixels of both pictures do not show the same thing.
 
     Args:
       image: (H, W) or (H, W, C), uint8, uint16 or float in any range.
@@ -144,28 +144,3 @@ def imresize(image: np.ndarray, scale: float | tuple[int, int]) -> np.ndarray:
         out = np.ascontiguousarray(np.swapaxes(out, 0, axis))
         out = np.swapaxes(_first_axis(out, size[axis], scales[axis]), 0, axis)
     return np.ascontiguousarray(out, dtype=image.dtype)
-
-
-def crop_to_multiple(image: np.ndarray, multiple: int) -> np.ndarray:
-    """The picture without the last rows and columns that make its sides no multiple of `multiple`.
-
-    Args:
-      image: (H, W) or (H, W, C).
-      multiple: the factor of super-resolution, in pixels.
-
-    Returns:
-      A view of the upper left corner of `image`.
-
-    Raises:
-      ConfigError: a multiple below 1.
-      ShapeError: a picture with a side shorter than `multiple`.
-    """
-    if multiple < 1:
-        raise ConfigError(f"multiple={multiple} is out of range. Give 1 or more.")
-    height, width = image.shape[0] // multiple * multiple, image.shape[1] // multiple * multiple
-    if not height or not width:
-        raise ShapeError(
-            f"The image has {image.shape[0]}x{image.shape[1]} pixels, too few to be cut to multiples of {multiple}. "
-            "Leave it out, or use a smaller factor."
-        )
-    return image[:height, :width]

@@ -72,63 +72,30 @@ _INCREASING = ("Posterize", "Solarize", "Color", "Contrast", "Brightness", "Shar
 
 RAND_INCREASING_OPS = tuple(name + "Increasing" if name in _INCREASING else name for name in RAND_OPS)
 
+
+def _weights(table: str) -> dict[str, float]:
+    """Operation -> weight of a table of both, in turns."""
+    words = table.split()
+    return dict(zip(words[::2], map(float, words[1::2]), strict=True))
+
+
 # Named sets of RandAugment (section t): operation -> weight. With weights, no operation is drawn twice.
 RAND_WEIGHTS: dict[str, dict[str, float]] = {
-    "weights": {
-        "Rotate": 3,
-        "ShearX": 2,
-        "ShearY": 2,
-        "TranslateXRel": 1,
-        "TranslateYRel": 1,
-        "ColorIncreasing": 0.25,
-        "SharpnessIncreasing": 0.25,
-        "AutoContrast": 0.25,
-        "SolarizeIncreasing": 0.05,
-        "SolarizeAdd": 0.05,
-        "ContrastIncreasing": 0.05,
-        "BrightnessIncreasing": 0.05,
-        "Equalize": 0.05,
-        "PosterizeIncreasing": 0.05,
-        "Invert": 0.05,
-    },
-    "3aw": {
-        "SolarizeIncreasing": 6,
-        "Desaturate": 6,
-        "GaussianBlur": 6,
-        "Rotate": 3,
-        "ShearX": 2,
-        "ShearY": 2,
-        "PosterizeIncreasing": 1,
-        "AutoContrast": 1,
-        "ColorIncreasing": 1,
-        "SharpnessIncreasing": 1,
-        "ContrastIncreasing": 1,
-        "BrightnessIncreasing": 1,
-        "Equalize": 1,
-        "Invert": 1,
-    },
+    "weights": _weights("""
+        Rotate 3 ShearX 2 ShearY 2 TranslateXRel 1 TranslateYRel 1 ColorIncreasing 0.25 SharpnessIncreasing 0.25
+        AutoContrast 0.25 SolarizeIncreasing 0.05 SolarizeAdd 0.05 ContrastIncreasing 0.05 BrightnessIncreasing 0.05
+        Equalize 0.05 PosterizeIncreasing 0.05 Invert 0.05"""),
+    "3aw": _weights("""
+        SolarizeIncreasing 6 Desaturate 6 GaussianBlur 6 Rotate 3 ShearX 2 ShearY 2 PosterizeIncreasing 1 AutoContrast 1
+        ColorIncreasing 1 SharpnessIncreasing 1 ContrastIncreasing 1 BrightnessIncreasing 1 Equalize 1 Invert 1"""),
 }
 
 RAND_3A_OPS = ("SolarizeIncreasing", "Desaturate", "GaussianBlur")
 
 # Section w0, which older versions of timm had: weights of RAND_OPS. Not the same as "weights", which replaced it.
-RAND_WEIGHTS_0: dict[str, float] = {
-    "AutoContrast": 0.025,
-    "Equalize": 0.005,
-    "Invert": 0.0,
-    "Rotate": 0.3,
-    "Posterize": 0.0,
-    "Solarize": 0.005,
-    "SolarizeAdd": 0.005,
-    "Color": 0.025,
-    "Contrast": 0.005,
-    "Brightness": 0.005,
-    "Sharpness": 0.025,
-    "ShearX": 0.2,
-    "ShearY": 0.2,
-    "TranslateXRel": 0.1,
-    "TranslateYRel": 0.1,
-}
+RAND_WEIGHTS_0 = _weights("""
+    AutoContrast 0.025 Equalize 0.005 Invert 0 Rotate 0.3 Posterize 0 Solarize 0.005 SolarizeAdd 0.005 Color 0.025
+    Contrast 0.005 Brightness 0.005 Sharpness 0.025 ShearX 0.2 ShearY 0.2 TranslateXRel 0.1 TranslateYRel 0.1""")
 
 AUGMIX_OPS = (
     *("AutoContrast", "ColorIncreasing", "ContrastIncreasing", "BrightnessIncreasing", "SharpnessIncreasing"),
