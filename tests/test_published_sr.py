@@ -25,7 +25,7 @@ def pictures(folder: Path, factor: int) -> Iterator[tuple[np.ndarray, bool]]:
     for file in sorted(file for file in folder.iterdir() if file.suffix in (".png", ".jpg")):
         image = Image.open(file)
         width, height = (side // factor * factor for side in image.size)
-            yield np.asarray(image.convert("RGB"))[:height, :width], image.mode == "L"
+        yield np.asarray(image.convert("RGB"))[:height, :width], image.mode == "L"
 
 
 def imdn(factor: int):
