@@ -30,11 +30,7 @@ USAGE = "python -m jaxkd.main --config=configs/deit_cait.py:embedded --workdir=r
 
 
 def parse(argv: Sequence[str]) -> tuple[ConfigDict, str, bool | None]:
-    """(config, workdir, distributed) of a command line.
-
-    Raises:
-      ConfigError: a missing flag, file or field, or a value of another type.
-    """
+    """(config, workdir, distributed) of a command line."""
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, "a config file, perhaps with :arguments", flag_values=values)
     flags.DEFINE_string("workdir", "", "where checkpoints and metrics go", flag_values=values)

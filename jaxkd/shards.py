@@ -115,11 +115,7 @@ def run_conversion(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def run_verification(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Compares all checksums below `args.verify`; returns what is printed as JSON, one dictionary a split.
-
-    Raises:
-      DataError: there are no shards, or some are damaged.
-    """
+    """Compares all checksums below `args.verify`; returns what is printed as JSON, one dictionary a split."""
     root = Path(args.verify)
     splits = [s for s in SPLITS if is_shards(root / s)]
     if not splits:

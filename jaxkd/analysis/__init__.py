@@ -24,38 +24,3 @@ from jaxkd.analysis.saliency import integrated_gradients, layer_gradients, smoot
 from jaxkd.analysis.sep import bandwidths, sep_curve, sep_permutation
 from jaxkd.analysis.similarity import linear_cka, principal_angles
 from jaxkd.analysis.spectrum import channel_spectrum, image_channel_spectrum, radial_profile, spatial_spectrum
-
-__all__ = [
-    "LayerStatistic",
-    "activation_statistics",
-    "bandwidths",
-    "captured_energy",
-    "channel_entropy",
-    "channel_spectrum",
-    "dataset_pca",
-    "energy_ranks",
-    "entropy_map",
-    "gradient_magnitude",
-    "image_channel_spectrum",
-    "image_energies",
-    "integrated_gradients",
-    "layer_gradients",
-    "linear_cka",
-    "null_tokens",
-    "participation_ratio",
-    "pca_from_moments",
-    "principal_angles",
-    "radial_profile",
-    "ranks_from_energies",
-    "register_layer_statistic",
-    "required_d",
-    "second_moment",
-    "sep_curve",
-    "sep_permutation",
-    "smooth_grad",
-    "spatial_spectrum",
-    "stable_rank",
-    "suggest_pairs",
-    "suggest_stages",
-    "vanilla_gradient",
-]

@@ -45,10 +45,6 @@ _CONSTANT = 1e-6  # standard deviation over RMS, below which a branch is constan
 def branch_rings(h: int, w: int) -> tuple[np.ndarray, np.ndarray]:
     """The rings over which energy is distributed: those of `radial_profile`, and more of them out to the corners.
 
-    Args:
-      h: rows of the grid.
-      w: columns of the grid.
-
     Returns:
       Ring of each place of a centred spectrum, (h, w) int, and the frequency in the middle of each ring, (R,) in cycles
       per pixel.
@@ -78,9 +74,6 @@ def branch_statistics(maps: jax.Array, *, cut: float = CUT, window: bool = True)
       mean_frequency: (B,) cycles per pixel, weighted by energy.
       mean_share: (B,) share of the energy of the maps in their channels' means, which all else leaves out, 0 to 1.
       A non-finite feature makes the numbers of its image non-finite.
-
-    Raises:
-      ShapeError: another rank or too small a grid. ConfigError: a cut that splits nothing.
     """
     if maps.ndim != 4 or 0 in maps.shape or min(maps.shape[1:3]) < SMALLEST_GRID:
         raise ShapeError(
@@ -141,14 +134,8 @@ def _energy(x: jax.Array) -> jax.Array:
 def differentiation(one: jax.Array, other: jax.Array) -> jax.Array:
     """Total variation distance of two distributions of energy, sum |p - q| / 2.
 
-    Args:
-      one, other: (..., R), each with sum 1, over the same rings (`branch_statistics`).
-
     Returns:
       (...,) 0 where they are equal, 1 where they have no ring in common.
-
-    Raises:
-      ShapeError: other numbers of rings.
     """
     if one.shape != other.shape:
         raise ShapeError(
@@ -160,18 +147,12 @@ def differentiation(one: jax.Array, other: jax.Array) -> jax.Array:
 def summarise_branches(batches: Iterable[Mapping[str, Statistics]]) -> dict[str, Any]:
     """Means and spreads over images of `branch_statistics`, so that features need not wait in memory for one another.
 
-    Args:
-      batches: each tap -> `branch_statistics` of some images of one size.
-
     Returns:
       images, grid, frequency (of a profile), ring_frequency (of a distribution), and blocks: of each block
       its name, "differentiation" (mean and sd over images; of an image it is the mean over the block's pairs; None
       without branches), "pairs" of deep and shallow outputs with their own differentiation, and "output", the block's.
       A branch has log_amplitude (h, w) (log10, None at zero), profile, distribution, high_low, mean_frequency and
       mean_share, the latter three with mean and sd. None: undefined.
-
-    Raises:
-      ShapeError: no features, of several sizes, or a deep branch without its shallow one.
     """
     batches = list(batches)
     names = list(batches[0]) if batches else []
@@ -259,11 +240,6 @@ def subjects(results: Mapping[str, Any]) -> list[tuple[Network, Network | None]]
 
 def over_pairs(block: Mapping[str, Any], branch: str, statistic: str = "high_low") -> tuple[float, float]:
     """Mean and standard deviation over images of "high_low", "mean_frequency" or "mean_share", averaged over pairs.
-
-    Args:
-      block: of a summary.
-      branch: "deep", "shallow" or "output".
-      statistic: see above.
 
     Returns:
       NaN where there is no such branch, or its numbers are not finite.

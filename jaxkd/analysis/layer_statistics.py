@@ -93,12 +93,6 @@ def layer_ranges(features: Sequence[jax.Array], where: jax.Array) -> jax.Array:
 def layer_statistics(x: jax.Array, common: jax.Array, own: jax.Array, *, bins: int = BINS) -> dict[str, jax.Array]:
     """Every statistic of a layer that needs neither gradients nor singular values.
 
-    Args:
-      x: (B, ..., C) features.
-      common: (2,) range of the entropy for all layers.
-      own: (2,) range of this layer.
-      bins: of the histogram.
-
     Returns:
       {name: (B,)} in the order of `LAYER_STATISTICS`; NaN for an image with a value that is not finite.
     """

@@ -30,11 +30,7 @@ _NO_DIFFERENCE = 1e-6
 
 
 def class_score(logits: jax.Array, classes: jax.Array) -> jax.Array:
-    """(B, K) logits and (B,) integer classes -> (B,) logit of each image's class.
-
-    Raises:
-      ShapeError: logits of another rank, or not one class per image.
-    """
+    """(B, K) logits and (B,) integer classes -> (B,) logit of each image's class."""
     if logits.ndim != 2 or tuple(classes.shape) != (logits.shape[0],):
         raise ShapeError(
             f"The outputs have shape {tuple(logits.shape)} and the classes {tuple(classes.shape)}. Give (B, classes) "
@@ -58,9 +54,6 @@ def reduce_channels(gradient: jax.Array, reduction: str = "max") -> jax.Array:
 
     Returns:
       (...), or (..., C) for "none".
-
-    Raises:
-      ConfigError: another reduction.
     """
     check_choice("reduction", reduction, REDUCTIONS)
     if reduction == "none":
@@ -270,9 +263,6 @@ def layer_gradient_maps(gradients: Mapping[str, jax.Array]) -> dict[str, jax.Arr
     Returns:
       tap -> (B, h, w) mean of |gradient| over channels. Features without a grid have no place in the image and give
       (B, 1, 1): the mean over their tokens, too.
-
-    Raises:
-      ShapeError: another rank.
     """
     maps = {}
     for name, value in gradients.items():
@@ -359,11 +349,7 @@ def _floating(values: jax.Array) -> jax.Array:
 
 
 def _checked_score(score: Score, images: jax.Array, classes: jax.Array) -> jax.Array:
-    """(B,) in at least fp32.
-
-    Raises:
-      ShapeError: another shape.
-    """
+    """(B,) in at least fp32."""
     value = score(images, classes)
     if tuple(value.shape) != tuple(images.shape[:1]):
         raise ShapeError(

@@ -89,9 +89,6 @@ def image_sep(tokens: jax.Array, folded: bool = False) -> ImageSep:
 
     Returns:
       ImageSep of fp32 sums. NaN features make their image's sums NaN.
-
-    Raises:
-      ShapeError: tokens not (B, N, C). DataError: an empty axis.
     """
     check_tokens(tokens)
     unit, used = _unit_tokens(tokens)

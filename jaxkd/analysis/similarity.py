@@ -66,9 +66,6 @@ def hsic1(gram_a: jax.Array | np.ndarray, gram_b: jax.Array | np.ndarray) -> Any
     Returns:
       A scalar, (A,), (B,) or (A, B): float64 NumPy if both are NumPy arrays, else fp32. NaN if n < 4, where the
       estimator is undefined (it divides by n - 3).
-
-    Raises:
-      ShapeError: not square, or other numbers of images.
     """
     shape_a, shape_b = np.shape(gram_a), np.shape(gram_b)
     if not all(len(s) in (2, 3) and s[-1] == s[-2] for s in (shape_a, shape_b)) or shape_a[-1] != shape_b[-1]:
@@ -102,9 +99,6 @@ def minibatch_cka(cross: np.ndarray, self_a: np.ndarray, self_b: np.ndarray) -> 
     Returns:
       (A, B): 1 for layers that are equal up to a rotation and a scale, around 0 (also below) for unrelated ones. NaN
       where a denominator is not positive: features that do not differ between images, chunks of fewer than 4 images.
-
-    Raises:
-      ShapeError: shapes that do not fit. DataError: no chunk.
     """
     cross, self_a, self_b = (np.asarray(v, np.float64) for v in (cross, self_a, self_b))
     if cross.ndim != 3 or self_a.shape != cross.shape[:2] or self_b.shape != (cross.shape[0], cross.shape[2]):

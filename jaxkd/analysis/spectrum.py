@@ -147,16 +147,9 @@ def rings(h: int, w: int) -> np.ndarray:
 def radial_frequencies(h: int, w: int) -> np.ndarray:
     """Frequency in the middle of each ring of `radial_profile`.
 
-    Args:
-      h: rows of the grid.
-      w: columns of the grid.
-
     Returns:
       (R,) float64, r / side in cycles per pixel of the feature grid, r = 0 ... side // 2 and side = min(h, w) (the
       longer one where the shorter is a single pixel): up to 0.5, the Nyquist frequency.
-
-    Raises:
-      ShapeError: an empty grid.
     """
     if h < 1 or w < 1:
         raise ShapeError(f"The grid is {h} x {w}. Pass the height and width of a map, at least 1 x 1.")

@@ -40,11 +40,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def model_argument(text: str) -> tuple[str, Any]:
-    """`--model-arg`'s "depth=3" -> ("depth", 3); a value that is not a Python literal stays text.
-
-    Raises:
-      ConfigError: there is no value.
-    """
+    """`--model-arg`'s "depth=3" -> ("depth", 3); a value that is not a Python literal stays text."""
     name, separator, value = text.partition("=")
     if not separator:
         raise ConfigError(f'--model-arg="{text}" has no value. Write --model-arg=NAME=VALUE.')
@@ -63,12 +59,7 @@ def _disk_error(error: OSError) -> str:
 
 
 def command(stopped: str = "stopped.", *, resumable: bool = False) -> Callable[[Main], Main]:
-    """Decorates the `main` of a command: user errors exit with code 2, Ctrl-C returns 130.
-
-    Args:
-      stopped: printed on Ctrl-C.
-      resumable: the same command continues: what the disk refuses is a user error too, and Ctrl-C returns 3.
-    """
+    """Decorates the `main` of a command: user errors exit with code 2, Ctrl-C returns 130."""
 
     def decorate(main: Main) -> Main:
         @functools.wraps(main)

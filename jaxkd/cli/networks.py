@@ -77,11 +77,7 @@ def add_network_options(parser: Parser) -> None:
 
 
 def network_args(namespace: argparse.Namespace) -> NetworkArgs:
-    """The network of the options that `add_network_options` added.
-
-    Raises:
-      ConfigError: --weights is missing.
-    """
+    """The network of the options that `add_network_options` added."""
     if not namespace.weights:
         raise ConfigError("--weights is missing. Give a file, a Hugging Face id or a work directory of jaxkd.")
     return NetworkArgs(
@@ -108,11 +104,7 @@ def add_options_of_networks(parser: Parser) -> Any:
 
 
 def identify(network: NetworkArgs) -> tuple[str, dict[str, Any]]:
-    """Name and constructor arguments; of a work directory, those of the network that it trained.
-
-    Raises:
-      ConfigError: the name is not known, or the work directory trained another network.
-    """
+    """Name and constructor arguments; of a work directory, those of the network that it trained."""
     from jaxkd import train
 
     run = train.find_run(network.weights) if network.weights else None
@@ -184,11 +176,7 @@ def load(network: NetworkArgs, built: Any = None, *, compute: str = "float32", r
 def feature_source(
     network: NetworkArgs, mesh: Any, *, layers: str, gradients: str, image_size: int, resize: bool, seed: int
 ) -> Any:
-    """The `FeatureSource` of a network or of a function of the user; the arguments are options of `analyze`.
-
-    Raises:
-      ConfigError: an option that belongs to the other kind, or what `load` and `callable_features` raise.
-    """
+    """The `FeatureSource` of a network or of a function of the user; the arguments are options of `analyze`."""
     from jaxkd.analysis import pipeline
 
     names = tuple(filter(None, (t.strip() for t in layers.split(","))))
@@ -221,11 +209,7 @@ def require_upscaler(name: str) -> None:
 
 
 def resolve(given: Sequence[NetworkArgs]) -> list[NetworkArgs]:
-    """The networks of a command line, each with a label of its own; --checkpoints becomes one network per checkpoint.
-
-    Raises:
-      ConfigError: there is none, --checkpoints beside others, or a network that `identify` refuses.
-    """
+    """The networks of a command line, each with its own label; --checkpoints becomes one network per checkpoint."""
     from jaxkd import train
 
     networks = list(given)
@@ -261,11 +245,7 @@ def resolve(given: Sequence[NetworkArgs]) -> list[NetworkArgs]:
 
 
 def all_upscalers(networks: Sequence[NetworkArgs]) -> bool:
-    """Whether the networks enlarge images; False if they classify or are functions of the user.
-
-    Raises:
-      ConfigError: some do and some do not. UnknownNameError: no such network.
-    """
+    """Whether the networks enlarge images; False if they classify or are functions of the user."""
     from jaxkd import models
 
     kinds = [":" not in n.model and models.spec(identify(n)[0]).task == "restoration" for n in networks]

@@ -171,15 +171,7 @@ def base() -> ConfigDict:
 
 
 def parse_arg(arg: str | None, known: dict[str, str]) -> dict[str, str]:
-    """`"embedded,student=deit_small_patch16_224"` -> `{"embedded": "", "student": "deit_small_patch16_224"}`.
-
-    Args:
-      arg: what follows the colon of `--config=file.py:arg`.
-      known: the words this config understands, with what they mean.
-
-    Raises:
-      ConfigError: a word that the config does not understand.
-    """
+    """`"embedded,student=deit_small_patch16_224"` -> `{"embedded": "", "student": "deit_small_patch16_224"}`."""
     words = {}
     for part in filter(None, (p.strip() for p in (arg or "").split(","))):
         name, _, value = part.partition("=")
@@ -194,12 +186,7 @@ def parse_arg(arg: str | None, known: dict[str, str]) -> dict[str, str]:
 
 
 def change(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
-    """A copy of `config` with dotted fields changed: `{"train.epochs": 10}`.
-
-    Raises:
-      ConfigError: for a field that does not exist. `student.args` and `teacher.args` take any argument, or a dict in
-        the place of all of them.
-    """
+    """A copy of `config` with dotted fields changed: `{"train.epochs": 10}`."""
     config = copy.deepcopy(config).unlock()  # deep, or fields that are still None would forget their type
     for dotted, value in changes.items():
         *parents, leaf = dotted.split(".")

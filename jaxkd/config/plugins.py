@@ -24,9 +24,6 @@ def import_plugins(names: Iterable[str]) -> None:
     Args:
       names: of modules, such as ("my_networks",), in the current folder, in one given to `add_plugin_folder` or on
         Python's path.
-
-    Raises:
-      ConfigError: a module is not found, or fails while it is imported.
     """
     if isinstance(names, str):
         raise ConfigError(f'plugins="{names}" is one string, but plugins are a tuple of names. Write ("{names}",).')

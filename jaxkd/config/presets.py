@@ -26,11 +26,7 @@ READ_BY_TERM = {"ce": ("smoothing",), "kl": (), "hard": (), "spectral": ("pairs"
 
 
 def parts(name: str) -> tuple[str, str]:
-    """(logit term or "", feature term or "") of a preset.
-
-    Raises:
-      UnknownNameError: another name.
-    """
+    """(logit term or "", feature term or "") of a preset."""
     if name not in _PRESETS:
         raise UnknownNameError(
             f'"{name}" is not an objective.{did_you_mean(name, PRESETS)} Choose one of {", ".join(PRESETS)}, or list '
@@ -70,9 +66,6 @@ def expand(
 
     Returns:
       Entries as in `config.distill.terms`.
-
-    Raises:
-      ConfigError: a setting that the preset never reads. UnknownNameError: another preset.
     """
     logit, feature = parts(name)
     _refuse_unread(name, "a feature term", bool(feature), feature_weight=feature_weight)

@@ -43,9 +43,6 @@ def super_resolution(config: ConfigDict, name: str, *, embedded: bool = False, c
       embedded: photographs inside scikit-image and a small network.
       control: MDBN and then EDSR-baseline in the same way, as two stages. At full size that has 16 blocks as published,
         9 % fewer parameters than MDBN x4; embedded as many blocks as give equally many parameters.
-
-    Raises:
-      ConfigError: a control of another network than MDBN, or at x8, where there is no EDSR.
     """
     changes = {
         "task": "restoration",
@@ -123,14 +120,7 @@ def digits(config: ConfigDict, student: dict[str, Any]) -> ConfigDict:
 
 
 def embedded(config: ConfigDict, *, student: dict[str, Any], teacher: dict[str, Any], pairs: Any) -> ConfigDict:
-    """A distillation config on the digits: its own teacher is trained first, then the student without and with it.
-
-    Args:
-      config: the full-size recipe; its preset, alpha, temperature and feature weight stay as they are.
-      student: constructor arguments of the small student.
-      teacher: constructor arguments of the small teacher.
-      pairs: the layers that correspond in the small networks.
-    """
+    """A distillation config on the digits: its own teacher is trained first, then the student without and with it."""
     alone = {"task": "classification", "teacher.name": "", "teacher.weights": "", "distill.preset": "none"}
     alone["distill.terms"] = ()
     alone |= {f"distill.{k}": None for k in ("pairs", "alpha", "temperature", "feature_weight")}

@@ -172,12 +172,7 @@ def forget_unread(config: ConfigDict, given: set[str]) -> ConfigDict:
 
 
 def validate(config: ConfigDict) -> None:
-    """Checks a config before anything is built.
-
-    Raises:
-      ConfigError: a field that is unknown, missing, mistyped, out of range or read by nothing, or fields that
-        contradict each other.
-    """
+    """Checks a config before anything is built."""
     known, given = flatten(base()), flatten(config)
     known |= {name: None for name in given if name.startswith(ARGS)}
     _check_fields(known, given)

@@ -17,29 +17,3 @@ from jaxkd.data.transforms.imresize import imresize
 from jaxkd.data.transforms.mixup import MixConfig
 from jaxkd.data.transforms.on_device import normalise, prepare_train_images
 from jaxkd.data.transforms.randaugment import auto_augment, fill_from_mean
-
-__all__ = [
-    "INTERPOLATIONS",
-    "AugmentConfig",
-    "EraseConfig",
-    "EvalBatches",
-    "EvalPreprocess",
-    "MixConfig",
-    "Pair",
-    "PairSource",
-    "PatchConfig",
-    "PatchPipeline",
-    "Prefetcher",
-    "Source",
-    "TrainPipeline",
-    "TrainTransform",
-    "auto_augment",
-    "eval_preprocess",
-    "fill_from_mean",
-    "imresize",
-    "normalise",
-    "open_pairs",
-    "open_source",
-    "prepare_train_images",
-    "register_source",
-]

@@ -20,9 +20,6 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
     Args:
       path: its folder is made if it does not exist; an existing file is replaced.
-
-    Raises:
-      OSError: the folder or the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -38,11 +35,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
-    """Writes a whole file with `atomic_file`; text is encoded as UTF-8.
-
-    Raises:
-      OSError: the folder or the file cannot be written.
-    """
+    """Writes a whole file with `atomic_file`; text is encoded as UTF-8."""
     with atomic_file(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
@@ -66,9 +59,6 @@ def claim_folder(folder: Path) -> Iterator[None]:
     """Makes `folder` if it does not exist and locks it, so that only one process at a time works in it.
 
     The operating system releases the lock however the process ends.
-
-    Raises:
-      DataError: the folder is a file, lies in a file, or is locked by another process.
     """
     import fcntl  # not on Windows, where the rest of jaxkd.data can still be imported
 

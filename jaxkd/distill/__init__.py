@@ -6,20 +6,3 @@ from jaxkd.distill.presets import PRESETS, preset
 from jaxkd.distill.schedules import weight_schedule
 from jaxkd.distill.teacher import Teacher
 from jaxkd.distill.terms import build_objective, check_terms, register_term
-
-__all__ = [
-    "PRESETS",
-    "ModelOutput",
-    "Objective",
-    "Teacher",
-    "Term",
-    "build_objective",
-    "check_pairs",
-    "check_terms",
-    "preset",
-    "profile_taps",
-    "register_term",
-    "resolve_pairs",
-    "suggest",
-    "weight_schedule",
-]

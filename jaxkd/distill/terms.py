@@ -179,11 +179,7 @@ def _term(entry: dict[str, Any], index: int, filled_in: dict[str, Any]) -> Term:
 
 
 def as_pairs(pairs: Any) -> tuple[Pair, ...]:
-    """`pairs` as a tuple of (student tap, teacher tap).
-
-    Raises:
-      ConfigError: anything but pairs of names.
-    """
+    """`pairs` as a tuple of (student tap, teacher tap)."""
     pairs = tuple(pairs)
     if not all(isinstance(p, tuple | list) and len(p) == 2 and all(isinstance(tap, str) for tap in p) for p in pairs):
         raise ConfigError(
@@ -194,11 +190,7 @@ def as_pairs(pairs: Any) -> tuple[Pair, ...]:
 
 
 def feature_mean(student: ModelOutput, teacher: ModelOutput, batch: Batch, *, loss: TermFn, pairs: tuple[Pair, ...]):
-    """(B,) mean over `pairs` of a loss on features.
-
-    Raises:
-      TapError: a feature is missing from what the network returned.
-    """
+    """(B,) mean over `pairs` of a loss on features."""
     for side, output, taps in (
         ("student", student, [p[0] for p in pairs]),
         ("teacher", teacher, [p[1] for p in pairs]),

@@ -3,5 +3,3 @@
 from jaxkd.experiment.build import Experiment, build
 from jaxkd.experiment.components import Components
 from jaxkd.experiment.registry import register_task
-
-__all__ = ["Components", "Experiment", "build", "register_task"]

@@ -52,11 +52,6 @@ def resolve_auto_pairs(
     Returns:
       The config, locked, and what `save_pairs` writes: pairs, reason and profile; the same config and None if it is not
       "auto".
-
-    Raises:
-      ConfigError: the profile does not support the rule, or the networks have nothing in common that it could pair.
-      CheckpointError: pairs.json of a run with checkpoints cannot be read. DataError: no image can be read.
-      Anything that `build` raises.
     """
     if config.distill.pairs != AUTO:
         return config, None

@@ -11,13 +11,7 @@ from jaxkd.experiment.registry import registered_task
 
 
 def check_config(config: ConfigDict) -> None:
-    """`validate`, and whether networks, their arguments, and terms exist; builds nothing and reads no weights.
-
-    Raises:
-      ConfigError: a task that is not registered, an argument that a network or term does not take, or anything that
-        `validate` raises.
-      UnknownNameError: a network or term that is not registered.
-    """
+    """`validate`, and whether networks, their arguments, and terms exist; builds nothing and reads no weights."""
     validate(config)
     registered_task(config.task)
     for side in ("student", "teacher"):

@@ -84,11 +84,6 @@ def build_task(config: ConfigDict, *, num_classes: int, load: bool = True) -> ta
     """The networks, objective and frozen parameters of a config.
 
     Everything that can be wrong is checked before weights are read or fetched.
-
-    Args:
-      config: validated and resolved.
-      num_classes: of the data.
-      load: False leaves all weights random, for timing and planning.
     """
     student = _network(config.student, config.precision.compute, config.precision.remat)
     if student.num_classes != num_classes:
@@ -227,13 +222,6 @@ def score_classifier(
     progress: Callable[[str, str, int, int], None] = lambda label, phase, done, total: None,
 ) -> dict[str, Any]:
     """Top-1, top-5 and loss of a network over all of a data set, and how they were measured.
-
-    Args:
-      network: with its weights; has as many outputs as `source` has classes.
-      source: images and labels.
-      batch_size: over all devices.
-      crop_pct, interpolation: of the evaluation crop; 0 and "" are the network's own.
-      progress: called with (label, phase, done, total).
 
     Returns:
       `top1` and `top5` in percent, `loss`, `images`, `images_per_second`, `image_size`, `crop_pct`, `interpolation`.

@@ -17,13 +17,7 @@ Results = Mapping[str, dict[str, Any]]
 
 
 def compare_classifiers(configs: Mapping[str, ConfigDict], results: Results, workdir: Path) -> Table:
-    """Top-1 of each stage; the figure shows held-out accuracy and loss over the epochs.
-
-    Args:
-      configs: name -> config of the stage, which ran in `workdir / name`.
-      results: name -> what the run returned.
-      workdir: of all stages.
-    """
+    """Top-1 of each stage; the figure shows held-out accuracy and loss over the epochs."""
     curves = {name: read_metrics(workdir / name, "eval") for name in configs}
     draw_curves(curves, workdir / FIGURE, caption=_caption(next(iter(configs.values())), results))
     return _table(results)
@@ -81,12 +75,7 @@ def _table(results: Results) -> Table:
 
 
 def score_table(results: Results, bicubic: Mapping[str, float]) -> Table:
-    """PSNR and SSIM of super-resolution runs at their end, raw weights and moving average, and of bicubic.
-
-    Args:
-      results: name -> what the run returned.
-      bicubic: metric -> what bicubic scores.
-    """
+    """PSNR and SSIM of super-resolution runs at their end, raw weights and moving average, and of bicubic."""
     metrics = [result["metrics"] for result in results.values()]
     names = tuple(dict.fromkeys(name for scores in metrics for name in score_names(scores, bicubic)))
     sets: dict[tuple[str, str], list[str]] = {}  # a set and its convention, such as ("Set5", "y_crop4") -> metrics

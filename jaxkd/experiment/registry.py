@@ -39,10 +39,6 @@ def register_task(name: str, build: Callable[..., Components], compare: Callable
 
 
 def registered_task(name: str) -> TaskEntry:
-    """The task that `config.task` names.
-
-    Raises:
-      ConfigError: there is none of that name.
-    """
+    """The task that `config.task` names."""
     check_choice("task", name, sorted(_TASKS))
     return _TASKS[name]

@@ -21,11 +21,7 @@ from jaxkd.superres.scoring import CROPS, PairScorer, named_sets
 
 
 def scale_of(config: ConfigDict) -> int:
-    """The super-resolution scale of the student.
-
-    Raises:
-      UnknownNameError: no such network. ConfigError: a network that classifies.
-    """
+    """The super-resolution scale of the student."""
     if models.spec(config.student.name).task != "restoration":
         raise ConfigError(
             f'student.name="{config.student.name}" classifies images, but task="restoration" needs a network from '
@@ -67,11 +63,7 @@ def build_pipeline(config: ConfigDict, source: data.PairSource) -> data.PatchPip
 
 
 def open_sets(config: ConfigDict, scale: int) -> dict[str, data.PairSource]:
-    """The named validation sets: `eval.sets`, or the validation split of the training data.
-
-    Raises:
-      ConfigError: two sets of one name. DataError: a folder is missing or empty.
-    """
+    """The named validation sets: `eval.sets`, or the validation split of the training data."""
     named = named_sets(config.eval.sets, "eval.sets") or {"val": config.data.source}
     return {name: data.open_pairs(spec, scale, split="val") for name, spec in named.items()}
 
@@ -138,13 +130,7 @@ def _check_mesh(mesh: Mesh) -> None:
 
 
 def draw_run(config: ConfigDict, workdir: Path, result: dict[str, Any]) -> Path | None:
-    """Writes `curves.png` of one run into its work directory; None where it was never scored.
-
-    Args:
-      config: of the run.
-      workdir: with metrics.jsonl and bicubic.json.
-      result: as `run.run` returns it.
-    """
+    """Writes `curves.png` of one run into its work directory; None where it was never scored."""
     rows = train.read_metrics(workdir, "eval")
     if not rows:
         return None

@@ -28,16 +28,8 @@ from jaxkd.report.training_statistics import draw_tables, write_tables
 def run(config: ConfigDict, workdir: str | Path, *, console: Console | None = None) -> dict[str, Any]:
     """Trains what `config` says in `workdir`, from its last checkpoint if there is one.
 
-    Args:
-      config: a full config (`fields.base()` and changes), with or without stages.
-      workdir: where checkpoints, metrics and the resolved config go; made if missing.
-      console: where progress goes; None is silent.
-
     Returns:
       `{"metrics": {...}, "step": n, "finished": bool, ...}`; with stages `{"stages": {name: result}}`.
-
-    Raises:
-      JaxkdError: any user error, before the first step wherever possible.
     """
     workdir = Path(workdir)
     import_plugins(config.plugins)
@@ -200,14 +192,7 @@ def _write_statistics(config: ConfigDict, workdir: Path) -> None:
 
 
 def log_run_summary(console: Console | None, experiment: Experiment, workdir: Path, *, resumed: int | None) -> None:
-    """Prints networks, objective, data, length, devices and time; silent without a console and on other hosts.
-
-    Args:
-      console: where to.
-      experiment: what is run.
-      workdir: of the run; holds the table of all parameters, parameters.txt.
-      resumed: step of the checkpoint from which the run continues, or None.
-    """
+    """Prints networks, objective, data, length, devices and time; silent without a console and on other hosts."""
     if console is None or not parallel.is_main_host():
         return
     config, task, settings, devices = experiment.config, experiment.task, experiment.settings, experiment.mesh.devices

@@ -21,12 +21,7 @@ PREFIX = "stage:"
 
 
 def stage_configs(config: ConfigDict, workdir: Path) -> dict[str, ConfigDict]:
-    """name -> the stage's own config: its changes applied, `stage:<name>` replaced by that stage's folder.
-
-    Raises:
-      ConfigError: a stage without a name, two of one name, one that takes weights of a stage not before it, or stages
-        of tasks that cannot be compared.
-    """
+    """name -> the stage's own config: its changes applied, `stage:<name>` replaced by that stage's folder."""
     configs: dict[str, ConfigDict] = {}
     for stage in config.stages:
         changes = dict(stage)

@@ -7,15 +7,3 @@ from jaxkd.losses.restoration import charbonnier, fft_l1, l1
 # This name hides the module of the same name: users type losses.spectral(...). `from jaxkd.losses.spectral import
 # DEFAULT_METHOD` still works, as it finds the module by its path.
 from jaxkd.losses.spectral import spectral
-
-__all__ = [
-    "charbonnier",
-    "cross_entropy",
-    "feature_mse",
-    "fft_l1",
-    "hard",
-    "kl",
-    "l1",
-    "pool_channels",
-    "spectral",
-]

@@ -18,13 +18,6 @@ def include(where: jax.Array | None, *arrays: jax.Array) -> tuple[jax.Array, ...
 
     Masking the result is not enough, because 0 times the infinite slope at a NaN or inf is a NaN gradient. A loss
     therefore masks twice, here and in `exclude`.
-
-    Args:
-      where: (B,) bool, False for examples to leave out; None for no mask.
-      *arrays: (B, ...) each.
-
-    Raises:
-      ShapeError: `where` is not (B,) bool.
     """
     if where is None:
         return arrays
@@ -56,9 +49,6 @@ def check_features(
       teacher: shape, (B, ..., C_t).
       names: of the two features in the error message.
       rank: number of axes that both must have; None for any number from 2.
-
-    Raises:
-      ShapeError: another rank, batch or grid.
     """
     student, teacher = tuple(student), tuple(teacher)
     what = f"The {names[0]} has shape {student} and the {names[1]} {teacher}."
@@ -81,11 +71,7 @@ def check_features(
 
 
 def check_logits(student: tuple[int, ...], teacher: tuple[int, ...]) -> None:
-    """Checks two (B, K) logits.
-
-    Raises:
-      ShapeError: another rank, batch or number of classes.
-    """
+    """Checks two (B, K) logits."""
     student, teacher = tuple(student), tuple(teacher)
     if len(student) != 2 or student != teacher:
         raise ShapeError(

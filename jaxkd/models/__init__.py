@@ -2,5 +2,3 @@
 
 from jaxkd.models.contract import ModelSpec, depth_taps
 from jaxkd.models.registry import arguments, create, list_models, register, spec, tap_names
-
-__all__ = ["ModelSpec", "arguments", "create", "depth_taps", "list_models", "register", "spec", "tap_names"]

@@ -47,11 +47,7 @@ class ModelSpec:
 
 
 def add_offset(value: jax.Array, offset: jax.Array, name: str) -> jax.Array:
-    """value + offset, in value's dtype.
-
-    Raises:
-      ShapeError: the shapes differ; broadcasting would change the shape of the offset's gradient.
-    """
+    """value + offset, in value's dtype."""
     if tuple(offset.shape) != tuple(value.shape):
         raise ShapeError(
             f'The offset of "{name}" has shape {tuple(offset.shape)}, the feature has {tuple(value.shape)}. Give an '
@@ -69,9 +65,6 @@ class TapRecorder:
       taps: names to record (static).
       offsets: tap -> array that is added at that point, so that the gradient at a zero offset is the gradient of the
         layer; None for no offsets.
-
-    Raises:
-      TapError: a name in `taps` or `offsets` is not in `existing`.
     """
 
     def __init__(self, network: str, existing: tuple[str, ...], taps: Iterable[str], offsets: Offsets | None):
@@ -159,9 +152,6 @@ class TappedNetwork(nn.Module):
 
         Returns:
           The output in fp32, and the features at `taps`.
-
-        Raises:
-          ShapeError: images of another size. TapError: a tap that does not exist. ConfigError: no key for dropout.
         """
         tap = self.recorder(images, taps, offsets)
         return self.forward(images, tap, train), tap.features
@@ -186,11 +176,7 @@ def depth_taps(taps: Iterable[str]) -> tuple[str, ...]:
 
 
 def size_pair(value: int | tuple[int, int], name: str) -> tuple[int, int]:
-    """`224` or `(192, 256)` -> (height, width).
-
-    Raises:
-      ConfigError: neither a positive integer nor a pair of them.
-    """
+    """`224` or `(192, 256)` -> (height, width)."""
     pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, (tuple, list)) else ()
     if len(pair) != 2 or not all(isinstance(v, int) and v > 0 for v in pair):
         raise ConfigError(
@@ -208,9 +194,6 @@ def check_images(images: jax.Array, img_size: tuple[int, int] | None, in_chans: 
       img_size: (height, width) in pixels; None for a network that takes any size of at least 1 x 1.
       in_chans: C.
       network: name of the network in error messages.
-
-    Raises:
-      ShapeError: another rank, size or number of channels.
     """
     shape = tuple(images.shape)
     if len(shape) == 4 and shape[3] == in_chans and (shape[1:3] == img_size if img_size else 0 not in shape[1:3]):

@@ -61,11 +61,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
-    """The activation called `name` (timm's `act_layer`).
-
-    Raises:
-      ConfigError: no activation has that name.
-    """
+    """The activation called `name` (timm's `act_layer`)."""
     check_choice("act_layer", name, ACTIVATIONS)
     return ACTIVATIONS[name]
 
@@ -109,11 +105,7 @@ class Dropout(nn.Module):
     deterministic: bool
 
     def _kept(self, shape: tuple[int, ...], what: str) -> jax.Array | None:
-        """Mask of what stays, or None where everything does; `what` names the layer in the error.
-
-        Raises:
-          ConfigError: no key "dropout".
-        """
+        """Mask of what stays, or None where everything does; `what` names the layer in the error."""
         if self.deterministic or self.rate == 0.0:
             return None
         require(

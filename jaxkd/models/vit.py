@@ -136,9 +136,6 @@ class VisionTransformer(Transformer):
 
         Args:
           distilled: static; for a distilled ViT the pair (class, distillation) instead of the mean of both heads.
-
-        Raises:
-          ConfigError: `distilled` of a network without distillation token.
         """
         tap = self.recorder(images, taps, offsets)
         require(

@@ -17,11 +17,6 @@ MASKED = -100.0  # added to logits between regions that are neighbours only beca
 def window_and_shift(grid: Size, window: Size, shifted: bool) -> tuple[Size, Size]:
     """Window and shift of a block, clamped to the grid axis by axis (timm: `_calc_window_shift`).
 
-    Args:
-      grid: (h, w) of the stage.
-      window: (a, b) before clamping.
-      shifted: whether the block has shifted windows (every second block has).
-
     Returns:
       The window, at most as large as the grid, and the shift: half the unclamped window, or 0 along an axis that one
       window spans.

@@ -3,21 +3,3 @@
 from jaxkd.parallel.hosts import any_host, initialize_distributed, is_main_host
 from jaxkd.parallel.mesh import BATCH_AXES, MODEL_AXIS, batch_devices, batch_spec, check_batch, make_mesh
 from jaxkd.parallel.sharding import batch_sharding, path_of, put_batch, put_on_mesh, replicated, tree_shardings
-
-__all__ = [
-    "BATCH_AXES",
-    "MODEL_AXIS",
-    "any_host",
-    "batch_devices",
-    "batch_sharding",
-    "batch_spec",
-    "check_batch",
-    "initialize_distributed",
-    "is_main_host",
-    "make_mesh",
-    "path_of",
-    "put_batch",
-    "put_on_mesh",
-    "replicated",
-    "tree_shardings",
-]

@@ -137,10 +137,6 @@ def _white_noise(results: Results) -> float:
 def draw_branches(results: Results, folder: str | Path) -> list[Figure]:
     """Draws every figure that the networks have something for, as PNG and PDF.
 
-    Args:
-      results: of `analysis.pipeline.branches.analyse_branches`.
-      folder: made if it is not there.
-
     Returns:
       The figures, in the order in which they are read: differentiation, high_low, outputs, and of each network its
       profiles and, for each pair of branches in a block, maps.

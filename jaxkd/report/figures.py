@@ -40,10 +40,6 @@ def _missing(plan: Plan, results: Results) -> str:
 def write_figures(results: Results, folder: Path) -> list[Figure]:
     """Draws every figure that the results have numbers for, as PNG and PDF.
 
-    Args:
-      results: what `analysis.pipeline.analyse` returns; any statistic may be absent or null.
-      folder: made if it is not there; files of the same names are replaced.
-
     Returns:
       The figures in the order of the report. `left_out` names the others.
     """

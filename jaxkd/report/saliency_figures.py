@@ -46,9 +46,6 @@ def draw_saliency(
       path: of the figure; its suffix decides the format (PNG, PDF).
       labels: text at the left of each row, e.g. file name, class and completeness error.
       caption: printed below.
-
-    Raises:
-      ShapeError: maps or labels that do not belong to the images. DataError: images outside [0, 1].
     """
     images = _checked_images(images)
     maps = {title: np.asarray(value, np.float64) for title, value in maps.items()}
@@ -106,9 +103,6 @@ def draw_layer_animation(
       shared_scale: the brightest colour is the largest value of all layers, instead of each layer's own.
       title: what the numbers are; the first line of every frame.
       milliseconds: per frame.
-
-    Raises:
-      ShapeError: no maps, or a map that is not (h, w). DataError: an image outside [0, 1].
     """
     image = _checked_images(np.asarray(image)[None])[0]
     maps = {name: np.asarray(value, np.float64) for name, value in maps.items()}
@@ -165,10 +159,6 @@ def colours() -> Any:
 
 def scale_of(values: np.ndarray, percentile: float = 100.0) -> tuple[float, str]:
     """The value of a map's brightest colour, and its scale in words.
-
-    Args:
-      values: (h, w) >= 0.
-      percentile: of the finite values that becomes the brightest colour.
 
     Returns:
       A positive number, 1 for a map without positive values; the words say so when a map is all zero or not finite
@@ -239,11 +229,7 @@ def _frame(
 
 
 def _checked_images(images: Any) -> np.ndarray:
-    """(B, H, W, 3) in [0, 1], as float.
-
-    Raises:
-      ShapeError: another shape. DataError: values outside [0, 1], or not finite.
-    """
+    """(B, H, W, 3) in [0, 1], as float."""
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[-1] != 3 or not images.size:
         raise ShapeError(f"The images have shape {images.shape}. Give (B, H, W, 3).")

@@ -77,16 +77,7 @@ def panels(
     layout: str = "constrained",
     **options: Any,
 ) -> tuple[Any, list]:
-    """A figure of `count` equal panels in at most `columns` columns, and the axes in reading order.
-
-    Args:
-      count: of panels, at least 1.
-      columns: at most this many side by side.
-      width: of a panel in inches; a single panel is made wider.
-      height: of a panel in inches.
-      layout: "compressed" for panels of equal aspect.
-      **options: of `Figure.subplots`, such as sharey.
-    """
+    """A figure of `count` equal panels in at most `columns` columns, and the axes in reading order."""
     from matplotlib.figure import Figure
 
     columns = min(count, columns)

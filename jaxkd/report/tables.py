@@ -52,10 +52,6 @@ def _table(name: str, columns: str, of: str = "models") -> Callable:
 def write_tables(results: Results, folder: Path) -> list[Path]:
     """Writes the tables.
 
-    Args:
-      results: what `analysis.pipeline.analyse` returns; any part may be absent or null.
-      folder: made if it is not there; files of the same names are replaced.
-
     Returns:
       The paths written, those of `TABLES` first.
     """

@@ -19,13 +19,7 @@ AVERAGE = "ema_"  # before the metric of a moving average
 
 @style.applied()
 def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path, *, caption: str = "") -> None:
-    """Writes a PNG with the held-out top-1 and loss of each run against its epochs.
-
-    Args:
-      runs: name -> lines of evaluation, as `train.read_metrics(workdir, "eval")` returns them.
-      path: of the PNG.
-      caption: printed below.
-    """
+    """Writes a PNG with the held-out top-1 and loss of each run against its epochs."""
     figure, axes = style.panels(2, width=5, height=3.5)
     for (name, rows), (colour, dash) in zip(runs.items(), STYLES * len(runs), strict=False):
         rows = [r for r in rows if isinstance(r.get("loss"), int | float)]
@@ -64,14 +58,7 @@ def score_names(rows: Mapping[str, Any], bicubic: Mapping[str, float]) -> tuple[
 
 
 def scores_caption(source: str, seed: int, result: Mapping[str, Any], runs: int = 1) -> str:
-    """Caption: the data on which super-resolution runs were measured.
-
-    Args:
-      source: data.source.
-      seed: of the run, or of each.
-      result: of one run.
-      runs: how many there are.
-    """
+    """Caption: the data on which super-resolution runs were measured."""
     trained, scored = result["train_images"], result["val_images"]
     return (
         f"{source}: {trained:,} training image{'s' if trained != 1 else ''}; {scored:,} scored over all sets. "
@@ -86,12 +73,6 @@ def draw_scores(
     """Writes a PNG with the PSNR of each run against its steps, a panel for each set of images.
 
     Solid lines are the moving average and dashed ones the raw weights; a run without an average has a solid one.
-
-    Args:
-      runs: name -> lines of evaluation, as `train.read_metrics(workdir, "eval")` returns them.
-      path: of the PNG.
-      bicubic: metric -> what bicubic scores, in dB; a horizontal line.
-      caption: printed below.
     """
     found = [name for rows in runs.values() for row in rows for name in score_names(row, bicubic)]
     names = [name for name in dict.fromkeys(found) if "/psnr" in name] or [""]

@@ -36,12 +36,8 @@ def write_tables(rows: Rows, folder: Path) -> list[Path]:
 
     The published tables have `Checkpoint,Layer_1,...,Layer_12`; here the first two columns say when, and layers have
     the names that `taps` and `distill.pairs` take ("block_0" is Layer_1). Values that are not finite are "nan", "inf"
-    or "-inf"; a layer that a row does not have is left empty.
-
-    Args:
-      rows: `{"step": 100, "epoch": 0.5, "layers": ["block_0", ...], "entropy": [2.4, ...], ...}` by step, as
-        `train.read_metrics(workdir, "dynamics")` returns them.
-      folder: made if missing; a file of the same name is replaced, at once or not at all.
+    or "-inf"; a layer that a row does not have is left empty. `rows` are `{"step": 100, "epoch": 0.5, "layers":
+    ["block_0", ...], "entropy": [2.4, ...], ...}` by step, as `train.read_metrics(workdir, "dynamics")` gives them.
 
     Returns:
       The files; none for no rows.
@@ -63,11 +59,6 @@ def _cells(row: dict[str, Any], name: str, layers: tuple[str, ...]) -> list[Any]
 
 def draw_tables(rows: Rows, folder: Path, *, caption: str = "") -> list[Path]:
     """Writes `<statistic>.png` for each statistic: a map of layer against step, and the profile over depth at times.
-
-    Args:
-      rows: as for `write_tables`.
-      folder: likewise.
-      caption: printed below.
 
     Returns:
       The files; none for no rows.

@@ -25,19 +25,11 @@ def measure_cost(
 ) -> dict[str, Any]:
     """Measures the cost of a network for a result of 1280 x 720 pixels, enlarged in one pass.
 
-    Args:
-      model: a super-resolution network.
-      variables: its `{"params": ...}`.
-      progress: told how many calls of how many are done.
-
     Returns:
       `parameters`; `gflop` (1e9, see `flop_is`; half of it are the Multi-Adds of the field's tables); `latency_ms`, the
       median of `calls`; `memory_mb` (1e6 bytes; arguments, result and what the compiled program needs between, None
       where the backend does not say); `result` as (height, width), rounded up to the scale; and the `device`. Latency
       and memory are those of the form that inference uses (`weights.for_inference`, `tiling.by_strips`).
-
-    Raises:
-      ConfigError: the memory of the device is too small.
     """
     height, width = (-(-side // model.scale) for side in RESULT)
     image = np.random.default_rng(0).random((1, height, width, 3), np.float32)

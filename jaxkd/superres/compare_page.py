@@ -25,11 +25,7 @@ TEMPLATE = Path(__file__).with_suffix(".html")
 
 
 class ComparisonPage:
-    """Collects pictures and writes them as one page.
-
-    Args:
-      title: of the page, for people: which network, which weights.
-    """
+    """Collects pictures and writes them as one page."""
 
     def __init__(self, title: str):
         self._title = title
@@ -70,11 +66,7 @@ class ComparisonPage:
         return len(self._pictures)
 
     def write(self, path: Path, *, overwrite: bool = False) -> None:
-        """Writes the page.
-
-        Raises:
-          DataError: the file exists and is not to be replaced, or cannot be written.
-        """
+        """Writes the page."""
         template = load_template(TEMPLATE)
         with replacing(path, overwrite=overwrite) as partial:
             page = template.render(title=self._title, pictures=self._pictures, left_out=self._left_out)

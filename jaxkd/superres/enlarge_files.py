@@ -112,9 +112,6 @@ def enlarge_file(
 
     Returns:
       Its entry of `Enlarged.done`.
-
-    Raises:
-      DataError: the file cannot be read, or the result cannot be written.
     """
     start, scale = time.perf_counter(), enlarger.scale
     with image_io.replacing(target, overwrite=overwrite) as partial:  # first: a full disk shows before work

@@ -18,9 +18,6 @@ def find_pictures(source: str) -> tuple[list[Path], Path]:
     Args:
       source: a file; a folder, whose subfolders count too; or a pattern such as "photos/**/*.jpg". In a folder and of
         a pattern's matches only files with an ending of `FORMATS` count, and hidden ones do not.
-
-    Raises:
-      DataError: there is nothing of that name, or nothing in it.
     """
     path = Path(source).expanduser()
     if path.is_file():
@@ -59,9 +56,6 @@ def place(files: list[Path], root: Path, out: str, *, source: str, ending: str =
     Returns:
       {file: target}, without files that lie in `out` already (earlier results, below the folder that is read), and the
       folder.
-
-    Raises:
-      ConfigError: two files would get the same name, one its own, or `out` is a file and should be a folder.
     """
     folder = Path(out).expanduser()
     if Path(source).expanduser().is_file() and folder.suffix.lower() in FORMATS and not folder.is_dir():

@@ -26,15 +26,7 @@ Progress = Callable[[int], None]
 
 
 def named_sets(entries: str | Iterable[str], option: str) -> dict[str, str]:
-    """`("Set5=/data/Set5", "/data/B100/HR")` -> {"Set5": "/data/Set5", "B100": "/data/B100/HR"}.
-
-    Args:
-      entries: NAME=FOLDER, or FOLDER, whose own name is then taken (see `folder_title`).
-      option: where the entries were given, for the error.
-
-    Raises:
-      ConfigError: two sets of one name.
-    """
+    """`("Set5=/data/Set5", "/data/B100/HR")` -> {"Set5": "/data/Set5", "B100": "/data/B100/HR"}."""
     named: dict[str, str] = {}
     for entry in (entries,) if isinstance(entries, str) else entries:
         name, folder = split_entry(str(entry))
@@ -98,9 +90,6 @@ class PairScorer:
       names: metrics, `<set>/psnr_y_crop4` and so on; the first is what "best" means.
       bicubic: the same metrics of MATLAB's bicubic, once computed.
       images: name -> how many the set has.
-
-    Raises:
-      DataError: an image cannot be read; when scoring, one that is too small for its metric.
     """
 
     def __init__(self, model: Any, sets: dict[str, data.PairSource], *, crop: int, luma: bool):
@@ -136,13 +125,7 @@ class PairScorer:
     def __call__(
         self, params: Any, *, keep_pictures: bool = False, progress: Progress = lambda done: None
     ) -> dict[str, float]:
-        """`params` of the network -> {metric: mean over the images of its set}; each image counts the same.
-
-        Args:
-          params: as `init` gives them below "params".
-          keep_pictures: keep the first results in `pictures`.
-          progress: told after each image how many of all sets are done.
-        """
+        """`params` of the network -> {metric: mean over the images of its set}; each image counts the same."""
         variables = {"params": params}
         if self._enlarger is None:
             self._enlarger = Enlarger(self._model, variables)
@@ -178,9 +161,6 @@ def score_network(
     Returns:
       `metrics` and `bicubic`: `{"Set5/psnr_y_crop4": dB, "Set5/ssim_y_crop4": ...}`, means over the images of a set;
       `images` of each set and `images_per_second`; with `cost` also `cost`, as `measure_cost` returns it.
-
-    Raises:
-      DataError: an image cannot be read or is too small. ConfigError: the memory is too small for `cost`.
     """
     name = network.spec.name
     model, variables = weights.for_inference(network.model, network.variables)

@@ -129,9 +129,6 @@ class Enlarger:
       batch_size: windows at once; 0 takes 1 on a CPU, where more gain nothing, and 4 elsewhere.
       ensemble: the mean over the eight flips and rotations of the input ("x8 self-ensemble", Timofte et al. 2016):
         slightly better, eight times the work.
-
-    Raises:
-      ConfigError: `tile` leaves nothing between the overlaps; or another number is out of range.
     """
 
     def __init__(
@@ -191,9 +188,6 @@ class Enlarger:
         Yields:
           Where a piece came from, and its pixels (s (last - first), ...) of the kind of `image`; integers are clipped
           and rounded, floats are fp32 and neither.
-
-        Raises:
-          ShapeError: no such picture. ConfigError: the device's memory is too small for the window.
         """
         _check(image)
         side, tiles = self.layout(*image.shape[:2])

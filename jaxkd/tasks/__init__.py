@@ -3,5 +3,3 @@
 from jaxkd.tasks.classification import ClassificationTask
 from jaxkd.tasks.distillation import DistillationTask, check_networks
 from jaxkd.tasks.restoration import RestorationTask
-
-__all__ = ["ClassificationTask", "DistillationTask", "RestorationTask", "check_networks"]

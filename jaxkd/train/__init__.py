@@ -12,34 +12,3 @@ from jaxkd.train.step import compile_eval_step, compile_train_step, train_step
 from jaxkd.train.task import Inputs, Task
 from jaxkd.train.timer import Clock
 from jaxkd.train.writers import MetricWriter, read_metrics
-
-__all__ = [
-    "Checkpoints",
-    "Clock",
-    "Inputs",
-    "Loop",
-    "LoopSettings",
-    "MetricWriter",
-    "Observation",
-    "Schedule",
-    "StopRequest",
-    "Task",
-    "TrainProgress",
-    "TrainState",
-    "best_member",
-    "compile_eval_step",
-    "compile_train_step",
-    "create_state",
-    "decay_mask",
-    "evaluate",
-    "find_run",
-    "load_run_weights",
-    "make_optimizer",
-    "make_schedule",
-    "read_config",
-    "read_metrics",
-    "timm_epoch_rates",
-    "to_json",
-    "train_loop",
-    "train_step",
-]

@@ -19,12 +19,7 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Progress of named pieces of work, one after the other or side by side.
-
-    Args:
-      console: where to; None is silent.
-      every_seconds: how often a line is printed where there is no terminal.
-    """
+    """Progress of named pieces of work, one after the other or side by side."""
 
     def __init__(self, console: Console | None, *, every_seconds: float = 20.0):
         self._console = console

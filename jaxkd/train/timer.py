@@ -56,10 +56,6 @@ class Window:
 class StepTimer:
     """Adds the time between its calls to a run's clock, and to the window where it was spent on training steps.
 
-    Args:
-      clock: of the run.
-      batches: has `wait_seconds`, the time spent waiting for data so far.
-
     Attributes:
       window: since the last line of metrics.
     """

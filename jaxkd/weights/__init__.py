@@ -8,24 +8,3 @@ from jaxkd.weights.merging import for_inference, merge_branches, split_branches
 from jaxkd.weights.network import Network, build_network, load, load_weights, load_with_origin, network_from_run
 from jaxkd.weights.resize import resize_position_embedding, resize_relative_bias_table
 from jaxkd.weights.timm import from_timm, to_timm
-
-__all__ = [
-    "Network",
-    "build_network",
-    "fingerprint",
-    "for_inference",
-    "freeze_mask",
-    "from_basicsr",
-    "from_timm",
-    "load",
-    "load_weights",
-    "load_with_origin",
-    "merge_branches",
-    "network_from_run",
-    "resize_position_embedding",
-    "resize_relative_bias_table",
-    "save_safetensors",
-    "split_branches",
-    "to_basicsr",
-    "to_timm",
-]

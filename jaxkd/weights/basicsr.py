@@ -39,9 +39,6 @@ def _require_upscaler(model: nn.Module) -> None:
 def recognise(state_dict: Mapping[str, np.ndarray]) -> tuple[str, dict[str, int]] | None:
     """The network that a state dict with BasicSR's names belongs to, by its names and shapes alone.
 
-    Args:
-      state_dict: name -> array.
-
     Returns:
       (registered name, e.g. "mdbn_x4", arguments num_feat and num_block), or None if it is neither MDBN nor EDSR.
     """

@@ -44,11 +44,7 @@ def known_ids() -> list[str]:
 
 
 def fetch(hub_id: HubId) -> Path:
-    """The local copy of the weights of `hub_id`, downloaded if the cache does not hold it.
-
-    Raises:
-      WeightSourceError: it could be neither found in the cache nor downloaded; says how to fetch it by hand.
-    """
+    """The local copy of the weights of `hub_id`, downloaded if the cache does not hold it."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -104,11 +100,7 @@ def _message(hub_id: HubId, error: Exception | None) -> str:
 
 
 def locate(source: str | Path) -> Path:
-    """The local path of a source, fetched from the Hub if it is an id; see `weights.load` on telling the two apart.
-
-    Raises:
-      WeightSourceError: nothing is there.
-    """
+    """The local path of a source, fetched from the Hub if it is an id; see `weights.load` on telling the two apart."""
     text = str(source)
     if not text:
         raise WeightSourceError(

@@ -39,9 +39,6 @@ def read(path: Path) -> Nested:
     Returns:
       name -> array, fp32 where it was of any floating-point type; of a training checkpoint nested dicts of these, and
       whatever else lies beside the weights.
-
-    Raises:
-      WeightSourceError: no such file, a folder without weights, a format that is not read, or a damaged file.
     """
     path = _in_folder(path) if path.is_dir() else path
     if not path.is_file():
@@ -142,11 +139,7 @@ def _read_npz(path: Path) -> Nested:
 
 
 def shards(index: Path) -> list[str]:
-    """File names in the index of a sharded checkpoint.
-
-    Raises:
-      WeightSourceError: the file is no such index.
-    """
+    """File names in the index of a sharded checkpoint."""
     try:
         names = json.loads(index.read_text())["weight_map"].values()
         return sorted(set(names))

@@ -79,11 +79,7 @@ def _key(pattern: str) -> str:
 
 
 def to_torch_key(path: str) -> tuple[str, str]:
-    """Parameter path, e.g. "blocks_0/attn/qkv/kernel" -> timm's (BasicSR's) key, and the layout.
-
-    Raises:
-      WeightMismatchError: no rule matches this path.
-    """
+    """Parameter path, e.g. "blocks_0/attn/qkv/kernel" -> timm's (BasicSR's) key, and the layout."""
     for pattern, layout in RULES.items():
         if match := _regex(pattern).fullmatch(path):
             return _key(pattern).format(**{k: v.replace("/", ".") for k, v in match.groupdict().items()}), layout

@@ -45,11 +45,7 @@ def _images(model: nn.Module) -> jax.Array:
 
 
 def manifest(model: nn.Module) -> dict[str, Entry]:
-    """timm's keys of `model` -> the parameter of each array. Nothing is computed.
-
-    Raises:
-      WeightMismatchError: the network has a parameter that timm does not know.
-    """
+    """timm's keys of `model` -> the parameter of each array. Nothing is computed."""
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), _images(model)))["params"]
     entries = {}
     for path, leaf in flatten_dict(shapes, sep="/").items():

@@ -5,19 +5,3 @@ from jaxkd.analysis.pipeline.features import FeatureSource, callable_features, c
 from jaxkd.analysis.pipeline.run import AnalysisOptions, analyse, open_report, write_analysis
 from jaxkd.analysis.pipeline.summary import SummaryOptions
 from jaxkd.analysis.pipeline.training_statistics import Dynamics, resolve_layers
-
-__all__ = [
-    "AnalysisOptions",
-    "Dynamics",
-    "FeatureSource",
-    "StreamOptions",
-    "SummaryOptions",
-    "analyse",
-    "callable_features",
-    "check_gradient_labels",
-    "network_features",
-    "open_report",
-    "parse_entropy_range",
-    "resolve_layers",
-    "write_analysis",
-]

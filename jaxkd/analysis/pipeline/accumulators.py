@@ -102,11 +102,7 @@ class Accumulator:
         self.shift: np.ndarray | None = None
 
     def start(self, shapes: Shapes) -> None:
-        """Remembers the shapes of the first batch and holds every later one against them.
-
-        Raises:
-          TapError: the layer to keep is not there. ShapeError: a shape changed.
-        """
+        """Remembers the shapes of the first batch and holds every later one against them."""
         if not self.out.shapes:
             self.out.layers, self.out.shapes = tuple(shapes), shapes
             self.out.last = self.out.last or tuple(shapes)[-1]
@@ -181,11 +177,7 @@ class Accumulator:
         self._spooled += int(mask.sum())
 
     def finish(self) -> Streamed:
-        """Closes the scratch file and returns the result.
-
-        Raises:
-          DataError: there was no image.
-        """
+        """Closes the scratch file and returns the result."""
         self._file.close()
         out = self.out
         if not out.images:

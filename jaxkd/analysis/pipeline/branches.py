@@ -60,10 +60,6 @@ def with_controls(networks: Sequence[BranchNetwork], *, seed: int = 2026) -> lis
     """Each network followed by its control: the same network untrained.
 
     Networks of the same arguments share a control, and one without weights is an untrained network itself.
-
-    Args:
-      networks: variables are None where there are no weights.
-      seed: of initial weights.
     """
     found: list[BranchNetwork] = []
     controls: dict[nn.Module, str] = {}
@@ -106,9 +102,6 @@ def write_branch_analysis(
     Returns:
       The contents of results.json: `analyse_branches`, with more settings, "skipped" (sentences on images that were
       left out) and "sentences" (the results in words).
-
-    Raises:
-      ConfigError: networks of several scales. DataError: no image can be used.
     """
     from jaxkd.report.branch_figures import branch_sentences
     from jaxkd.report.branch_report import write_branches
@@ -138,11 +131,7 @@ def write_branch_analysis(
 
 
 def shared_scale(networks: Sequence[BranchNetwork]) -> int:
-    """The scale of all networks.
-
-    Raises:
-      ConfigError: they have several.
-    """
+    """The scale of all networks."""
     scales = {int(n.model.scale): n.label for n in reversed(networks)}
     if len(scales) > 1:
         scaled = " and ".join(f'"{label}" by {scale}' for scale, label in sorted(scales.items()))
@@ -172,9 +161,6 @@ def small_images(
 
     Returns:
       (h, w, 3) uint8 each.
-
-    Raises:
-      DataError: nothing there, or no image is left.
     """
     if small:
         source, _ = open_images(spec)
@@ -230,9 +216,6 @@ def analyse_branches(
     Returns:
       `{"settings": ..., "networks": [...]}` of plain Python numbers; each network has label, weights, control (a label
       or ""), name (of its class), scale, parameters (their number) and what `summarise_branches` returns.
-
-    Raises:
-      ConfigError: no super-resolution network, equal labels. ShapeError: no images, or one that is too small.
     """
     labels = [n.label for n in networks]
     if not networks or len(set(labels)) < len(labels):
@@ -288,15 +271,8 @@ def _features(model: nn.Module, taps: tuple[str, ...], variables: PyTree, image:
 def common_crops(images: Sequence[np.ndarray], *, side: int = LARGEST_SIDE) -> list[np.ndarray]:
     """The middles of `images`, all of one size: the smallest height and width among them, at most `side`.
 
-    Args:
-      images: (h, w, 3) or (h, w), uint8.
-      side: largest height and width.
-
     Returns:
       (H, W, 3) uint8 each.
-
-    Raises:
-      ShapeError: no images, other arrays, or a side below `SMALLEST_GRID`.
     """
     if not len(images):
         raise ShapeError("There are no images. Give a folder of images.")

@@ -19,10 +19,6 @@ ENERGY = 0.99  # share of each network's variance that the compared subspaces ho
 def compare(teacher: Streamed, student: Streamed) -> dict[str, Any]:
     """An entry of "comparisons" in results.json, without the names.
 
-    Args:
-      teacher: its pass, scratch file still there.
-      student: likewise, over the same images in the same order.
-
     Returns:
       CKA (student layers x teacher layers), cosines of the principal angles, the pairs that SpectralKD's rule suggests,
       and notes that say why something is None.

@@ -139,17 +139,7 @@ def _last_layer(x: jax.Array, mask: jax.Array, shift: jax.Array) -> tuple:
 
 
 class Stream:
-    """One network over one data set.
-
-    Args:
-      features: the network.
-      mesh: where batches are split.
-      options: what is computed.
-      progress: called with (images done, passes over them done so far, phase).
-
-    Raises:
-      ShapeError: the batch does not split over the devices.
-    """
+    """One network over one data set."""
 
     def __init__(
         self,
@@ -189,10 +179,6 @@ class Stream:
           spool: file for the last layer's tokens; written anew.
           total: images in the data set; what comes after them is padding.
           names: position in the data set -> name, for images that could not be read.
-
-        Raises:
-          DataError: not one image could be read.
-          ShapeError: a layer changes its shape from batch to batch.
         """
         options = self._options
         searched = isinstance(options.entropy_range, str)

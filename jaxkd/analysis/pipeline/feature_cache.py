@@ -32,11 +32,7 @@ class DeviceFeatureCache:
 
 
 class FileFeatureCache:
-    """Writes each layer of each micro-batch to a file, over the chunk before; memory holds one layer at a time.
-
-    Args:
-      path: of the file, as large as the features of one chunk.
-    """
+    """Writes each layer of each micro-batch to a file, over the chunk before; memory holds one layer at a time."""
 
     def __init__(self, path: Path):
         self._path, self._file = path, path.open("w+b")

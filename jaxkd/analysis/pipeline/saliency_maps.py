@@ -56,17 +56,7 @@ def saliency_maps(
     seed: int = 0,
     progress: Callable[[str, str, int, int], None] | None = None,
 ) -> Iterator[ImageSaliency]:
-    """Vanilla gradient, SmoothGrad, integrated gradients and per-layer gradient maps of the class score.
-
-    Args:
-      networks: those without class scores are passed over.
-      source: images; the first `count` that can be read are taken.
-      count: how many images.
-      crop_pct: of the evaluation crop; 0 is each network's own.
-      interpolation: likewise; "" is each network's own.
-      seed: of SmoothGrad's noise.
-      progress: called with (label, phase, done, total).
-    """
+    """Vanilla gradient, SmoothGrad, integrated gradients and per-layer gradient maps of the class score."""
     details = (
         f"SmoothGrad: {SAMPLES} samples, noise 15 %, seed {seed} · integrated gradients: {STEPS} steps from the mean "
         "colour"

@@ -55,10 +55,6 @@ def plain(value: Any) -> Any:
 def spread(values: np.ndarray, *, keep: bool = False) -> dict[str, Any]:
     """Mean, population sd, median, quartiles and 99th percentile (linear) over the first axis; NaN is left out.
 
-    Args:
-      values: (n,) or (n, L).
-      keep: also minimum, maximum and the values themselves.
-
     Returns:
       numbers or (L,) lists; None where no value is finite.
     """
@@ -81,13 +77,7 @@ def spread(values: np.ndarray, *, keep: bool = False) -> dict[str, Any]:
 
 
 def summarise(streamed: Streamed, options: SummaryOptions, *, progress: Progress | None = None) -> dict[str, Any]:
-    """The numbers of one network, in the form of results.json ("models").
-
-    Args:
-      streamed: what the pass left, its scratch file still there.
-      options: what to compute.
-      progress: called with (done, total, phase).
-    """
+    """The numbers of one network, in the form of results.json ("models")."""
     progress = progress or (lambda done, total, phase: None)
     notes = _notes(streamed)
     counts = streamed.valid.sum(axis=0)

@@ -14,10 +14,6 @@ _LOG = logging.getLogger(__name__)
 class BrokenImages:
     """Collects unreadable records of a split; safe to use from several threads.
 
-    Args:
-      records: of the split.
-      most: share of them that may be unreadable.
-
     Attributes:
       found: record number (as text, so that it can be JSON) -> what is wrong with it.
     """
@@ -28,11 +24,7 @@ class BrokenImages:
         self._lock = threading.Lock()
 
     def add(self, broken: dict[str, str]) -> None:
-        """Notes unreadable records, each once.
-
-        Raises:
-          DataError: there are more of them than `most` allows.
-        """
+        """Notes unreadable records, each once."""
         with self._lock:
             new = {k: v for k, v in broken.items() if k not in self.found}
             self.found |= new

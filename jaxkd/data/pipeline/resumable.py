@@ -74,10 +74,6 @@ class ResumableBatches:
       identity: what must be the same where a position is restored, name -> value, JSON-able.
       broken: collects what cannot be read.
       workers: processes that make batches (grain); 0 makes them in this process.
-
-    Attributes:
-      steps_per_epoch: see above.
-      broken: see above.
     """
 
     def __init__(
@@ -99,11 +95,7 @@ class ResumableBatches:
         return {"position": self._position, **self._identity, "broken": dict(self.broken.found)}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continues after the position of `state`.
-
-        Raises:
-          CheckpointError: it was taken with other data, another batch size or another seed.
-        """
+        """Continues after the position of `state`."""
         for name, value in self._identity.items():
             if state.get(name) != value:
                 raise CheckpointError(
@@ -119,11 +111,7 @@ class ResumableBatches:
         return self
 
     def __next__(self) -> Batch:
-        """The next batch of this host.
-
-        Raises:
-          DataError: more images than `broken` allows cannot be decoded.
-        """
+        """The next batch of this host."""
         if self._iterator is None:
             self._iterator = self._start()
         batch = next(self._iterator)

@@ -31,18 +31,6 @@ class EpochSampler:
     the copies out to different GPUs; a global batch, and so the gradient of a step, has the same samples either way.
     Here a host takes a contiguous share, so one device holds most copies. The global order does not depend on the
     number of hosts.
-
-    Args:
-      records: how many there are.
-      batch_size: global, over all hosts.
-      seed: of the run.
-      host_index: which host this is; each takes a contiguous share of every batch.
-      host_count: how many there are; `batch_size` must divide by it.
-      repeats: copies of a record in a row, each with an augmentation of its own.
-
-    Raises:
-      ConfigError: `repeats` below 1.
-      DataError: fewer samples in an epoch than one batch.
     """
 
     def __init__(

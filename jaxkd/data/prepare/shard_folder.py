@@ -17,16 +17,7 @@ from jaxkd.errors import DataError
 
 @contextlib.contextmanager
 def claim_shard_folder(folder: Path, split: str, identity: dict[str, Any]) -> Iterator[None]:
-    """Locks `folder` for this process, and checks that it is new or holds a part of the same conversion.
-
-    Args:
-      folder: made if it does not exist.
-      split: its shards are called `<split>-00000.*`.
-      identity: input and options of the conversion; must be equal to those of the conversion that is continued.
-
-    Raises:
-      DataError: the folder is in use, or holds other files or another conversion.
-    """
+    """Locks `folder` for this process, and checks that it is new or holds a part of the same conversion."""
     with claim_folder(folder):
         names = sorted(n for n in os.listdir(folder) if not (n.startswith(".") and n.endswith(".partial")))
         known = next((n for n in (MANIFEST, CONVERSION) if n in names), None)

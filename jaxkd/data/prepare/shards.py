@@ -64,29 +64,14 @@ class ShardOptions:
 def convert(
     source: FolderSource, folder: Path, options: ShardOptions, *, workers: int = 0, report: Report = lambda *_: None
 ) -> Manifest:
-    """Writes the shards of one split into `folder`, continues to, or writes those that are missing.
-
-    Args:
-      source: the split.
-      folder: <out>/<split>.
-      options: how.
-      workers: threads that read and resize; 0 takes one per core, at most 16.
-      report: called as images get done.
-
-    Raises:
-      DataError: the folder holds something else, another conversion or damaged shards, or the source changes meanwhile.
-    """
+    """Writes the shards of one split into `folder`, continues to, or writes those that are missing."""
     sizes = np.array([os.stat(source.name(i)).st_size for i in range(len(source))], np.int64)
     with claim_shard_folder(folder, source.split, _identity(source, sizes, options)):
         return _Conversion(source, folder, options, sizes, workers, report).run()
 
 
 def verify(folder: Path, *, report: Report = lambda *_: None) -> list[str]:
-    """Reads all files of a split's shards; one phrase, such as 'train-00000.tar is missing', for each bad one.
-
-    Raises:
-      DataError: there is no manifest that could be compared with.
-    """
+    """Reads all files of a split's shards; one phrase, such as 'train-00000.tar is missing', for each bad one."""
     manifest = Manifest.load(folder)
     files = {name: (expected, 0, 0) for name, expected in manifest.index.items()}
     files |= {s["file"]: (s["sha256"], s["records"], s["bytes"]) for s in manifest.shards}
@@ -104,9 +89,6 @@ def shrink(data: bytes, name: str, short_side: int, quality: int) -> bytes | Non
     """A JPEG whose short side has `short_side` pixels (bicubic), or None if that of the image is no longer.
 
     Its EXIF orientation is kept, other metadata are not; chroma has half the resolution.
-
-    Raises:
-      DataError: it cannot be decoded.
     """
     rgb = decode_rgb(data, name)
     scale = short_side / min(rgb.size)

@@ -45,9 +45,6 @@ class CutOptions:
       size: pixels of a side of a sub-image.
       step: pixels from one to the next; less than `size` makes them overlap.
       thresh: pixels at the end of an axis that may be left out.
-
-    Raises:
-      ConfigError: one of them is out of range.
     """
 
     size: int = 480
@@ -100,16 +97,6 @@ def cut_folder(
     """Cuts all images below `source` into `out`, with the same subfolders; continues where it was stopped.
 
     An image that cannot be read is named in the result, and the rest are done.
-
-    Args:
-      source: folder of images.
-      out: made if it does not exist.
-      options: how.
-      workers: threads that decode and encode; 0 takes one per core, at most 16.
-      report: called as images get done.
-
-    Raises:
-      DataError: there are no images, two have the same name but for its ending, or `out` holds something else.
     """
     names = _names(source)
     if out.resolve().is_relative_to(source.resolve()) or source.resolve().is_relative_to(out.resolve()):

@@ -22,19 +22,9 @@ class FolderSource:
 
     For ImageNet, whose folders are wnids, these are the labels of torchvision, timm and the published weights.
 
-    Args:
-      root: the data set's folder; `labels.WORDS_FILES` in it give the classes' words.
-      split: "train" or "val".
-      exif: obey EXIF rotation.
-
     Attributes:
-      root: see above.
-      split: see above.
       relative_names: record -> "<label>/.../<file>", in the order of labels and then of paths.
       labels: (records,) int32.
-
-    Raises:
-      DataError: a folder is missing or empty, a class has no images, or a class of `val` is not in `train`.
     """
 
     def __init__(self, root: str | Path, split: str, *, exif: bool = False):

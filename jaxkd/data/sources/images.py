@@ -17,16 +17,7 @@ from jaxkd.errors import DataError, first_few
 
 
 class ImageFolder:
-    """Every image below a folder, as a `Source` of one class.
-
-    Args:
-      root: the folder.
-      per_class: how many images of each folder that holds images, in the order of their names; 0 takes all.
-        With 1, the published analysis set: the first file of every class of ImageNet's validation split.
-
-    Raises:
-      DataError: the folder is missing or holds no images.
-    """
+    """Every image below a folder, as a `Source` of one class."""
 
     class_names = class_words = ("",)
     exif = False
@@ -93,9 +84,6 @@ def open_images(spec: str, *, per_class: int = 0, max_images: int = 0) -> tuple[
         of one, such as "/data/imagenet/val".
       per_class: of a plain folder: how many of each folder inside, 0 for all.
       max_images: the first so many; 0 for all.
-
-    Raises:
-      DataError: nothing there.
     """
     root = Path(spec)
     labelled = registered_opener(spec) is not None or spec.startswith(EMBEDDED) or (root / "val").is_dir()

@@ -15,10 +15,6 @@ WORDS_FILES = ("classes.txt", "synset_words.txt", "LOC_synset_mapping.txt", "wor
 def read_class_words(root: str | Path, class_names: Sequence[str]) -> tuple[str, ...]:
     """Human-readable names of classes, from the first of `WORDS_FILES` in `root` that knows one of them.
 
-    Args:
-      root: folder of the data set.
-      class_names: label -> name of its folder, for example a wnid such as "n01440764".
-
     Returns:
       label -> words such as "tench, Tinca tinca"; where no file names a class, its own name.
     """

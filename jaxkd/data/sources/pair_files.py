@@ -29,12 +29,7 @@ class PairFiles(NamedTuple):
 
 
 def find_pairs(spec: str | Sequence[str], scale: int, split: str) -> PairFiles:
-    """The files that `spec` names; see `pairs.open_pairs`.
-
-    Raises:
-      ConfigError: `split` or the form of `spec` is wrong.
-      DataError: a folder is missing or has no images, or names do not match.
-    """
+    """The files that `spec` names; see `pairs.open_pairs`."""
     check_choice("split", split, SPLITS)
     found = PairFiles([], [])
     for one in _split_specs(spec):
@@ -144,9 +139,6 @@ def match_names(hr: Sequence[str], lr: Sequence[str], scale: int, hr_folder: str
 
     Returns:
       The element of `lr` for each of `hr`. Those that belong to none are left out, and their number is logged.
-
-    Raises:
-      DataError: a large image has no small one, or several.
     """
     small: dict[str, list[str]] = {}
     for name in lr:

@@ -31,11 +31,7 @@ PHOTOS = {
 
 
 def photo_files(split: str) -> list[str]:
-    """Paths of the photographs of "train" (9) or "val" (2), in the order of `PHOTOS`.
-
-    Raises:
-      DataError: scikit-image is not installed, or its wheel lacks one of them.
-    """
+    """Paths of the photographs of "train" (9) or "val" (2), in the order of `PHOTOS`."""
     found = importlib.util.find_spec("skimage")
     if found is None or not found.submodule_search_locations:
         raise DataError(

@@ -235,14 +235,6 @@ class ShardSource:
     """A split out of shards; see `Source`. Records are in the order of the folder that was converted.
 
     Each process opens files when it first needs them. Each image is compared with its CRC-32 when it is read.
-
-    Args:
-      root: the folder with `<split>/manifest.json`.
-      split: "train" or "val".
-      exif: obey EXIF rotation.
-
-    Raises:
-      DataError: there are no such shards, the conversion is not finished, or files are missing or of another size.
     """
 
     def __init__(self, root: str | Path, split: str, *, exif: bool = False):
@@ -298,11 +290,7 @@ class ShardSource:
         return f"{self._paths[int(self._record(index)['shard'])]}:{index:08d} ({self._names[index]})"
 
     def bytes(self, index: int) -> Encoded:
-        """See `Source`.
-
-        Raises:
-          DataError: the shard cannot be read or is damaged at this place.
-        """
+        """See `Source`."""
         record = self._record(index)
         path = self._paths[int(record["shard"])]
         if self._open is None or self._open.process != os.getpid():  # the first use, or the first after a fork

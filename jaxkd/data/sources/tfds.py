@@ -45,11 +45,7 @@ class TfdsSpec:
 
     @classmethod
     def parse(cls, spec: str) -> TfdsSpec:
-        """From a data.source that starts with "tfds:".
-
-        Raises:
-          DataError: no name, or an option that does not exist.
-        """
+        """From a data.source that starts with "tfds:"."""
         name, _, rest = spec.removeprefix(TFDS).partition("?")
         options = {}
         for part in rest.split("&") if rest else ():
@@ -70,15 +66,6 @@ class TfdsSource:
     """A split of a prepared TFDS data set; see `Source`. Records are in the order in which TFDS stored them.
 
     Labels lie inside the records, so `label` and `class_counts` read them; the latter reads the whole split, once.
-
-    Args:
-      spec: "tfds:NAME?option=value&..."; see `TfdsSpec`.
-      split: "train" or "val".
-      exif: obey EXIF rotation.
-
-    Raises:
-      DataError: TFDS is not installed, the data set does not exist, is not prepared, has no such split, or is not one
-        of images with one label each.
     """
 
     def __init__(self, spec: str, split: str, *, exif: bool = False):
@@ -152,11 +139,7 @@ class TfdsSource:
         return self._counts
 
     def label(self, index: int) -> int:
-        """See `Source`.
-
-        Raises:
-          DataError: it has none (-1), as in the test split of imagenet2012.
-        """
+        """See `Source`."""
         label = int(self._example(index)[self._label])
         if not 0 <= label < len(self.class_names):
             raise DataError(

@@ -27,12 +27,6 @@ def random_resized_box(
 
     Area uniform in `scale` of the image's, aspect ratio log-uniform in `ratio`, position uniform. After ten boxes that
     do not fit, the largest central box whose ratio is allowed.
-
-    Args:
-      size: (height, width) of the image.
-      scale: smallest and largest share of the area.
-      ratio: smallest and largest width over height.
-      rng: where the numbers come from.
     """
     height, width = size
     log_ratio = (math.log(ratio[0]), math.log(ratio[1]))

@@ -32,11 +32,7 @@ MAX_PIXELS = 89_478_485
 
 
 def read_file(path: str | Path) -> bytes:
-    """The bytes of an image file.
-
-    Raises:
-      DataError: it is gone or cannot be read.
-    """
+    """The bytes of an image file."""
     try:
         # Not pathlib: this runs once an image, and a Path costs as much as reading a small file.
         with open(path, "rb", buffering=0) as file:
@@ -53,16 +49,7 @@ def read_file(path: str | Path) -> bytes:
 
 
 def decode_rgb(data: bytes, name: str, *, exif: bool = False) -> Image.Image:
-    """The image that an encoded file holds, as RGB; see the table of the module.
-
-    Args:
-      data: content of the file.
-      name: what the error calls it.
-      exif: turn and mirror it as its EXIF orientation says.
-
-    Raises:
-      DataError: not an image, truncated, without a defined brightness, or larger than `MAX_PIXELS`.
-    """
+    """The image that an encoded file holds, as RGB; see the table of the module."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.width * image.height > MAX_PIXELS:

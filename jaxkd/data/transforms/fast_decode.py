@@ -66,9 +66,6 @@ class DecodeOptions:
         and for crops of 8% to 100%, it applies to 281 of 2,730 crops (those of 500-pixel images are seldom large
         enough); over these the mean absolute difference is 1.04 grey levels, and the largest of a crop is 18 in the
         median, 75 at worst. With and without `region`, its pixels are the same.
-
-    Raises:
-      ConfigError: `region` is "on" and there is no TurboJPEG 3, or it is none of the three.
     """
 
     region: str = "auto"
@@ -113,10 +110,6 @@ def decode_crop_resize(
 
     Returns:
       RGB.
-
-    Raises:
-      DataError: as `decode_rgb`. One case is not noticed where the decoder stops after the crop: a file that is
-        damaged only below the crop, and yet has its end.
     """
     box: Box | None = None
 

@@ -274,9 +274,6 @@ def color_jitter(image: Image.Image, strengths: float | Sequence[float], rng: np
         [max(0, 1 - s), 1 + s], the hue's in [-s, s] of a turn. One number holds for the first three; 0 leaves that
         property alone.
       rng: where the numbers come from.
-
-    Raises:
-      ConfigError: another count of numbers, a negative one, or a hue above 0.5.
     """
     for apply, factor in draw_color_jitter(strengths, rng):
         image = apply(image, factor)

@@ -100,10 +100,6 @@ def mix(
 
     Returns:
       (B, H, W, C) of the same dtype, and (B, K) fp32 probabilities, smoothed by `config.smoothing`.
-
-    Raises:
-      ConfigError: `cutmix_minmax` leaves no whole pixel to choose from at this image size.
-      ShapeError: an odd batch, or labels that are not (B,) integers.
     """
     batch = images.shape[0]
     if labels.shape != (batch,) or not jnp.issubdtype(labels.dtype, jnp.integer):
@@ -183,11 +179,6 @@ def kept_share(box: jax.Array, size: tuple[int, int]) -> jax.Array:
 def cutmix_box(uniforms: jax.Array, size: tuple[int, int], lam: jax.Array) -> jax.Array:
     """A box of the image's own proportions and area 1 - lam around a uniform pixel, clipped.
 
-    Args:
-      uniforms: (2,) in [0, 1), for the row and column of the pixel.
-      size: (height, width) of the image.
-      lam: scalar in [0, 1].
-
     Returns:
       (4,) ints: top, bottom, left, right; bottom and right are the first row and column that stay.
     """
@@ -202,16 +193,8 @@ def cutmix_box(uniforms: jax.Array, size: tuple[int, int], lam: jax.Array) -> ja
 def minmax_box(uniforms: jax.Array, size: tuple[int, int], minmax: tuple[float, float]) -> jax.Array:
     """A box inside the image whose sides are uniform between `minmax` shares of the image's (the upper excluded).
 
-    Args:
-      uniforms: (4,) in [0, 1), for height, top, width and left.
-      size: (height, width) of the image.
-      minmax: smallest and largest share.
-
     Returns:
       (4,) ints: top, bottom, left, right.
-
-    Raises:
-      ConfigError: no whole number of pixels lies between the two.
     """
     edges = []
     for (for_cut, for_start), side in zip(uniforms.reshape(2, 2), size, strict=True):

@@ -18,8 +18,6 @@ from jaxkd.weights.files import checked_path, write_whole
 PyTree = Any
 TOLERANCE = 1e-4  # of an exported program against the network, for images in [0, 1]
 
-__all__ = ["check", "require_upscaler", "save"]
-
 
 def save(
     path: str | Path,
@@ -42,11 +40,6 @@ def save(
 
     Returns:
       The largest difference of the outputs; see `check`.
-
-    Raises:
-      WeightSourceError: the file exists, has another ending or cannot be written, or the outputs differ.
-      ConfigError: a package is not installed, or another kind of network.
-      WeightMismatchError: the variables belong to another network.
     """
     path = checked_path(path, f".{to}", overwrite=overwrite)
     if to == "onnx":
@@ -63,9 +56,6 @@ def check(to: str, content: bytes, model: nn.Module, variables: PyTree) -> float
 
     Returns:
       None where nothing runs it: onnxruntime is not installed, or JAX was told to do without its CPU.
-
-    Raises:
-      WeightSourceError: it is more than `TOLERANCE`.
     """
     try:
         cpu = jax.devices("cpu")[0]

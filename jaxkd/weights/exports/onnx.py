@@ -109,15 +109,6 @@ def to_onnx(model: nn.Module, variables: PyTree, metadata: Mapping[str, str] | N
     Its input "image" is (batch, 3, height, width), RGB in [0, 1], fp32, of any batch, height and width; its output
     "enlarged" is (batch, 3, s height, s width), like the network's not clipped to [0, 1]. Arithmetic is fp32, whatever
     the network's dtype. A merged MDBN gives the same graph as its plain form.
-
-    Args:
-      model: an MDBN or EDSR.
-      variables: `{"params": ...}`.
-      metadata: strings by name for the file, e.g. the network's name.
-
-    Raises:
-      ConfigError: onnx is not installed, or another kind of network.
-      WeightMismatchError: the variables belong to another network.
     """
     require_upscaler(model, "ONNX")
     require_package("onnx", "ONNX")
@@ -155,10 +146,6 @@ def to_onnx(model: nn.Module, variables: PyTree, metadata: Mapping[str, str] | N
 
 def run_onnx(file: str | Path | bytes, images: np.ndarray) -> np.ndarray | None:
     """Outputs of an ONNX file of `exports.save`, by onnxruntime on the CPU; None where it is not installed.
-
-    Args:
-      file: its path or its content.
-      images: (B, H, W, 3) fp32 in [0, 1], channels last like everywhere else in jaxkd.
 
     Returns:
       (B, s H, s W, 3) fp32.

@@ -29,14 +29,6 @@ def to_stablehlo(model: nn.Module, variables: PyTree) -> bytes:
 
     It takes images (batch, height, width, 3), RGB in [0, 1], fp32, of any size, and gives (batch, s height, s width,
     3), not clipped. Arithmetic is in the network's dtype, at JAX's current `jax_default_matmul_precision`.
-
-    Args:
-      model: an MDBN, merged or not, or an EDSR.
-      variables: `{"params": ...}`.
-
-    Raises:
-      ConfigError: flatbuffers is not installed, or another kind of network.
-      WeightMismatchError: the variables belong to another network.
     """
     from jax import export
 
@@ -52,14 +44,7 @@ def to_stablehlo(model: nn.Module, variables: PyTree) -> bytes:
 
 
 def load_stablehlo(file: str | Path | bytes) -> Callable[[Any], jax.Array]:
-    """The function of a StableHLO file of `exports.save`: images (B, H, W, 3) -> (B, s H, s W, 3).
-
-    Args:
-      file: its path or its content.
-
-    Raises:
-      WeightSourceError: no such file, or one that JAX cannot read. ConfigError: flatbuffers is not installed.
-    """
+    """The function of a StableHLO file of `exports.save`: images (B, H, W, 3) -> (B, s H, s W, 3)."""
     from jax import export
 
     require_package("flatbuffers", "StableHLO")
