@@ -3,10 +3,10 @@
     python benchmarks/gpu_analysis.py --count=1000 --batch-size=64 > analysis.json
     python benchmarks/gpu_analysis.py --count=8 --batch-size=4 --tiny
 
-CaiT-S24 and DeiT-Tiny with initial weights: spectrum, entropy, activation and gradient of every block, ranks of every
-image and layer, PCA and SEP of the last layer with permutations, and the comparison of the two networks. The images are
-JPEG files, so decoding counts. A first analysis of two batches pays for most of the compilation and is reported
-separately. Prints one JSON object; progress goes to stderr.
+CaiT-S24 and DeiT-Tiny with random weights, read from files: spectrum, entropy, activation and gradient of every block,
+ranks of every image and layer, PCA and SEP of the last layer with permutations, and the comparison of the two networks.
+The images are JPEG files, so decoding counts. A first analysis of two batches pays for most of the compilation and is
+reported separately. Prints one JSON object; progress goes to stderr.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
+from safetensors.numpy import save_file
 
-from jaxkd import analyze
+from jaxkd import analyze, models, weights
 
 NETWORKS = ("cait_s24_224", "deit_tiny_patch16_224")
-SMALL = ("img_size=32", "patch_size=8", "embed_dim=24", "depth=3", "num_heads=2")
+SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}
 
 
 def write_images(folder: Path, count: int, *, seed: int = 0) -> None:
@@ -44,11 +46,30 @@ def write_images(folder: Path, count: int, *, seed: int = 0) -> None:
         Image.fromarray(np.clip(image, 0, 255).astype(np.uint8)).save(folder / f"{i:05d}.jpg", quality=90)
 
 
+def write_weights(file: Path, name: str, args: dict[str, Any], *, seed: int = 0) -> None:
+    """Random weights of a network in timm's format, drawn by NumPy: an initialiser takes 20 s to compile on a GPU."""
+    rng = np.random.default_rng(seed)
+    model = models.create(name, **args)
+    size = args.get("img_size", 224)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, 3)))
+
+    def draw(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        scale = path[-1].key == "scale" or path[-1].key.startswith("gamma")
+        return np.ones(leaf.shape, leaf.dtype) if scale else rng.normal(0, 0.02, leaf.shape).astype(leaf.dtype)
+
+    variables = jax.tree_util.tree_map_with_path(draw, shapes)
+    save_file({k: np.ascontiguousarray(v) for k, v in weights.to_timm(model, variables).items()}, file)
+
+
 def arguments(options: argparse.Namespace, images: Path, out: Path) -> list[str]:
     """The command line of jaxkd.analyze."""
     argv = []
     for name in NETWORKS:
-        argv += [f"--model={name}", *(f"--model-arg={arg}" for arg in SMALL if options.tiny)]
+        args = SMALL if options.tiny else {}
+        file = images.parent / f"{name}.safetensors"
+        if not file.exists():
+            write_weights(file, name, args)
+        argv += [f"--model={name}", f"--weights={file}", *(f"--model-arg={key}={value}" for key, value in args.items())]
     argv += [f"--images={images}", f"--out={out}", f"--batch-size={options.batch_size}", "--no-figures"]
     return [*argv, f"--permutations={options.permutations}", "--saliency=0"]
 

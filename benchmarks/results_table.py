@@ -36,6 +36,7 @@ def lines(results: dict[str, Any]) -> Iterator[str]:
         "trace": _trace,
         "superres": _superres,
         "analysis": _analysis,
+        "compiled": _step_time,
     }
     for name, section in sections.items():
         part = results["parts"].get(name, {})
@@ -96,7 +97,7 @@ def _step_time(result: dict[str, Any]) -> Iterator[str]:
 
 def _speed(program: dict[str, Any]) -> tuple[Any, Any, Any]:
     share = program.get("share_of_data_sheet")
-    return program["ms"]["median"], round(program["images_per_second"]), share and f"{share:.2f}"
+    return program["ms"]["median"], round(program["images_per_second"]), None if share is None else f"{share:.3f}"
 
 
 def _trace(result: dict[str, Any]) -> Iterator[str]:

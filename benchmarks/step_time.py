@@ -1,7 +1,7 @@
 """Time of a distillation step and of its parts, against the machine's own peak and against PyTorch.
 
     python benchmarks/step_time.py --config=configs/deit_cait.py --batch-size=8 --peer=torch > step_time.json
-    python benchmarks/step_time.py --config=configs/deit_cait.py --batch-size=256 --peer=torch --compile \\
+    python benchmarks/step_time.py --config=configs/deit_cait.py --batch-size=256 --peer=torch --forms=eager,compile \\
         --config.precision.compute=bfloat16 --out=step_time.json      (a GPU)
 
 Compiles and times the teacher's forward pass, the student's forward and backward pass and the whole train step that
@@ -12,11 +12,12 @@ stderr. Fields of the config are changed as on the command line of jaxkd.main (-
 
 All programs run in turns in one process, so that whatever else the machine does falls on all of them. Ratios are the
 result; absolute times are of this machine at this time. With --peer=torch, a ratio above 1 says that jaxkd is faster;
-the peer is given prepared images in the whole step too, so that both compute the same loss, which is checked. --compile
-adds torch.compile, which takes minutes on a CPU. On a GPU the peak memory of both frameworks' train steps is reported.
+the peer is given prepared images in the whole step too, so that both compute the same loss, which is checked. Its form
+"compile" is torch.compile, which takes minutes. On a GPU the peak memory of both frameworks' train steps is reported.
+FLOP are 2 for each multiply-add of matrix products and convolutions (`jaxkd.models.flops`), the same for every form.
 
-With --out, the object is also written to a file, first as soon as the whole step is timed, then again after each form
-of the peer and after the parts: a run that is stopped leaves what it knew.
+With --out, the object is also written to a file as soon as the whole step is timed, and again when more is known: a run
+that is stopped leaves what it knew. torch.compile comes last.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Any]:
     parser.add_argument("--batch-size", type=int, default=8, help="images a step (8)")
     parser.add_argument("--repeats", "--steps", type=int, default=10, help="timed calls of each program (10)")
     parser.add_argument("--peer", choices=("torch",), help="also time PyTorch with timm's networks")
-    parser.add_argument("--compile", action="store_true", help="with --peer: also time torch.compile")
+    parser.add_argument("--forms", default="eager", help="of the peer: eager, compile or eager,compile (eager)")
     parser.add_argument("--out", default="", help="file that is rewritten whenever more is known")
     options, rest = parser.parse_known_args(argv)
     if options.batch_size < 1 or options.repeats < 1:
@@ -80,6 +81,9 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Any]:
             f"--batch-size={options.batch_size} and --repeats={options.repeats} must both be at least 1. Leave them "
             "out for 8 and 10."
         )
+    forms = options.forms.split(",")
+    if not set(forms) <= {"eager", "compile"}:
+        raise ConfigError(f'--forms="{options.forms}" names an unknown form. Give eager, compile or eager,compile.')
     try:
         from jaxkd import main
     except ModuleNotFoundError as error:
@@ -196,7 +200,7 @@ class Step:
         return jax.random.fold_in(self.key, 0)
 
 
-def build_step(options: argparse.Namespace, config: Any) -> Step:
+def build_step(options: argparse.Namespace, config: Any, *, compiler_options: Any = None) -> Step:
     """Everything that the step needs, and the step compiled."""
     from jaxkd import parallel, train
 
@@ -212,7 +216,7 @@ def build_step(options: argparse.Namespace, config: Any) -> Step:
     function = train.compile_train_step(
         task, optimizer, mesh, state, accumulate=config.optimizer.accumulate, ema_decay=config.ema.decay
     )
-    compiled = compile_program(function, state, batch, key, task.constants)
+    compiled = compile_program(function, state, batch, key, task.constants, compiler_options=compiler_options)
     return Step(options, config, task, optimizer, schedule, mesh, loaded, batch, key, params, mutable, compiled, state)
 
 
@@ -430,10 +434,14 @@ def _stages(options: argparse.Namespace, config: Any) -> Iterator[tuple[Measurem
     """The measurement with more and more programs, the most important ones first, and whether it has all of them."""
     measurement = Measurement(build_step(options, config))
     yield measurement, False
-    for form in ("eager", "compile") if options.peer and options.compile else ("eager",) if options.peer else ():
-        measurement.add_peer(form)
+    forms = [form for form in ("eager", "compile") if options.peer and form in options.forms.split(",")]
+    if "eager" in forms:
+        measurement.add_peer("eager")
         yield measurement, False
     measurement.add_parts()
+    if "compile" in forms:  # compiles for minutes
+        yield measurement, False
+        measurement.add_peer("compile")
     yield measurement, True
 
 

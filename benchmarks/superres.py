@@ -9,9 +9,9 @@ Enlarges random images to 1280 x 720 pixels, x2, x3 and x4 (x3: 1281 x 720), one
 stderr.
 
 All programs of a scale run in turns in one process, so that whatever else the machine does falls on all of them. Ratios
-are the result: `fastest_peer_to_ours` above 1 says that we are faster than the fastest form of PyTorch. Results must
+are the result: `fastest_peer_to_jaxkd` above 1 says that jaxkd is faster than the fastest form of PyTorch. Results must
 agree, or the exit code is 1. Memory is measured in a process of its own for each program: on a CPU the resident peak of
-three calls above what is resident after a first one, on a GPU the allocator's peak (ours: what the compiler says of
+three calls above what is resident after a first one, on a GPU the allocator's peak (jaxkd: what the compiler says of
 arguments, result and all between). The peak is that of the best of three 3x3 convolutions by XLA.
 """
 
@@ -40,12 +40,12 @@ from timing import compile_program, interleaved, ratio, summary
 
 from jaxkd import models
 from jaxkd.errors import ConfigError, JaxkdError
-from jaxkd.superres.benchmark import multiply_adds
+from jaxkd.models.flops import multiply_adds
 from jaxkd.superres.tiling import by_strips
 
 WIDTH, HEIGHT = 1280, 720
 LAYOUT = ("NHWC", "HWIO", "NHWC")
-OURS = "jaxkd"
+JAXKD = "jaxkd"
 # Largest difference over largest value. A GPU multiplies fp32 in TF32, in both frameworks, unless it is told not to.
 TOLERANCE = {"float32": 1e-5 if jax.default_backend() == "cpu" else 5e-3, "bfloat16": 5e-2}
 
@@ -87,8 +87,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return options
 
 
-class Ours:
-    """Our network at one scale and the images it enlarges.
+class Enlarger:
+    """A network of jaxkd at one scale and the images it enlarges.
 
     Args:
       options: of the command line.
@@ -153,9 +153,9 @@ def first_call(name: str, call: Any) -> Any:
 def measure_memory(options: argparse.Namespace) -> float:
     """Peak in MB (2^20 bytes) of `options.memory_of`, see the top of this file; in this process."""
     (scale,) = options.scales
-    ours = Ours(options, scale)
-    if options.memory_of == OURS:
-        compiled, run = ours.program(1)
+    enlarger = Enlarger(options, scale)
+    if options.memory_of == JAXKD:
+        compiled, run = enlarger.program(1)
         if jax.default_backend() != "cpu":
             used = compiled.call.memory_analysis()
             parts = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
@@ -163,7 +163,7 @@ def measure_memory(options: argparse.Namespace) -> float:
     else:
         from peer_superres import import_torch, programs
 
-        run = programs(ours.model, ours.variables, ours.images(1), options.compute, (options.memory_of,))[
+        run = programs(enlarger.model, enlarger.variables, enlarger.images(1), options.compute, (options.memory_of,))[
             options.memory_of
         ]
         torch = import_torch()
@@ -195,22 +195,24 @@ def memory(options: argparse.Namespace, scale: int, name: str) -> float | None:
 def measure_scale(options: argparse.Namespace, scale: int) -> tuple[dict[str, Any], bool]:
     """Everything about one scale, and whether all results agree."""
     say(f"x{scale}: compiling ...")
-    ours = Ours(options, scale)
-    compiled, run = ours.program(1)
-    runs, many = {OURS: run}, {}
+    enlarger = Enlarger(options, scale)
+    compiled, run = enlarger.program(1)
+    runs, many = {JAXKD: run}, {}
     if options.batch_size > 1:
-        many[OURS] = ours.program(options.batch_size)[1]
+        many[JAXKD] = enlarger.program(options.batch_size)[1]
     forms = tuple(f for f in FORMS if not (options.no_compile and f.startswith("compile")))
     if options.peer:
         from peer_superres import programs
 
-        runs |= programs(ours.model, ours.variables, ours.images(1), options.compute, forms)
+        runs |= programs(enlarger.model, enlarger.variables, enlarger.images(1), options.compute, forms)
         if options.batch_size > 1:
-            many |= programs(ours.model, ours.variables, ours.images(options.batch_size), options.compute, forms)
-    expected, differences = np.asarray(runs[OURS](), np.float32), {}
+            many |= programs(
+                enlarger.model, enlarger.variables, enlarger.images(options.batch_size), options.compute, forms
+            )
+    expected, differences = np.asarray(runs[JAXKD](), np.float32), {}
     for name, call in runs.items():
         say(f"x{scale}: first call of {name} ...")
-        if name != OURS:
+        if name != JAXKD:
             made = first_call(name, call).float().cpu().numpy()
             differences[name] = float(np.abs(made - expected).max() / np.abs(expected).max())
     peaks = convolution_peak(jnp.dtype(options.compute))
@@ -218,7 +220,7 @@ def measure_scale(options: argparse.Namespace, scale: int) -> tuple[dict[str, An
     turns = {f"latency {k}": v for k, v in runs.items()} | {f"throughput {k}": v for k, v in many.items()}
     seconds = interleaved(turns | {f"peak {k}": v[1] for k, v in peaks.items()}, options.repeats)
     rates = {name: operations / seconds[f"peak {name}"].min() for name, (operations, _) in peaks.items()}
-    flops = ours.flops(1)
+    flops = enlarger.flops(1)
 
     def described(name: str) -> dict[str, Any]:
         latency = seconds[f"latency {name}"]
@@ -230,7 +232,7 @@ def measure_scale(options: argparse.Namespace, scale: int) -> tuple[dict[str, An
         }
 
     result: dict[str, Any] = {
-        "input": [ours.height, ours.width],
+        "input": [enlarger.height, enlarger.width],
         "gflop": round(flops / 1e9, 2),
         "compile_seconds": round(compiled.seconds, 2),
         "convolution_peak": {
@@ -250,7 +252,7 @@ def measure_scale(options: argparse.Namespace, scale: int) -> tuple[dict[str, An
         for kind in ("latency", *(["throughput"] if many else [])):
             fastest = min(forms, key=lambda form: float(np.median(seconds[f"{kind} {form}"])))
             result[f"{kind}_fastest_peer"] = fastest
-            result[f"{kind}_fastest_peer_to_ours"] = ratio(seconds[f"{kind} {OURS}"], seconds[f"{kind} {fastest}"])
+            result[f"{kind}_fastest_peer_to_jaxkd"] = ratio(seconds[f"{kind} {JAXKD}"], seconds[f"{kind} {fastest}"])
     return result, agree
 
 

@@ -11,17 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxkd.models.flops import multiply_adds
+
 Run = Callable[[], Any]
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """A compiled program and what the compiler says of it.
+    """A compiled program.
 
     Attributes:
       call: the program.
       seconds: of tracing and compiling.
-      flops: floating-point operations of one call.
+      flops: 2 for each multiply-add of its matrix products and convolutions.
     """
 
     call: Any
@@ -29,21 +31,13 @@ class Compiled:
     flops: float
 
 
-def compile_program(function: Any, *args: Any) -> Compiled:
+def compile_program(function: Any, *args: Any, compiler_options: Mapping[str, Any] | None = None) -> Compiled:
     """Compiles a jitted function for the shapes of `args`."""
     start = time.perf_counter()
-    lowered = function.lower(*args)
-    compiled = lowered.compile()
+    traced = function.trace(*args)
+    compiled = traced.lower().compile(compiler_options)
     seconds = time.perf_counter() - start
-    flops, written = _flops(compiled.cost_analysis()), _flops(lowered.cost_analysis())
-    # Where a backend calls a library for its matrix products, as GPUs do, the compiled program's count misses them;
-    # then the count of the program as it was written is the true one.
-    return Compiled(compiled, seconds, written if flops < written / 2 or jax.default_backend() != "cpu" else flops)
-
-
-def _flops(analysis: Any) -> float:
-    analysis = analysis[0] if isinstance(analysis, list) else analysis
-    return float((analysis or {}).get("flops", 0.0))
+    return Compiled(compiled, seconds, 2.0 * multiply_adds(traced.jaxpr.jaxpr))
 
 
 def interleaved(programs: Mapping[str, Run], repeats: int) -> dict[str, np.ndarray]:
@@ -73,11 +67,11 @@ def summary(seconds: np.ndarray) -> dict[str, float]:
     return {"median": _rounded(np.median(ms)), "min": _rounded(ms.min()), "spread": _rounded(high - low)}
 
 
-def ratio(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
-    """How many times the images per second of `theirs` are ours; above 1 we are faster."""
+def ratio(seconds: np.ndarray, peer_seconds: np.ndarray) -> dict[str, float]:
+    """The peer's time as a multiple of `seconds`, by medians and by minima; above 1 the peer is slower."""
     return {
-        "median": round(float(np.median(theirs) / np.median(ours)), 3),
-        "min": round(float(theirs.min() / ours.min()), 3),
+        "median": round(float(np.median(peer_seconds) / np.median(seconds)), 3),
+        "min": round(float(peer_seconds.min() / seconds.min()), 3),
     }
 
 

@@ -33,16 +33,17 @@ def device_events(events: Iterable[Event]) -> list[Event]:
     by module or step. On a CPU, which has no such lines, the events that carry the name of an HLO operation.
     """
     events = list(events)
-    lines = {
-        (event["pid"], event.get("tid")): str(event["args"]["name"])
-        for event in events
-        if event.get("ph") == "M" and event.get("name") == "thread_name"
-    }
-    streams = {line for line, name in lines.items() if name.startswith("Stream")}
+    streams = _streams(events)
     complete = [event for event in events if event.get("ph") == "X"]
     if streams:
         return [event for event in complete if (event["pid"], event["tid"]) in streams]
     return [event for event in complete if "hlo_op" in event.get("args", {})]
+
+
+def _streams(events: Iterable[Event]) -> set[tuple[Any, Any]]:
+    """(pid, tid) of the lines of a trace that are streams of a GPU."""
+    names = (event for event in events if event.get("ph") == "M" and event.get("name") == "thread_name")
+    return {(event["pid"], event.get("tid")) for event in names if str(event["args"]["name"]).startswith("Stream")}
 
 
 def self_times(events: Iterable[Event]) -> list[tuple[Event, float]]:
@@ -102,10 +103,16 @@ def top_operations(
     groups: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     where: dict[str, str] = {}
     kernels: dict[str, str] = {}
-    for event, microseconds in self_times(device_events(events)):
+    events = list(events)
+    work = device_events(events)
+    # Kernels of a stream are not nested, but the next one may begin before the last one has quite ended.
+    times = [(e, float(e["dur"])) for e in work] if _streams(events) else self_times(work)
+    for event, microseconds in times:
         args = event.get("args", {})
         name = str(args.get("hlo_op") or event["name"])
-        place = sources.get(name) or sources.get(str(event["name"])) or str(args.get("tf_op") or "").rstrip(":")
+        if name.startswith("command_buffer"):  # a CUDA graph: only the kernel's name says which operation it is
+            name = str(event["name"])
+        place = sources.get(name) or sources.get(str(event["name"])) or str(args.get("name") or "")
         where[name], kernels[name] = place, str(event["name"])
         for table, key in ((operations, name), (groups, _group(place or str(event["name"])))):
             table[key][0] += microseconds

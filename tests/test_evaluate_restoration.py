@@ -151,18 +151,6 @@ def test_cost_is_counted_from_the_convolutions(places, capsys, monkeypatch):
     assert benchmark.measure_cost(model, variables)["result"] == [8, 10]
 
 
-def test_a_loop_counts_as_often_as_it_runs():
-    kernel = jnp.ones((3, 3, 2, 5))
-
-    def convolve(x):
-        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-    jaxpr = jax.make_jaxpr(lambda x: jax.lax.scan(lambda c, _: (c, jax.jit(convolve)(x)), 0, None, length=4))(
-        jnp.ones((1, 6, 7, 2))
-    )
-    assert benchmark.multiply_adds(jaxpr.jaxpr) == 4 * 6 * 7 * 5 * 9 * 2
-
-
 def test_equal_pictures_are_written_as_text(places, tmp_path, capsys):
     """Black pictures and a network without weights: the result is equal, and JSON has no infinity."""
     _, model, variables = places

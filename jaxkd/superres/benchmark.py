@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import numpy as np
 
 from jaxkd import weights
 from jaxkd.errors import ConfigError
+from jaxkd.models.flops import multiply_adds
 from jaxkd.superres.tiling import by_strips
 
 RESULT = (720, 1280)  # height and width that the field counts a network's cost for
@@ -65,19 +65,3 @@ def measure_cost(
         "result": [height * model.scale, width * model.scale],
         "device": jax.devices()[0].device_kind,
     }
-
-
-def multiply_adds(jaxpr: Any) -> int:
-    """Multiply-adds of all convolutions in a jaxpr; at the border those with padding count too, as is usual."""
-    total = 0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "conv_general_dilated":
-            kernel = equation.invars[1].aval.shape
-            outputs = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-            total += math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // outputs
-        times = equation.params["length"] if equation.primitive.name == "scan" else 1
-        for value in equation.params.values():
-            for inner in value if isinstance(value, list | tuple) else (value,):
-                inner = getattr(inner, "jaxpr", inner)
-                total += times * multiply_adds(inner) if hasattr(inner, "eqns") else 0
-    return total

@@ -48,7 +48,7 @@ def test_the_peer_makes_the_same_image(model):
     assert scale["agree"] and max(scale["difference"].values()) < 1e-4
     for kind in ("latency", "throughput"):
         fastest = scale[f"{kind}_fastest_peer"]
-        assert fastest in ("eager", "channels_last") and scale[f"{kind}_fastest_peer_to_ours"]["median"] > 0
+        assert fastest in ("eager", "channels_last") and scale[f"{kind}_fastest_peer_to_jaxkd"]["median"] > 0
 
 
 @pytest.mark.parametrize(
