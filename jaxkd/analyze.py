@@ -174,7 +174,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     args = _parser().parse_args(argv)
     console.quiet()
-    console.end_on_sigterm()
     results = analyze(args, argv)
     written = Path(args.out) / ("results.json" if args.no_figures else "report.html")
     print(*sentences(results), f"{written} ({results['settings']['seconds']:.1f} s)", sep="\n")

@@ -156,6 +156,11 @@ def _quoted(value: Any) -> str:
     return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
+def printable(name: str) -> str:
+    """A file name as UTF-8 can hold it: bytes that are no UTF-8, which Python keeps as surrogates, become "\ufffd"."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def first_few(names: Sequence[str], most: int) -> str:
     """'a, b, ...': the first `most` of `names`, and dots for the others."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -4,23 +4,26 @@
     python -m jaxkd.upscale --weights=runs/mdbn_x4 --variant=ema --in=photos --out=photos_x4 --compare
     python -m jaxkd.upscale --model=mdbn_x2 --weights=net_g.pth --in="scans/**/*.tif" --out=large --tile=256 --ensemble
 
-PNG, JPEG, WebP and TIFF. Greyscale, transparency, 16-bit greyscale and the ICC profile stay; the EXIF orientation is
-applied, the other tags stay. Large pictures go through the network in windows whose seams are exact. Transparency is
-enlarged by bicubic interpolation: the network was trained on photographs and would invent texture in it. A picture
-that cannot be done is named and the others are done. Prints a line for people and a line of JSON; exit code 0 all done,
-1 some not, 2 nothing could be begun.
+PNG, JPEG, WebP and TIFF; BMP, GIF, AVIF and others are read and become PNG. Greyscale, transparency, 16 bits a channel,
+the ICC profile, resolution, EXIF, XMP, text and comments stay where the format can hold them, and a note says where it
+cannot; the EXIF orientation is applied. Large pictures go through the network in windows whose seams are exact.
+Transparency is enlarged by bicubic interpolation: the network was trained on photographs and would invent texture in
+it. A picture that cannot be done is named and the others are done. Prints a line for people and a line of JSON; exit
+code 0 all done, 1 some not, 2 nothing could be begun.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxkd.cli import console, networks
+from jaxkd.data.files import LONGEST_NAME
 from jaxkd.errors import ConfigError, check_range
 
 ENDINGS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}
@@ -31,7 +34,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = console.Parser(prog="python -m jaxkd.upscale", description=__doc__)
     networks.add_network_options(parser)
     group = parser.add_argument_group("pictures")
-    group.add_argument("--in", dest="source", required=True, metavar="FILE|DIR|GLOB", help="subfolders count too")
+    group.add_argument(
+        "--in",
+        dest="sources",
+        required=True,
+        nargs="+",
+        action="extend",
+        metavar="FILE|DIR|GLOB",
+        help="several or repeated; subfolders count too",
+    )
     group.add_argument("--out", required=True, metavar="DIR|FILE", help="names and subfolders stay")
     group.add_argument("--format", default="", choices=tuple(ENDINGS), help="of the results; default: as they were")
     group.add_argument("--quality", type=int, default=95, help="of JPEG and WebP (95); WebP is lossless at 100")
@@ -50,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
 def upscale(args: argparse.Namespace) -> dict[str, Any]:
     """Enlarges the pictures that `args` (see `--help`) name; returns what is printed as JSON."""
     from jaxkd import weights
-    from jaxkd.superres import enlarge_files, image_io, inputs
+    from jaxkd.superres import enlarge_files, inputs
     from jaxkd.superres.compare_page import ComparisonPage
     from jaxkd.superres.tiling import Enlarger
 
@@ -58,14 +69,12 @@ def upscale(args: argparse.Namespace) -> dict[str, Any]:
     check_range("--tile", args.tile, least=0)
     check_range("--batch-size", args.batch_size, least=0)
     check_range("--quality", args.quality, least=1, most=100)
-    files, root = inputs.find_pictures(args.source)
-    targets, folder = inputs.place(files, root, args.out, source=args.source, ending=ENDINGS.get(args.format, ""))
-    for target in targets.values():
-        image_io.format_of(target)
+    found = inputs.find_pictures(args.sources)
+    targets, folder = inputs.place(found, args.out, ending=ENDINGS.get(args.format, ""))
     page_path = None
     if args.compare:
         to_file = len(targets) == 1 and folder != Path(args.out).expanduser()
-        page_path = folder / (f"{next(iter(targets.values())).stem}_{PAGE}" if to_file else PAGE)
+        page_path = folder / (_page_name(next(iter(targets.values()))) if to_file else PAGE)
         if page_path.exists() and not args.overwrite:
             raise ConfigError(f'"{page_path}" exists already. Add --overwrite, or choose another --out.')
     networks.require_upscaler(networks.identify(given)[0])
@@ -76,6 +85,8 @@ def upscale(args: argparse.Namespace) -> dict[str, Any]:
     page = ComparisonPage(f"Bicubic and {network.spec.name}, x{enlarger.scale}") if page_path else None
     with console.progress() as progress:
         progress.say(f"{network.spec.name}, {network.origin}: {len(targets):,} picture{'s'[: len(targets) > 1]}")
+        if found.others:
+            progress.say(f"Left out, because they are not read as pictures: {inputs.counted(found.others)}")
         result = enlarge_files.enlarge_files(
             targets,
             enlarger,
@@ -95,8 +106,15 @@ def upscale(args: argparse.Namespace) -> dict[str, Any]:
         "compute": args.compute,
         "ensemble": args.ensemble,
         **vars(result),
+        "left_out": dict(found.others),
         "compare": str(page_path) if page else "",
     }
+
+
+def _page_name(target: Path) -> str:
+    """Name of the page beside one result, short enough for the file system."""
+    stem = os.fsencode(target.stem)[: LONGEST_NAME - len(PAGE) - 1]
+    return f"{os.fsdecode(stem)}_{PAGE}"
 
 
 @console.command("stopped. Finished pictures stay.")

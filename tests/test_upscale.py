@@ -5,16 +5,22 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import re
+import signal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from jaxkd import models, upscale, weights
 from jaxkd.data import imresize
+from jaxkd.superres import sixteen_bits
+from jaxkd.superres.enlarge_files import spread_colours
+from jaxkd.superres.image_io import read_picture
 from jaxkd.superres.tiling import SIDES
 
 SMALL = {"num_feat": 8, "num_block": 1}
@@ -92,7 +98,8 @@ def test_a_folder_with_all_kinds_of_pictures(network, tmp_path, capsys):
         "one.png": ("RGB", (2, 2)),
     }
     np.testing.assert_array_equal(np.asarray(sizes["colour.png"]), whole(network, colour))
-    np.testing.assert_array_equal(np.asarray(sizes["clear.png"])[..., :3], whole(network, clear[..., :3]))
+    colours = spread_colours(clear[..., :3], clear[..., 3])
+    np.testing.assert_array_equal(np.asarray(sizes["clear.png"])[..., :3], whole(network, colours))
     np.testing.assert_array_equal(np.asarray(sizes["clear.png"])[..., 3], imresize(clear[..., 3], 2))
     assert sizes["deep/photo.jpg"].getexif() == {0x010F: "camera"}
     assert len(np.unique(np.asarray(sizes["grey16.png"]))) > 300
@@ -283,13 +290,65 @@ def test_too_little_memory_for_one_leaves_it_out(network, tmp_path, capsys, monk
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["b.png"]
 
 
-def test_ctrl_c_leaves_no_half_file(network, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_leave_no_half_file(network, tmp_path, capsys, monkeypatch, number):
     from jaxkd.superres.tiling import Enlarger
 
     def interrupt(*_):
-        raise KeyboardInterrupt
+        signal.raise_signal(number)
+        raise AssertionError
 
     picture(tmp_path / "a.png", 9, 12, 3)
     monkeypatch.setattr(Enlarger, "parts", interrupt)
-    assert upscale.main([*network[2], f"--in={tmp_path / 'a.png'}", f"--out={tmp_path / 'out'}"]) == 130
+    argv = [*network[2], f"--in={tmp_path / 'a.png'}", f"--out={tmp_path / 'out'}"]
+    assert upscale.main(argv) == 128 + number
     assert "stopped" in capsys.readouterr().err and not list((tmp_path / "out").iterdir())
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_names_of_any_bytes_and_several_sources(network, tmp_path, capsys):
+    names = [b"caf\xe9.png", b"x" * 249 + b".png", b"a\nb.png", b"<i>.png"]
+    for name in names:
+        picture(tmp_path / "in" / os.fsdecode(name), 8, 8, 3)
+    picture(tmp_path / "one.bmp", 8, 8, 3)
+    argv = [f"--in={tmp_path / 'in'}", "--in", str(tmp_path / "one.bmp"), f"--out={tmp_path / 'out'}", "--compare"]
+    data, _ = enlarged(capsys, *network[2], *argv)
+    assert set(os.listdir(os.fsencode(tmp_path / "out"))) == {*names, b"one.png", b"compare.html"}
+    assert "caf\ufffd.png" in (tmp_path / "out" / "compare.html").read_text() and len(data["done"]) == 5
+    long = tmp_path / "in" / ("x" * 249 + ".png")
+    data, _ = enlarged(capsys, *network[2], f"--in={long}", f"--out={tmp_path / 'two' / long.name}", "--compare")
+    assert data["compare"].endswith("x_compare.html") and os.path.exists(data["compare"])
+
+
+def test_transparent_edges_and_sixteen_bits(tmp_path, capsys, repeating):
+    y, x = np.mgrid[:40, :40]
+    disc = np.zeros((40, 40, 4), np.uint8)
+    disc[(y - 20) ** 2 + (x - 20) ** 2 < 144] = (255, 0, 0, 255)
+    Image.fromarray(disc).save(tmp_path / "disc.png")
+    ramp = np.tile(np.linspace(20_000, 24_000, 100).astype(np.uint16)[None, :, None], (8, 1, 3))
+    with open(tmp_path / "ramp.png", "wb") as file:
+        sixteen_bits.write_png(file, ramp)
+    out = tmp_path / "out"
+    assert upscale.main([*repeating, f"--in={tmp_path}/*.png", f"--out={out}"]) == 0
+    made = np.asarray(Image.open(out / "disc.png")).astype(int)
+    assert made[..., 0][made[..., 3] >= 64].min() == 255 and made[..., 1:3][made[..., 3] >= 64].max() == 0
+    wide = read_picture(out / "ramp.png").pixels
+    assert wide.shape == (16, 200, 3) and wide.dtype == np.uint16 and len(np.unique(wide[8, 2:-2, 0])) > 190
+    capsys.readouterr()
+
+
+@pytest.fixture(scope="module")
+def repeating(tmp_path_factory) -> list[str]:
+    """Arguments of an EDSR that repeats every pixel twice and blurs the result by (1, 2, 1) / 4."""
+    state = {}
+    layers = {"conv_first": (3, 3), "body.0.conv1": (3, 3), "body.0.conv2": (3, 3), "conv_after_body": (3, 3)}
+    for name, (inputs, outputs) in (layers | {"upsample.0": (3, 12), "conv_last": (3, 3)}).items():
+        state[f"{name}.weight"] = np.zeros((outputs, inputs, 3, 3), np.float32)
+        state[f"{name}.bias"] = np.zeros(outputs, np.float32)
+    for i in range(3):
+        state["conv_first.weight"][i, i, 1, 1] = 1
+        state["upsample.0.weight"][4 * i : 4 * i + 4, i, 1, 1] = 1
+        state["conv_last.weight"][i, i] = np.outer([1, 2, 1], [1, 2, 1]) / 16
+    file = tmp_path_factory.mktemp("repeating") / "w.safetensors"
+    save_file(state, file)
+    return ["--model=edsr_x2", "--model-arg=num_feat=3", "--model-arg=num_block=1", f"--weights={file}"]

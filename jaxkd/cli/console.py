@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import functools
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from jaxkd.errors import ConfigError, JaxkdError
@@ -59,16 +60,17 @@ def _disk_error(error: OSError) -> str:
 
 
 def command(stopped: str = "stopped.", *, resumable: bool = False) -> Callable[[Main], Main]:
-    """Decorates the `main` of a command: user errors exit with code 2, Ctrl-C returns 130."""
+    """Decorates the `main` of a command: user errors exit with code 2, Ctrl-C, SIGTERM and SIGHUP with 128 + number."""
 
     def decorate(main: Main) -> Main:
         @functools.wraps(main)
         def guarded(*args: Any, **options: Any) -> int:
             try:
-                return main(*args, **options)
-            except KeyboardInterrupt:
+                with ended_by_signals():
+                    return main(*args, **options)
+            except KeyboardInterrupt as stop:
                 print(f"jaxkd: {stopped}", file=sys.stderr)
-                return 3 if resumable else 130
+                return 3 if resumable else 128 + (stop.args[0] if stop.args else signal.SIGINT)
             except JaxkdError as error:
                 message = str(error)
             except OSError as error:
@@ -112,11 +114,25 @@ def quiet() -> None:
     logging.set_verbosity(logging.ERROR)
 
 
-def end_on_sigterm() -> None:
-    """Lets SIGTERM end a program as Ctrl-C does, so that its scratch files are removed."""
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Context in which SIGTERM and SIGHUP end a program as Ctrl-C does, so that nothing half-written stays.
+
+    A signal that is ignored (nohup) or handled already stays as it is; a second one kills.
+    """
 
     def stop(number: int, frame: Any) -> NoReturn:
-        raise KeyboardInterrupt
+        signal.signal(number, signal.SIG_DFL)
+        raise KeyboardInterrupt(number)
 
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, stop)
+    caught = []
+    if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+        names = (n for n in ("SIGTERM", "SIGHUP") if hasattr(signal, n))
+        caught = [s for s in map(signal.Signals.__getitem__, names) if signal.getsignal(s) == signal.SIG_DFL]
+    for number in caught:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in caught:
+            signal.signal(number, signal.SIG_DFL)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 from jaxkd.errors import DataError
+
+LONGEST_NAME = 255  # bytes of a file name on common file systems
 
 
 @contextlib.contextmanager
@@ -23,6 +26,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    if len(os.fsencode(temporary.name)) > LONGEST_NAME:
+        temporary = path.with_name(f".{sha256(os.fsencode(path.name)).hexdigest()}.{os.getpid()}.partial")
     try:
         temporary.touch()  # so that a folder that cannot be written to is reported before the work
         yield temporary

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from jaxkd.data.transforms.imresize import imresize
+from jaxkd.errors import printable
 from jaxkd.report.html import load_template
 from jaxkd.superres.image_io import replacing
 
@@ -32,7 +33,9 @@ class ComparisonPage:
         self._pictures: list[dict[str, Any]] = []
         self._left_out = 0
 
-    def add(self, name: str, before: np.ndarray, after: Image.Image, scale: int, *, icc: bytes = b"") -> None:
+    def add(
+        self, name: str, before: np.ndarray, after: Image.Image | np.ndarray, scale: int, *, icc: bytes = b""
+    ) -> None:
         """Takes in one picture.
 
         Args:
@@ -45,20 +48,23 @@ class ComparisonPage:
         if len(self._pictures) >= MOST:
             self._left_out += 1
             return
-        height, width = after.height, after.width
+        height, width = after.shape[:2] if isinstance(after, np.ndarray) else (after.height, after.width)
         h, w = (min(n, m) // scale * scale or scale for n, m in zip((height, width), SIDES, strict=True))
         top, left = ((n - m) // 2 // scale * scale for n, m in zip((height, width), (h, w), strict=True))
-        after = after.crop((left, top, left + w, top + h))
+        if isinstance(after, Image.Image):
+            after = np.asarray(after.crop((left, top, left + w, top + h)))
+        else:
+            after = after[top : top + h, left : left + w]
         bicubic = _bicubic(before, (top // scale, left // scale, h // scale, w // scale), scale)
         shown = "" if (h, w) == (height, width) else f", the {w} x {h} in the middle shown"
         self._pictures.append(
             {
-                "name": name,
+                "name": printable(name),
                 "facts": f"{width // scale:,} x {height // scale:,} to {width:,} x {height:,} pixels{shown}",
                 "width": w,
                 "height": h,
                 "bicubic": _embedded(_rgb(bicubic), icc),
-                "network": _embedded(_rgb(np.asarray(after)), icc),
+                "network": _embedded(_rgb(after), icc),
             }
         )
 

@@ -1,19 +1,18 @@
 """Reading and writing of picture files of any size, for processing and not for training.
 
-| file                          | pixels                            | notes
-| ----------------------------- | --------------------------------- | ------------------------------------------------
-| greyscale, black and white    | (H, W) uint8                      | also a palette of greys
-| greyscale of 16 bits          | (H, W) uint16                     | PNG, TIFF; "white is zero" is turned round
-| colour, palette, YCbCr        | (H, W, 3) uint8                   |
-| colour of 16 bits             | (H, W, 3) uint8, the upper 8 bits | Pillow has no more; noted
-| CMYK                          | (H, W, 3) uint8                   | by its ICC profile to sRGB, else by Pillow; noted
-| any with transparency         | (H, W, 2 or 4), alpha last        | 16-bit greyscale with alpha: upper 8 bits, noted
-| 32-bit integers, floats, Lab  | `DataError`                       | no value is white by definition; no RGB
-| animation, several pages      | the first                         | noted
+| file                          | pixels                       | notes
+| ----------------------------- | ---------------------------- | ------------------------------------------------
+| greyscale, black and white    | (H, W) uint8                 | also a palette of greys
+| greyscale of 16 bits          | (H, W) uint16                | PNG, TIFF; "white is zero" is turned round
+| colour, palette, YCbCr        | (H, W, 3) uint8              |
+| colour of 16 bits             | (H, W, 3) uint16             | PNG, TIFF; see `sixteen_bits`
+| CMYK                          | (H, W, 3) uint8              | by its ICC profile to sRGB, else by Pillow; noted
+| any with transparency         | (H, W, 2 or 4), alpha last   | also a colour that stands for transparency
+| 32-bit integers, floats, Lab  | `DataError`                  | no value is white by definition; no RGB
+| animation, several pages      | the first                    | noted
 
 Upright is upright: the EXIF orientation is applied to the pixels and removed from the tags, so that no viewer turns the
-picture twice or not at all. What else EXIF says about the picture (camera, time, place, exposure, author) and the ICC
-profile go into the written file; the thumbnail, which shows the old pixels, does not.
+picture twice or not at all. For the rest beside the pixels see `metadata`.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,30 +30,34 @@ from PIL import Image, ImageCms
 
 from jaxkd.data.files import atomic_file
 from jaxkd.errors import ConfigError, DataError, did_you_mean
+from jaxkd.superres import metadata, sixteen_bits
+from jaxkd.superres.declared_size import check_declared_size
+from jaxkd.superres.metadata import Metadata
 
+# Endings of files that are written, with Pillow's name of the format, and endings of those that are only read.
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
+FORMATS |= {".jfif": "JPEG", ".jpe": "JPEG"}
+READ_ONLY = (".bmp", ".dib", ".gif", ".avif", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".jp2")
 # Pixels of a side that a format, or in the case of JPEG the library that everybody writes it with, can hold.
 LIMITS = {"PNG": 2**31 - 1, "JPEG": 65_500, "WEBP": 16_383, "TIFF": 2**31 - 1}
 NAMES = {"PNG": "PNG", "JPEG": "JPEG", "WEBP": "WebP", "TIFF": "TIFF"}
 GREY16 = "I;16"
-SEGMENT = 2**16 - 3  # bytes of EXIF that a JPEG holds
+BIG = 2**32 - 2**24  # bytes of pixels beyond what the offsets of plain TIFF reach
 _HOLDS_ALPHA = ("PNG", "WEBP", "TIFF")
 _HOLDS_16 = ("PNG", "TIFF")
-_ORIENTATION, _EXIF, _GPS, _PHOTOMETRIC, _PREDICTOR = 274, 34665, 34853, 262, 317
+_BYTES = {"L": 1, GREY16: 2, "LA;16": 4, "RGB;16": 6, "RGBA;16": 8}  # a pixel in memory; 4 of other modes
+_PHOTOMETRIC, _PREDICTOR, _PLANAR, _SEPARATE = 262, 317, 284, 2
 _WHITE_IS_ZERO = 0  # of _PHOTOMETRIC
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.swapaxes(0, 1),
+    6: lambda x: np.rot90(x, -1),
+    7: lambda x: x[::-1, ::-1].swapaxes(0, 1),
+    8: np.rot90,
 }
 _TURNED = (5, 6, 7, 8)  # orientations that swap the sides
-# Tags that describe a picture; all others of a TIFF's first directory say how its own pixels are stored.
-_DESCRIPTIVE = (269, 270, 271, 272, 282, 283, 296, 305, 306, 315, 316, 18246, 33432, 40091, 40092, 40093, 40094, 40095)
-_PIXEL_SIZE = (0xA002, 0xA003)
 _COLOUR_SPACE = {b"GRAY": 1, b"RGB ": 3, b"CMYK": 4}  # of an ICC profile -> channels
 
 
@@ -65,7 +68,7 @@ class PictureInfo:
     Attributes:
       path: of the file.
       height, width: in pixels, upright.
-      mode: Pillow's name of what `read_picture` gives: L, LA, RGB, RGBA or I;16.
+      mode: of what `read_picture` gives: L, LA, RGB, RGBA, I;16 (as Pillow), LA;16, RGB;16 or RGBA;16.
       notes: sentences on what is not kept.
     """
 
@@ -78,7 +81,7 @@ class PictureInfo:
     @property
     def alpha(self) -> bool:
         """Whether the last channel is transparency."""
-        return self.mode in ("LA", "RGBA")
+        return self.mode.startswith(("LA", "RGBA"))
 
 
 @dataclass(frozen=True)
@@ -88,14 +91,12 @@ class Picture:
     Attributes:
       pixels: (H, W) or (H, W, 2 | 3 | 4), uint8 or uint16; see the table of the module.
       mode: as in `PictureInfo`.
-      exif: tags that describe it, encoded, without orientation; b"" for none.
-      icc: profile of its colours; b"" for none.
+      metadata: all beside the pixels.
     """
 
     pixels: np.ndarray
     mode: str
-    exif: bytes
-    icc: bytes
+    metadata: Metadata
 
 
 def inspect(path: Path) -> PictureInfo:
@@ -108,7 +109,7 @@ def inspect(path: Path) -> PictureInfo:
         height, width = image.height, image.width
         # Pillow turns TIFF, size and pixels, by itself; and of PNG it would decode all to look for tags behind.
         tagged = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
-        if tagged and image.getexif().get(_ORIENTATION) in _TURNED:
+        if tagged and image.getexif().get(metadata.ORIENTATION) in _TURNED:
             height, width = width, height
         return PictureInfo(path, height, width, _mode(image, path), _notes(image))
 
@@ -121,20 +122,42 @@ def read_picture(path: Path) -> Picture:
     """
     with _opened(path) as image:
         mode = _mode(image, path)
-        white_is_zero = mode == GREY16 and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO
-        image.load()
-        icc = image.info.get("icc_profile") or b""
-        exif, orientation = _described(image), image.getexif().get(_ORIENTATION)
-        image = _converted(image, mode, icc)
-        if orientation in _UPRIGHT:
-            image = image.transpose(_UPRIGHT[orientation])
-        if len(icc) < 20 or _COLOUR_SPACE.get(icc[16:20]) != (1 if mode in ("L", "LA", GREY16) else 3):
-            icc = b""  # it describes other channels than those that are left
-        pixels = np.asarray(image)
-    if mode == GREY16:
-        pixels = pixels.astype(np.uint16, copy=False)  # from the byte order of the file
-        pixels = 65535 - pixels if white_is_zero else pixels
-    return Picture(pixels, mode, exif, icc)
+        check_declared_size(image, path)
+        if mode in sixteen_bits.MODES:
+            pixels, image = _read_sixteen_bits(image, path)
+        else:
+            white_is_zero = mode == GREY16 and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+            image.load()
+            pixels = np.asarray(_converted(image, mode, image.info.get("icc_profile") or b""))
+            if mode == GREY16:
+                pixels = pixels.astype(np.uint16, copy=False)  # from the byte order of the file
+                pixels = 65535 - pixels if white_is_zero else pixels
+        about, orientation = metadata.read(image), image.getexif().get(metadata.ORIENTATION)
+    if orientation in _UPRIGHT:
+        pixels = np.ascontiguousarray(_UPRIGHT[orientation](pixels))
+    if len(about.icc) < 20 or _COLOUR_SPACE.get(about.icc[16:20]) != (1 if mode.startswith(("L", GREY16)) else 3):
+        about = replace(about, icc=b"")  # it describes other channels than those that are left
+    return Picture(pixels, mode, about)
+
+
+def _read_sixteen_bits(image: Image.Image, path: Path) -> tuple[np.ndarray, Image.Image]:
+    """(H, W, C) uint16 of a picture with colour or transparency, and the loaded image."""
+    if getattr(image, "tag_v2", {}).get(_PLANAR) != _SEPARATE:
+        return sixteen_bits.read(lambda: _open(path))
+    try:
+        import tifffile
+    except ImportError:
+        raise DataError(
+            f'"{path}" keeps each of its 16-bit channels apart, which needs tifffile. Install it with pip install '
+            "'jaxkd[tiff]', or save the file with interleaved channels."
+        ) from None
+    pixels = tifffile.imread(path, key=0)
+    return np.ascontiguousarray(np.moveaxis(pixels, 0, -1)).astype(np.uint16), image
+
+
+def _open(path: Path) -> Image.Image:
+    with sixteen_bits.grey_alpha_tiff():
+        return Image.open(path)
 
 
 @contextlib.contextmanager
@@ -146,7 +169,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         if os.stat(path).st_size == 0:
             raise DataError(f'"{path}" is empty (0 bytes). Fetch or copy it again.')
-        with Image.open(path) as image:
+        with _open(path) as image:
             yield image
     except (DataError, MemoryError):
         raise
@@ -161,20 +184,17 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-def _raw(image: Image.Image) -> str:
-    """How pixels are stored, in Pillow's words, e.g. "RGB;16B"; known until they are loaded."""
-    args = image.tile[0].args if getattr(image, "tile", None) else ""
-    return str(args[0] if isinstance(args, tuple) and args else args)
-
-
 def _mode(image: Image.Image, path: Path) -> str:
     """The mode that the pixels are converted to."""
     mode, transparent = image.mode, "transparency" in image.info
+    deep = sixteen_bits.sixteen_bit_mode(image)
+    if deep:
+        return deep
     if mode.startswith(GREY16):
         return GREY16
     if mode in ("1", "L"):
         return "LA" if transparent else "L"
-    if mode in ("LA", "La") or _raw(image).startswith("LA"):
+    if mode in ("LA", "La"):
         return "LA"
     if mode == "P":
         colours = np.array(image.getpalette("RGB") or [0, 0, 0]).reshape(-1, 3)
@@ -191,9 +211,8 @@ def _mode(image: Image.Image, path: Path) -> str:
 
 def _notes(image: Image.Image) -> tuple[str, ...]:
     notes = []
-    raw = _raw(image)
-    if ";16" in raw and not image.mode.startswith("I"):
-        notes.append("its 16 bits a channel become 8, because Pillow reads 16 bits of plain greyscale only")
+    if image.mode == "CMYK" and ";16" in sixteen_bits.raw_mode(image):
+        notes.append("its 16 bits a channel become 8, because Pillow reads no more of CMYK")
     frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # MPO: a JPEG with a preview behind it
     if frames > 1:
         notes.append(f"only the first of its {frames} pictures is taken")
@@ -212,23 +231,6 @@ def _converted(image: Image.Image, mode: str, icc: bytes) -> Image.Image:
     if image.mode in ("La", "RGBa"):  # premultiplied
         image = image.convert(image.mode.upper())
     return image if image.mode == mode else image.convert(mode)
-
-
-def _described(image: Image.Image) -> bytes:
-    """The EXIF tags that stay true of other pixels, encoded; b"" where there are none or they are damaged."""
-    with contextlib.suppress(Exception):  # EXIF of cameras breaks its rules in many ways; it is not worth a picture
-        old, new, found = image.getexif(), Image.Exif(), False
-        for tag in _DESCRIPTIVE:
-            if tag in old:
-                new[tag] = old[tag]
-        for directory in (_EXIF, _GPS):
-            tags = {k: v for k, v in old.get_ifd(directory).items() if k not in _PIXEL_SIZE}
-            if tags:
-                new.get_ifd(directory).update(tags)
-                found = True
-        if len(new) or found:
-            return new.tobytes()
-    return b""
 
 
 def format_of(path: Path) -> str:
@@ -266,12 +268,12 @@ def check_writable(info: PictureInfo, target: Path, scale: int) -> None:
             f'"{info.path}" has transparency, and {NAMES[kind]} holds none. Write another format (--format=png, webp '
             "or tiff)."
         )
-    if info.mode == GREY16 and kind not in _HOLDS_16:
+    if info.mode.endswith(";16") and kind not in _HOLDS_16:
         raise DataError(
-            f'"{info.path}" has 16 bits a pixel, and {NAMES[kind]} holds 8. Write another format (--format=png or '
+            f'"{info.path}" has 16 bits a channel, and {NAMES[kind]} holds 8. Write another format (--format=png or '
             "tiff)."
         )
-    needed = height * width * (2 if info.mode == GREY16 else 1 if info.mode == "L" else 4)
+    needed = height * width * _BYTES.get(info.mode, 4)
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
     if there is not None and needed > there:
         raise DataError(
@@ -305,15 +307,21 @@ def unwritable(target: Path, error: Exception) -> DataError:
 
 
 def write_picture(
-    image: Image.Image, target: Path, partial: Path, *, exif: bytes = b"", icc: bytes = b"", quality: int = 95
+    image: Image.Image | np.ndarray,
+    target: Path,
+    partial: Path,
+    *,
+    about: Metadata | None = None,
+    quality: int = 95,
 ) -> tuple[str, ...]:
     """Writes `image` to `partial` in the format of `target`.
 
     Args:
-      image: of a mode of `PictureInfo`.
-      target: its ending decides the format; PNG and TIFF are lossless, the latter deflated unless EXIF has details.
+      image: of a mode of Pillow in `PictureInfo`, or (H, W, C) uint16 of one of `sixteen_bits.MODES`.
+      target: its ending decides the format; PNG and TIFF are lossless, the latter deflated, but of 8 bits only where
+        EXIF has no details.
       partial: see `replacing`.
-      exif, icc: as in `Picture`.
+      about: all beside the pixels.
       quality: of JPEG (with full colour resolution) and WebP, 1 to 100; at 100 WebP is lossless.
 
     Returns:
@@ -323,36 +331,15 @@ def write_picture(
       DataError: the file cannot be written.
     """
     kind = format_of(target)
-    options: dict[str, Any] = {}
-    notes: tuple[str, ...] = ()
-    if kind == "PNG":
-        options = {"compress_level": 3}  # 6, the default, takes twice as long for a few percent
-    elif kind == "JPEG":
-        options = {"quality": quality, "subsampling": "4:4:4"}
-        if len(exif) > SEGMENT:
-            exif, notes = b"", ("its EXIF is left out, because it does not fit into a JPEG",)
-    elif kind == "WEBP":
-        options = {"lossless": True} if quality == 100 else {"quality": quality}
-        icc = icc if icc[16:20] == b"RGB " else b""  # its pixels are always colour
-    else:
-        big = _raw_bytes(image) > 2**32 - 2**24  # beyond what the offsets of plain TIFF reach
-        options = {"compression": "tiff_adobe_deflate", "big_tiff": big}
-    options |= {"icc_profile": icc} if icc else {}
-    if exif and kind == "TIFF":
-        tags = Image.Exif()
-        tags.load(exif)
-        if any(directory in tags for directory in (_EXIF, _GPS)):
-            options["compression"] = "raw"  # Pillow cannot write directories of tags beside compressed pixels
-        else:
-            tags[_PREDICTOR] = 2
-        options["exif"] = tags
-    elif kind == "TIFF":
-        options["tiffinfo"] = {_PREDICTOR: 2}  # differences of neighbours, which deflate to far less
-    elif exif:
-        options["exif"] = exif
+    about, notes = metadata.for_format(about or Metadata(), kind)
     try:
         with partial.open("wb") as file:
-            image.save(file, kind, **options)
+            if isinstance(image, Image.Image):
+                image.save(file, kind, **_options(image, kind, about, quality))
+            elif kind == "PNG":
+                sixteen_bits.write_png(file, image, metadata.png_chunks(about))
+            else:
+                sixteen_bits.write_tiff(file, image, metadata.tiff_tags(about)[0], big=image.nbytes > BIG)
     except MemoryError:
         raise
     except Exception as error:  # Pillow's writers raise whatever a strange tag leads to
@@ -360,5 +347,23 @@ def write_picture(
     return notes
 
 
-def _raw_bytes(image: Image.Image) -> int:
-    return image.width * image.height * (2 if image.mode == GREY16 else len(image.getbands()))
+def _options(image: Image.Image, kind: str, about: Metadata, quality: int) -> dict[str, Any]:
+    """Options of Pillow's writer."""
+    options: dict[str, Any] = {}
+    if kind == "TIFF":
+        tags, nested = metadata.tiff_tags(about)
+        # Pillow cannot write directories of tags beside compressed pixels. Differences of neighbours deflate far more.
+        options["compression"] = "raw" if nested else "tiff_adobe_deflate"
+        options["tiffinfo"] = tags if nested else tags | {_PREDICTOR: 2}
+        return options | {"big_tiff": image.width * image.height * _BYTES.get(image.mode, 4) > BIG}
+    if kind == "PNG":
+        options = {"compress_level": sixteen_bits.LEVEL, "pnginfo": metadata.png_info(about)}
+    elif kind == "JPEG":
+        options = {"quality": quality, "subsampling": "4:4:4", "comment": about.comment, "extra": about.iptc}
+    else:
+        options = {"lossless": True} if quality == 100 else {"quality": quality}
+    if kind in ("PNG", "JPEG") and about.dpi:
+        options["dpi"] = about.dpi
+    if kind != "PNG" and about.xmp:
+        options["xmp"] = about.xmp
+    return options | ({"icc_profile": about.icc} if about.icc else {}) | ({"exif": about.exif} if about.exif else {})

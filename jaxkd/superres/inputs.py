@@ -1,90 +1,163 @@
-"""Image files of a path, folder or pattern, and the paths of their results."""
+"""Image files of paths, folders and patterns, and the paths of their results."""
 
 from __future__ import annotations
 
 import glob
 import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from PIL import features
+
+from jaxkd.data.sources.folder import visible_files
 from jaxkd.errors import ConfigError, DataError, did_you_mean
-from jaxkd.superres.image_io import FORMATS
+from jaxkd.superres.image_io import FORMATS, READ_ONLY, format_of
 
 _MAGIC = "*?["
+_OF_PICTURES = (*FORMATS, *READ_ONLY, ".heic", ".heif", ".jxl", ".psd", ".svg", ".exr", ".ico", ".pdf", ".eps")
 
 
-def find_pictures(source: str) -> tuple[list[Path], Path]:
-    """The pictures that `source` names, sorted, and the folder that their paths are relative to.
+@dataclass
+class Sources:
+    """Pictures of a command line.
+
+    Attributes:
+      files: path of a picture -> the folder that its result's path is relative to.
+      one: whether a single file was named, so that the result may have a name of its own.
+      others: ending -> how many files with it were met and are not read.
+    """
+
+    files: dict[Path, Path] = field(default_factory=dict)
+    one: bool = False
+    others: Counter[str] = field(default_factory=Counter)
+
+
+def readable_endings() -> tuple[str, ...]:
+    """Endings of the files that are read."""
+    return tuple(e for e in (*FORMATS, *READ_ONLY) if e != ".avif" or features.check("avif"))
+
+
+def find_pictures(sources: Sequence[str]) -> Sources:
+    """The pictures that `sources` name, sorted within each, each once.
 
     Args:
-      source: a file; a folder, whose subfolders count too; or a pattern such as "photos/**/*.jpg". In a folder and of
-        a pattern's matches only files with an ending of `FORMATS` count, and hidden ones do not.
+      sources: files; folders, whose subfolders count too; or patterns such as "photos/**/*.jpg", in which a folder
+        whose own name has brackets may stand. In a folder and of a pattern's matches only files with a readable ending
+        count, hidden files and folders do not, and a folder that links lead to twice counts once.
     """
-    path = Path(source).expanduser()
-    if path.is_file():
-        return [path], path.parent
-    if path.is_dir():
-        found = [Path(where) / name for where, _, names in os.walk(path, followlinks=True) for name in names]
-        root = path
-    elif any(c in source for c in _MAGIC):
-        found = [Path(p) for p in glob.glob(str(path), recursive=True) if os.path.isfile(p)]
-        first = next(i for i, part in enumerate(path.parts) if any(c in part for c in _MAGIC))
-        root = Path(*path.parts[:first])
-    else:
-        near = os.listdir(path.parent) if path.parent.is_dir() else []
+    found, endings = Sources(), readable_endings()
+    for source in sources:
+        path = Path(source).expanduser()
+        if os.path.isfile(path):
+            found.files.setdefault(path, path.parent)
+            found.one = len(sources) == 1
+            continue
+        files, root = _matches(source, path)
+        pictures = [f for f in files if f.suffix.lower() in endings]
+        others = Counter(f.suffix.lower() or "no ending" for f in files if f.suffix.lower() not in endings)
+        if not pictures:
+            instead = f" It has files of other kinds: {counted(others)}." if others else ""
+            raise DataError(
+                f'--in="{source}" {"holds" if os.path.isdir(path) else "matches"} no pictures.{instead} Files ending '
+                f"in {', '.join(endings)} are read; check the path.{_bracket_hint(source)}"
+            )
+        found.others += others
+        for picture in sorted(pictures):
+            found.files.setdefault(picture, root)
+    return found
+
+
+def _matches(source: str, path: Path) -> tuple[list[Path], Path]:
+    """All files of a folder or pattern, and the folder that they are relative to."""
+    if os.path.isdir(path):
+        return [Path(where, name) for where, names in visible_files(path) for name in names], path
+    if not any(c in source for c in _MAGIC):
+        near = os.listdir(path.parent) if os.path.isdir(path.parent) else []
         raise DataError(
             f'--in="{source}" does not exist.{did_you_mean(path.name, near)} Give a picture, a folder of pictures, '
             "or a pattern in quotation marks."
         )
-    found = sorted(p for p in found if p.suffix.lower() in FORMATS and not p.name.startswith("."))
-    if not found:
-        raise DataError(
-            f'--in="{source}" {"holds" if path.is_dir() else "matches"} no pictures. Files ending in '
-            f"{', '.join(FORMATS)} are read; check the path."
-        )
-    return found, root
+    parts = list(path.parts)
+    root = Path(parts.pop(0)) if path.is_absolute() else Path()
+    while len(parts) > 1 and (not any(c in parts[0] for c in _MAGIC) or os.path.isdir(root / parts[0])):
+        root /= parts.pop(0)
+    files: dict[tuple[str, str], Path] = {}
+    for match in sorted(glob.glob(os.path.join(*parts), root_dir=root, recursive=True)):
+        file = root / match
+        if os.path.isfile(file):
+            files.setdefault((os.path.realpath(file.parent), file.name), file)
+    return list(files.values()), root
 
 
-def place(files: list[Path], root: Path, out: str, *, source: str, ending: str = "") -> tuple[dict[Path, Path], Path]:
+def _bracket_hint(source: str) -> str:
+    if "[" not in source:
+        return ""
+    return " In a pattern, [...] stands for one of the characters inside; write [[] for a bracket that is meant."
+
+
+def counted(others: Counter[str]) -> str:
+    """{".txt": 2, ".heic": 1} -> "2 .txt, 1 .heic"."""
+    return ", ".join(f"{count} {ending}" for ending, count in others.most_common())
+
+
+def place(found: Sources, out: str, *, ending: str = "") -> tuple[dict[Path, Path], Path]:
     """Paths of the results, and the folder of all of them.
 
     Args:
-      files, root: what `find_pictures` gave.
-      out: a folder; where `source` is one file, the result's own name is taken too, if it ends like a picture.
-      source: what was asked for.
-      ending: of the results, such as ".png"; "" keeps each file's own.
+      found: the pictures.
+      out: a folder; where one file was named, the result's own name is taken too, if it ends like a picture.
+      ending: of the results, such as ".png"; "" keeps each file's own, and takes ".png" for those that are only read.
 
     Returns:
       {file: target}, without files that lie in `out` already (earlier results, below the folder that is read), and the
       folder.
     """
     folder = Path(out).expanduser()
-    if Path(source).expanduser().is_file() and folder.suffix.lower() in FORMATS and not folder.is_dir():
-        if ending and FORMATS[folder.suffix.lower()] != FORMATS[ending]:
-            raise ConfigError(
-                f'--out="{out}" and --format={ending[1:]} name different formats. Leave --format out, or change the '
-                "name."
-            )
-        targets = {files[0]: folder}
-        folder = folder.parent
+    if folder.suffix.lower() in _OF_PICTURES and not os.path.isdir(folder):
+        targets, folder = {next(iter(found.files)): _result_file(found, out, ending)}, folder.parent
     else:
-        if folder.exists() and not folder.is_dir():
+        if os.path.exists(folder) and not os.path.isdir(folder):
             raise ConfigError(f'--out="{out}" is a file. Name a folder for the results.')
-        inside = folder.resolve()
-        if inside != root.resolve() and inside.is_relative_to(root.resolve()):
-            files = [f for f in files if not f.resolve().is_relative_to(inside)]
-        targets = {f: folder / f.relative_to(root) for f in files}
-        targets = {f: t.with_suffix(ending) if ending else t for f, t in targets.items()}
+        inside, targets = folder.resolve(), {}
+        # Files that keep their ending first: "a.bmp" becomes "a.bmp.png" beside "a.png".
+        for file, root in sorted(found.files.items(), key=lambda item: item[0].suffix.lower() not in FORMATS):
+            below = inside != root.resolve() and inside.is_relative_to(root.resolve())
+            if not (below and file.resolve().is_relative_to(inside)):
+                target = folder / file.relative_to(root)
+                if ending:
+                    target = target.with_suffix(ending)
+                elif target.suffix.lower() not in FORMATS:
+                    other = target.with_suffix(".png")
+                    target = target.with_name(f"{target.name}.png") if other in targets.values() else other
+                targets[file] = target
+        targets = {file: targets[file] for file in found.files if file in targets}
     seen: dict[Path, Path] = {}
     for file, target in targets.items():
         if target.resolve() == file.resolve():
             raise ConfigError(f'The result of "{file}" would replace the picture itself. Choose another --out.')
         if target in seen:
+            advice = "Leave --format out" if ending else "Put a pattern into quotation marks so that subfolders stay"
             raise ConfigError(
-                f'The results of "{seen[target]}" and "{file}" would both be "{target}". Leave --format '
-                "out, or rename one of them."
+                f'The results of "{seen[target]}" and "{file}" would both be "{target}". {advice}, or rename one of '
+                "them."
             )
         seen[target] = file
     return targets, folder
+
+
+def _result_file(found: Sources, out: str, ending: str) -> Path:
+    """`out`, the name of one result."""
+    target = Path(out).expanduser()
+    kind = format_of(target)
+    if not found.one:
+        raise ConfigError(f'--out="{out}" is the name of one picture, and --in may name several. Name a folder.')
+    if ending and kind != FORMATS[ending]:
+        raise ConfigError(
+            f'--out="{out}" and --format={ending[1:]} name different formats. Leave --format out, or change the name.'
+        )
+    return target
 
 
 def make_folder(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Stop requests: SIGTERM (a preempted machine) and Ctrl-C become a checkpoint and a clean exit."""
+"""Stop requests: SIGTERM (a preempted machine), SIGHUP (a closed terminal) and Ctrl-C become a checkpoint and an exit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import FrameType, TracebackType
 
 
 class StopRequest:
-    """Context in which SIGTERM and SIGINT set `requested` instead of killing; a second signal kills as usual."""
+    """Context in which SIGTERM, SIGHUP and SIGINT set `requested` instead of killing; a second one ends as usual."""
 
     def __init__(self) -> None:
         self.requested: str = ""
@@ -20,8 +20,10 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._old[number] = signal.signal(number, self._handle)
+            for name in ("SIGTERM", "SIGINT", "SIGHUP"):
+                number = getattr(signal, name, None)  # Windows has no SIGHUP
+                if number is not None and (name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN):  # nohup
+                    self._old[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:

@@ -15,6 +15,8 @@ from jaxkd.errors import ConfigError, DataError
 from jaxkd.superres import image_io
 from jaxkd.superres.image_io import check_writable, inspect, read_picture, replacing, write_picture
 from jaxkd.superres.inputs import find_pictures, place
+from jaxkd.superres.metadata import Metadata
+from jaxkd.superres.sixteen_bits import MODES
 
 RNG = np.random.default_rng(0)
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -61,22 +63,26 @@ def written(tmp_path, name, image, **options):
     ],
 )
 def test_lossless_files_come_back_as_they_were(tmp_path, ending, mode, pixels):
-    path, notes = written(tmp_path, f"a{ending}", Image.fromarray(pixels), icc=SRGB if "RGB" in mode else b"")
+    path, notes = written(
+        tmp_path, f"a{ending}", Image.fromarray(pixels), about=Metadata(icc=SRGB if "RGB" in mode else b"")
+    )
     info, picture = inspect(path), read_picture(path)
     assert (info.height, info.width, info.mode, info.notes, notes) == (5, 7, mode, (), ())
     assert info.alpha == mode.endswith("A") and picture.mode == mode
     assert picture.pixels.dtype == pixels.dtype
     np.testing.assert_array_equal(picture.pixels, pixels)
-    assert picture.icc == (SRGB if "RGB" in mode else b"") and picture.exif == b""
+    assert picture.metadata.icc == (SRGB if "RGB" in mode else b"") and picture.metadata.exif == b""
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.webp"])
 def test_lossy_files(tmp_path, name):
     y, x = np.mgrid[:40, :50]
     smooth = np.stack([4 * x, 5 * y, 2 * (x + y)], -1).astype(np.uint8)
-    path, _ = written(tmp_path, name, Image.fromarray(smooth), icc=SRGB)
-    assert np.abs(read_picture(path).pixels.astype(int) - smooth).max() < 8 and read_picture(path).icc == SRGB
-    grey, _ = written(tmp_path, f"grey{name}", Image.fromarray(smooth[..., 0]), icc=b"\0" * 16 + b"GRAY" + b"\0" * 9)
+    path, _ = written(tmp_path, name, Image.fromarray(smooth), about=Metadata(icc=SRGB))
+    assert np.abs(read_picture(path).pixels.astype(int) - smooth).max() < 8 and read_picture(path).metadata.icc == SRGB
+    grey, _ = written(
+        tmp_path, f"grey{name}", Image.fromarray(smooth[..., 0]), about=Metadata(icc=b"\0" * 16 + b"GRAY" + b"\0" * 9)
+    )
     assert inspect(grey).mode == ("L" if name == "a.jpg" else "RGB")  # WebP knows colour only
 
 
@@ -112,7 +118,7 @@ def test_orientation_is_applied_once_and_the_rest_of_exif_stays(tmp_path, ending
     assert (info.height, info.width) == picture.pixels.shape[:2] == upright.shape
     assert np.abs(picture.pixels[..., 0].astype(int) - upright).max() < 30
     for name in ("b.jpg", "b.png", "b.webp", "b.tif"):
-        target, _ = written(tmp_path, name, Image.fromarray(picture.pixels), exif=picture.exif)
+        target, _ = written(tmp_path, name, Image.fromarray(picture.pixels), about=picture.metadata)
         with Image.open(target) as image:
             tags = image.getexif()
             assert image.size == (48, 32) and ORIENTATION not in tags and tags[MAKE] == "camera"
@@ -160,13 +166,41 @@ def test_tiff_whose_zero_is_white_and_big_endian(tmp_path):
         np.testing.assert_array_equal(picture.pixels, 65535 - pixels if photometric == 0 else pixels)
 
 
+@pytest.mark.parametrize(("mode", "channels"), MODES.items())
+@pytest.mark.parametrize("ending", [".png", ".tif"])
+def test_sixteen_bits_of_colour_and_alpha_come_back(tmp_path, mode, channels, ending):
+    pixels = random(70, 5, channels, kind=np.uint16)
+    about = Metadata(icc=SRGB if channels > 2 else b"", dpi=(300.0, 300.0), xmp=b"<x/>")
+    path, notes = written(tmp_path, f"a{ending}", pixels, about=about)
+    info, picture = inspect(path), read_picture(path)
+    assert (info.mode, picture.mode, info.alpha, info.notes, notes) == (mode, mode, channels != 3, (), ())
+    np.testing.assert_array_equal(picture.pixels, pixels)
+    found = picture.metadata
+    assert found.icc == about.icc and found.xmp == b"<x/>" and found.dpi == pytest.approx((300, 300), abs=0.01)
+    if ending == ".png":  # another program's filters and byte order
+        (tmp_path / "b.png").write_bytes(png16(pixels, {2: 4, 3: 2, 4: 6}[channels]))
+        np.testing.assert_array_equal(read_picture(tmp_path / "b.png").pixels, pixels)
+    else:
+        tifffile = pytest.importorskip("tifffile")
+        np.testing.assert_array_equal(tifffile.imread(path), pixels)
+        extra = {"extrasamples": ["unassalpha"]} if channels != 3 else {}
+        extra["photometric"] = "rgb" if channels > 2 else "minisblack"
+        tifffile.imwrite(tmp_path / "b.tif", pixels, byteorder=">", **extra)
+        np.testing.assert_array_equal(read_picture(tmp_path / "b.tif").pixels, pixels)
+        apart = np.moveaxis(pixels, -1, 0)
+        tifffile.imwrite(tmp_path / "c.tif", apart, planarconfig="separate", **extra)
+        np.testing.assert_array_equal(read_picture(tmp_path / "c.tif").pixels, pixels)
+
+
+def test_sixteen_bits_with_a_colour_that_is_transparent(tmp_path):
+    grey = random(6, 7, kind=np.uint16)
+    path = saved(tmp_path / "a.png", Image.fromarray(grey), transparency=int(grey[2, 3]))
+    assert inspect(path).mode == "LA;16"
+    want = np.stack([grey, (grey != grey[2, 3]) * np.uint16(65535)], -1)
+    np.testing.assert_array_equal(read_picture(path).pixels, want)
+
+
 def test_what_is_not_kept_is_noted(tmp_path):
-    for channels, colour, mode in ((3, 2, "RGB"), (4, 6, "RGBA"), (2, 4, "LA")):
-        pixels = random(4, 5, channels, kind=np.uint16)
-        (tmp_path / "a.png").write_bytes(png16(pixels, colour))
-        info = inspect(tmp_path / "a.png")
-        assert info.mode == mode and "16 bits a channel become 8" in info.notes[0]
-        np.testing.assert_array_equal(read_picture(tmp_path / "a.png").pixels, pixels >> 8)
     first, second = (Image.fromarray(random(4, 5, 3)) for _ in range(2))
     path = saved(tmp_path / "a.tif", first, save_all=True, append_images=[second])
     assert inspect(path).notes == ("only the first of its 2 pictures is taken",)
@@ -175,14 +209,14 @@ def test_what_is_not_kept_is_noted(tmp_path):
         tmp_path / "b.tif", Image.new("CMYK", (5, 4), (0, 255, 0, 0)), icc_profile=b"\0" * 16 + b"CMYK" + b"\0" * 9
     )
     assert inspect(path).notes == ("its CMYK becomes RGB",)
-    assert tuple(read_picture(path).pixels[0, 0]) == (255, 0, 255) and read_picture(path).icc == b""
+    assert tuple(read_picture(path).pixels[0, 0]) == (255, 0, 255) and read_picture(path).metadata.icc == b""
 
 
 def test_too_much_exif_for_a_jpeg_is_noted(tmp_path):
     exif = Image.Exif()
     exif[MAKE] = "x" * 70_000
     for name, noted in (("a.jpg", 1), ("a.png", 0)):
-        target, notes = written(tmp_path, name, Image.fromarray(random(4, 5, 3)), exif=exif.tobytes())
+        target, notes = written(tmp_path, name, Image.fromarray(random(4, 5, 3)), about=Metadata(exif=exif.tobytes()))
         assert len(notes) == noted
         with Image.open(target) as image:
             assert (MAKE in image.getexif()) != bool(noted)
@@ -195,12 +229,14 @@ def test_damaged_files(tmp_path):
     assert inspect(tmp_path / "short.png").width == 64  # the header is whole
     (tmp_path / "words.png").write_bytes(b"no picture")
     (tmp_path / "empty.png").touch()
+    saved(tmp_path / "lab.tif", Image.new("LAB", (4, 4)))
     saved(tmp_path / "float.tif", Image.fromarray(np.zeros((2, 2), np.float32)))
     for name, words in (
         ("short.png", "truncated"),
         ("words.png", "no picture format is recognised"),
         ("empty.png", r"is empty \(0 bytes\)"),
         ("float.tif", "its pixels are floating-point numbers"),
+        ("lab.tif", "its pixels are of the kind LAB"),
         ("none.png", "cannot be read"),
     ):
         with pytest.raises(DataError, match=words) as caught:
@@ -234,7 +270,7 @@ def test_limits_are_known_before_the_work(tmp_path):
     with pytest.raises(DataError, match="has transparency, and JPEG holds none"):
         check_writable(info(5, "RGBA"), tmp_path / "a.jpg", 2)
     for name in ("a.jpg", "a.webp"):
-        with pytest.raises(DataError, match="has 16 bits a pixel"):
+        with pytest.raises(DataError, match="has 16 bits a channel"):
             check_writable(info(5, "I;16"), tmp_path / name, 2)
     with pytest.raises(ConfigError, match='ends in ".pngg".*Did you mean ".png"'):
         check_writable(info(5), tmp_path / "a.pngg", 2)
@@ -258,42 +294,68 @@ def test_files_appear_whole_or_not_at_all(tmp_path):
         pass
 
 
+def placed(sources, out, ending=""):
+    """({path of a picture: path of its result}, folder)."""
+    targets, folder = place(find_pictures([str(s) for s in sources]), str(out), ending=ending)
+    return {str(f): str(t) for f, t in targets.items()}, folder
+
+
+def touch(folder, *names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
 def test_finding_and_placing(tmp_path):
-    for name in ("b.png", "a.JPG", "deep/c.webp", "deep/d.txt", ".hidden.png"):
-        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "in" / name).touch()
-    folder = tmp_path / "in"
-    files, root = find_pictures(str(folder))
-    assert [str(f.relative_to(folder)) for f in files] == ["a.JPG", "b.png", "deep/c.webp"] and root == folder
-    assert find_pictures(f"{folder}/**/*.webp") == ([folder / "deep/c.webp"], folder)
-    assert find_pictures(str(folder / "b.png")) == ([folder / "b.png"], folder)
-    out = tmp_path / "out"
-    targets, where = place(files, root, str(out), source=str(folder))
-    assert where == out and [str(t.relative_to(out)) for t in targets.values()] == ["a.JPG", "b.png", "deep/c.webp"]
-    targets, _ = place(files, root, str(out), source=str(folder), ending=".tif")
-    assert targets[folder / "deep/c.webp"] == out / "deep/c.tif"
-    one = str(folder / "b.png")
-    assert place([folder / "b.png"], folder, str(out / "x.webp"), source=one) == (
-        {folder / "b.png": out / "x.webp"},
-        out,
-    )
+    folder, out = tmp_path / "in", tmp_path / "out"
+    touch(folder, "b.png", "a.JPG", "deep/c.webp", "deep/d.txt", ".hidden.png", ".cache/e.png", "set[1]/f.png")
+    (folder / "loop").symlink_to(folder)
+    found = find_pictures([str(folder)])
+    names = ["a.JPG", "b.png", "deep/c.webp", "set[1]/f.png"]
+    assert [str(f.relative_to(folder)) for f in found.files] == names and set(found.files.values()) == {folder}
+    assert found.others == {".txt": 1} and not found.one
+    assert find_pictures([f"{folder}/**/*.webp"]).files == {folder / "deep/c.webp": folder}
+    assert list(find_pictures([f"{folder}/set[1]/*.png"]).files) == [folder / "set[1]/f.png"]
+    one = find_pictures([str(folder / "b.png")])
+    assert one.one and one.files == {folder / "b.png": folder}
+    targets, where = placed([folder], out)
+    assert where == out and list(targets.values()) == [f"{out}/{n}" for n in names]
+    assert placed([folder], out, ".tif")[0][f"{folder}/deep/c.webp"] == f"{out}/deep/c.tif"
+    assert placed([folder / "b.png"], out / "x.webp") == ({f"{folder}/b.png": f"{out}/x.webp"}, out)
     # earlier results below the folder are no originals
-    targets, _ = place(files, root, str(folder / "deep"), source=str(folder))
-    assert list(targets) == [folder / "a.JPG", folder / "b.png"]
-    with pytest.raises(ConfigError, match="would replace the picture itself"):
-        place(files, root, str(folder), source=str(folder))
-    (folder / "b.jpg").touch()
-    with pytest.raises(ConfigError, match="would both be"):
-        place(find_pictures(str(folder))[0], root, str(out), source=str(folder), ending=".png")
-    with pytest.raises(ConfigError, match="is a file"):
-        place(files, root, one, source=str(folder))
-    with pytest.raises(ConfigError, match="name different formats"):
-        place([folder / "b.png"], folder, str(out / "x.webp"), source=one, ending=".png")
-    (tmp_path / "empty").mkdir()
-    for source, words in (
-        (tmp_path / "empty", "holds no pictures"),
-        (folder / "*.bmp", "matches no pictures"),
-        (tmp_path / "inn", 'does not exist. Did you mean "in"'),
+    assert list(placed([folder], folder / "deep")[0]) == [f"{folder}/{n}" for n in names if "deep" not in n]
+    # several sources, one of them twice
+    both = placed([folder / "b.png", folder / "deep", folder / "b.png"], out)[0]
+    assert list(both.values()) == [f"{out}/b.png", f"{out}/c.webp"]
+
+
+def test_formats_that_are_only_read_become_png(tmp_path):
+    touch(tmp_path / "in", "a.bmp", "a.png", "b.gif", "c.jfif", "d.heic")
+    found = find_pictures([str(tmp_path / "in")])
+    assert found.others == {".heic": 1}
+    names = [os.path.basename(t) for t in placed([tmp_path / "in"], tmp_path / "out")[0].values()]
+    assert names == ["a.bmp.png", "a.png", "b.png", "c.jfif"]
+
+
+def test_sources_and_places_that_are_refused(tmp_path):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    touch(folder, "b.png", "b.jpg", "deep/b.png", "words.txt")
+    touch(tmp_path, "empty/.png")
+    for sources, target, ending, words in (
+        ([folder], folder, "", "would replace the picture itself"),
+        ([folder], out, ".png", "would both be .*Leave --format out"),
+        ([folder / "b.png", folder / "deep/b.png"], out, "", "would both be .*quotation marks"),
+        ([folder], folder / "words.txt", "", "is a file"),
+        ([folder / "b.png"], out / "x.webp", ".png", "name different formats"),
+        ([folder / "b.png"], out / "x.bmp", "", 'ends in ".bmp", which is no format that is written'),
+        ([folder], out / "x.heic", "", 'ends in ".heic", which is no format that is written'),
+        ([folder], out / "x.png", "", "is the name of one picture, and --in may name several"),
+        ([tmp_path / "empty"], out, "", "holds no pictures"),
+        ([f"{folder}/*.txt"], out, "", "matches no pictures. It has files of other kinds: 1 .txt."),
+        ([f"{folder}/[xy].png"], out, "", r"write \[\[\] for a bracket"),
+        ([tmp_path / "inn"], out, "", 'does not exist. Did you mean "in"'),
+        ([folder, tmp_path / ("x" * 300)], out, "", "does not exist"),
     ):
-        with pytest.raises(DataError, match=words.replace("?", r"\?")):
-            find_pictures(str(source))
+        with pytest.raises((DataError, ConfigError), match=words):
+            placed(sources, target, ending)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -113,13 +114,27 @@ def _class_folders(folder: Path) -> list[str]:
 
 
 def image_files(folder: Path) -> list[str]:
-    """All images below `folder`, relative to it, sorted within each folder, hidden files left out."""
-    found = []
+    """All images below `folder`, relative to it, sorted within each folder; see `visible_files`."""
     skip = len(os.path.join(folder, ""))
+    return [
+        os.path.join(where[skip:], f)
+        for where, files in visible_files(folder)
+        for f in files
+        if f.lower().endswith(EXTENSIONS)
+    ]
+
+
+def visible_files(folder: str | Path) -> Iterator[tuple[str, list[str]]]:
+    """(path of a folder, sorted names of its files) of `folder` and all below it.
+
+    Hidden files and folders are left out. Links are followed, and a folder that they lead to again is left out.
+    """
+    seen = set()
     for where, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
-        inside = where[skip:]
-        found += [
-            os.path.join(inside, f) for f in sorted(files) if f.lower().endswith(EXTENSIONS) and not f.startswith(".")
-        ]
-    return found
+        about = os.stat(where)
+        if (about.st_dev, about.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((about.st_dev, about.st_ino))
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        yield where, sorted(f for f in files if not f.startswith("."))

@@ -29,6 +29,7 @@ from jaxkd.errors import DataError
 
 # Pillow warns from here on and refuses from twice here on. A quarter of a GiB as RGB; the largest of ImageNet has 52e6.
 MAX_PIXELS = 89_478_485
+_BITS, _PLANAR, _SEPARATE = 258, 284, 2  # tags of TIFF
 
 
 def read_file(path: str | Path) -> bytes:
@@ -79,6 +80,12 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
             f'The file "{name}" cannot be read as an image of 8 bits (its pixels are '
             f"{'32-bit integers' if mode == 'I' else 'floating-point numbers'}, which do not say what is white). "
             "Convert it to 8 or 16 bits a channel, or remove it."
+        )
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(_PLANAR) == _SEPARATE and 16 in tags.get(_BITS, ()):
+        raise DataError(
+            f'The file "{name}" cannot be read as an image (each of its 16-bit channels is kept apart, which Pillow '
+            "reads wrongly). Save it with interleaved channels, or remove it."
         )
     image.load()  # some readers know a palette's transparency only now
     if image.mode == "P":

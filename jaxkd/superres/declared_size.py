@@ -1,0 +1,86 @@
+"""Check of a picture's declared size against its file, before memory is taken for its pixels.
+
+A header of a few bytes can declare hundreds of megapixels. Decoders take the memory first and notice the end of the
+file later, so that a download that broke off costs gigabytes.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+
+from PIL import Image
+
+from jaxkd.errors import DataError
+
+LARGE = 2**26  # pixels from which a file is looked at closely
+# The most that a byte of a file can stand for. Deflate reaches 1032 bytes (zlib's documentation); LZW codes of 12 bits
+# reach 4096 bytes in 1.5; a JPEG's block of 64 samples takes at least a bit, and a pixel has at least one sample in 8.
+_BYTES_FOR_A_BYTE = {"PNG": 1032, "JPEG": 4096, "BMP": 256}
+_MOST = 4096
+_STRIPS = ((273, 279), (324, 325))  # offsets and lengths of strips, and of tiles
+
+
+def check_declared_size(image: Image.Image, path: Path) -> None:
+    """Raises DataError if the file of an opened picture cannot hold the pixels that its header declares."""
+    length = os.stat(path).st_size
+    pixels = image.width * image.height
+    bands = len(image.getbands()) if image.format in ("PNG", "BMP") else 1
+    bits = 1 if image.mode in ("1", "L", "P") else 8 * bands  # grey and palettes may have 1 bit a pixel
+    possible = pixels * bits <= 8 * length * _BYTES_FOR_A_BYTE.get(image.format or "", _MOST)
+    if possible and pixels >= LARGE:
+        possible = {"PNG": _png_is_whole, "TIFF": _tiff_is_whole, "JPEG": _jpeg_is_whole}.get(
+            image.format or "", _riff_is_whole
+        )(image, path, length)
+    if not possible:
+        raise DataError(
+            f'"{path}" cannot be read as a picture: it declares {image.width:,} x {image.height:,} pixels, and its '
+            f"{length:,} bytes do not hold them (truncated or damaged). Fetch or copy it again."
+        )
+
+
+def _png_is_whole(image: Image.Image, path: Path, length: int) -> bool:
+    """Whether all chunks lie in the file, down to the last, and are long enough for the pixels."""
+    coded = 0
+    with open(path, "rb") as file:
+        file.seek(8)
+        while True:
+            head = file.read(8)
+            if len(head) < 8:
+                return False
+            size, name = struct.unpack(">I4s", head)
+            coded += size if name == b"IDAT" else 0
+            if name == b"IEND":
+                return image.width * image.height <= 8 * coded * _BYTES_FOR_A_BYTE["PNG"]
+            if file.tell() + size + 4 > length:
+                return False
+            file.seek(size + 4, os.SEEK_CUR)
+
+
+def _tiff_is_whole(image: Image.Image, path: Path, length: int) -> bool:
+    """Whether all strips or tiles lie in the file."""
+    tags = image.tag_v2
+    for offsets, lengths in _STRIPS:
+        if offsets in tags and lengths in tags:
+            starts, sizes = (v if isinstance(v, tuple) else (v,) for v in (tags[offsets], tags[lengths]))
+            return all(a + n <= length for a, n in zip(starts, sizes, strict=False))
+    return True
+
+
+def _jpeg_is_whole(image: Image.Image, path: Path, length: int) -> bool:
+    """Whether an eighth of the picture can be decoded, which reads the file to its end in a 64th of the memory."""
+    try:
+        with Image.open(path) as small:
+            small.draft(None, (max(1, small.width // 8), max(1, small.height // 8)))
+            small.load()
+    except OSError:
+        return False
+    return True
+
+
+def _riff_is_whole(image: Image.Image, path: Path, length: int) -> bool:
+    """Whether a WebP is as long as it says; True of other formats."""
+    with open(path, "rb") as file:
+        head = file.read(8)
+    return head[:4] != b"RIFF" or struct.unpack("<I", head[4:])[0] + 8 <= length

@@ -1,0 +1,74 @@
+"""Headers that declare more pixels than their file can hold are refused before memory is taken."""
+
+from __future__ import annotations
+
+import io
+import resource
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxkd.errors import DataError
+from jaxkd.superres.image_io import inspect, read_picture
+
+SIDE = 30_000
+
+
+def png(side: int, rows: bytes, *, end: bool = True) -> bytes:
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    head = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    body = head + chunk(b"IDAT", rows)
+    return body + chunk(b"IEND", b"") if end else body[:-100]
+
+
+def encoded(kind: str) -> bytearray:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(file, kind)
+    return bytearray(file.getvalue())
+
+
+def declared_large(kind: str) -> bytes:
+    """A small file whose header says 30,000 x 30,000."""
+    data = encoded(kind)
+    if kind == "JPEG":
+        at = data.index(b"\xff\xc0")
+        data[at + 5 : at + 9] = struct.pack(">HH", SIDE, SIDE)
+    elif kind == "BMP":
+        data[18:26] = struct.pack("<ii", SIDE, SIDE)
+    else:
+        at = struct.unpack("<I", data[4:8])[0] + 2
+        for tag in range(at, at + 12 * 20, 12):
+            if struct.unpack("<H", data[tag : tag + 2])[0] in (256, 257, 278):
+                data[tag + 2 : tag + 12] = struct.pack("<HII", 4, 1, SIDE)
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.png", png(SIDE, zlib.compress(b"\0" * 4000))),
+        ("a.png", png(SIDE, np.random.default_rng(0).bytes(4_000_000), end=False)),
+        ("a.jpg", declared_large("JPEG")),
+        ("a.jpg", declared_large("JPEG")[:-2] + b"\0" * 2_000_000),
+        ("a.bmp", declared_large("BMP")),
+        ("a.tif", declared_large("TIFF")),
+    ],
+)
+def test_a_header_of_900_megapixels_takes_no_memory(tmp_path, name, data):
+    (tmp_path / name).write_bytes(data)
+    assert inspect(tmp_path / name).width == SIDE
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DataError, match=r"declares 30,000 x 30,000 pixels, and its [\d,]+ bytes do not hold them"):
+        read_picture(tmp_path / name)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KB
+
+
+def test_blank_pictures_are_whole(tmp_path):
+    for name, mode, options in (("a.png", "1", {}), ("b.png", "RGB", {}), ("c.tif", "L", {"compression": "tiff_lzw"})):
+        Image.new(mode, (3000, 3000)).save(tmp_path / name, **options)
+        assert read_picture(tmp_path / name).pixels.shape[:2] == (3000, 3000)
