@@ -24,7 +24,7 @@ from typing import Any
 
 from jaxkd.cli import console, networks
 from jaxkd.data.files import LONGEST_NAME
-from jaxkd.errors import ConfigError, check_range
+from jaxkd.errors import ConfigError, check_range, printable
 
 ENDINGS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}
 PAGE = "compare.html"
@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     console.quiet()
     result = upscale(args)
-    page = f" · {result['compare']}" if result["compare"] else ""
+    page = f" · {printable(result['compare'])}" if result["compare"] else ""
     print(
         f"{result['model']}: {len(result['done']):,} enlarged x{result['scale']}, {len(result['failed']):,} left out, "
         f"{result['seconds']:.1f} s, {result['megapixels_per_second']:.2f} megapixels/s{page}"

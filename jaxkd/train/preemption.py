@@ -1,4 +1,4 @@
-"""Stop requests: SIGTERM (a preempted machine), SIGHUP (a closed terminal) and Ctrl-C become a checkpoint and an exit."""
+"""Stop requests: SIGTERM (a preempted machine), SIGHUP (a closed terminal) and Ctrl-C save a checkpoint and exit."""
 
 from __future__ import annotations
 

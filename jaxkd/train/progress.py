@@ -10,6 +10,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
+from jaxkd.errors import printable
+
 
 def duration(seconds: float) -> str:
     """`3723` -> `1h02m`, `83` -> `1m23s`."""
@@ -75,6 +77,8 @@ class Progress:
     def say(self, text: str) -> None:
         """Prints a line that stays."""
         if self._console is not None:
+            encoding = getattr(self._console.file, "encoding", None) or "utf-8"
+            text = printable(text).encode(encoding, "replace").decode(encoding)
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _rate(self, title: str, done: int, total: int) -> str:

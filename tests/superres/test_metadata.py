@@ -52,7 +52,7 @@ def test_metadata_from_format_to_format(tmp_path, start, end):
     found, said = picture.metadata, " ".join(notes)
     assert found.dpi == pytest.approx((300, 150), abs=0.02)
     # Pillow removes the orientation from a TIFF's XMP when it turns the pixels.
-    assert found.xmp == (UPRIGHT.replace(b' tiff:Orientation="1"', b"") if start == ".tif" else UPRIGHT)
+    assert found.xmp == (UPRIGHT.replace(b'tiff:Orientation="1"', b"") if start == ".tif" else UPRIGHT)
     assert (dict(found.text) == {"Author": "me", "Title": "キャット"}) == (start == end == ".png")
     assert ("text (Author, Title)" in said) == (start == ".png" and end != ".png")
     if start == ".jpg":

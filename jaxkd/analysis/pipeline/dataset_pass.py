@@ -32,7 +32,7 @@ from jaxkd.analysis.pipeline.features import FeatureSource
 from jaxkd.analysis.sep import image_sep
 from jaxkd.analysis.similarity import gram_linear
 from jaxkd.analysis.spectrum import image_channel_spectrum, spatial_spectrum
-from jaxkd.errors import ConfigError, ShapeError, TapError, did_you_mean, in_words
+from jaxkd.errors import ConfigError, ShapeError, TapError, did_you_mean, in_words, printable
 from jaxkd.parallel import batch_devices, batch_spec, put_batch
 
 
@@ -280,7 +280,7 @@ class Stream:
                     images.append(image)
                     labels.append(int(label))
                 elif total is None or position < total:
-                    broken.append(names(position))
+                    broken.append(printable(names(position)))
                 position += 1
                 if len(images) == self._options.chunk:
                     yield np.stack(images), np.asarray(labels, np.int32), len(images)
