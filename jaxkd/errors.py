@@ -8,10 +8,12 @@ any other exception is a bug in jaxkd and keeps its traceback.
 from __future__ import annotations
 
 import difflib
+import errno
 import math
 import operator
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -69,12 +71,77 @@ class CheckpointError(JaxkdError):
     """A work directory or checkpoint does not belong to this run, or cannot be read."""
 
 
+class StorageError(JaxkdError):
+    """A file or folder cannot be read or written: a full disk, a quota, no permission, a name that is not possible."""
+
+
 class TopologyError(JaxkdError):
     """The batch does not divide over the devices or hosts."""
 
 
 class NonFiniteLossError(JaxkdError):
     """A loss became NaN or infinite; the last good checkpoint is kept."""
+
+
+# What a file system refuses, and what to do. Other numbers, such as those of sockets and pipes, are no user errors.
+_ROOM = "Free space"
+_RIGHTS = "Get the permission to write there"
+_NAME = "Choose another name"
+STORAGE_ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _ROOM),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _RIGHTS),
+    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST), "Move the file or folder out of the way"),
+    errno.ENAMETOOLONG: _NAME,
+    errno.ELOOP: "Remove the circle of links",
+    errno.ENOENT: "Put it back",
+    **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV), "Repair the disk or its connection"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "Raise the limit of open files (ulimit -n)"),
+}
+# Libraries in C++ raise their own exceptions around the words of the operating system.
+_STORAGE_WORDS = {
+    os.strerror(number): number for number in STORAGE_ADVICE if number not in (errno.ENOENT, errno.EEXIST)
+}
+
+
+def storage_error(
+    error: BaseException, *, path: str = "", kept: str = "What is finished stays", continues: bool = False
+) -> StorageError | None:
+    """The user error for what a file system refused, or None if `error` is something else.
+
+    Args:
+      error: any exception; its causes count too, and so do the words of libraries that raise no OSError.
+      path: named where the error names none.
+      kept: what is safe, in words.
+      continues: whether the same command continues after it.
+    """
+    for one in _causes(error):
+        text = str(one)
+        if isinstance(one, OSError) and one.errno in STORAGE_ADVICE:
+            number, reason, found = one.errno, os.strerror(one.errno), one.filename2 or one.filename
+        elif isinstance(one, ValueError) and "embedded null" in text:
+            number, reason, found = errno.ENAMETOOLONG, "the name holds a NUL character", None
+        else:
+            reason = next((words for words in _STORAGE_WORDS if words in text), "")
+            if not reason:
+                continue
+            number, paths = _STORAGE_WORDS[reason], re.findall(r'"(/[^"]+)"', text)
+            found = paths[0] if paths else None
+        found = os.fsdecode(found) if isinstance(found, bytes | str) else path
+        where = f'"{found}"'.replace("\0", "\\0") if found else "A file"
+        return StorageError(
+            f"{where} cannot be read or written ({reason}). {kept}. {STORAGE_ADVICE[number]}, then run the same "
+            f"command again{'; it continues' if continues else ''}."
+        )
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """`error`, what it was raised from, and so on."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        yield error
+        seen.append(error)
+        error = error.__cause__
 
 
 def did_you_mean(name: str, candidates: Iterable[str], *, most: int = 3) -> str:

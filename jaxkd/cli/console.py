@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
-from jaxkd.errors import ConfigError, JaxkdError
+from jaxkd.errors import ConfigError, JaxkdError, storage_error
 
 Main = Callable[..., int]
 
@@ -51,16 +51,13 @@ def model_argument(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _disk_error(error: OSError) -> str:
-    where = f'"{error.filename}"' if error.filename else "A file"
-    return (
-        f"{where} cannot be read or written ({error.strerror or error}). What is finished stays. Free space or repair "
-        "permissions, then run the same command again; it continues."
-    )
-
-
 def command(stopped: str = "stopped.", *, resumable: bool = False) -> Callable[[Main], Main]:
-    """Decorates the `main` of a command: user errors exit with code 2, Ctrl-C, SIGTERM and SIGHUP with 128 + number."""
+    """Decorates the `main` of a command: user errors and what a disk refuses exit with 2, signals with 128 + number.
+
+    Args:
+      stopped: printed on Ctrl-C, SIGTERM and SIGHUP.
+      resumable: the same command continues, and these signals return 3.
+    """
 
     def decorate(main: Main) -> Main:
         @functools.wraps(main)
@@ -73,10 +70,11 @@ def command(stopped: str = "stopped.", *, resumable: bool = False) -> Callable[[
                 return 3 if resumable else 128 + (stop.args[0] if stop.args else signal.SIGINT)
             except JaxkdError as error:
                 message = str(error)
-            except OSError as error:
-                if not resumable:
+            except Exception as error:
+                refused = storage_error(error, continues=resumable)
+                if refused is None:
                     raise
-                message = _disk_error(error)
+                message = str(refused)
             print(f"jaxkd: {message}", file=sys.stderr)
             raise SystemExit(2)
 

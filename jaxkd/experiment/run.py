@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,14 @@ from rich.console import Console
 from threadpoolctl import threadpool_limits
 
 from jaxkd import __version__, data, parallel, train
+from jaxkd.config.paths import user_path
 from jaxkd.config.plugins import import_plugins
 from jaxkd.data.files import write_atomic
+from jaxkd.errors import JaxkdError, storage_error
 from jaxkd.experiment.build import Experiment, build
+from jaxkd.experiment.lock import WorkdirLock
 from jaxkd.experiment.sweep import run_stages
-from jaxkd.experiment.workdir import check_teacher, claim_workdir
+from jaxkd.experiment.workdir import check_teacher, checkpoint_steps, claim_workdir
 from jaxkd.report.training_statistics import draw_tables, write_tables
 
 
@@ -31,18 +36,46 @@ def run(config: ConfigDict, workdir: str | Path, *, console: Console | None = No
     Returns:
       `{"metrics": {...}, "step": n, "finished": bool, ...}`; with stages `{"stages": {name: result}}`.
     """
-    workdir = Path(workdir)
+    workdir = user_path(workdir, "--workdir")
     import_plugins(config.plugins)
-    if config.stages:
-        return run_stages(config, workdir, run_one, console)
-    return run_one(config, workdir, console)
+    with storage_errors(workdir):
+        if config.stages:
+            return run_stages(config, workdir, run_one, console)
+        return run_one(config, workdir, console)
+
+
+@contextlib.contextmanager
+def storage_errors(workdir: Path) -> Iterator[None]:
+    """Turns what a full disk, a quota or missing permissions raise anywhere in a run into one StorageError."""
+    try:
+        yield
+    except JaxkdError:
+        raise
+    except Exception as error:  # OSError, and what Orbax and TensorStore raise in its place
+        steps = checkpoint_steps(workdir)
+        kept = f"The last whole checkpoint, of step {steps[-1]}, stays" if steps else "No checkpoint was written yet"
+        refused = storage_error(error, path=str(workdir), kept=kept, continues=True)
+        if refused is None:
+            raise
+        raise refused from error
 
 
 def run_one(config: ConfigDict, workdir: Path, console: Console | None, *, title: str = "") -> dict[str, Any]:
     """One training run; see `run`."""
+    with storage_errors(workdir), WorkdirLock(workdir, wanted=parallel.is_main_host()) as lock:
+        lock.acquire(make=False)  # a run in progress is noticed before data and weights are read
+        return _run_locked(config, workdir, lock, console, title)
+
+
+def _run_locked(
+    config: ConfigDict, workdir: Path, lock: WorkdirLock, console: Console | None, title: str
+) -> dict[str, Any]:
     mesh = parallel.make_mesh(config.mesh.data, config.mesh.model)
     experiment = build(config, mesh, workdir=workdir, console=console)
     config, settings = experiment.config, experiment.settings
+    lock.acquire()
+    if lock.warning and console is not None:
+        console.print(lock.warning, markup=False, highlight=False, soft_wrap=True)
     claim_workdir(config, workdir)  # only now: a config that cannot run must not stand in the way of its correction
     if parallel.is_main_host():
         experiment.save_inputs(workdir)
@@ -57,7 +90,12 @@ def run_one(config: ConfigDict, workdir: Path, console: Console | None, *, title
     )
     state, clock, resumed = _restore_or_init(experiment, checkpoints, workdir)
     log_run_summary(console, experiment, workdir, resumed=resumed)
-    writer = train.MetricWriter(workdir, tensorboard=config.log.tensorboard, active=parallel.is_main_host())
+    writer = train.MetricWriter(
+        workdir,
+        tensorboard=config.log.tensorboard,
+        active=parallel.is_main_host(),
+        purge_step=None if resumed is None else resumed + 1,
+    )
     evaluate = experiment.make_evaluator(writer)
     title = title or workdir.name
     try:
@@ -141,7 +179,7 @@ def _train(
 def _checkpoint_meta(experiment: Experiment, clock: train.Clock) -> dict[str, Any]:
     return {
         "task": experiment.task.metadata(),
-        "clock": vars(clock),
+        "clock": asdict(clock),  # a copy, as it is written in the background while the clock goes on
         "config": json.loads(json.dumps(experiment.config.to_dict(), default=str)),
         "versions": {"jaxkd": __version__, "jax": jax.__version__, "python": platform.python_version()},
     }

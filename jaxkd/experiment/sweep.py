@@ -10,11 +10,13 @@ from typing import Any
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from jaxkd import parallel
 from jaxkd.config.fields import change
 from jaxkd.data.files import write_atomic
 from jaxkd.errors import ConfigError, did_you_mean
 from jaxkd.experiment.checks import check_config
 from jaxkd.experiment.comparison import FIGURE
+from jaxkd.experiment.lock import WorkdirLock
 from jaxkd.experiment.registry import registered_task
 
 PREFIX = "stage:"
@@ -59,6 +61,14 @@ def run_stages(
     configs = stage_configs(config, workdir)
     for one in configs.values():
         check_config(one)  # a mistake in the last stage is found before the first one runs
+    with WorkdirLock(workdir, wanted=parallel.is_main_host()) as lock:
+        lock.acquire()
+        return _run_in_order(configs, workdir, run_one, console)
+
+
+def _run_in_order(
+    configs: dict[str, ConfigDict], workdir: Path, run_one: Callable[..., dict[str, Any]], console: Console | None
+) -> dict[str, Any]:
     results: dict[str, dict[str, Any]] = {}
     for index, (name, one) in enumerate(configs.items(), start=1):
         if console is not None:

@@ -18,10 +18,17 @@ from jaxkd.train import read_config
 FREE_FIELDS = ("data.workers", "log.", "checkpoint.", "dynamics.", "eval.batch_size")
 
 
+def checkpoint_steps(workdir: Path) -> list[int]:
+    """Steps of the finished checkpoints of `workdir`, ascending; [] where the folder cannot be read."""
+    try:
+        return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+    except OSError:
+        return []
+
+
 def has_checkpoints(workdir: Path) -> bool:
     """Whether a run in `workdir` has finished a checkpoint, from which it would continue."""
-    checkpoints = workdir / "checkpoints"
-    return checkpoints.is_dir() and any(p.name.isdigit() for p in checkpoints.iterdir())
+    return bool(checkpoint_steps(workdir))
 
 
 def claim_workdir(config: ConfigDict, workdir: Path) -> None:

@@ -8,6 +8,7 @@ Orbax writes to a temporary name and renames, so that a killed process never lea
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,11 +71,13 @@ class Checkpoints:
     def save(self, state: TrainState, *, data: dict, meta: dict, metrics: dict[str, Value] | None = None) -> None:
         """Starts writing the checkpoint of `state.step`; a step that is already there is left as it is.
 
-        Returns when the state has been copied: the next step may reuse its buffers.
+        Returns when everything has been copied: the next step may reuse the state's buffers, and the caller may change
+        the dictionaries, although they are written in the background.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        data, meta, metrics = copy.deepcopy((data, meta, to_json(metrics or {})))
         items = {
             "params": ocp.args.StandardSave(state.params),
             "rest": ocp.args.StandardSave({"step": state.step, "mutable": state.mutable, "opt_state": state.opt_state}),
@@ -85,7 +88,7 @@ class Checkpoints:
             items["ema"] = ocp.args.StandardSave(state.ema)
         # Forced, because Orbax would otherwise drop a step below its newest one without a word. It warns on the
         # terminal where there are no metrics; an empty dict ranks below every score.
-        self._manager.save(step, args=ocp.args.Composite(**items), metrics=to_json(metrics or {}), force=True)
+        self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
 
     def restore(self, step: int, abstract: TrainState, mesh: jax.sharding.Mesh) -> tuple[TrainState, dict, dict]:
         """(state, data position, meta) of `step`; `abstract` gives the shapes, `mesh` the placement.

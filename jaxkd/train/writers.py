@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from jaxkd.train.events import EventFile
 from jaxkd.train.members import to_json
 
 
 class MetricWriter:
     """Appends one JSON object a line to `workdir/metrics.jsonl` and scalars to `workdir/tensorboard`.
 
-    After a resume the lines of steps that run again are written again; `read_metrics` keeps the last of each.
+    After a resume the lines of steps that run again are written again; `read_metrics` keeps the last of each, and
+    TensorBoard drops the earlier points.
+
+    Args:
+      workdir: of the run.
+      tensorboard: whether event files are written.
+      active: False writes nothing, on every host but the first.
+      purge_step: the first step that a continued run writes; None for a new run.
+
+    Raises:
+      OSError: here and in every method, if the disk refuses it.
     """
 
-    def __init__(self, workdir: Path, *, tensorboard: bool = True, active: bool = True):
+    def __init__(self, workdir: Path, *, tensorboard: bool = True, active: bool = True, purge_step: int | None = None):
         self._file = _open_lines(Path(workdir) / "metrics.jsonl") if active else None
         self._events = None
         if active and tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self._events = SummaryWriter(str(Path(workdir) / "tensorboard"))
+            self._events = EventFile(Path(workdir) / "tensorboard", purge_step=purge_step)
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Writes `values` of `step`; `kind` is "train" or "eval" and prefixes the TensorBoard tags.
@@ -33,12 +44,11 @@ class MetricWriter:
         values = to_json(values)
         self._line(kind, step, values)
         if self._events is not None:
+            scalars = {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, int | float)}
             for name, value in values.items():
-                if isinstance(value, int | float):
-                    self._events.add_scalar(f"{kind}/{name}", value, step)
-                elif isinstance(value, list):
-                    for member, one in enumerate(value):
-                        self._events.add_scalar(f"{kind}/{name}/{member}", one, step)
+                if isinstance(value, list):
+                    scalars |= {f"{kind}/{name}/{member}": one for member, one in enumerate(value)}
+            self._events.add_scalars(scalars, step)
 
     def write_layers(
         self, kind: str, step: int, layers: Sequence[str], values: Mapping[str, Any], *, epoch: float
@@ -48,10 +58,13 @@ class MetricWriter:
         lists = {name: [float(str(v)) for v in value] for name, value in values.items()}
         self._line(kind, step, {"epoch": epoch, "layers": list(layers), **lists})
         if self._events is not None:
-            for name, numbers in lists.items():
-                for layer, value in zip(layers, numbers, strict=True):
-                    if math.isfinite(value):  # a curve has a gap there
-                        self._events.add_scalar(f"{kind}/{name}/{layer}", value, step)
+            scalars = {
+                f"{kind}/{name}/{layer}": value
+                for name, numbers in lists.items()
+                for layer, value in zip(layers, numbers, strict=True)
+                if math.isfinite(value)  # a curve has a gap there
+            }
+            self._events.add_scalars(scalars, step)
 
     def _line(self, kind: str, step: int, values: dict[str, Any]) -> None:
         if self._file is not None:
@@ -63,20 +76,24 @@ class MetricWriter:
         """Writes (H, W, 3) uint8 pictures to TensorBoard, where it is on."""
         if self._events is not None:
             for name, image in images.items():
-                self._events.add_image(f"{kind}/{name}", image, step, dataformats="HWC")
+                self._events.add_image(f"{kind}/{name}", image, step)
 
     def close(self) -> None:
-        """Flushes and closes both."""
-        if self._file is not None:
-            self._file.close()
-        if self._events is not None:
-            self._events.close()
+        """Closes both; what could not be written was said by the call that wrote it."""
+        for one in (self._file, self._events):
+            if one is not None:
+                with contextlib.suppress(OSError):
+                    one.close()
 
 
 def _open_lines(path: Path) -> TextIO:
     """`path` for appending lines; the half line of a killed process is ended first, or it would swallow the next."""
-    half = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
-    file = path.open("a")
+    half = False
+    if path.exists() and path.stat().st_size:
+        with path.open("rb") as old:
+            old.seek(-1, os.SEEK_END)
+            half = old.read(1) != b"\n"
+    file = path.open("a", encoding="utf-8")
     if half:
         file.write("\n")
     return file
@@ -90,15 +107,35 @@ def _json_number(value: Any) -> Any:
 
 
 def read_metrics(workdir: Path, kind: str) -> list[dict[str, Any]]:
-    """The lines of `kind` in `workdir/metrics.jsonl`, by step, the newest line of each step."""
+    """The lines of `kind` in `workdir/metrics.jsonl`, by step, the newest line of each step.
+
+    A line that is no such row is left out: the half line of a killed process, or one that a bad disk damaged.
+    """
     path = Path(workdir) / "metrics.jsonl"
     rows: dict[int, dict[str, Any]] = {}
     if path.exists():
-        for line in path.read_text().splitlines():
+        for line in path.read_bytes().split(b"\n"):
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the half line of a killed process
-            if row.get("kind") == kind:
+            except (ValueError, RecursionError):  # also of bytes that are no text
+                continue
+            if _is_row(row) and row["kind"] == kind:
                 rows[row["step"]] = row
     return [rows[step] for step in sorted(rows)]
+
+
+def _is_row(row: Any) -> bool:
+    """Whether `row` has the fields and types that `MetricWriter` writes, which its readers rely on."""
+    if not isinstance(row, dict) or type(row.get("step")) is not int or not isinstance(row.get("kind"), str):
+        return False
+    layers = row.get("layers", [])
+    if not isinstance(layers, list) or not all(isinstance(layer, str) for layer in layers):
+        return False
+    if (row["kind"] == "dynamics" and "layers" not in row) or not _is_number(row.get("epoch", 0)):
+        return False
+    values = [one for value in row.values() for one in (value if isinstance(value, list) else [value])]
+    return all(isinstance(value, str) or _is_number(value) for value in values)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is float or (type(value) is int and abs(value) < 1 << 63)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import jax
@@ -86,6 +87,22 @@ def test_what_was_saved_is_the_state_of_that_moment_though_the_next_step_reuses_
     got, _, _ = checkpoints.restore(1, jax.eval_shape(lambda: state), mesh)
     checkpoints.close()
     np.testing.assert_array_equal(got.params["w"], 1.0)
+
+
+def test_dictionaries_are_those_of_that_moment_though_the_run_changes_them(tmp_path, mesh, monkeypatch):
+    dumps = json.dumps
+    monkeypatch.setattr(json, "dumps", lambda *args, **options: time.sleep(0.1) or dumps(*args, **options))
+    clock, position, scores = {"images": 96}, {"at": 1, "broken": {}}, {"top1": 50.0}
+    checkpoints = train.Checkpoints(tmp_path)
+    state = state_of(1).replace(params={"w": jnp.ones((1024, 1024))}, ema=None)
+    checkpoints.save(state, data=position, meta={"clock": clock}, metrics=scores)
+    clock["images"], position["broken"]["7"], scores["top1"] = 288, "damaged", 99.0
+    position["at"] = 3
+    checkpoints.wait()
+    _, data, meta = checkpoints.restore(1, jax.eval_shape(lambda: state), mesh)
+    checkpoints.close()
+    assert (data, meta) == ({"at": 1, "broken": {}}, {"clock": {"images": 96}})
+    assert json.loads((tmp_path / "checkpoints/1/metrics/metrics").read_text())["top1"] == 50.0
 
 
 def test_the_last_the_best_and_every_nth_are_kept(tmp_path):

@@ -89,20 +89,38 @@ def test_the_loss_that_is_written_is_that_of_the_state_before_the_step(tmp_path)
     assert train.read_metrics(tmp_path, "train")[0]["fit"] == pytest.approx(float(fit), rel=1e-5)
 
 
-def test_tensorboard_events_can_be_read_back(tmp_path):
+def events_of(path):
+    """Every event of a TensorBoard file."""
     import struct
 
     from tensorboardX.proto.event_pb2 import Event
 
-    toy.run(tmp_path, 4, log_every=2, eval_every=4)
-    (path,) = (tmp_path / "tensorboard").glob("events.out.tfevents.*")
-    raw, scalars, at = path.read_bytes(), {}, 0
+    raw, at = path.read_bytes(), 0
     while at < len(raw):  # a record: length (8 bytes), its checksum (4), data, checksum (4)
         (length,) = struct.unpack("<Q", raw[at : at + 8])
-        event = Event.FromString(raw[at + 12 : at + 12 + length])
+        yield Event.FromString(raw[at + 12 : at + 12 + length])
         at += 16 + length
-        for value in event.summary.value:
-            scalars[value.tag, event.step] = value.simple_value
+
+
+def test_a_continued_run_makes_tensorboard_drop_the_steps_that_it_writes_again(tmp_path):
+    first = train.MetricWriter(tmp_path)
+    for step in range(1, 6):
+        first.write("train", step, {"loss": 1.0})
+    again = train.MetricWriter(tmp_path, purge_step=4)  # while the first file has no end, as after a kill
+    again.write("train", 4, {"loss": 2.0})
+    paths = sorted((tmp_path / "tensorboard").iterdir())
+    assert len(paths) == 2  # not one that replaced the other within a second
+    starts = [[e.step for e in events_of(p) if e.WhichOneof("what") == "session_log"] for p in paths]
+    assert starts == [[], [4]]
+    assert [e.step for e in events_of(paths[0]) if e.summary.value] == [1, 2, 3, 4, 5]  # on the disk at once
+    first.close()
+    again.close()
+
+
+def test_tensorboard_events_can_be_read_back(tmp_path):
+    toy.run(tmp_path, 4, log_every=2, eval_every=4)
+    (path,) = (tmp_path / "tensorboard").glob("events.out.tfevents.*")
+    scalars = {(v.tag, event.step): v.simple_value for event in events_of(path) for v in event.summary.value}
     rows = {("train", r["step"]): r for r in train.read_metrics(tmp_path, "train")}
     rows |= {("eval", r["step"]): r for r in train.read_metrics(tmp_path, "eval")}
     expected = {
@@ -255,6 +273,14 @@ def test_metric_lines_survive_a_killed_process_and_hold_no_nan(tmp_path):
     writer.write("train", 2, {"loss": float("nan"), "big": float("inf")})
     writer.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(
+            '{"kind": "train", "step": 3, "loss": 1, "epoch": "half"}\n[1]\n7\n"text"\nnull\n{"kind": "train"}\n'
+        )
+        file.write('{"kind": "train", "step": "4", "loss": 1}\n{"kind": "train", "step": 4, "loss": {}}\n')
+        file.write(f'{{"kind": "train", "step": 4, "loss": {"9" * 400}}}\n{"[" * 100_000}\n')
+        file.write('{"kind": "dynamics", "step": 4, "entropy": [1]}\n')  # a bad disk: layers are missing
+        file.flush()
+        file.buffer.write(b'\xff\x00{"kind": "train", "step": 5}\n')
         file.write('{"kind": "train", "step": 3, "lo')  # killed here
     writer = train.MetricWriter(tmp_path, tensorboard=False)
     writer.write("train", 3, {"loss": 1.0})
@@ -263,9 +289,9 @@ def test_metric_lines_survive_a_killed_process_and_hold_no_nan(tmp_path):
     writer.close()
     rows = train.read_metrics(tmp_path, "train")
     assert [(r["step"], r["loss"]) for r in rows] == [(1, 9.0), (2, "nan"), (3, 1.0)]
-    assert rows[1]["big"] == "inf"
+    assert rows[1]["big"] == "inf" and train.read_metrics(tmp_path, "dynamics") == []
     assert [r["loss"] for r in train.read_metrics(tmp_path, "eval")] == [5.0]
-    for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
+    for line in (tmp_path / "metrics.jsonl").read_text(errors="replace").splitlines():
         assert "NaN" not in line and "Infinity" not in line
     assert train.read_metrics(tmp_path / "nowhere", "train") == []
 
