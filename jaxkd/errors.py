@@ -168,14 +168,10 @@ def check_range(
     """Raises an error unless `value` is a finite number (not a bool) within all bounds that are given.
 
     Args:
-      name: as the user writes it, e.g. "data.mix.prob" or "--batch-size".
-      value: the number.
-      least: inclusive lower bound.
-      most: inclusive upper bound.
-      above: exclusive lower bound.
-      below: exclusive upper bound.
+      name, value: as the user writes it, e.g. "data.mix.prob" or "--batch-size", and the number.
+      least, most, above, below: inclusive and exclusive bounds; None for none.
       whole: whether it must be an integer.
-      meaning: of the number, where its name does not say it, e.g. "the share of the image that the crop keeps".
+      meaning: of the number, where its name does not say it.
       hint: added to the advice, e.g. "published recipes use 0.1".
       error: the type of the exception.
     """
@@ -204,11 +200,9 @@ def check_choice(
     """Raises an error that lists `choices` unless `value` is one of them.
 
     Args:
-      name: as the user writes it, e.g. "data.mix.mode" or "--format".
-      value: what was given.
+      name, value: as the user writes it, e.g. "data.mix.mode" or "--format", and what was given.
       choices: all that is possible; an empty text is possible, but is not listed.
-      hint: added to the advice, e.g. "the published recipes use batch".
-      error: the type of the exception.
+      hint, error: as in `check_range`.
     """
     choices = tuple(choices)
     if not any(type(value) is type(c) and value == c for c in choices):

@@ -3,7 +3,7 @@
 `analysis.pipeline` runs them over a data set, `jaxkd.report` shows the results; `python -m jaxkd.analyze` does both.
 """
 
-from jaxkd.analysis.activation import activation_statistics, gradient_magnitude
+from jaxkd.analysis.activation import activation_max, activation_mean, gradient_magnitude, kurtosis, massive_share
 from jaxkd.analysis.entropy import channel_entropy, entropy_map
 from jaxkd.analysis.layer_selection import suggest_pairs, suggest_stages
 from jaxkd.analysis.layer_statistics import LayerStatistic, register_layer_statistic

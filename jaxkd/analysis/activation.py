@@ -63,21 +63,6 @@ def massive_share(features: jax.Array) -> jax.Array:
     return jnp.sum(share, axis=1) / jnp.maximum(jnp.sum(~zero, axis=1), 1)
 
 
-def activation_statistics(tokens: jax.Array) -> dict[str, jax.Array]:
-    """The four statistics above of the activations of each image. A NaN makes all four NaN for its image.
-
-    Args:
-      tokens: (B, ..., C), images first and channels last; any real type, computed in at least fp32.
-
-    Returns:
-      {"activation_mean", "activation_max", "kurtosis", "massive_share": (B,)}.
-
-    Raises:
-      ShapeError: no axis between or an empty one.
-    """
-    return {f.__name__: f(tokens) for f in (activation_mean, activation_max, kurtosis, massive_share)}
-
-
 def gradient_magnitude(gradients: jax.Array) -> jax.Array:
     """Mean |g| of each image.
 

@@ -11,7 +11,7 @@ NaN in an image or a gradient stays NaN in the result of that image and of no ot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -37,11 +37,6 @@ def class_score(logits: jax.Array, classes: jax.Array) -> jax.Array:
             "and (B,), or another score function with one number per image."
         )
     return jnp.take_along_axis(logits, classes[:, None], axis=1)[:, 0]
-
-
-def black_baseline(mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """Mean and standard deviation of the normalisation -> (C,): what a black pixel becomes, for `baseline`."""
-    return -jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
 
 
 def reduce_channels(gradient: jax.Array, reduction: str = "max") -> jax.Array:
@@ -158,7 +153,7 @@ def integrated_gradients(
       images: (B, H, W, C), normalised.
       classes: (B, ...), handed on to `score`.
       baseline: what an absent image looks like, in normalised values: a number, or an array that broadcasts to the
-        images, e.g. (C,) or (B, H, W, C). 0 is the mean colour of the data set; `black_baseline(mean, std)` is black.
+        images, e.g. (C,) or (B, H, W, C). 0 is the mean colour of the data set; -mean / std is black.
       steps: gradients along the straight path from baseline to image; of the trapezoid rule, intervals.
       rule: how the path is integrated: "gauss" (Gauss-Legendre), "trapezoid" (steps + 1 gradients, both ends included),
         "midpoint", "left" or "right" (the paper's sum). On two images and a DeiT-Tiny of random weights, 20 Gauss

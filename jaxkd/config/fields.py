@@ -203,6 +203,11 @@ def change(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
     return config
 
 
+def plain(value: Any) -> Any:
+    """A dict for a ConfigDict; anything else as it is."""
+    return value.to_dict() if isinstance(value, ConfigDict) else value
+
+
 def kind_of(dotted: str) -> str:
     """The type that a field holds, in a word, also where its default is None."""
     *parents, leaf = dotted.split(".")

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from jaxkd import data, distill, models, parallel, tasks, train, weights
 from jaxkd.analysis import pipeline
-from jaxkd.config.fields import change
+from jaxkd.config.fields import change, plain
 from jaxkd.config.validate import mixes
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import auto_pairs
@@ -138,12 +138,8 @@ def _on_device(config: ConfigDict) -> dict[str, Any]:
     return {"erase": erase, "mix": mix}
 
 
-def _plain(value: Any) -> Any:
-    return value.to_dict() if isinstance(value, ConfigDict) else value
-
-
 def _network(config: ConfigDict, compute: str, remat: bool, *, like: weights.Network | None = None) -> weights.Network:
-    args = {k: _plain(v) for k, v in config.args.items() if v is not None}
+    args = {k: plain(v) for k, v in config.args.items() if v is not None}
     if like is not None:  # a teacher sees the student's images
         args.setdefault("img_size", like.image_size)
     return weights.build_network(config.name, args, compute=compute, remat=remat)

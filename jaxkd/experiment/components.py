@@ -14,10 +14,6 @@ from jaxkd import train
 Evaluator = Callable[[train.TrainState], dict[str, Any]]
 
 
-def _nothing(workdir: Path) -> None:
-    """Saves nothing."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Components:
     """Parts that the builder of a task makes of a config; see `registry.register_task`.
@@ -45,5 +41,5 @@ class Components:
     val_images: int = 0
     make_evaluator: Callable[[train.MetricWriter], Evaluator] | None = None
     statistics: Any = None
-    save_inputs: Callable[[Path], None] = _nothing
+    save_inputs: Callable[[Path], None] = lambda workdir: None
     draw_result: Callable[[Path, dict[str, Any]], Path | None] = lambda workdir, result: None

@@ -7,6 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxkd import distill
+from jaxkd.config.fields import plain
 from jaxkd.errors import ConfigError
 
 
@@ -27,13 +28,13 @@ def build_objective(
     settings = config.distill
     given = {"pairs": _resolve(settings.pairs, student_taps, teacher_taps), "smoothing": config.label_smoothing}
     if not settings.terms:
-        values = {k: _plain(settings[k]) for k in ("alpha", "temperature", "feature_weight", "spectral_method")}
+        values = {k: plain(settings[k]) for k in ("alpha", "temperature", "feature_weight", "spectral_method")}
         return distill.preset(settings.preset, **given, **{k: v for k, v in values.items() if v not in (None, "")})
     entries = [
         entry | {"pairs": _resolve(entry["pairs"], student_taps, teacher_taps)}
         if isinstance(entry, dict) and "pairs" in entry
         else entry
-        for entry in map(_plain, settings.terms)
+        for entry in map(plain, settings.terms)
     ]
     objective = distill.build_objective(entries, **given)
     if objective.needs_teacher and teacher_taps is None:
@@ -52,7 +53,3 @@ def build_objective(
 
 def _resolve(pairs: Any, student_taps: tuple[str, ...], teacher_taps: tuple[str, ...] | None) -> Any:
     return distill.resolve_pairs(pairs or (), student_taps, teacher_taps or ())
-
-
-def _plain(value: Any) -> Any:
-    return value.to_dict() if isinstance(value, ConfigDict) else value

@@ -2,4 +2,4 @@
 
 from jaxkd.metrics.aggregate import Average, Metrics, average
 from jaxkd.metrics.classification import classification_metrics, top_k_correct
-from jaxkd.metrics.restoration import luma, name_of, parse_name, psnr, psnr_on_device, ssim, ssim_on_device
+from jaxkd.metrics.restoration import luma, name_of, psnr, ssim

@@ -5,22 +5,15 @@ formulas are BasicSR's `calculate_psnr` and `calculate_ssim`: 8-bit images; luma
 to 235), not rounded; a peak of 255 also for luma; SSIM with an 11x11 Gaussian of 1.5 pixels, without padding, averaged
 over the channels for RGB. The PSNR of a data set is the mean of the decibels of its images.
 
-`psnr` and `ssim` run on the host in fp64 and give the reported numbers; their `_on_device` versions are traceable, in
-fp32, for curves during training. Luma is computed as a sum of integers times 219/255000, so that images of equal luma
-compare as equal in both.
+Both run on the host in fp64. Luma is computed as a sum of integers times 219/255000, so that images of equal luma
+compare as equal.
 """
 
 from __future__ import annotations
 
-import re
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxkd.errors import ShapeError, UnknownNameError, check_range, did_you_mean
-
-Array = np.ndarray | jax.Array
 
 PEAK = 255.0
 # 65.481, 128.553 and 24.966, MATLAB's weights of red, green and blue in [0, 1], are 219 times these thousandths.
@@ -58,22 +51,6 @@ def name_of(metric: str, crop_border: int, luma: bool) -> str:
     return f"{metric}_{'y' if luma else 'rgb'}_crop{crop_border}"
 
 
-def parse_name(name: str) -> tuple[str, int, bool]:
-    """("psnr", 4, True), that is metric, crop_border and luma, of `psnr_y_crop4`; the inverse of `name_of`.
-
-    Raises:
-      UnknownNameError: a name of another form.
-    """
-    found = re.fullmatch(r"(psnr|ssim)_(y|rgb)_crop(0|[1-9]\d*)", name)
-    if not found:
-        usual = [f"{metric}_{colour}_crop{n}" for metric in METRICS for colour in ("y", "rgb") for n in (0, 2, 3, 4)]
-        raise UnknownNameError(
-            f'"{name}" is not the name of a metric of images.{did_you_mean(name, usual)} Write the metric, y or rgb, '
-            "and the pixels cropped from each side, e.g. psnr_y_crop4 or ssim_rgb_crop0."
-        )
-    return found[1], int(found[3]), found[2] == "y"
-
-
 def luma(image: np.ndarray) -> np.ndarray:
     """BT.601 luma, 16 (black) to 235 (white), not rounded.
 
@@ -94,8 +71,8 @@ def luma(image: np.ndarray) -> np.ndarray:
     return LUMA_BLACK + LUMA_STEP * _weighted(image.astype(np.int32))
 
 
-def _weighted(rgb: Array) -> Array:
-    """(..., 3) of whole numbers -> (...) thousandths of luma, 0 to 255,000: exact in int32 and in fp32."""
+def _weighted(rgb: np.ndarray) -> np.ndarray:
+    """(..., 3) of whole numbers -> (...) thousandths of luma, 0 to 255,000, exact in int32."""
     red, green, blue = LUMA_THOUSANDTHS
     return red * rgb[..., 0] + green * rgb[..., 1] + blue * rgb[..., 2]
 
@@ -104,7 +81,7 @@ def _check_border(crop_border: int) -> None:
     check_range("crop_border", crop_border, 0, whole=True, hint="papers crop the super-resolution factor")
 
 
-def _cropped(a: Array, b: Array, crop_border: int, least: int, floats: bool = False) -> tuple[Array, Array]:
+def _cropped(a: np.ndarray, b: np.ndarray, crop_border: int, least: int) -> tuple[np.ndarray, np.ndarray]:
     """Checks both images and returns them as (B, h, w, 3) without their border."""
     _check_border(crop_border)
     if a.shape != b.shape or a.ndim not in (3, 4) or a.shape[-1] != 3:
@@ -112,12 +89,11 @@ def _cropped(a: Array, b: Array, crop_border: int, least: int, floats: bool = Fa
             f"The images have shapes {a.shape} and {b.shape}. Pass two of the same shape, (height, width, 3) or "
             "(batch, height, width, 3); repeat a greyscale channel three times."
         )
-    for image in (a, b):
-        if not (image.dtype == np.uint8 or (floats and jnp.issubdtype(image.dtype, jnp.floating))):
-            raise ShapeError(
-                f"The images are {a.dtype} and {b.dtype}, but the published metrics compare 8-bit images. Pass uint8: "
-                "a network's output as np.rint(255 * np.clip(output, 0, 1)).astype(np.uint8)."
-            )
+    if (a.dtype, b.dtype) != (np.uint8, np.uint8):
+        raise ShapeError(
+            f"The images are {a.dtype} and {b.dtype}, but the published metrics compare 8-bit images. Pass uint8: a "
+            "network's output as np.rint(255 * np.clip(output, 0, 1)).astype(np.uint8)."
+        )
     height, width = a.shape[-3] - 2 * crop_border, a.shape[-2] - 2 * crop_border
     if min(height, width) < least:
         raise ShapeError(
@@ -166,8 +142,8 @@ def psnr(a: np.ndarray, b: np.ndarray, crop_border: int = 4, luma: bool = True) 
     return _returned(values, a.ndim)
 
 
-def _blur(x: Array) -> Array:
-    """(..., H, W) -> (..., H - 10, W - 10) mean over the SSIM window; sums of slices, so never in TF32."""
+def _blur(x: np.ndarray) -> np.ndarray:
+    """(..., H, W) -> (..., H - 10, W - 10) mean over the SSIM window; as sums of slices."""
     height, width = x.shape[-2] - 2 * RADIUS, x.shape[-1] - 2 * RADIUS
     blurred = GAUSSIAN[RADIUS] * x[..., RADIUS : RADIUS + height, :]
     for i in range(RADIUS):
@@ -178,11 +154,11 @@ def _blur(x: Array) -> Array:
     return blurred
 
 
-def _similarity(a: Array, b: Array) -> Array:
+def _similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """(..., H, W) of values in 0..255 -> (..., H - 10, W - 10) SSIM of each window.
 
     The two factors of SSIM are written as one minus a squared difference over a sum of squares: algebraically the
-    usual quotients, but exactly 1 for equal windows, and without the cancellation that costs fp32 its digits.
+    usual quotients, but exactly 1 for equal windows.
     """
     middle = PEAK / 2  # a shift does not change variances, and their rounding error is smallest around zero
     a, b = a - middle, b - middle
@@ -225,53 +201,8 @@ def ssim(a: np.ndarray, b: np.ndarray, crop_border: int = 4, luma: bool = True) 
     return _returned(values, a.ndim)
 
 
-def _planes(rgb: Array, luma: bool) -> Array:
+def _planes(rgb: np.ndarray, luma: bool) -> np.ndarray:
     """(..., H, W, 3) of whole numbers -> (..., 1 or 3, H, W) to be compared by SSIM."""
     if luma:
         return (LUMA_BLACK + LUMA_STEP * _weighted(rgb))[..., None, :, :]
     return rgb.swapaxes(-1, -2).swapaxes(-2, -3)
-
-
-def _levels(image: jax.Array) -> jax.Array:
-    """fp32 whole numbers 0 to 255 of uint8, or of floats in [0, 1] as a file would hold them; NaN stays NaN."""
-    if image.dtype == jnp.uint8:
-        return image.astype(jnp.float32)
-    return jnp.round(jnp.clip(image.astype(jnp.float32), 0.0, 1.0) * PEAK)
-
-
-def psnr_on_device(a: jax.Array, b: jax.Array, crop_border: int = 4, luma: bool = True) -> jax.Array:
-    """`psnr` inside jit; differs from `psnr` by at most 1e-4 dB.
-
-    Args:
-      a: (H, W, 3) or (B, H, W, 3) RGB, uint8 or float in [0, 1]; floats are clipped and rounded to 8 bits first.
-      b: the same shape; it may have another dtype.
-      crop_border: as for `psnr`; static.
-      luma: as for `psnr`; static.
-
-    Returns:
-      () or (B,) fp32. Equal images give inf; a NaN in an image gives NaN.
-
-    Raises:
-      ShapeError: other shapes or kinds, or nothing left after cropping.
-      ConfigError: a negative border.
-    """
-    a, b = jnp.asarray(a), jnp.asarray(b)
-    x, y = _cropped(a, b, crop_border, 1, floats=True)
-    difference = _levels(x) - _levels(y)
-    if luma:
-        difference = (LUMA_STEP * _weighted(difference))[..., None]
-    squares = jnp.mean(difference * difference, axis=(-2, -1))  # row by row first: shorter sums round less
-    values = 10.0 * jnp.log10(PEAK**2 / jnp.mean(squares, axis=-1))
-    return values if a.ndim == 4 else values[0]
-
-
-def ssim_on_device(a: jax.Array, b: jax.Array, crop_border: int = 4, luma: bool = True) -> jax.Array:
-    """`ssim` inside jit; differs from `ssim` by at most 1e-5.
-
-    Arguments, result and errors are those of `psnr_on_device`, but equal images give 1 and 11x11 pixels must remain.
-    """
-    a, b = jnp.asarray(a), jnp.asarray(b)
-    x, y = _cropped(a, b, crop_border, WINDOW, floats=True)
-    similarity = jnp.mean(_similarity(_planes(_levels(x), luma), _planes(_levels(y), luma)), axis=-1)
-    values = jnp.mean(similarity, axis=(-2, -1))
-    return values if a.ndim == 4 else values[0]

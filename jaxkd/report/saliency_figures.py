@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jaxkd.errors import DataError, ShapeError
-
 COLOURS = "inferno"
 NOT_FINITE = (0.35, 0.47, 0.58)
 # A few pixels hold most of a gradient; the rest would be black if the largest were white (SmoothGrad, section 3.2).
@@ -23,18 +21,8 @@ PERCENTILE = 99.0
 FRAME_MILLISECONDS = 800
 
 
-def display_images(images: Any, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """(B, H, W, 3) normalised images -> the same in [0, 1], clipped."""
-    return np.clip(np.asarray(images, np.float32) * np.asarray(std) + np.asarray(mean), 0, 1)
-
-
 def draw_saliency(
-    images: Any,
-    maps: Mapping[str, Any],
-    path: Path | str,
-    *,
-    labels: Sequence[str] = (),
-    caption: str = "",
+    images: np.ndarray, maps: Mapping[str, np.ndarray], path: Path, *, labels: Sequence[str], caption: str
 ) -> None:
     """Writes a figure with one row per image: the image, then a panel per map, each with its own scale.
 
@@ -47,15 +35,6 @@ def draw_saliency(
       labels: text at the left of each row, e.g. file name, class and completeness error.
       caption: printed below.
     """
-    images = _checked_images(images)
-    maps = {title: np.asarray(value, np.float64) for title, value in maps.items()}
-    for title, value in maps.items():
-        if value.shape != images.shape[:3]:
-            raise ShapeError(
-                f'The map "{title}" has shape {value.shape}, the images have {images.shape}. Give {images.shape[:3]}.'
-            )
-    if labels and len(labels) != len(images):
-        raise ShapeError(f"{len(labels)} labels came with {len(images)} images. Give one for each, or none.")
     from matplotlib.figure import Figure
 
     rows, columns = len(images), 1 + len(maps)
@@ -64,8 +43,7 @@ def draw_saliency(
     axes = figure.subplots(rows, columns, squeeze=False)
     for row, axis_row in enumerate(axes):
         axis_row[0].imshow(images[row])
-        if labels:
-            axis_row[0].set_ylabel(labels[row], fontsize=9)
+        axis_row[0].set_ylabel(labels[row], fontsize=9)
         for axis, (title, value) in zip(axis_row[1:], maps.items(), strict=True):
             top, words = scale_of(value[row], PERCENTILE)
             axis.imshow(value[row], cmap=colours(), vmin=0, vmax=top)
@@ -76,20 +54,11 @@ def draw_saliency(
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
     axes[0][0].set_title("image", fontsize=10)
-    if caption:
-        figure.supxlabel(caption, fontsize=8, color="#555555", wrap=True)
+    figure.supxlabel(caption, fontsize=8, color="#555555", wrap=True)
     figure.savefig(path, dpi=130)
 
 
-def draw_layer_animation(
-    image: Any,
-    maps: Mapping[str, Any],
-    path: Path | str,
-    *,
-    shared_scale: bool = False,
-    title: str = "mean |gradient| of the class score",
-    milliseconds: int = FRAME_MILLISECONDS,
-) -> None:
+def draw_layer_animation(image: np.ndarray, maps: Mapping[str, np.ndarray], path: Path) -> None:
     """Writes a GIF with one frame per layer: the image, and beside it the layer's map over a dim grey copy.
 
     Below stand the scale and one bar per layer with the mean of its map (its height in logarithm, over the decades that
@@ -100,27 +69,13 @@ def draw_layer_animation(
       maps: tap -> (h, w) >= 0 in depth order, any grid; interpolated bilinearly to the image. (1, 1), a feature without
         positions, leaves the copy grey and shows in its bar only. See `saliency.layer_gradient_maps`.
       path: of the GIF.
-      shared_scale: the brightest colour is the largest value of all layers, instead of each layer's own.
-      title: what the numbers are; the first line of every frame.
-      milliseconds: per frame.
     """
-    image = _checked_images(np.asarray(image)[None])[0]
-    maps = {name: np.asarray(value, np.float64) for name, value in maps.items()}
-    if not maps:
-        raise ShapeError("There are no maps to animate. Ask for at least one tap.")
-    for name, value in maps.items():
-        if value.ndim != 2 or not value.size:
-            raise ShapeError(
-                f'The map of "{name}" has shape {value.shape} instead of (h, w). '
-                "Pick the image: {name: map[i] for name, map in maps.items()}."
-            )
-    top = max(scale_of(v)[0] for v in maps.values()) if shared_scale else None
     means = np.array([v.mean() if np.isfinite(v).all() else np.nan for v in maps.values()])
-    frames = [_frame(image, maps, index, means, top, title) for index in range(len(maps))]
+    frames = [_frame(image, maps, index, means) for index in range(len(maps))]
     # One palette for all: with one for each frame, the unchanged image would flicker.
     palette = Image.fromarray(np.concatenate([np.asarray(f) for f in frames])).quantize(dither=Image.Dither.NONE)
     frames = [f.quantize(palette=palette, dither=Image.Dither.NONE) for f in frames]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=milliseconds, loop=0, disposal=1)
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=FRAME_MILLISECONDS, loop=0, disposal=1)
 
 
 def write_saliency(found: Iterable[Any], folder: Path) -> list[dict[str, Any]]:
@@ -174,9 +129,7 @@ def scale_of(values: np.ndarray, percentile: float = 100.0) -> tuple[float, str]
     return float(top) or 1.0, words + (f"; {count} of {values.size} not finite" if count else "")
 
 
-def _frame(
-    image: np.ndarray, maps: Mapping[str, np.ndarray], index: int, means: np.ndarray, top: float | None, title: str
-) -> Image.Image:
+def _frame(image: np.ndarray, maps: Mapping[str, np.ndarray], index: int, means: np.ndarray) -> Image.Image:
     """One frame of `draw_layer_animation`; lengths are in pixels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -197,7 +150,7 @@ def _frame(
     def write(left: int, bottom: int, text: str, colour: str = "#444444", points: float = 8.5) -> None:
         figure.text(left, bottom, text, color=colour, fontsize=points, transform=None)
 
-    write(edge, size[1] - 14, title)
+    write(edge, size[1] - 14, "mean |gradient| of the class score")
     write(edge, size[1] - 33, f"{name}   ({index + 1} of {len(maps)})", "black", 11)
     place(edge, foot, width, height).imshow(image, interpolation="nearest")
     panel = place(right, foot, width, height)
@@ -210,7 +163,7 @@ def _frame(
     options = {"alpha": 0.8, "interpolation": "bilinear", "interpolation_stage": "data", "aspect": "auto"}
     # One colour all over would look as if everything mattered.
     picture = np.zeros((1, 1)) if single else value
-    panel.imshow(picture, cmap=colours(), vmin=0, vmax=top or own, extent=extent, **options)
+    panel.imshow(picture, cmap=colours(), vmin=0, vmax=own, extent=extent, **options)
     if not single:
         place(right, foot - 32, width, 10).imshow(np.arange(256)[None], cmap=colours(), aspect="auto")
     grid = f"{value.shape[0]} x {value.shape[1]} grid" if value.size > 1 else "no grid: one value for the image"
@@ -226,16 +179,3 @@ def _frame(
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-
-
-def _checked_images(images: Any) -> np.ndarray:
-    """(B, H, W, 3) in [0, 1], as float."""
-    images = np.asarray(images)
-    if images.ndim != 4 or images.shape[-1] != 3 or not images.size:
-        raise ShapeError(f"The images have shape {images.shape}. Give (B, H, W, 3).")
-    if not (np.isfinite(images).all() and images.min() >= -1e-3 and images.max() <= 1 + 1e-3):
-        raise DataError(
-            f"The images have values from {images.min():.3g} to {images.max():.3g}, which are not all "
-            "between 0 and 1. Undo the normalisation with display_images(images, mean, std)."
-        )
-    return np.clip(images.astype(np.float64), 0, 1)

@@ -9,7 +9,6 @@ import jax
 
 from jaxkd.metrics import Metrics
 
-__all__ = ["Batch", "Metrics", "Task"]
 PyTree = Any
 Batch = dict[str, jax.Array]
 

@@ -7,12 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd.analysis.activation import activation_statistics, gradient_magnitude
+from jaxkd.analysis import activation_max, activation_mean, gradient_magnitude, kurtosis, massive_share
 from jaxkd.errors import ShapeError
+
+FUNCTIONS = (activation_mean, activation_max, kurtosis, massive_share)
+compiled = jax.jit(lambda x: {f.__name__: f(x) for f in FUNCTIONS})
 
 
 def statistics(x):
-    return {k: np.asarray(v) for k, v in jax.jit(activation_statistics)(x).items()}
+    return {k: np.asarray(v) for k, v in compiled(x).items()}
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-15, 1e15])  # squares of the last two leave fp32, fourth powers of all but 1
@@ -76,6 +79,6 @@ def test_gradient_magnitude():
 
 def test_wrong_shapes_are_refused_in_words():
     with pytest.raises(ShapeError, match=r"features have shape \(8,\).*Pass \(batch, tokens, channels\)"):
-        activation_statistics(jnp.ones(8))
+        activation_mean(jnp.ones(8))
     with pytest.raises(ShapeError, match=r"gradients have shape \(2, 0, 8\)"):
         gradient_magnitude(jnp.ones((2, 0, 8)))

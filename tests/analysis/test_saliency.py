@@ -202,11 +202,6 @@ def test_error_is_absolute_where_the_scores_do_not_differ():
     np.testing.assert_allclose(error, 4 * 60, rtol=1e-6)
 
 
-def test_black_baseline_is_the_normalised_black():
-    mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
-    np.testing.assert_allclose(saliency.black_baseline(mean, std), [-2.5, -1.6, -0.6], rtol=1e-6)
-
-
 def test_nan_stays_with_its_image():
     images, head = draw().at[0, 0, 0, 0].set(jnp.nan), draw((3, 2), 1)
 

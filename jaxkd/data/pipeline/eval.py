@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -43,15 +43,8 @@ class EvalPreprocess:
         return np.asarray(centre_crop(image, self.image_size))
 
 
-class InputSpec(Protocol):
-    """Constants of a network's evaluation crop, as `models` and checkpoints declare them."""
-
-    crop_pct: float
-    interpolation: str
-
-
 def eval_preprocess(
-    spec: InputSpec, image_size: Size, crop_pct: float | None = 0, interpolation: str | None = ""
+    spec: Any, image_size: Size, crop_pct: float | None = 0, interpolation: str | None = ""
 ) -> EvalPreprocess:
     """The evaluation crop of a network.
 

@@ -5,27 +5,13 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 
-class Resumable(Protocol):
-    """An iterator of batches that knows its position."""
-
-    def __next__(self) -> dict[str, np.ndarray]: ...
-
-    def get_state(self) -> dict[str, Any]:
-        """Position after the last batch returned."""
-        ...
-
-    def close(self) -> None:
-        """Stops threads and processes."""
-        ...
-
-
 class Prefetcher:
-    """Iterates over `pipeline` with up to `depth` batches computed ahead.
+    """Iterates over `pipeline` (`ResumableBatches`) with up to `depth` batches computed ahead.
 
     Its `get_state` is the position after the last *consumed* batch, not the last prefetched one, as a checkpoint needs.
 
@@ -33,7 +19,7 @@ class Prefetcher:
       wait_seconds: how long `__next__` has waited so far.
     """
 
-    def __init__(self, pipeline: Resumable, depth: int = 2):
+    def __init__(self, pipeline: Any, depth: int = 2):
         self.wait_seconds = 0.0
         self._pipeline = pipeline
         self._state = pipeline.get_state()

@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -19,18 +19,10 @@ from jaxkd.errors import CheckpointError
 Batch = dict[str, np.ndarray]
 
 
-class BatchesByPosition(Protocol):
-    """Random access to the batches of this host, counted from 0 over all epochs; copied to the worker processes."""
-
-    def __getitem__(self, position: int) -> Batch:
-        """The batch, and in it "broken": a JSON text of record number -> what is wrong with it."""
-        ...
-
-
 class _From:
     """Batches from a position on, as the long sequence that grain expects."""
 
-    def __init__(self, batches: BatchesByPosition, start: int):
+    def __init__(self, batches: Any, start: int):
         self._batches, self._start = batches, start
 
     def __len__(self) -> int:
@@ -69,7 +61,8 @@ class ResumableBatches:
     """An endless iterator over batches that are a function of their position; the workers change nothing about them.
 
     Args:
-      batches: position -> batch; picklable.
+      batches: `batches[position]` is a batch of this host, positions counted from 0 over all epochs, and in it "broken",
+        a JSON text of record number -> what is wrong with it; copied to the worker processes.
       steps_per_epoch: how many of them are an epoch.
       identity: what must be the same where a position is restored, name -> value, JSON-able.
       broken: collects what cannot be read.
@@ -78,7 +71,7 @@ class ResumableBatches:
 
     def __init__(
         self,
-        batches: BatchesByPosition,
+        batches: Any,
         *,
         steps_per_epoch: int,
         identity: dict[str, Any],
