@@ -33,23 +33,16 @@ FLAT = 0.1  # a profile whose range is at most this share of its largest value h
 
 @dataclass(frozen=True)
 class Suggestion:
-    """Result of the rule for one profile.
+    """Result of the rule for one profile."""
 
-    Attributes:
-      pairs: ((student layer, teacher layer), ...), numbers counted from 0, in depth order; empty if not supported.
-      first: how many teacher blocks, from the first on, are high without a gap; 0 if none, or if nothing was measured.
-      last: likewise up to the last one.
-      threshold: share of the range above which a block is high; None where no profile was read (stages).
-      supported: whether the rule gives pairs.
-      reason: why, in one or more whole sentences with the numbers.
-    """
-
+    # ((student layer, teacher layer), ...), numbers counted from 0, in depth order; empty if not supported
     pairs: tuple[tuple[int, int], ...]
+    # how many teacher blocks, from the first on, are high without a gap; 0 if none, or if nothing was measured
     first: int
-    last: int
-    threshold: float | None
-    supported: bool
-    reason: str
+    last: int  # likewise up to the last one
+    threshold: float | None  # share of the range above which a block is high; None where no profile was read (stages)
+    supported: bool  # whether the rule gives pairs
+    reason: str  # why, in one or more whole sentences with the numbers
 
 
 def suggest_pairs(profile: Any, student_depth: int, *, threshold: float = THRESHOLD) -> Suggestion:

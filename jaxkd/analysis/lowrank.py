@@ -201,19 +201,12 @@ def unshift(
 
 @dataclass(frozen=True)
 class PCA:
-    """Directions of a data set's tokens, by falling energy.
+    """Directions of a data set's tokens, by falling energy."""
 
-    Attributes:
-      eigenvalues: (C,) float64 >= 0, mean squared component of a token along each direction.
-      eigenvectors: (C, C) float64, one direction a column; the sign makes its largest entry positive.
-      mean: (C,) float64 that was subtracted, or None for the uncentred PCA of the paper.
-      tokens: how many tokens went in.
-    """
-
-    eigenvalues: np.ndarray
-    eigenvectors: np.ndarray
-    mean: np.ndarray | None
-    tokens: int
+    eigenvalues: np.ndarray  # (C,) float64 >= 0, mean squared component of a token along each direction
+    eigenvectors: np.ndarray  # (C, C) float64, one direction a column; the sign makes its largest entry positive
+    mean: np.ndarray | None  # (C,) float64 that was subtracted, or None for the uncentred PCA of the paper
+    tokens: int  # how many tokens went in
 
 
 def pca_from_moments(moment: np.ndarray, total: np.ndarray, count: int, centre: bool = False) -> PCA:

@@ -30,20 +30,14 @@ TIE = 5e-5
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ImageSep:
-    """Sums over the tokens of each image; `sep_statistics` merges images.
+    """Sums over the tokens of each image; `sep_statistics` merges images."""
 
-    Attributes:
-      curve_sum: (B, D) fp32 sum of the curves, percent.
-      deviation_sum: (B, D) fp32 sum of squared deviations from the image's own mean curve. Sums of squares would lose
-        the digits of a standard deviation in fp32: the curve is near 100, the deviation is not.
-      used: (B,) tokens with energy.
-      zero: (B,) tokens that are exactly zero, left out.
-    """
-
-    curve_sum: jax.Array
+    curve_sum: jax.Array  # (B, D) fp32 sum of the curves, percent
+    # (B, D) fp32 sum of squared deviations from the image's own mean curve. Sums of squares would lose the digits
+    # of a standard deviation in fp32: the curve is near 100, the deviation is not.
     deviation_sum: jax.Array
-    used: jax.Array
-    zero: jax.Array
+    used: jax.Array  # (B,) tokens with energy
+    zero: jax.Array  # (B,) tokens that are exactly zero, left out
 
 
 class SepStatistics(NamedTuple):

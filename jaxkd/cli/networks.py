@@ -30,23 +30,14 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
 
 @dataclass
 class NetworkArgs:
-    """One network of a command line.
+    """One network of a command line."""
 
-    Attributes:
-      model: name of the network, "module:function", or "" for a work directory.
-      weights: file, Hugging Face id, work directory, or "" for initial weights.
-      args: constructor arguments.
-      label: name in results.
-      variant: "ema", "raw" or "" for the default.
-      step: of a work directory.
-    """
-
-    model: str = ""
-    weights: str = ""
-    args: dict[str, Any] = field(default_factory=dict)
-    label: str = ""
-    variant: str = ""
-    step: str = ""
+    model: str = ""  # name of the network, "module:function", or "" for a work directory
+    weights: str = ""  # file, Hugging Face id, work directory, or "" for initial weights
+    args: dict[str, Any] = field(default_factory=dict)  # constructor arguments
+    label: str = ""  # name in results
+    variant: str = ""  # "ema", "raw" or "" for the default
+    step: str = ""  # of a work directory
 
 
 class _Collect(argparse.Action):

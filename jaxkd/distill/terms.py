@@ -32,20 +32,14 @@ _ENTRY_KEYS = ("loss", "weight", "name")  # of an entry of `distill.terms`; the 
 
 @dataclass(frozen=True)
 class RegisteredTerm:
-    """A registered term.
+    """A registered term."""
 
-    Attributes:
-      fn: the function with its keyword-only arguments.
-      needs_teacher: whether it reads the teacher.
-      compares_logits: whether it compares logits with the teacher's.
-      init: `(key, student shapes, teacher shapes, **arguments) -> (params, mutable)` or None; see `Term.init`.
-      check: called with the arguments before anything compiles, to raise ConfigError for a value out of range.
-    """
-
-    fn: Callable[..., Any]
-    needs_teacher: bool
-    compares_logits: bool
+    fn: Callable[..., Any]  # the function with its keyword-only arguments
+    needs_teacher: bool  # whether it reads the teacher
+    compares_logits: bool  # whether it compares logits with the teacher's
+    # `(key, student shapes, teacher shapes, **arguments) -> (params, mutable)` or None; see `Term.init`
     init: Callable[..., Any] | None
+    # called with the arguments before anything compiles, to raise ConfigError for a value out of range
     check: Callable[..., None] | None
 
     @property

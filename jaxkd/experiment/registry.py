@@ -12,15 +12,11 @@ from jaxkd.experiment.components import Components
 
 @dataclass(frozen=True)
 class TaskEntry:
-    """A registered task.
+    """A registered task."""
 
-    Attributes:
-      build: `(config, mesh, *, workdir, console, load, open_data) -> Components`.
-      compare: `(configs, results, workdir) -> rich.Table` of stages, with `curves.png`; stages can be compared if they
-        have the same one.
-    """
-
-    build: Callable[..., Components]
+    build: Callable[..., Components]  # `(config, mesh, *, workdir, console, load, open_data) -> Components`
+    # `(configs, results, workdir) -> rich.Table` of stages, with `curves.png`; stages can be compared if they
+    # have the same one
     compare: Callable[..., Any]
 
 

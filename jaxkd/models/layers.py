@@ -163,15 +163,11 @@ class Linear(nn.Module):
 
 
 class PatchProjection(nn.Module):
-    """Convolution of a patch embedding (stride equals kernel size), computed as one matrix product.
+    """Convolution of a patch embedding (stride equals kernel size), computed as one matrix product."""
 
-    Attributes:
-      patch_size: (ph, pw) pixels; pixels left over at the right and lower edge are ignored, as in a convolution.
-      features: C.
-    """
-
+    # (ph, pw) pixels; pixels left over at the right and lower edge are ignored, as in a convolution
     patch_size: tuple[int, int]
-    features: int
+    features: int  # C
     use_bias: bool = True
     dtype: jnp.dtype = jnp.float32
 

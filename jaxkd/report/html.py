@@ -39,23 +39,14 @@ Cells = Sequence[str]
 
 @dataclass(frozen=True)
 class Table:
-    """A table with a heading of its own.
+    """A table with a heading of its own."""
 
-    Attributes:
-      head: cells of the first row.
-      rows: cells; the first of a row is its heading, or a pair (heading, detail).
-      title: heading, or the line that unfolds the table.
-      text: paragraph before the rows.
-      folded: closed until asked for.
-      words: cells wrap, as words do and numbers do not.
-    """
-
-    head: Cells
-    rows: Sequence[Sequence[Any]]
-    title: str = ""
-    text: str = ""
-    folded: bool = False
-    words: bool = False
+    head: Cells  # cells of the first row
+    rows: Sequence[Sequence[Any]]  # cells; the first of a row is its heading, or a pair (heading, detail)
+    title: str = ""  # heading, or the line that unfolds the table
+    text: str = ""  # paragraph before the rows
+    folded: bool = False  # closed until asked for
+    words: bool = False  # cells wrap, as words do and numbers do not
 
 
 @dataclass(frozen=True)

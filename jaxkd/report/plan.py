@@ -34,28 +34,17 @@ class Figure:
 
 @dataclass(frozen=True)
 class Plan:
-    """A figure that can be drawn.
+    """A figure that can be drawn."""
 
-    Attributes:
-      name: stem of its files.
-      title: heading.
-      family: section of the report; figures of `PAIRS` are of comparisons, all others of models.
-      draw: results -> matplotlib figure.
-      needs: paths into a model (or into a comparison) of which one at least must hold numbers.
-      words: a note that contains one of them tells why the numbers are missing.
-      shows: caption.
-      cannot: caption, on what the figure does not prove.
-      band: what line, band and bars are; also printed below the figure.
-    """
-
-    name: str
-    title: str
-    family: str
-    draw: Callable[[Results], Any]
-    needs: tuple[Keys, ...]
-    words: Keys
-    shows: str
-    cannot: str
+    name: str  # stem of its files
+    title: str  # heading
+    family: str  # section of the report; figures of `PAIRS` are of comparisons, all others of models
+    draw: Callable[[Results], Any]  # results -> matplotlib figure
+    needs: tuple[Keys, ...]  # paths into a model (or into a comparison) of which one at least must hold numbers
+    words: Keys  # a note that contains one of them tells why the numbers are missing
+    shows: str  # caption
+    cannot: str  # caption, on what the figure does not prove
+    # what line, band and bars are; also printed below the figure
     band: str = "line: mean, band: ± 1 standard deviation over images"
 
     def sources(self, results: Results) -> list[dict[str, Any]]:

@@ -21,19 +21,13 @@ from jaxkd.superres.tiling import Enlarger, Tile
 
 @dataclass
 class Enlarged:
-    """Files that were enlarged.
+    """Files that were enlarged."""
 
-    Attributes:
-      done: {"in", "out", "size", "seconds", "notes"} of each result; size is (height, width).
-      failed: a sentence for each picture without a result.
-      seconds: of all of it.
-      megapixels_per_second: of the results.
-    """
-
+    # {"in", "out", "size", "seconds", "notes"} of each result; size is (height, width)
     done: list[dict[str, Any]] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-    megapixels_per_second: float = 0.0
+    failed: list[str] = field(default_factory=list)  # a sentence for each picture without a result
+    seconds: float = 0.0  # of all of it
+    megapixels_per_second: float = 0.0  # of the results
 
 
 def enlarge_files(

@@ -19,22 +19,15 @@ class Clock:
 
 @dataclass
 class Window:
-    """Sums since the last line of metrics.
+    """Sums since the last line of metrics."""
 
-    Attributes:
-      steps: those that `seconds` is about, whose results have been read. A step that was only dispatched would make the
-        first rates of a window absurd.
-      seconds: that these steps took.
-      waited: seconds of them spent waiting for data.
-      sums: of the metrics.
-      seen: steps whose metrics are in the sums.
-    """
-
+    # those that `seconds` is about, whose results have been read. A step that was only dispatched would make the
+    # first rates of a window absurd.
     steps: int = 0
-    seconds: float = 0.0
-    waited: float = 0.0
-    sums: dict[str, Value] = field(default_factory=dict)
-    seen: int = 0
+    seconds: float = 0.0  # that these steps took
+    waited: float = 0.0  # seconds of them spent waiting for data
+    sums: dict[str, Value] = field(default_factory=dict)  # of the metrics
+    seen: int = 0  # steps whose metrics are in the sums
 
     def add(self, metrics: dict[str, Value]) -> None:
         """Adds the metrics of one step."""

@@ -18,17 +18,11 @@ _ID = re.compile(r"(?P<scheme>hf[-_]hub:)?(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revisio
 
 @dataclass(frozen=True)
 class HubId:
-    """A repository of the Hub, e.g. "hf-hub:timm/cait_s24_224.fb_dist_in1k@main".
+    """A repository of the Hub, e.g. "hf-hub:timm/cait_s24_224.fb_dist_in1k@main"."""
 
-    Attributes:
-      repo: "owner/name".
-      revision: branch, tag or commit; None for the default branch.
-      explicit: whether the prefix "hf-hub:" was written, so that it cannot be meant as a path.
-    """
-
-    repo: str
-    revision: str | None
-    explicit: bool
+    repo: str  # "owner/name"
+    revision: str | None  # branch, tag or commit; None for the default branch
+    explicit: bool  # whether the prefix "hf-hub:" was written, so that it cannot be meant as a path
 
 
 def parse(source: str) -> HubId | None:

@@ -26,17 +26,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Entry:
-    """The parameter of one array of a state dict.
+    """The parameter of one array of a state dict."""
 
-    Attributes:
-      path: "blocks_0/attn/qkv/kernel".
-      layout: see `rules`.
-      shape: in PyTorch's layout.
-    """
-
-    path: str
-    layout: str
-    shape: Shape
+    path: str  # "blocks_0/attn/qkv/kernel"
+    layout: str  # see `rules`
+    shape: Shape  # in PyTorch's layout
 
 
 def _images(model: nn.Module) -> jax.Array:

@@ -20,40 +20,29 @@ PERCENTS = (99, 95, 90, 80)
 
 @dataclass
 class Streamed:
-    """Result of a pass over n images and L layers.
+    """Result of a pass over n images and L layers."""
 
-    Attributes:
-      layers: names in depth order.
-      shapes: layer -> shape of one image's feature, (N, C) or (h, w, C).
-      last: the layer that was spooled.
-      images: n.
-      scalars: statistic -> (n, L) float64, NaN where undefined; with ranks, rank_99 ... rank_80, participation_ratio
-        and stable_rank among them.
-      valid: (n, L) bool, False where a feature held NaN or infinity.
-      spectrum: layer -> (C,) sums of the channel spectrum over valid images, and of its square.
-      spatial: layer -> (h, w) sum of the 2-D spatial amplitude over valid images; maps only.
-      moment: (C, C) float64 sum of x x^T over the tokens of the last layer, (C,) sum of x, number of tokens.
-      sep: "full" and "folded" -> mean over tokens, population sd, tokens used, tokens without energy.
-      grams: one (L, m, m) float32 array per chunk.
-      spool: (n, N, C) float32 memory map of the last layer's tokens.
-      ranges: the entropy ranges that were used, one per chunk or one.
-      broken: names of images that could not be read.
-    """
-
-    layers: tuple[str, ...]
-    shapes: dict[str, tuple[int, ...]]
-    last: str
-    images: int = 0
+    layers: tuple[str, ...]  # names in depth order
+    shapes: dict[str, tuple[int, ...]]  # layer -> shape of one image's feature, (N, C) or (h, w, C)
+    last: str  # the layer that was spooled
+    images: int = 0  # n
+    # statistic -> (n, L) float64, NaN where undefined; with ranks, rank_99 ... rank_80, participation_ratio and
+    # stable_rank among them.
     scalars: dict[str, np.ndarray] = field(default_factory=dict)
-    valid: np.ndarray | None = None
+    valid: np.ndarray | None = None  # (n, L) bool, False where a feature held NaN or infinity
+    # layer -> (C,) sums of the channel spectrum over valid images, and of its square
     spectrum: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    # layer -> (h, w) sum of the 2-D spatial amplitude over valid images; maps only
     spatial: dict[str, np.ndarray] = field(default_factory=dict)
+    # (C, C) float64 sum of x x^T over the tokens of the last layer, (C,) sum of x, number of tokens
     moment: tuple[np.ndarray, np.ndarray, int] | None = None
+    # "full" and "folded" -> mean over tokens, population sd, tokens used, tokens without energy
     sep: dict[str, SepStatistics] = field(default_factory=dict)
-    grams: list[np.ndarray] = field(default_factory=list)
-    spool: np.ndarray | None = None
+    grams: list[np.ndarray] = field(default_factory=list)  # one (L, m, m) float32 array per chunk
+    spool: np.ndarray | None = None  # (n, N, C) float32 memory map of the last layer's tokens
+    # the entropy ranges that were used, one per chunk or one
     ranges: list[tuple[float, float]] = field(default_factory=list)
-    broken: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)  # names of images that could not be read
 
 
 def host_energies(gram: np.ndarray) -> np.ndarray:

@@ -31,21 +31,13 @@ LARGEST_SIDE = 128  # of the crop: 31 feature maps of it take 130 MB in MDBN
 
 @dataclass(frozen=True)
 class BranchNetwork:
-    """A super-resolution network whose branches are analysed.
+    """A super-resolution network whose branches are analysed."""
 
-    Attributes:
-      label: what tables and figures call it.
-      model: an MDBN, merged or not, or a network of one branch per block (EDSR).
-      variables: `{"params": ...}`, or None for initial weights (see `with_controls`).
-      weights: where they came from, in words.
-      control: label of the untrained network that results are read against, or "".
-    """
-
-    label: str
-    model: nn.Module
-    variables: PyTree
-    weights: str = ""
-    control: str = ""
+    label: str  # what tables and figures call it
+    model: nn.Module  # an MDBN, merged or not, or a network of one branch per block (EDSR)
+    variables: PyTree  # `{"params": ...}`, or None for initial weights (see `with_controls`)
+    weights: str = ""  # where they came from, in words
+    control: str = ""  # label of the untrained network that results are read against, or ""
 
 
 def untrained(network: BranchNetwork, *, seed: int = 2026) -> BranchNetwork:

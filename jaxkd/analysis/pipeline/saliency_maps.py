@@ -23,27 +23,16 @@ IMAGES_PER_PASS = 8  # that memory follows; a CaiT-S24 keeps about 200 MB an ima
 
 @dataclass(frozen=True)
 class ImageSaliency:
-    """Saliency of one image for one network.
+    """Saliency of one image for one network."""
 
-    Attributes:
-      model: label of the network.
-      name: of the image.
-      image: (H, W, 3) in [0, 1].
-      predicted: class with the highest score.
-      maps: title -> (H, W), in the order of `TITLES`.
-      layers: tap -> (h, w) gradient magnitudes in depth order.
-      completeness_error: of integrated gradients, relative; may be NaN or infinite.
-      details: parameters of the methods in words.
-    """
-
-    model: str
-    name: str
-    image: np.ndarray
-    predicted: int
-    maps: dict[str, np.ndarray]
-    layers: dict[str, np.ndarray]
-    completeness_error: float
-    details: str
+    model: str  # label of the network
+    name: str  # of the image
+    image: np.ndarray  # (H, W, 3) in [0, 1]
+    predicted: int  # class with the highest score
+    maps: dict[str, np.ndarray]  # title -> (H, W), in the order of `TITLES`
+    layers: dict[str, np.ndarray]  # tap -> (h, w) gradient magnitudes in depth order
+    completeness_error: float  # of integrated gradients, relative; may be NaN or infinite
+    details: str  # parameters of the methods in words
 
 
 def saliency_maps(

@@ -61,7 +61,7 @@ class ResumableBatches:
     """An endless iterator over batches that are a function of their position; the workers change nothing about them.
 
     Args:
-      batches: `batches[position]` is a batch of this host, positions counted from 0 over all epochs, and in it "broken",
+      batches: `batches[position]` is a batch of this host, positions counted from 0 over all epochs; in it "broken",
         a JSON text of record number -> what is wrong with it; copied to the worker processes.
       steps_per_epoch: how many of them are an epoch.
       identity: what must be the same where a position is restored, name -> value, JSON-able.

@@ -46,19 +46,13 @@ Report = Callable[[int, int], None]  # images and bytes that got done since the 
 
 @dataclass(frozen=True)
 class ShardOptions:
-    """Settings of a conversion.
+    """Settings of a conversion."""
 
-    Attributes:
-      format: a key of `FORMATS`.
-      shard_bytes: a shard is closed before its images would exceed this; a larger image gets a shard of its own.
-      resize: pixels of the short side of images whose short side is longer; 0 keeps every file byte for byte.
-      quality: of the JPEG that a resized image becomes.
-    """
-
-    format: str = "tar"
+    format: str = "tar"  # a key of `FORMATS`
+    # a shard is closed before its images would exceed this; a larger image gets a shard of its own
     shard_bytes: int = 256_000_000
-    resize: int = 0
-    quality: int = 95
+    resize: int = 0  # pixels of the short side of images whose short side is longer; 0 keeps every file byte for byte
+    quality: int = 95  # of the JPEG that a resized image becomes
 
 
 def convert(

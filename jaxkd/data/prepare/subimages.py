@@ -39,17 +39,11 @@ Report = Callable[[int, int, int], None]  # images done, images in all, sub-imag
 
 @dataclass(frozen=True)
 class CutOptions:
-    """Settings for cutting sub-images.
+    """Settings for cutting sub-images."""
 
-    Attributes:
-      size: pixels of a side of a sub-image.
-      step: pixels from one to the next; less than `size` makes them overlap.
-      thresh: pixels at the end of an axis that may be left out.
-    """
-
-    size: int = 480
-    step: int = 240
-    thresh: int = 0
+    size: int = 480  # pixels of a side of a sub-image
+    step: int = 240  # pixels from one to the next; less than `size` makes them overlap
+    thresh: int = 0  # pixels at the end of an axis that may be left out
 
     def __post_init__(self) -> None:
         for name, least in (("size", 1), ("step", 1), ("thresh", 0)):
@@ -58,21 +52,13 @@ class CutOptions:
 
 @dataclass
 class CutResult:
-    """Result of a run.
+    """Result of a run."""
 
-    Attributes:
-      images: that could be read.
-      subimages: of them, in the folder.
-      written: how many of these are new.
-      small: images shorter than `size` along an axis.
-      failed: what is wrong with each image that could not be read.
-    """
-
-    images: int = 0
-    subimages: int = 0
-    written: int = 0
-    small: int = 0
-    failed: list[str] = field(default_factory=list)
+    images: int = 0  # that could be read
+    subimages: int = 0  # of them, in the folder
+    written: int = 0  # how many of these are new
+    small: int = 0  # images shorter than `size` along an axis
+    failed: list[str] = field(default_factory=list)  # what is wrong with each image that could not be read
 
 
 def cut_boxes(size: Size, options: CutOptions) -> list[Box]:

@@ -46,30 +46,19 @@ _OPEN_FILES = 64  # ImageNet has hundreds of shards, a process often may open no
 
 @dataclass(frozen=True)
 class Manifest:
-    """Contents of a folder of shards: format, classes, counts, checksums.
+    """Contents of a folder of shards: format, classes, counts, checksums."""
 
-    Attributes:
-      split: "train" or "val".
-      format: a key of `FORMATS`.
-      records: number of images.
-      class_names: label -> name.
-      class_words: label -> words for people.
-      class_counts: label -> number of images.
-      source: where it came from: a fingerprint of all names, sizes and labels, and how images were changed.
-      shards: {"file", "records", "bytes", "sha256"} of each, in order.
-      index: file -> SHA-256 of `RECORDS` and `NAMES`.
-      unreadable: files that could not be resized because they are no images; they are inside, byte for byte.
-    """
-
-    split: str
-    format: str
-    records: int
-    class_names: list[str]
-    class_words: list[str]
-    class_counts: list[int]
+    split: str  # "train" or "val"
+    format: str  # a key of `FORMATS`
+    records: int  # number of images
+    class_names: list[str]  # label -> name
+    class_words: list[str]  # label -> words for people
+    class_counts: list[int]  # label -> number of images
+    # where it came from: a fingerprint of all names, sizes and labels, and how images were changed
     source: dict[str, Any]
-    shards: list[dict[str, Any]]
-    index: dict[str, str]
+    shards: list[dict[str, Any]]  # {"file", "records", "bytes", "sha256"} of each, in order
+    index: dict[str, str]  # file -> SHA-256 of `RECORDS` and `NAMES`
+    # files that could not be resized because they are no images; they are inside, byte for byte
     unreadable: list[str] = field(default_factory=list)
     kind: str = KIND
     version: int = VERSION

@@ -25,23 +25,14 @@ Encoded = bytes  # `bytes` is a method below
 
 @dataclass(frozen=True)
 class TfdsSpec:
-    """Parsed form of "tfds:NAME?option=value&...".
+    """Parsed form of "tfds:NAME?option=value&..."."""
 
-    Attributes:
-      name: of the data set, perhaps with config and version: "cifar10", "cifar10_corrupted/brightness_1:1.0.0".
-      data_dir: where it was prepared; "" is TFDS' own default (TFDS_DATA_DIR or ~/tensorflow_datasets).
-      train: what is trained on, in TFDS' language of splits.
-      val: what is scored on; "" takes the first of validation, val, valid, dev, test that exists.
-      image: feature with the image; "" takes the only one.
-      label: feature with the label, for example "coarse_label" of cifar100; "" takes the supervised one.
-    """
-
-    name: str
-    data_dir: str = ""
-    train: str = "train"
-    val: str = ""
-    image: str = ""
-    label: str = ""
+    name: str  # of the data set, perhaps with config and version: "cifar10", "cifar10_corrupted/brightness_1:1.0.0"
+    data_dir: str = ""  # where it was prepared; "" is TFDS' own default (TFDS_DATA_DIR or ~/tensorflow_datasets)
+    train: str = "train"  # what is trained on, in TFDS' language of splits
+    val: str = ""  # what is scored on; "" takes the first of validation, val, valid, dev, test that exists
+    image: str = ""  # feature with the image; "" takes the only one
+    label: str = ""  # feature with the label, for example "coarse_label" of cifar100; "" takes the supervised one
 
     @classmethod
     def parse(cls, spec: str) -> TfdsSpec:

@@ -56,19 +56,16 @@ class _Scale(ctypes.Structure):
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """Settings for decoding JPEG files. The defaults give Pillow's pixels.
+    """Settings for decoding JPEG files. The defaults give Pillow's pixels."""
 
-    Attributes:
-      region: decode only the crop; the same pixels. "auto": where TurboJPEG 3 is installed; "on": fail where it is not;
-        "off": never.
-      dct_scaling: shrink by 2, 4 or 8 while decoding where the crop stays at least as large as what comes out. It
-        changes pixels, since the DCT does a part of what the bicubic filter did: on `imagenet_originals`, at 224 x 224
-        and for crops of 8% to 100%, it applies to 281 of 2,730 crops (those of 500-pixel images are seldom large
-        enough); over these the mean absolute difference is 1.04 grey levels, and the largest of a crop is 18 in the
-        median, 75 at worst. With and without `region`, its pixels are the same.
-    """
-
+    # decode only the crop; the same pixels. "auto": where TurboJPEG 3 is installed; "on": fail where it is not;
+    # "off": never.
     region: str = "auto"
+    # shrink by 2, 4 or 8 while decoding where the crop stays at least as large as what comes out. It changes
+    # pixels, since the DCT does a part of what the bicubic filter did: on `imagenet_originals`, at 224 x 224 and
+    # for crops of 8% to 100%, it applies to 281 of 2,730 crops (those of 500-pixel images are seldom large
+    # enough); over these the mean absolute difference is 1.04 grey levels, and the largest of a crop is 18 in the
+    # median, 75 at worst. With and without `region`, its pixels are the same.
     dct_scaling: bool = False
 
     def __post_init__(self) -> None:

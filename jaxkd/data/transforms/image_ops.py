@@ -29,15 +29,10 @@ BLUR_RADII = (0.1, 2.0)  # pixels, what GaussianBlurRand draws from at full magn
 
 @dataclass(frozen=True)
 class OpRanges:
-    """The ranges that depend on the picture or the policy.
+    """The ranges that depend on the picture or the policy."""
 
-    Attributes:
-      translate_const: pixels that TranslateX and TranslateY move at magnitude 10.
-      translate_pct: share of the side that TranslateXRel and TranslateYRel move at magnitude 10.
-    """
-
-    translate_const: int = 250
-    translate_pct: float = 0.45
+    translate_const: int = 250  # pixels that TranslateX and TranslateY move at magnitude 10
+    translate_pct: float = 0.45  # share of the side that TranslateXRel and TranslateYRel move at magnitude 10
 
 
 # Magnitude -> arguments. `chance` is one uniform number in [0, 1), for the operations that need one.
@@ -188,19 +183,13 @@ def gaussian_blur(image: Image.Image, radius: float) -> Image.Image:
 
 
 class Op(NamedTuple):
-    """One operation.
+    """One operation."""
 
-    Attributes:
-      apply: (image, *arguments) -> image; with fill=, resample= where `moves`.
-      arguments: (magnitude 0..10, chance in [0, 1), ranges) -> arguments; None where the magnitude means nothing.
-      draws: whether `arguments` uses its `chance`: it negates above one half, or chooses a radius.
-      moves: whether pixels move, so that corners are filled and values interpolated.
-    """
-
-    apply: Callable[..., Image.Image]
+    apply: Callable[..., Image.Image]  # (image, *arguments) -> image; with fill=, resample= where `moves`
+    # (magnitude 0..10, chance in [0, 1), ranges) -> arguments; None where the magnitude means nothing
     arguments: Callable[[float, float, OpRanges], Arguments] | None = None
-    draws: bool = False
-    moves: bool = False
+    draws: bool = False  # whether `arguments` uses its `chance`: it negates above one half, or chooses a radius
+    moves: bool = False  # whether pixels move, so that corners are filled and values interpolated
 
 
 OPS: dict[str, Op] = {

@@ -72,17 +72,11 @@ class MixConfig:
 
 
 class Mixing(NamedTuple):
-    """Random draws for n images; n = 1 holds for the whole batch.
+    """Random draws for n images; n = 1 holds for the whole batch."""
 
-    Attributes:
-      lam: (n,) fp32, weight of the image's own label, and of its pixels where it is mixup.
-      cutmix: (n,) bool, True where a box is pasted.
-      box: (n, 4) ints: top, bottom, left, right of what the other image covers; empty where cutmix is False.
-    """
-
-    lam: jax.Array
-    cutmix: jax.Array
-    box: jax.Array
+    lam: jax.Array  # (n,) fp32, weight of the image's own label, and of its pixels where it is mixup
+    cutmix: jax.Array  # (n,) bool, True where a box is pasted
+    box: jax.Array  # (n, 4) ints: top, bottom, left, right of what the other image covers; empty where cutmix is False
 
 
 def mix(

@@ -41,38 +41,23 @@ RESAMPLING: dict[str, tuple[Image.Resampling, ...]] = {
 
 
 class Step(NamedTuple):
-    """One operation that was drawn.
+    """One operation that was drawn."""
 
-    Attributes:
-      name: a key of `OPS`.
-      magnitude: after noise and clipping.
-      arguments: what the operation is called with; the sign is in them.
-      resample: for operations that move pixels.
-    """
-
-    name: str
-    magnitude: float
-    arguments: Arguments
-    resample: Image.Resampling | None
+    name: str  # a key of `OPS`
+    magnitude: float  # after noise and clipping
+    arguments: Arguments  # what the operation is called with; the sign is in them
+    resample: Image.Resampling | None  # for operations that move pixels
 
 
 @dataclass(frozen=True)
 class OpStyle:
-    """Settings of all operations of a policy.
+    """Settings of all operations of a policy."""
 
-    Attributes:
-      fill: RGB of the pixels that come from outside the picture.
-      resampling: one is chosen for each operation that moves pixels.
-      ranges: that depend on picture and policy.
-      magnitude_std: standard deviation of the magnitude; infinite: uniform from 0 to the magnitude.
-      magnitude_max: what magnitudes are clipped to.
-    """
-
-    fill: Colour
-    resampling: tuple[Image.Resampling, ...]
-    ranges: OpRanges
-    magnitude_std: float = 0.0
-    magnitude_max: float = FULL_MAGNITUDE
+    fill: Colour  # RGB of the pixels that come from outside the picture
+    resampling: tuple[Image.Resampling, ...]  # one is chosen for each operation that moves pixels
+    ranges: OpRanges  # that depend on picture and policy
+    magnitude_std: float = 0.0  # standard deviation of the magnitude; infinite: uniform from 0 to the magnitude
+    magnitude_max: float = FULL_MAGNITUDE  # what magnitudes are clipped to
 
     def draw(self, entry: tuple[str, float, float], rng: np.random.Generator) -> Step | None:
         """Draws whether and how strongly (operation, probability, magnitude) is applied; None: not applied."""
@@ -105,24 +90,16 @@ class OpStyle:
 
 @dataclass(frozen=True)
 class RandAugment:
-    """`layers` operations of a set, each applied with a probability.
+    """`layers` operations of a set, each applied with a probability."""
 
-    Attributes:
-      ops: the set.
-      weights: how often each is chosen, summing to 1; then no operation comes twice in one picture. None: all alike,
-        and they may repeat.
-      layers: how many are chosen.
-      probability: that a chosen one is applied.
-      magnitude: before noise.
-      style: shared by all.
-    """
-
-    ops: tuple[str, ...]
+    ops: tuple[str, ...]  # the set
+    # how often each is chosen, summing to 1; then no operation comes twice in one picture. None: all alike, and
+    # they may repeat.
     weights: tuple[float, ...] | None
-    layers: int
-    probability: float
-    magnitude: float
-    style: OpStyle
+    layers: int  # how many are chosen
+    probability: float  # that a chosen one is applied
+    magnitude: float  # before noise
+    style: OpStyle  # shared by all
 
     def draw(self, rng: np.random.Generator) -> list[Step]:
         """The decisions for one picture; operations that are left out do not appear."""
@@ -156,36 +133,22 @@ class AutoAugment:
 
 
 class Mixture(NamedTuple):
-    """The decisions of AugMix for one picture.
+    """The decisions of AugMix for one picture."""
 
-    Attributes:
-      weights: (width,) float32, of the chains; they sum to 1.
-      share: of the mixture in the result; the rest is the picture itself.
-      chains: the operations of each chain.
-    """
-
-    weights: np.ndarray
-    share: float
-    chains: list[list[Step]]
+    weights: np.ndarray  # (width,) float32, of the chains; they sum to 1
+    share: float  # of the mixture in the result; the rest is the picture itself
+    chains: list[list[Step]]  # the operations of each chain
 
 
 @dataclass(frozen=True)
 class AugMix:
-    """A weighted mean of differently augmented copies, blended with the picture (Hendrycks et al., arXiv:1912.02781).
+    """A weighted mean of differently augmented copies, blended with the picture (Hendrycks et al., 1912.02781)."""
 
-    Attributes:
-      magnitude: before noise.
-      width: number of chains.
-      depth: operations of a chain; 0 draws 1 to 3.
-      alpha: of the Dirichlet and Beta distributions that weights and share come from.
-      style: shared by all operations.
-    """
-
-    magnitude: float
-    width: int
-    depth: int
-    alpha: float
-    style: OpStyle
+    magnitude: float  # before noise
+    width: int  # number of chains
+    depth: int  # operations of a chain; 0 draws 1 to 3
+    alpha: float  # of the Dirichlet and Beta distributions that weights and share come from
+    style: OpStyle  # shared by all operations
 
     def draw(self, rng: np.random.Generator) -> Mixture:
         """The decisions for one picture."""
