@@ -34,11 +34,15 @@ class ResidualBlock(nn.Module):
 
 
 class EDSR(Upscaler):
-    """The enhanced deep residual network; arguments as in `Upscaler`, and two of BasicSR's."""
+    """The enhanced deep residual network; arguments as in `Upscaler`, and two of BasicSR's.
+
+    Attributes:
+      img_range: the convolutions compute on images in [0, img_range].
+      rgb_mean: colour in [0, 1] that is subtracted before the first convolution and added after the last.
+    """
 
     num_block: int = 16
-    img_range: float = 255.0  # the convolutions compute on images in [0, img_range]
-    # colour in [0, 1] that is subtracted before the first convolution and added after the last
+    img_range: float = 255.0
     rgb_mean: tuple[float, float, float] = DIV2K_MEAN
 
     def __post_init__(self):

@@ -163,11 +163,15 @@ class Linear(nn.Module):
 
 
 class PatchProjection(nn.Module):
-    """Convolution of a patch embedding (stride equals kernel size), computed as one matrix product."""
+    """Convolution of a patch embedding (stride equals kernel size), computed as one matrix product.
 
-    # (ph, pw) pixels; pixels left over at the right and lower edge are ignored, as in a convolution
+    Attributes:
+      patch_size: (ph, pw) pixels; pixels left over at the right and lower edge are ignored, as in a convolution.
+      features: C.
+    """
+
     patch_size: tuple[int, int]
-    features: int  # C
+    features: int
     use_bias: bool = True
     dtype: jnp.dtype = jnp.float32
 

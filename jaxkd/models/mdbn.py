@@ -19,11 +19,17 @@ BASE_BLOCKS = 2  # per residual block
 
 
 class BaseBlock(nn.Module):
-    """GELU(deep + shallow), with deep = conv2(GELU(conv1 x)) and shallow = dconv x, a plain convolution."""
+    """GELU(deep + shallow), with deep = conv2(GELU(conv1 x)) and shallow = dconv x, a plain convolution.
 
-    num_feat: int  # C
-    merged: bool  # conv1 and dconv, which read the same input, are one convolution with 2 C outputs (`weights.merging`)
-    dtype: jnp.dtype  # of the arithmetic
+    Attributes:
+      num_feat: C.
+      merged: conv1 and dconv, which read the same input, are one convolution with 2 C outputs (`weights.merging`).
+      dtype: of the arithmetic.
+    """
+
+    num_feat: int
+    merged: bool
+    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, offsets: tuple[jax.Array | None, jax.Array | None]) -> tuple[jax.Array, ...]:
@@ -69,9 +75,13 @@ class ResidualBlock(nn.Module):
 
 
 class MDBN(Upscaler):
-    """The multi-depth branch network; arguments as in `Upscaler`."""
+    """The multi-depth branch network; arguments as in `Upscaler`.
 
-    merged: bool = False  # see `BaseBlock`; `weights.merge_branches` sets it
+    Attributes:
+      merged: see `BaseBlock`; `weights.merge_branches` sets it.
+    """
+
+    merged: bool = False
 
     @property
     def convolutions_per_block(self) -> int:

@@ -95,11 +95,17 @@ _DECIDED_BY_NAME = frozenset({"distillation_token", "scale", "merged", "strip_pi
 
 
 class Entry(NamedTuple):
-    """A registered network."""
+    """A registered network.
 
-    constructor: Callable[..., nn.Module]  # linen module class, or a function that returns a module
-    specs: dict[str, ModelSpec]  # tag -> facts, the default tag first; the tag of a network without tags is ""
-    arguments: tuple[str, ...]  # names that `create` passes on
+    Attributes:
+      constructor: linen module class, or a function that returns a module.
+      specs: tag -> facts, the default tag first; the tag of a network without tags is "".
+      arguments: names that `create` passes on.
+    """
+
+    constructor: Callable[..., nn.Module]
+    specs: dict[str, ModelSpec]
+    arguments: tuple[str, ...]
 
 
 REGISTRY: dict[str, Entry] = {}

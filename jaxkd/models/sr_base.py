@@ -32,11 +32,17 @@ def pixel_shuffle(x: jax.Array, factor: int) -> jax.Array:
 
 
 class Conv3x3(nn.Module):
-    """A 3x3 convolution with zero padding and bias, initialised as PyTorch's Conv2d."""
+    """A 3x3 convolution with zero padding and bias, initialised as PyTorch's Conv2d.
 
-    features: int  # K
-    dtype: jnp.dtype = jnp.float32  # of the arithmetic
-    out_dtype: jnp.dtype | None = None  # of the result; None: `dtype`
+    Attributes:
+      features: K.
+      dtype: of the arithmetic.
+      out_dtype: of the result; None: `dtype`.
+    """
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+    out_dtype: jnp.dtype | None = None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, H, W, C) -> (B, H, W, K)."""
@@ -117,17 +123,25 @@ class Upscaler(TappedNetwork):
 
     Images are RGB in [0, 1] of any size from 1 x 1. The output (B, s H, s W, 3) is not clipped to [0, 1]; features are
     (B, H, W, num_feat) in `dtype`.
+
+    Attributes:
+      scale: s, one of `SCALES`; the registered name sets it.
+      num_feat: channels inside.
+      num_block: residual blocks.
+      res_scale: factor on the branch of a residual block.
+      dtype: type of the arithmetic; parameters, input and output are fp32.
+      remat: recompute each block in the backward pass instead of storing it.
+      strip_pixels: number of input pixels that the last upsampling and the last convolution process at a time (see
+        `enlarge_by_strips`); 0: all. For inference, where `superres.tiling` sets it; a backward pass would store the
+        maps anyway.
     """
 
-    scale: int = 4  # s, one of `SCALES`; the registered name sets it
-    num_feat: int = 64  # channels inside
-    num_block: int = 6  # residual blocks
-    res_scale: float = 1.0  # factor on the branch of a residual block
-    dtype: jnp.dtype = jnp.float32  # type of the arithmetic; parameters, input and output are fp32
-    remat: bool = False  # recompute each block in the backward pass instead of storing it
-    # number of input pixels that the last upsampling and the last convolution process at a time (see
-    # `enlarge_by_strips`); 0: all. For inference, where `superres.tiling` sets it; a backward pass would store
-    # the maps anyway.
+    scale: int = 4
+    num_feat: int = 64
+    num_block: int = 6
+    res_scale: float = 1.0
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
     strip_pixels: int = 0
 
     def __post_init__(self):

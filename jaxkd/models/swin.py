@@ -92,13 +92,21 @@ class PatchMerging(nn.Module):
 
 
 class Stage(nn.Module):
-    """Downsampling (except in the first stage) and the blocks of one resolution."""
+    """Downsampling (except in the first stage) and the blocks of one resolution.
 
-    index: int  # of the stage, counted from 0
-    features: int  # C of its blocks
-    window: Size  # (a, b) before clamping
-    block: Callable[..., nn.Module]  # constructor of a block from its shift, window, stochastic depth and name
-    drop_path: tuple[float, ...]  # stochastic depth per block
+    Attributes:
+      index: of the stage, counted from 0.
+      features: C of its blocks.
+      window: (a, b) before clamping.
+      block: constructor of a block from its shift, window, stochastic depth and name.
+      drop_path: stochastic depth per block.
+    """
+
+    index: int
+    features: int
+    window: Size
+    block: Callable[..., nn.Module]
+    drop_path: tuple[float, ...]
     dtype: jnp.dtype
 
     @nn.compact
@@ -122,16 +130,21 @@ class SwinTransformer(Transformer):
     Features are in `dtype`: `stage_i` and `stage_i.block_j` (B, h, w, C) before the next downsampling and without the
     final norm, `stage_i.block_j.attn` (B, W, H, N, N) in fp32, `pre_logits` (B, C) in fp32. global_pool="" keeps the
     grid.
+
+    Attributes:
+      embed_dim: C of the first stage; each later one has twice the channels.
+      depths: blocks per stage; num_heads: likewise.
+      window_size: one number, (height, width), or one of these per stage; clamped to the grid.
+      drop_path_rate: as in `Transformer`; timm's default is 0.1.
     """
 
     patch_size: int | Size = 4
     global_pool: str = "avg"
-    embed_dim: int = 96  # C of the first stage; each later one has twice the channels
-    depths: tuple[int, ...] = (2, 2, 6, 2)  # blocks per stage; num_heads: likewise
+    embed_dim: int = 96
+    depths: tuple[int, ...] = (2, 2, 6, 2)
     num_heads: tuple[int, ...] = (3, 6, 12, 24)
-    # one number, (height, width), or one of these per stage; clamped to the grid
     window_size: int | Size | tuple[int | Size, ...] = 7
-    drop_path_rate: float = 0.1  # as in `Transformer`; timm's default is 0.1
+    drop_path_rate: float = 0.1
 
     title = "this Swin"
     pools = ("avg", "")

@@ -19,18 +19,25 @@ from jaxkd.models.layers import MLP, Attention, Dropout, LayerNorm, Linear, acti
 
 
 class TransformerBlock(nn.Module, kw_only=True):
-    """Arguments and parts of a pre-norm block; a subclass joins the parts."""
+    """Arguments and parts of a pre-norm block; a subclass joins the parts.
+
+    Attributes:
+      mlp_ratio: hidden width of the MLP over C.
+      drop_path: probability that an example loses a residual branch.
+      init_values: LayerScale's initial factor; None for no LayerScale.
+      deterministic: True outside training.
+    """
 
     num_heads: int
-    mlp_ratio: float  # hidden width of the MLP over C
+    mlp_ratio: float
     qkv_bias: bool
     act_layer: str
     proj_drop: float
     attn_drop: float
-    drop_path: float = 0.0  # probability that an example loses a residual branch
-    init_values: float | None = None  # LayerScale's initial factor; None for no LayerScale
+    drop_path: float = 0.0
+    init_values: float | None = None
     norm_eps: float = 1e-6
-    deterministic: bool  # True outside training
+    deterministic: bool
     dtype: jnp.dtype
 
     def layer_norm(self, index: int) -> LayerNorm:
@@ -52,24 +59,35 @@ class Transformer(TappedNetwork):
     """A vision transformer with timm's arguments; a subclass adds its own.
 
     The output is logits (B, num_classes), (B, C) for num_classes=0, with the axes of the tokens for global_pool="".
+
+    Attributes:
+      img_size: pixels, one number or (height, width).
+      patch_size: pixels, one number or (height, width).
+      num_classes: 0 gives the pooled features instead of logits.
+      global_pool: one of the class's `pools`: "token" (class token), "avg" (mean over the patches) or "" (all tokens).
+      mlp_ratio: hidden width of the MLP over C.
+      drop_rate: dropout before the head; pos_drop_rate, proj_drop_rate, attn_drop_rate elsewhere.
+      drop_path_rate: stochastic depth of the last block, growing linearly from 0.
+      act_layer: "gelu", "quick_gelu" or "gelu_tanh".
+      dtype: type of the arithmetic; parameters and outputs are fp32.
+      remat: recompute each block in the backward pass instead of storing its activations.
     """
 
-    img_size: int | tuple[int, int] = 224  # pixels, one number or (height, width)
-    patch_size: int | tuple[int, int] = 16  # pixels, one number or (height, width)
+    img_size: int | tuple[int, int] = 224
+    patch_size: int | tuple[int, int] = 16
     in_chans: int = 3
-    num_classes: int = 1000  # 0 gives the pooled features instead of logits
-    # one of the class's `pools`: "token" (class token), "avg" (mean over the patches) or "" (all tokens)
+    num_classes: int = 1000
     global_pool: str = "token"
     embed_dim: int = 768
-    mlp_ratio: float = 4.0  # hidden width of the MLP over C
+    mlp_ratio: float = 4.0
     qkv_bias: bool = True
-    drop_rate: float = 0.0  # dropout before the head; pos_drop_rate, proj_drop_rate, attn_drop_rate elsewhere
+    drop_rate: float = 0.0
     proj_drop_rate: float = 0.0
     attn_drop_rate: float = 0.0
-    drop_path_rate: float = 0.0  # stochastic depth of the last block, growing linearly from 0
-    act_layer: str = "gelu"  # "gelu", "quick_gelu" or "gelu_tanh"
-    dtype: jnp.dtype = jnp.float32  # type of the arithmetic; parameters and outputs are fp32
-    remat: bool = False  # recompute each block in the backward pass instead of storing its activations
+    drop_path_rate: float = 0.0
+    act_layer: str = "gelu"
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     title = "this vision transformer"  # in error messages
     pools = ("token", "avg", "")

@@ -46,20 +46,29 @@ class VisionTransformer(Transformer):
     `__call__` is the composition of `embed`, `encode` and `classify`, which a subclass can override or call one by one
     from its own compact method. Features are in `dtype`: `block_i` (B, h, w, C), `prefix_i` (B, P, C), and in fp32
     `attn_i` (B, H, N, N) and `pre_logits` (B, C) (of a distilled ViT the mean of both tokens).
+
+    Attributes:
+      init_values: LayerScale's initial factor; None for no LayerScale.
+      class_token: whether the network has a class token.
+      reg_tokens: register tokens after the class token.
+      no_embed_class: position embeddings for patches only.
+      pre_norm: LayerNorm before the blocks, and a patch embedding without bias (CLIP).
+      fc_norm: apply the final norm after the pooling instead of before; None: if global_pool is "avg".
+      norm_eps: LayerNorm's epsilon.
+      distillation_token: a second token with a head of its own (DeiT); the registered name sets it.
     """
 
     depth: int = 12
     num_heads: int = 12
     pos_drop_rate: float = 0.0
-    init_values: float | None = None  # LayerScale's initial factor; None for no LayerScale
-    class_token: bool = True  # whether the network has a class token
-    reg_tokens: int = 0  # register tokens after the class token
-    no_embed_class: bool = False  # position embeddings for patches only
-    pre_norm: bool = False  # LayerNorm before the blocks, and a patch embedding without bias (CLIP)
-    # apply the final norm after the pooling instead of before; None: if global_pool is "avg"
+    init_values: float | None = None
+    class_token: bool = True
+    reg_tokens: int = 0
+    no_embed_class: bool = False
+    pre_norm: bool = False
     fc_norm: bool | None = None
-    norm_eps: float = 1e-6  # LayerNorm's epsilon
-    distillation_token: bool = False  # a second token with a head of its own (DeiT); the registered name sets it
+    norm_eps: float = 1e-6
+    distillation_token: bool = False
 
     def __post_init__(self):
         require_heads(self.embed_dim, self.num_heads)
