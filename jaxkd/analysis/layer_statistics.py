@@ -23,20 +23,14 @@ BINS = 100  # of the entropy's histogram, as published
 
 @dataclass(frozen=True)
 class LayerStatistic:
-    """Words and function of a statistic.
+    """Words and function of a statistic."""
 
-    Attributes:
-      label: for column heads and titles, such as "kurtosis".
-      unit: for axes; "" for none.
-      function: features (B, ..., C) -> (B,), traceable; None for what `layer_statistics`, `energy_statistics` or a
-        gradient gives.
-      logarithmic: whether profiles over training are drawn on a logarithmic axis.
-    """
-
-    label: str
-    unit: str
+    label: str  # for column heads and titles, such as "kurtosis"
+    unit: str  # for axes; "" for none
+    # features (B, ..., C) -> (B,), traceable; None for what `layer_statistics`, `energy_statistics` or a gradient
+    # gives
     function: Callable[[jax.Array], jax.Array] | None = None
-    logarithmic: bool = False
+    logarithmic: bool = False  # whether profiles over training are drawn on a logarithmic axis
 
 
 LAYER_STATISTICS: dict[str, LayerStatistic] = {

@@ -22,20 +22,13 @@ class Teacher:
 
     Its variables are an argument of every call, so that they are neither a constant of the compiled step nor part of
     the optimiser or the checkpoint.
-
-    Attributes:
-      model: the linen module.
-      mean: per channel, of images in [0, 1], that the teacher was trained with.
-      std: likewise.
-      student_mean: per channel, that the images given to it were normalised with.
-      student_std: likewise.
     """
 
-    model: nn.Module
-    mean: PerChannel
-    std: PerChannel
-    student_mean: PerChannel
-    student_std: PerChannel
+    model: nn.Module  # the linen module
+    mean: PerChannel  # per channel, of images in [0, 1], that the teacher was trained with
+    std: PerChannel  # likewise
+    student_mean: PerChannel  # per channel, that the images given to it were normalised with
+    student_std: PerChannel  # likewise
 
     def __call__(
         self, variables: PyTree, images: jax.Array, taps: tuple[str, ...] = ()

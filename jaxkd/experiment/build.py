@@ -34,25 +34,15 @@ register_task("restoration", restoration.build_components, comparison.compare_re
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment(Components):
-    """One training problem, checked and ready to run; see `build`.
+    """One training problem, checked and ready to run; see `build`."""
 
-    Attributes:
-      mesh: devices.
-      constants: what the compiled step reads and never changes, on the mesh.
-      optimizer: with the schedule inside.
-      schedule: step -> learning rate.
-      settings: when things happen.
-      abstract_state: shapes of the train state.
-      shardings: of the train state.
-    """
-
-    mesh: Mesh
-    constants: PyTree
-    optimizer: optax.GradientTransformation
-    schedule: train.Schedule
-    settings: train.LoopSettings
-    abstract_state: train.TrainState
-    shardings: PyTree
+    mesh: Mesh  # devices
+    constants: PyTree  # what the compiled step reads and never changes, on the mesh
+    optimizer: optax.GradientTransformation  # with the schedule inside
+    schedule: train.Schedule  # step -> learning rate
+    settings: train.LoopSettings  # when things happen
+    abstract_state: train.TrainState  # shapes of the train state
+    shardings: PyTree  # of the train state
 
     @property
     def parameters(self) -> int:

@@ -16,30 +16,19 @@ Evaluator = Callable[[train.TrainState], dict[str, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Components:
-    """Parts that the builder of a task makes of a config; see `registry.register_task`.
+    """Parts that the builder of a task makes of a config; see `registry.register_task`."""
 
-    Attributes:
-      config: resolved, as config.json will hold it.
-      task: the pure functions.
-      best_metric: the evaluation's metric (higher is better) that decides which checkpoint is the best.
-      summary: lines for people: what is minimised, on which data.
-      pipeline: infinite, resumable training batches; None where no data set was opened.
-      train_images: how many; 0 without a data set.
-      val_images: how many; 0 without a data set.
-      make_evaluator: metric writer -> function from a state to {metric: mean}; None without a data set.
-      statistics: of the layers during training, or None.
-      save_inputs: writes what else belongs to the work directory, once it is claimed.
-      draw_result: (work directory, result of the run) -> a figure of it, or None.
-    """
-
-    config: ConfigDict
-    task: Any
-    best_metric: str
-    summary: tuple[str, ...]
-    pipeline: Any = None
-    train_images: int = 0
-    val_images: int = 0
+    config: ConfigDict  # resolved, as config.json will hold it
+    task: Any  # the pure functions
+    best_metric: str  # the evaluation's metric (higher is better) that decides which checkpoint is the best
+    summary: tuple[str, ...]  # lines for people: what is minimised, on which data
+    pipeline: Any = None  # infinite, resumable training batches; None where no data set was opened
+    train_images: int = 0  # how many; 0 without a data set
+    val_images: int = 0  # how many; 0 without a data set
+    # metric writer -> function from a state to {metric: mean}; None without a data set
     make_evaluator: Callable[[train.MetricWriter], Evaluator] | None = None
-    statistics: Any = None
+    statistics: Any = None  # of the layers during training, or None
+    # writes what else belongs to the work directory, once it is claimed
     save_inputs: Callable[[Path], None] = lambda workdir: None
+    # (work directory, result of the run) -> a figure of it, or None
     draw_result: Callable[[Path, dict[str, Any]], Path | None] = lambda workdir, result: None

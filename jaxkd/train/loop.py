@@ -34,23 +34,14 @@ class Due(NamedTuple):
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """Schedule of the loop, in optimiser steps.
+    """Schedule of the loop, in optimiser steps."""
 
-    Attributes:
-      total_steps: length of the run.
-      steps_per_epoch: optimiser steps of an epoch.
-      batch_size: global images per optimiser step.
-      log_every: steps between lines of metrics (means over the window).
-      eval_every: steps between evaluations; the last step always evaluates.
-      checkpoint_every: steps between checkpoints, perhaps two different rhythms; evaluations and the last step save
-        too.
-    """
-
-    total_steps: int
-    steps_per_epoch: int
-    batch_size: int
-    log_every: int
-    eval_every: int
+    total_steps: int  # length of the run
+    steps_per_epoch: int  # optimiser steps of an epoch
+    batch_size: int  # global images per optimiser step
+    log_every: int  # steps between lines of metrics (means over the window)
+    eval_every: int  # steps between evaluations; the last step always evaluates
+    # steps between checkpoints, perhaps two different rhythms; evaluations and the last step save too
     checkpoint_every: tuple[int, ...]
 
     def due(self, step: int, *, evaluates: bool = True) -> Due:
@@ -67,17 +58,11 @@ class LoopSettings:
 
 @dataclass(frozen=True)
 class Observation:
-    """A second compiled step, which also computes statistics, and when it takes the place of the first.
+    """A second compiled step, which also computes statistics, and when it takes the place of the first."""
 
-    Attributes:
-      step_fn: as the plain step, with `{name: (L,)}` in `metrics["statistics"]`.
-      every: optimiser steps between two of them; the first step of a run is one too, the start of every curve.
-      layers: what the L values of each statistic belong to.
-    """
-
-    step_fn: Callable
-    every: int
-    layers: tuple[str, ...]
+    step_fn: Callable  # as the plain step, with `{name: (L,)}` in `metrics["statistics"]`
+    every: int  # optimiser steps between two of them; the first step of a run is one too, the start of every curve
+    layers: tuple[str, ...]  # what the L values of each statistic belong to
 
     def due(self, done: int) -> bool:
         """Whether the step after `done` steps is one; by its number alone, so that a resumed run takes the same."""
@@ -86,37 +71,23 @@ class Observation:
 
 @dataclass(frozen=True, kw_only=True)
 class Loop:
-    """Everything that `train_loop` needs besides the step, the state and the batches.
+    """Everything that `train_loop` needs besides the step, the state and the batches."""
 
-    Attributes:
-      settings: when things happen.
-      constants: passed to the step, never changed.
-      key: of the run; the step folds its number in.
-      mesh: where the batch is split.
-      checkpoints: where states go.
-      writer: where metrics go.
-      progress: what a person sees.
-      stop: asks to end early.
-      clock: time and images so far.
-      meta: what to write into a checkpoint besides the state.
-      evaluate: scores a state, `{metric: mean}`; None if there is nothing to score on.
-      schedule: step -> learning rate, for the log.
-      observation: which steps also compute statistics; None for none. They are written as rows of kind "dynamics" under
-        the number of the step that computed them, and are those of the parameters it started from.
-    """
-
-    settings: LoopSettings
-    constants: PyTree
-    key: jax.Array
-    mesh: Mesh
-    checkpoints: Checkpoints
-    writer: MetricWriter
-    progress: TrainProgress
-    stop: StopRequest
-    clock: Clock
-    meta: Callable[[Clock], dict]
+    settings: LoopSettings  # when things happen
+    constants: PyTree  # passed to the step, never changed
+    key: jax.Array  # of the run; the step folds its number in
+    mesh: Mesh  # where the batch is split
+    checkpoints: Checkpoints  # where states go
+    writer: MetricWriter  # where metrics go
+    progress: TrainProgress  # what a person sees
+    stop: StopRequest  # asks to end early
+    clock: Clock  # time and images so far
+    meta: Callable[[Clock], dict]  # what to write into a checkpoint besides the state
+    # scores a state, `{metric: mean}`; None if there is nothing to score on
     evaluate: Callable[[TrainState], dict[str, Value]] | None
-    schedule: Callable[[int], float]
+    schedule: Callable[[int], float]  # step -> learning rate, for the log
+    # which steps also compute statistics; None for none. They are written as rows of kind "dynamics" under the
+    # number of the step that computed them, and are those of the parameters it started from.
     observation: Observation | None = None
 
     def observes(self, done: int) -> bool:

@@ -17,21 +17,13 @@ PyTree = Any
 
 
 class TrainState(struct.PyTreeNode):
-    """State of a run after `step` optimiser steps.
+    """State of a run after `step` optimiser steps."""
 
-    Attributes:
-      step: () int32, optimiser steps done.
-      params: `{"student": ..., "projectors": ...}`, fp32.
-      mutable: other collections (batch statistics), maybe empty.
-      opt_state: of the optimiser.
-      ema: moving average of `params`, or None when it is off.
-    """
-
-    step: jax.Array
-    params: PyTree
-    mutable: PyTree
-    opt_state: PyTree
-    ema: PyTree | None
+    step: jax.Array  # () int32, optimiser steps done
+    params: PyTree  # `{"student": ..., "projectors": ...}`, fp32
+    mutable: PyTree  # other collections (batch statistics), maybe empty
+    opt_state: PyTree  # of the optimiser
+    ema: PyTree | None  # moving average of `params`, or None when it is off
 
 
 def create_state(params: PyTree, mutable: PyTree, tx: optax.GradientTransformation, *, ema: bool) -> TrainState:

@@ -14,17 +14,11 @@ Batch = dict[str, jax.Array]
 
 
 class Inputs(NamedTuple):
-    """The data of one step of a student; every array has the examples along its first axis.
+    """The data of one step of a student; every array has the examples along its first axis."""
 
-    Attributes:
-      x: what the student takes.
-      batch: labels or targets that belong to `x`, and "mask" where some examples do not count.
-      teacher: (output, features) of the teacher for `x`, or None.
-    """
-
-    x: jax.Array
-    batch: Batch
-    teacher: Any
+    x: jax.Array  # what the student takes
+    batch: Batch  # labels or targets that belong to `x`, and "mask" where some examples do not count
+    teacher: Any  # (output, features) of the teacher for `x`, or None
 
 
 class Task(Protocol):

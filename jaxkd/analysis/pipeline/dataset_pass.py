@@ -38,30 +38,19 @@ from jaxkd.parallel import batch_devices, batch_spec, put_batch
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """Settings of a pass over a data set.
+    """Settings of a pass over a data set."""
 
-    Attributes:
-      batch_size: images that go through the network at once; a multiple of the devices.
-      chunk: images that share an entropy range and a Gram matrix (published: 32).
-      bins: of the entropy's histogram.
-      entropy_range: (lowest, highest); "chunk": minimum and maximum over all layers of each chunk, as published;
-        "exact": over the whole data set, found in a pass of its own.
-      last: layer for ranks, PCA and SEP; "" is the network's own choice.
-      ranks: singular values of every layer.
-      gradients: gradient magnitudes.
-      grams: Gram matrices over the images of a chunk, for CKA.
-      low_memory: the features of a chunk wait in a scratch file instead of on the devices.
-    """
-
-    batch_size: int = 8
-    chunk: int = 32
-    bins: int = 100
+    batch_size: int = 8  # images that go through the network at once; a multiple of the devices
+    chunk: int = 32  # images that share an entropy range and a Gram matrix (published: 32)
+    bins: int = 100  # of the entropy's histogram
+    # (lowest, highest); "chunk": minimum and maximum over all layers of each chunk, as published; "exact": over
+    # the whole data set, found in a pass of its own
     entropy_range: str | tuple[float, float] = "chunk"
-    last: str = ""
-    ranks: bool = True
-    gradients: bool = True
-    grams: bool = False
-    low_memory: bool = False
+    last: str = ""  # layer for ranks, PCA and SEP; "" is the network's own choice
+    ranks: bool = True  # singular values of every layer
+    gradients: bool = True  # gradient magnitudes
+    grams: bool = False  # Gram matrices over the images of a chunk, for CKA
+    low_memory: bool = False  # the features of a chunk wait in a scratch file instead of on the devices
 
 
 def parse_entropy_range(text: str) -> str | tuple[float, float]:

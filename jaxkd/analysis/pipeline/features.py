@@ -24,44 +24,28 @@ PyTree = Any
 
 @dataclass
 class FeatureSource:
-    """A network for an analysis; made by `network_features` or `callable_features`.
+    """A network for an analysis; made by `network_features` or `callable_features`."""
 
-    Attributes:
-      label: what tables and figures call it.
-      name: in the zoo, or `module:function`.
-      origin: where its weights came from, for people.
-      parameters: how many, None if unknown.
-      image_size: (height, width) that it takes.
-      crop_pct: of the evaluation crop.
-      interpolation: of the evaluation resize.
-      layers: tap names in depth order; of a callable known only after the first batch.
-      num_classes: outputs, 0 where there are none.
-      forward: batch of device images (B, H, W, 3) uint8 -> {layer: features}.
-      gradients: (images, labels or None) -> {layer: gradient of a score}, or None where there is none.
-      gradient_of: what `gradients` is of, "class" or "loss".
-      constants: the network's variables on the devices, an argument so that no program holds them as literals.
-      score: (constants, normalised images, classes) -> (B,) class scores, or None.
-      with_offsets: (constants, normalised images, offsets) -> logits, or None; for per-layer gradients.
-      normalise: uint8 -> what `score` takes.
-      shapes: batch size -> {layer: shape and dtype of its features}, for offsets.
-    """
-
-    label: str
-    name: str
-    origin: str
-    parameters: int | None
-    image_size: tuple[int, int]
-    crop_pct: float
-    interpolation: str
-    layers: tuple[str, ...]
-    num_classes: int
-    forward: Callable[[Any], dict[str, jax.Array]]
+    label: str  # what tables and figures call it
+    name: str  # in the zoo, or `module:function`
+    origin: str  # where its weights came from, for people
+    parameters: int | None  # how many, None if unknown
+    image_size: tuple[int, int]  # (height, width) that it takes
+    crop_pct: float  # of the evaluation crop
+    interpolation: str  # of the evaluation resize
+    layers: tuple[str, ...]  # tap names in depth order; of a callable known only after the first batch
+    num_classes: int  # outputs, 0 where there are none
+    forward: Callable[[Any], dict[str, jax.Array]]  # batch of device images (B, H, W, 3) uint8 -> {layer: features}
+    # (images, labels or None) -> {layer: gradient of a score}, or None where there is none
     gradients: Callable[[Any, Any], dict[str, jax.Array]] | None = None
-    gradient_of: str = "class"
+    gradient_of: str = "class"  # what `gradients` is of, "class" or "loss"
+    # the network's variables on the devices, an argument so that no program holds them as literals
     constants: PyTree = None
-    score: Callable | None = None
+    score: Callable | None = None  # (constants, normalised images, classes) -> (B,) class scores, or None
+    # (constants, normalised images, offsets) -> logits, or None; for per-layer gradients
     with_offsets: Callable | None = None
-    normalise: Callable | None = None
+    normalise: Callable | None = None  # uint8 -> what `score` takes
+    # batch size -> {layer: shape and dtype of its features}, for offsets
     shapes: Callable[[int], dict[str, jax.ShapeDtypeStruct]] | None = None
 
     @property

@@ -29,21 +29,13 @@ Progress = Callable[[str, str, int, int], None]  # model, phase, done, total
 
 @dataclass(frozen=True)
 class AnalysisOptions:
-    """Options of an analysis; see `StreamOptions` and `SummaryOptions` for the rest.
+    """Options of an analysis; see `StreamOptions` and `SummaryOptions` for the rest."""
 
-    Attributes:
-      stream: of the pass.
-      summary: of PCA, SEP, permutations and null models.
-      compare: the first network with each other one.
-      crop_pct: of the evaluation crop; 0 is each network's own.
-      interpolation: likewise; "" is each network's own.
-    """
-
-    stream: StreamOptions = field(default_factory=StreamOptions)
-    summary: SummaryOptions = field(default_factory=SummaryOptions)
-    compare: bool = True
-    crop_pct: float = 0.0
-    interpolation: str = ""
+    stream: StreamOptions = field(default_factory=StreamOptions)  # of the pass
+    summary: SummaryOptions = field(default_factory=SummaryOptions)  # of PCA, SEP, permutations and null models
+    compare: bool = True  # the first network with each other one
+    crop_pct: float = 0.0  # of the evaluation crop; 0 is each network's own
+    interpolation: str = ""  # likewise; "" is each network's own
 
 
 def analyse(

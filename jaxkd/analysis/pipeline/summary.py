@@ -22,21 +22,13 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class SummaryOptions:
-    """Options of the statistics of the kept tokens.
+    """Options of the statistics of the kept tokens."""
 
-    Attributes:
-      permutations: channel permutations of the robustness test; 0 leaves it out.
-      bootstrap: draws over images for its confidence intervals.
-      permutation_images: the first so many images; 0 is all.
-      null_images: the first so many images are imitated by the null models.
-      seed: of permutations (the bootstrap takes seed + 1, as published) and null models.
-    """
-
-    permutations: int = 100
-    bootstrap: int = 2000
-    permutation_images: int = 0
-    null_images: int = 32
-    seed: int = 2026
+    permutations: int = 100  # channel permutations of the robustness test; 0 leaves it out
+    bootstrap: int = 2000  # draws over images for its confidence intervals
+    permutation_images: int = 0  # the first so many images; 0 is all
+    null_images: int = 32  # the first so many images are imitated by the null models
+    seed: int = 2026  # of permutations (the bootstrap takes seed + 1, as published) and null models
 
 
 def plain(value: Any) -> Any:
