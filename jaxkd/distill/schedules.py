@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxkd.errors import ConfigError, UnknownNameError, did_you_mean
+from jaxkd.errors import ConfigError, UnknownNameError, check_range, did_you_mean
 
+_HINT = 'or a schedule such as {"schedule": "linear", "from": 0.2, "to": 0.0, "end_step": 1000}'
 Step = int | jax.Array
 Schedule = Callable[[Step], jax.Array]
 
@@ -80,10 +81,13 @@ def weight_schedule(spec: Any, *, name: str = "weight", most: float = math.inf) 
         return lambda step: 1.0 - other(step)
     for field in ("value", "from", "to"):
         if field in spec:
-            _check_value(spec[field], name if field == "value" else f"{name}.{field}", most)
+            where = name if field == "value" else f"{name}.{field}"
+            check_range(where, spec[field], 0, None if most == math.inf else most, hint=_HINT)
     if kind == "constant":
         return lambda step: jnp.float32(spec["value"])
-    start, end = (_check_step(spec.get(f, 0), f"{name}.{f}") for f in ("start_step", "end_step"))
+    start, end = (spec.get(field, 0) for field in ("start_step", "end_step"))
+    for field, step in (("start_step", start), ("end_step", end)):
+        check_range(f"{name}.{field}", step, 0, whole=True)
     if kind != "step" and end <= start:
         raise ConfigError(f"{name} changes from step {start} to step {end}. Set end_step above start_step.")
     return _curve(kind, float(spec["from"]), float(spec["to"]), start, end)
@@ -99,19 +103,3 @@ def _curve(kind: str, first: float, last: float, start: int, end: int) -> Schedu
         return first * (1.0 - done) + last * done  # exact at both ends
 
     return schedule
-
-
-def _check_value(value: Any, name: str, most: float) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not 0 <= value <= most:
-        span = "0 or above" if most == math.inf else f"from 0 to {most:g}"
-        raise ConfigError(
-            f"{name}={value!r} is out of range. Give a finite number {span}, "
-            'or a schedule such as {"schedule": "linear", "from": 0.2, "to": 0.0, "end_step": 1000}.'
-        )
-
-
-def _check_step(value: Any, name: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ConfigError(f"{name}={value!r} is not a step. Give a whole number, 0 or above.")
-    return value

@@ -151,14 +151,10 @@ def _origin(constructor: Any) -> str:
     return f"{constructor.__module__}.{constructor.__qualname__}"
 
 
-def _register_built_in() -> None:
-    for name, (family, args) in _BUILT_IN.items():
-        fields = [f.name for f in dataclasses.fields(family)]
-        valid = [f for f in fields if f not in _DECIDED_BY_NAME and f not in ("parent", "name")]
-        register(name, functools.partial(family, **args), SPECS[name], arguments=valid)
-
-
-_register_built_in()
+for _name, (_family, _args) in _BUILT_IN.items():
+    _fields = [f.name for f in dataclasses.fields(_family)]
+    _valid = [f for f in _fields if f not in _DECIDED_BY_NAME and f not in ("parent", "name")]
+    register(_name, functools.partial(_family, **_args), SPECS[_name], arguments=_valid)
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -230,15 +230,11 @@ def _style(i: int, control: bool = False) -> dict[str, Any]:
 
 def _draw_differentiation(results: Results) -> Drawn:
     found = [(network, control) for network, control in subjects(results) if branched(network)]
-    figure, axis, values = _draw_networks(results, found, _differentiation)
+    value = lambda block: tuple(number(pick(block, "differentiation", k)) for k in ("mean", "sd"))  # noqa: E731
+    figure, axis, values = _draw_networks(results, found, value)
     high = values[np.isfinite(values)].max(initial=0)
     axis.set(ylabel="differentiation: total variation\ndistance (0 to 1)", ylim=(0, min(1.02, 1.15 * (high or 1))))
     return figure, [axis]
-
-
-def _differentiation(block: dict[str, Any]) -> tuple[float, float]:
-    mean, sd = (number(pick(block, "differentiation", k)) for k in ("mean", "sd"))
-    return mean, sd
 
 
 def _draw_outputs(results: Results) -> Drawn:

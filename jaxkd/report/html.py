@@ -77,7 +77,12 @@ class Section:
 
 def write_page(path: Path, title: str, facts: Iterable[str], sections: Iterable[Section]) -> Path:
     """Writes a page from `templates/page.html`; the folder is made if it is not there."""
-    filters = {"data_url": data_url, "inches": _inches, "beside": lambda p: _beside(p, path.parent)}
+    folder = path.parent
+    filters = {
+        "data_url": data_url,
+        "inches": lambda png: int.from_bytes(png.read_bytes()[16:20], "big") / DPI,  # a PNG begins with its IHDR chunk
+        "beside": lambda p: (p.relative_to(folder) if p.is_relative_to(folder) else Path(p.name)).as_posix(),
+    }
     page = load_template(TEMPLATES / "page.html", filters).render(
         title=title, facts=" · ".join(f for f in facts if f), sections=[s for s in sections if s]
     )
@@ -106,15 +111,6 @@ def data_url(path: Path) -> str | None:
     if path.suffix.lower() not in MIME or not path.is_file():
         return None
     return f"data:{MIME[path.suffix.lower()]};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
-
-
-def _inches(png: Path) -> float:
-    """Width of a figure; the IHDR chunk of a PNG comes first."""
-    return int.from_bytes(png.read_bytes()[16:20], "big") / DPI
-
-
-def _beside(path: Path, folder: Path) -> str:
-    return (path.relative_to(folder) if path.is_relative_to(folder) else Path(path.name)).as_posix()
 
 
 def write_report(results: Results, figures: Sequence[Figure], path: Path) -> None:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import losses, metrics
-from jaxkd.errors import ConfigError, did_you_mean
+from jaxkd.errors import ConfigError, check_choice
 from jaxkd.train.task import Batch, Inputs, Metrics, Task
 from jaxkd.weights.network import Network
 
@@ -30,11 +30,7 @@ class RestorationTask(Task):
     """
 
     def __init__(self, student: Network, *, pixel: str = "l1", fft_weight: float = 0.0, frozen: PyTree | None = None):
-        if pixel not in PIXEL_LOSSES:
-            raise ConfigError(
-                f'restoration.loss="{pixel}" does not exist.{did_you_mean(pixel, PIXEL_LOSSES)} '
-                f"Choose one of: {', '.join(PIXEL_LOSSES)}."
-            )
+        check_choice("restoration.loss", pixel, PIXEL_LOSSES)
         if student.spec.task != "restoration":
             raise ConfigError(
                 f'student.name="{student.spec.name}" classifies images, and task="restoration" trains a network from '

@@ -90,10 +90,6 @@ class Loop:
     # number of the step that computed them, and are those of the parameters it started from.
     observation: Observation | None = None
 
-    def observes(self, done: int) -> bool:
-        """Whether the step after `done` steps computes statistics."""
-        return self.observation is not None and self.observation.due(done)
-
     def save(self, state: TrainState, batches: Any, scores: dict[str, Value] | None = None) -> None:
         """Starts writing the checkpoint of `state`, with its scores if it was evaluated."""
         self.checkpoints.save(state, data=batches.get_state(), meta=self.meta(self.clock), metrics=scores)
@@ -157,7 +153,7 @@ def train_loop(step_fn: Callable, state: TrainState, batches: Any, loop: Loop) -
     scores: dict[str, Value] = {}
     step = int(state.step)
     while step < settings.total_steps and not pending.stopping():
-        observing = loop.observes(step)
+        observing = loop.observation is not None and loop.observation.due(step)
         fresh = observing not in compiled
         if fresh and compiled:  # the steps before say how fast training is, the compilation that follows does not
             pending.flush()

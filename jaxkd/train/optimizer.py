@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import optax
 
-from jaxkd.errors import ConfigError, did_you_mean
+from jaxkd.errors import ConfigError, check_choice
 from jaxkd.parallel.sharding import path_of
 
 PyTree = Any
@@ -71,10 +71,7 @@ def make_schedule(
     Raises:
       ConfigError: for an unknown kind, or a warm-up as long as the run.
     """
-    if kind not in SCHEDULES:
-        raise ConfigError(
-            f'schedule.kind="{kind}" is not a schedule.{did_you_mean(kind, SCHEDULES)} Known: {", ".join(SCHEDULES)}.'
-        )
+    check_choice("schedule.kind", kind, SCHEDULES)
     warmup = round(warmup_epochs * steps_per_epoch)
     if warmup >= total_steps:
         raise ConfigError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxkd.errors import ConfigError, ShapeError
+from jaxkd.errors import ShapeError, check_choice
 
 Size = tuple[int, int]
 METHODS = ("geometric", "bicubic")
@@ -65,8 +65,7 @@ def resize_relative_bias_table(
       ShapeError: the table is not of the old window.
       ConfigError: another method.
     """
-    if method not in METHODS:
-        raise ConfigError(f'method="{method}" does not exist. Use one of {METHODS}.')
+    check_choice("method", method, METHODS)
     array = np.asarray(array)
     old, new = (tuple(2 * n - 1 for n in window) for window in (old_window, new_window))
     if array.ndim != 2 or array.shape[0] != old[0] * old[1]:

@@ -111,7 +111,7 @@ def test_constant():
 @pytest.mark.parametrize(
     ("kind", "warmup", "text"),
     [
-        ("cosin", 0, r'schedule.kind="cosin" is not a schedule. Did you mean "cosine".*timm_epoch'),
+        ("cosin", 0, r'schedule.kind="cosin" is not possible. Did you mean "cosine".*timm_epoch'),
         ("cosine", 5, r"schedule.warmup_epochs=5 is 20 steps, but the run has only 20.*Lower schedule.warmup_epochs"),
         ("constant", 6, r"schedule.warmup_epochs=6 is 24 steps"),
         ("timm_epoch", 5, r"schedule.warmup_epochs=5 is 20 steps"),

@@ -65,8 +65,10 @@ def decode_rgb(data: bytes, name: str, *, exif: bool = False) -> Image.Image:
     # Pillow's readers raise whatever their parsing of a damaged file leads to: OSError, ValueError, struct.error, ...
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
+        if reason.startswith("cannot identify image file"):  # goes on with the address of a buffer
+            reason = "it is no image format that Pillow knows"
         raise DataError(
-            f'The file "{name}" cannot be read as an image ({_without_address(reason)}). Remove it or fetch it again.'
+            f'The file "{name}" cannot be read as an image ({reason}). Remove it or fetch it again.'
         ) from None
 
 
@@ -98,8 +100,3 @@ def _bomb(name: str, size: str) -> DataError:
         f'The file "{name}" cannot be read as an image for training: it has {size}, and more than '
         f"{MAX_PIXELS:,} pixels are refused. Remove it or scale it down."
     )
-
-
-def _without_address(reason: str) -> str:
-    """Pillow's "cannot identify image file <_io.BytesIO object at 0x7f...>" without what only we know the sense of."""
-    return "it is no image format that Pillow knows" if reason.startswith("cannot identify image file") else reason
