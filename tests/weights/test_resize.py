@@ -66,7 +66,7 @@ def test_wrong_sizes_and_methods_are_named():
         resize_position_embedding(random(1, 13, 4), old_grid=(3, 4), new_grid=(6, 8), prefix=2)
     with pytest.raises(ShapeError, match=r"a window of \(7, 7\) has 13 \* 13 rows"):
         resize_relative_bias_table(random(49, 3), old_window=(7, 7), new_window=(12, 12))
-    with pytest.raises(ConfigError, match='method="linear" does not exist'):
+    with pytest.raises(ConfigError, match='method="linear" is not possible'):
         resize_relative_bias_table(random(169, 3), old_window=(7, 7), new_window=(12, 12), method="linear")
 
 
