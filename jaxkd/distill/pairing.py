@@ -36,8 +36,7 @@ def _stages(student: tuple[str, ...], teacher: tuple[str, ...]) -> tuple[Pair, .
         if not stages:
             raise TapError(
                 f'pairs="stages" pairs every stage, but the {side} has none: its layers are '
-                f'{in_words(depth_taps(taps))}. Use "last" or '
-                '"first+last", or give the pairs by number.'
+                f'{in_words(depth_taps(taps))}. Use "last" or "first+last", or give the pairs by number.'
             )
     if len(student_stages) != len(teacher_stages):
         raise ConfigError(

@@ -57,8 +57,7 @@ class Teacher:
         if any(v.shape != (images.shape[-1],) for v in constants):
             raise ShapeError(
                 f"The images have shape {images.shape}, but the constants of teacher and student are for "
-                f"{sorted({v.size for v in constants})} channels. Pass NHWC images "
-                "and one value per channel."
+                f"{sorted({v.size for v in constants})} channels. Pass NHWC images and one value per channel."
             )
         if np.array_equal(mean, student_mean) and np.array_equal(std, student_std):
             return images

@@ -158,9 +158,8 @@ def _images(config: ConfigDict, source: data.Source, teacher: weights.Network) -
             problem = error
     if not images:
         raise DataError(
-            f'distill.pairs="{AUTO}" found no readable image among the {len(source)} of the validation split. '
-            f"Repair the data, or give the pairs by number. Of the last one: "
-            f"{problem}"
+            f'distill.pairs="{AUTO}" found no readable image among the {len(source)} of the validation split. Repair '
+            f"the data, or give the pairs by number. Of the last one: {problem}"
         )
     return np.stack(images), used
 
@@ -172,7 +171,6 @@ def _read(path: Path) -> dict[str, Any]:
         return {"taps": [], "reason": "", "warnings": []} | choice
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f'"{path}" cannot be read ({type(error).__name__}: {" ".join(str(error).split())}). '
-            "Restore it, or write the pairs of config.json in the place of "
-            f'distill.pairs="{AUTO}".'
+            f'"{path}" cannot be read ({type(error).__name__}: {" ".join(str(error).split())}). Restore it, or write '
+            f'the pairs of config.json in the place of distill.pairs="{AUTO}".'
         ) from None

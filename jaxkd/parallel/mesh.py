@@ -32,9 +32,6 @@ def make_mesh(data: int = -1, model: int = 1, devices: list | None = None) -> Me
       data: devices along the batch; -1 takes what `model` leaves.
       model: devices along wide matrices.
       devices: the devices, `jax.devices()` by default.
-
-    Raises:
-      TopologyError: if data * model is not the number of devices, or the model axis reaches over hosts.
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)

@@ -27,11 +27,6 @@ class DistillationTask(ClassificationTask):
       frozen: tree of bool like the student's parameters, or None.
       erase: random erasing of training images, or None; the teacher sees the erased images.
       mix: mixup and cutmix of training images, or None; the teacher sees the mixed images.
-
-    Raises:
-      ConfigError: if logits are compared and the networks have different numbers of classes.
-      ShapeError: if the grids of a pair differ.
-      TapError: if a layer does not exist.
     """
 
     def __init__(
@@ -83,13 +78,7 @@ def _random_variables(teacher: Network) -> PyTree:
 
 
 def check_networks(student: Network, teacher: Network, objective: Objective) -> None:
-    """Checks that `objective` can compare the two networks; needs no weights and compiles nothing.
-
-    Raises:
-      ConfigError: different numbers of classes where logits are compared, or different image sizes.
-      ShapeError: the grids of a pair differ.
-      TapError: a layer does not exist.
-    """
+    """Checks that `objective` can compare the two networks; needs no weights and compiles nothing."""
     if objective.compares_logits and student.num_classes != teacher.num_classes:
         raise ConfigError(
             f"The student has {student.num_classes} classes and the teacher {teacher.num_classes}, and their logits "

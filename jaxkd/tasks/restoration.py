@@ -24,9 +24,6 @@ class RestorationTask(Task):
       pixel: name of the loss between pixels, of `PIXEL_LOSSES`.
       fft_weight: weight of `losses.fft_l1` beside it; 0 leaves it out.
       frozen: tree of bool like the parameters, or None.
-
-    Raises:
-      ConfigError: another loss, or a network that is no super-resolution network.
     """
 
     def __init__(self, student: Network, *, pixel: str = "l1", fft_weight: float = 0.0, frozen: PyTree | None = None):

@@ -142,9 +142,6 @@ def train_loop(step_fn: Callable, state: TrainState, batches: Any, loop: Loop) -
 
     Returns:
       The last state and the last evaluation.
-
-    Raises:
-      NonFiniteLossError: a loss, the gradient or the state was NaN or infinite; such a state is never saved.
     """
     settings, progress = loop.settings, loop.progress
     timer = StepTimer(loop.clock, batches)

@@ -67,9 +67,6 @@ def make_schedule(
       warmup_epochs: length of the linear warm-up from `warmup_lr`.
       warmup_lr: rate at step 0.
       min_lr: rate at the end.
-
-    Raises:
-      ConfigError: for an unknown kind, or a warm-up as long as the run.
     """
     check_choice("schedule.kind", kind, SCHEDULES)
     warmup = round(warmup_epochs * steps_per_epoch)
@@ -81,9 +78,8 @@ def make_schedule(
     if kind == "timm_epoch":
         if warmup_epochs != int(warmup_epochs):
             raise ConfigError(
-                f"schedule.warmup_epochs={warmup_epochs} is no whole number, but "
-                'schedule.kind="timm_epoch" changes the rate only between epochs. Give a whole number, or use '
-                'schedule.kind="cosine".'
+                f'schedule.warmup_epochs={warmup_epochs} is no whole number, but schedule.kind="timm_epoch" changes '
+                'the rate only between epochs. Give a whole number, or use schedule.kind="cosine".'
             )
         epochs = -(-total_steps // steps_per_epoch)
         rates = timm_epoch_rates(

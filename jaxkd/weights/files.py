@@ -24,9 +24,6 @@ def checked_path(path: str | Path, ending: str, *, overwrite: bool) -> Path:
       path: "~" means the home folder.
       ending: e.g. ".onnx".
       overwrite: replace a file that is there.
-
-    Raises:
-      WeightSourceError: another ending, a file that exists, or a folder.
     """
     path = Path(path).expanduser()
     if path.suffix != ending:
@@ -41,11 +38,7 @@ def checked_path(path: str | Path, ending: str, *, overwrite: bool) -> Path:
 
 
 def write_whole(path: Path, content: bytes) -> Path:
-    """Writes a file whole or not at all; makes its folder.
-
-    Raises:
-      WeightSourceError: the folder or the file cannot be written.
-    """
+    """Writes a file whole or not at all; makes its folder."""
     try:
         write_atomic(path, content)
     except OSError as error:

@@ -54,11 +54,7 @@ class StreamOptions:
 
 
 def parse_entropy_range(text: str) -> str | tuple[float, float]:
-    """`StreamOptions.entropy_range` as `--entropy-range` writes it: "chunk", "exact" or "-8:8".
-
-    Raises:
-      ConfigError: something else, or a range whose ends are not finite or not in order.
-    """
+    """`StreamOptions.entropy_range` as `--entropy-range` writes it: "chunk", "exact" or "-8:8"."""
     if text in ("chunk", "exact"):
         return text
     try:

@@ -109,9 +109,6 @@ def network_features(
         range of the entropy would change every other layer's.
       seed: of random weights.
       gradient_of: "class" (the highest logit of each image) or "loss" (cross-entropy with the label).
-
-    Raises:
-      TapError: a layer that the network does not have.
     """
     model, spec = network.model, network.spec
     taps = _matching(model, layers) or models.depth_taps(models.tap_names(model))
@@ -183,9 +180,6 @@ def callable_features(
       layers: which names to read, in depth order; () takes all as they come. What `jax.jit` returns is sorted by name,
         so a jitted function with more than ten numbered layers needs this.
       crop_pct: of the evaluation crop.
-
-    Raises:
-      ConfigError: no such module or function, or it is not callable with one argument.
     """
     function = _import(spec)
 
@@ -270,9 +264,6 @@ def check_gradient_labels(gradient_of: str, labelled: bool, source: Any, images:
       source: the images.
       images: what the command line called them.
       classes: label of a model -> its number of outputs.
-
-    Raises:
-      DataError: no labels. ConfigError: another number of classes than a model has.
     """
     if gradient_of != "loss":
         return

@@ -61,9 +61,6 @@ def analyse(
     Returns:
       `{"settings": ..., "models": [...], "comparisons": [...], "saliency": []}` of plain Python numbers, None where a
       number does not exist, with the reason in words in "notes".
-
-    Raises:
-      DataError: no image could be read.
     """
     begin = time.perf_counter()
     options = options or AnalysisOptions()
@@ -103,11 +100,7 @@ def analyse(
 
 
 def open_report(out: str | Path, *, overwrite: bool = False) -> Path:
-    """The folder `out`, made where it is missing, if a report may be written there.
-
-    Raises:
-      ConfigError: it holds an earlier report, or cannot be written.
-    """
+    """The folder `out`, made where it is missing, if a report may be written there."""
     out = Path(out).expanduser()
     if (out / "results.json").exists() and not overwrite:
         raise ConfigError(

@@ -52,9 +52,6 @@ class Dynamics:
       gradients: whether to compute `gradient`, which costs a backward pass of these images.
       ranks: whether to compute ranks, the participation ratio and the stable rank.
       rank_images: how many images these are averaged over; decompositions are the expensive part.
-
-    Raises:
-      ConfigError: `layers` is one string. TapError: a layer that the student does not have, or one named twice.
     """
 
     def __init__(
@@ -131,11 +128,7 @@ class Dynamics:
 
 
 def resolve_layers(layers: tuple[str, ...], existing: tuple[str, ...]) -> tuple[str, ...]:
-    """The taps to watch; () is every `block_i` and `stage_i` of a student with the taps `existing`.
-
-    Raises:
-      ConfigError: one string instead of a tuple. TapError: a tap that does not exist or comes twice.
-    """
+    """The taps to watch; () is every `block_i` and `stage_i` of a student with the taps `existing`."""
     if isinstance(layers, str):
         raise ConfigError(
             f'dynamics.layers="{layers}" is one string, but layers are a tuple of names. Write ("{layers}",).'

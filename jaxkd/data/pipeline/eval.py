@@ -53,9 +53,6 @@ def eval_preprocess(
       image_size: (height, width) of its input.
       crop_pct: replaces the network's, unless 0 or None.
       interpolation: replaces the network's, unless "" or None.
-
-    Raises:
-      ConfigError: crop_pct is not above 0 and at most 1, or interpolation is unknown.
     """
     return EvalPreprocess(image_size, crop_pct or spec.crop_pct, interpolation or spec.interpolation)
 

@@ -161,10 +161,6 @@ class PatchPipeline(ResumableBatches):
 
     Attributes:
       skipped: names of the images that are smaller than a patch, with `small="skip"`.
-
-    Raises:
-      ConfigError: `size` does not divide by the scale, or `per_image` does not divide the batch.
-      DataError: images smaller than a patch, or an epoch of less than a batch.
     """
 
     def __init__(

@@ -54,11 +54,7 @@ class Prefetcher:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        """The next batch.
-
-        Raises:
-          StopIteration: at the end. Exception: an exception of the pipeline, in its place.
-        """
+        """The next batch."""
         start = time.perf_counter()
         batch, state, error = self._queue.get()
         self.wait_seconds += time.perf_counter() - start

@@ -93,8 +93,7 @@ class ResumableBatches:
             if state.get(name) != value:
                 raise CheckpointError(
                     f"The checkpoint's position in the data was saved with {name}={state.get(name)}, but now there is "
-                    f"{name}={value}. Restore "
-                    "the data set and config of that run, or choose a new --workdir."
+                    f"{name}={value}. Restore the data set and config of that run, or choose a new --workdir."
                 )
         self.close()
         self.broken.found.update(state.get("broken", {}))

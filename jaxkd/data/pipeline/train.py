@@ -71,9 +71,6 @@ class TrainTransform:
       config: what happens.
       size: (height, width) that comes out.
       fill: colour of what a policy moves into the picture.
-
-    Raises:
-      ConfigError: a policy that does not exist, or region_decode="on" without its library.
     """
 
     def __init__(self, config: AugmentConfig, size: Size, fill: tuple[int, int, int] = (128, 128, 128)):
@@ -101,11 +98,7 @@ class TrainTransform:
         return self._augmented(image, rng)
 
     def of_record(self, source: Source, record: int, rng: np.random.Generator) -> np.ndarray:
-        """`self(source.image(record), rng)`, but decoding no more of a file than its crop needs.
-
-        Raises:
-          DataError: the record cannot be read or decoded.
-        """
+        """`self(source.image(record), rng)`, but decoding no more of a file than its crop needs."""
         data = source.bytes(record) if self._config.kind == "random_resized_crop" else None
         if data is None:
             return self(source.image(record), rng)
@@ -185,9 +178,6 @@ class TrainPipeline(ResumableBatches):
       max_broken: share of the records that may be unreadable before the run fails.
       host_index: which host this is.
       host_count: how many there are.
-
-    Raises:
-      DataError: fewer records than a batch.
     """
 
     def __init__(

@@ -76,9 +76,8 @@ class FolderSource:
         if not folder.is_dir():
             there = sorted(p.name for p in self.root.iterdir() if p.is_dir())
             raise DataError(
-                f'The data folder "{self.root}" has no folder "{split}". '
-                f"It has: {first_few(there, 8) or 'no folders'}. "
-                f"Rename or link the right one to {folder}."
+                f'The data folder "{self.root}" has no folder "{split}". It has: '
+                f"{first_few(there, 8) or 'no folders'}. Rename or link the right one to {folder}."
             )
         return folder
 

@@ -98,8 +98,7 @@ class Manifest:
         if content.get("version") != VERSION:
             raise DataError(
                 f'The shards in "{folder}" have version {content.get("version")}, but this jaxkd reads version '
-                f"{VERSION}. Use the jaxkd that wrote them, or convert the data "
-                "again into a new folder."
+                f"{VERSION}. Use the jaxkd that wrote them, or convert the data again into a new folder."
             )
         try:
             return cls(**content)

@@ -43,9 +43,8 @@ class TfdsSpec:
             key, separator, value = part.partition("=")
             if key not in OPTIONS or not separator or not value:
                 raise DataError(
-                    f'data.source="{spec}" has "{part}", which is not an option of TFDS data.'
-                    f"{did_you_mean(key, OPTIONS)} Write {SYNTAX}; "
-                    f"the options are {', '.join(OPTIONS)}."
+                    f'data.source="{spec}" has "{part}", which is not an option of TFDS '
+                    f"data.{did_you_mean(key, OPTIONS)} Write {SYNTAX}; the options are {', '.join(OPTIONS)}."
                 )
             options[key] = os.path.expanduser(value) if key == "data_dir" else value
         if not name:

@@ -58,10 +58,6 @@ def prepare_train_images(
     Returns:
       (B, H, W, C) fp32, and the labels: untouched where `mix` is None, so that the loss smooths them; else (B, K)
       fp32 probabilities that `mix.smoothing` has smoothed, so that the loss must not.
-
-    Raises:
-      ConfigError: boxes of `mix.cutmix_minmax` that this image size has not.
-      ShapeError: an odd batch to mix, or labels that are not (B,) integers.
     """
     x = normalise(images, mean, std)
     if erase is not None:
