@@ -93,7 +93,7 @@ class PairScorer:
     """
 
     def __init__(self, model: Any, sets: dict[str, data.PairSource], *, crop: int, luma: bool):
-        self._model, self._sets, self._crop, self._luma = model, sets, crop, luma
+        self._model, self._crop, self._luma = model, crop, luma
         self._kinds = {kind: metrics.name_of(kind, crop, luma) for kind in ("psnr", "ssim")}
         self.names = tuple(f"{name}/{kind}" for name in sets for kind in self._kinds.values())
         self.bicubic: dict[str, float] = {}

@@ -9,6 +9,7 @@ import pickle
 import shutil
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -117,13 +118,14 @@ def test_workers_and_threads_read_the_same(made):
 
 
 def test_few_shards_are_open_at_a_time(made, monkeypatch):
-    monkeypatch.setattr(shards_module, "_OPEN_FILES", 1)
+    few = lru_cache(1)(shards_module._open_shard.__wrapped__)
+    monkeypatch.setattr(shards_module, "_open_shard", few)
     root, where = made
     source = open_source(str(where), "train")
     with ThreadPoolExecutor(4) as pool:
         got = list(pool.map(source.bytes, [0, 8, 4] * 30))
     assert got == [open_source(str(root), "train").bytes(i) for i in (0, 8, 4)] * 30
-    assert len(source._open._open) == 1
+    assert few.cache_info().currsize == 1
 
 
 def test_the_same_images_give_the_same_bytes(made, folder, tmp_path, form):

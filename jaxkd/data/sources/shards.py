@@ -19,11 +19,10 @@ import json
 import os
 import struct
 import tarfile
-import threading
 import zlib
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -201,22 +200,10 @@ def _array_record() -> Any:
     return array_record_module
 
 
-class _OpenShards:
-    """The shards that one process has open, the longest unused closed first."""
-
-    def __init__(self, opener: Callable[[str], Any]):
-        self.process = os.getpid()
-        self._opener, self._lock = opener, threading.Lock()
-        self._open: OrderedDict[str, Any] = OrderedDict()
-
-    def get(self, path: str) -> Any:
-        with self._lock:
-            shard = self._open.pop(path, None) or self._opener(path)
-            self._open[path] = shard
-            # Another thread may still read what is dropped here: it is closed when the last of them lets go.
-            while len(self._open) > _OPEN_FILES:
-                self._open.popitem(last=False)
-        return shard
+@lru_cache(_OPEN_FILES)
+def _open_shard(kind: str, path: str, process: int) -> Any:
+    """An open shard of this process. Another thread may still read one that is dropped; then it is closed later."""
+    return FORMATS[kind][1](path)
 
 
 class ShardSource:
@@ -252,10 +239,9 @@ class ShardSource:
         self._length = manifest.records
         self._records: np.ndarray | None = None
         self._names: PackedNames | None = None
-        self._open: _OpenShards | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_records": None, "_names": None, "_open": None}
+        return {**self.__dict__, "_records": None, "_names": None}
 
     def _record(self, index: int) -> Any:
         if self._records is None:
@@ -281,10 +267,8 @@ class ShardSource:
         """See `Source`."""
         record = self._record(index)
         path = self._paths[int(record["shard"])]
-        if self._open is None or self._open.process != os.getpid():  # the first use, or the first after a fork
-            self._open = _OpenShards(FORMATS[self._format][1])
         try:
-            data = self._open.get(path).read(int(record["offset"]), int(record["size"]))
+            data = _open_shard(self._format, path, os.getpid()).read(int(record["offset"]), int(record["size"]))
         except (OSError, RuntimeError, ValueError, IndexError) as error:  # RuntimeError: ArrayRecord's own checksums
             raise damaged_shard(path, f"cannot be read ({' '.join(str(error).split())})") from None
         if len(data) != record["size"] or zlib.crc32(data) != record["crc32"]:

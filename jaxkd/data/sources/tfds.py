@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -71,51 +71,16 @@ class TfdsSource:
         # Not the builder: it knows where it was loaded from, and a worker needs no more than the folder.
         self._folder = str(builder.data_path)
         self._counts: np.ndarray | None = None
-        self._forget()
-        self._length = len(self._records())
-
-    def _forget(self) -> None:
-        self._data: Any = None
-        self._process = 0
-        self._last = threading.local()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_data", "_process", "_last")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._forget()
-
-    def _records(self) -> Any:
-        """TFDS' data source of this process; its readers must not be shared with a forked one."""
-        if self._data is None or self._process != os.getpid():
-            tfds = _tfds()
-            _allow_open_files()
-            builder = tfds.builder_from_directory(self._folder)
-            try:
-                self._data = builder.as_data_source(
-                    self.split, decoders={self._image: tfds.decode.SkipDecoding()}, file_format="array_record"
-                )
-            except (ValueError, KeyError) as error:
-                raise DataError(
-                    f'"{self.split}" is not a split of tfds:{self.spec.name} ({" ".join(str(error).split())}). It has: '
-                    f"{', '.join(builder.info.splits)}. Write for example train=train[:90%]&val=train[90%:]."
-                ) from None
-            self._process = os.getpid()
-        return self._data
+        self._length = len(_data_source(self.spec.name, self._folder, self.split, self._image, os.getpid()))
 
     def _example(self, index: int) -> dict[str, Any]:
-        # Image and label of a record are asked for one after the other.
-        if getattr(self._last, "index", None) != index:
-            try:
-                self._last.example = self._records()[index]
-            except (OSError, RuntimeError, ValueError) as error:
-                raise DataError(
-                    f'The record {self.name(index)} in "{self._folder}" cannot be read '
-                    f"({' '.join(str(error).split())}). Delete the folder and prepare the data set again."
-                ) from None
-            self._last.index = index
-        return self._last.example
+        try:
+            return _record(self.spec.name, self._folder, self.split, self._image, os.getpid(), index)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise DataError(
+                f'The record {self.name(index)} in "{self._folder}" cannot be read ({" ".join(str(error).split())}). '
+                "Delete the folder and prepare the data set again."
+            ) from None
 
     def __len__(self) -> int:
         return self._length
@@ -160,6 +125,26 @@ def _tfds() -> Any:
             "Install it, without TensorFlow, with pip install 'jaxkd[tfds]'."
         ) from None
     return tensorflow_datasets
+
+
+@lru_cache(maxsize=8)
+def _data_source(name: str, folder: str, split: str, image: str, process: int) -> Any:
+    """TFDS' data source of this process; its readers must not be shared with a forked one."""
+    tfds = _tfds()
+    _allow_open_files()
+    builder = tfds.builder_from_directory(folder)
+    try:
+        return builder.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()}, file_format="array_record")
+    except (ValueError, KeyError) as error:
+        raise DataError(
+            f'"{split}" is not a split of tfds:{name} ({" ".join(str(error).split())}). It has: '
+            f"{', '.join(builder.info.splits)}. Write for example train=train[:90%]&val=train[90%:]."
+        ) from None
+
+
+@lru_cache(maxsize=32)  # image and label of a record are asked for one after the other, by several threads
+def _record(name: str, folder: str, split: str, image: str, process: int, index: int) -> dict[str, Any]:
+    return _data_source(name, folder, split, image, process)[index]
 
 
 def _allow_open_files() -> None:
