@@ -238,7 +238,7 @@ def test_a_setting_that_is_never_read_is_refused(name, setting):
         ({"name": "mse", "pairs": "last"}, ConfigError, r"not pairs of taps.*resolve_pairs"),
         ({"name": "mse", "pairs": ((0, 0),)}, ConfigError, r"not pairs of taps.*resolve_pairs"),
         ({"name": "mse", "pairs": (0, 0)}, ConfigError, r"not pairs of taps"),
-        ({"name": "soft", "alpha": 1.5}, ConfigError, r"alpha=1.5 is out of range.*from 0 to 1"),
+        ({"name": "soft", "alpha": 1.5}, ConfigError, r"alpha=1.5 is out of range.*at least 0 and at most 1"),
         ({"name": "mse", "pairs": PAIRS, "feature_weight": -1}, ConfigError, r"feature_weight=-1 is out of range"),
         ({"name": "soft", "temperature": 0.0}, ConfigError, r"temperature=0.0 is out of range"),
         ({"name": "none", "smoothing": 1.0}, ConfigError, r"smoothing=1.0 is out of range"),

@@ -54,7 +54,7 @@ def test_constants_functions_and_python_steps():
         ({**RAMP, "end_step": 10}, ConfigError, r"from step 10 to step 10"),
         ({**RAMP, "start_step": -1}, ConfigError, r"w.start_step=-1 is out of range"),
         ({**RAMP, "end_step": 20.5}, ConfigError, r"w.end_step=20.5 is out of range"),
-        ({**RAMP, "to": -0.1}, ConfigError, r"w.to=-0.1 is out of range.*0 or above"),
+        ({**RAMP, "to": -0.1}, ConfigError, r"w.to=-0.1 is out of range.*at least 0"),
         ({**RAMP, "from": "0.2"}, ConfigError, r"w.from='0.2' is out of range"),
         (float("nan"), ConfigError, r"w=nan is out of range"),
         (True, ConfigError, r"w=True is out of range"),
@@ -68,5 +68,5 @@ def test_nonsense(spec, error, text):
 
 
 def test_upper_bound():
-    with pytest.raises(ConfigError, match=r"alpha=1.5 is out of range.*from 0 to 1"):
+    with pytest.raises(ConfigError, match=r"alpha=1.5 is out of range.*at least 0 and at most 1"):
         weight_schedule(1.5, name="alpha", most=1.0)
