@@ -20,7 +20,7 @@ from typing import Any
 from jaxkd.cli import console, networks, score_table
 from jaxkd.errors import ConfigError
 
-CLASSIFIERS_ONLY = ("batch_size", "crop_pct", "interpolation", "resize")
+CLASSIFIERS_ONLY = ("batch_size", "crop_pct", "interpolation", "resize", "class_order", "other_classes")
 UPSCALERS_ONLY = ("crop", "rgb", "cost")
 
 
@@ -42,6 +42,12 @@ def _parser() -> argparse.ArgumentParser:
     classifiers.add_argument("--crop-pct", type=float, help="default: the model's own")
     classifiers.add_argument("--interpolation", help="default: the model's own")
     classifiers.add_argument("--resize", action="store_true", help="resize position embeddings to the network's grid")
+    classifiers.add_argument(
+        "--class-order", choices=("natural", "text"), help="of class folders: 1, 2, 10 as in timm (default) or 1, 10, 2"
+    )
+    classifiers.add_argument(
+        "--other-classes", action="store_true", help="score although the weights were trained on other class names"
+    )
     upscalers = parser.add_argument_group("super-resolution only")
     upscalers.add_argument(
         "--crop",
@@ -81,8 +87,10 @@ def _score_classifier(args: argparse.Namespace, given: networks.NetworkArgs) -> 
             f"--data was given {len(args.data)} times: {', '.join(args.data)}. {network.spec.name} classifies images "
             "and is scored on one data set. Give --data once."
         )
-    source = data.open_source(args.data[0], args.split)
+    source = data.open_source(args.data[0], args.split, class_order=args.class_order or "natural")
     classification.check_classes(network, source, args.data[0])
+    if not args.other_classes:
+        data.check_same_classes(train.recorded_classes(given.weights), source.class_names, given.weights, args.data[0])
     batch_size = 64 if args.batch_size is None else args.batch_size
     parallel.check_batch("--batch-size", batch_size, parallel.make_mesh())
     run = train.find_run(given.weights)

@@ -34,6 +34,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", default="", metavar="DIR", help="where <split>/manifest.json and the shards go")
     parser.add_argument("--split", choices=SPLITS, help="only this one; default: those that the folder has")
     parser.add_argument("--format", choices=tuple(FORMATS), default="tar", help="arrayrecord needs jaxkd[shards]")
+    parser.add_argument(
+        "--class-order", choices=("natural", "text"), default="natural", help="of labels: 1, 2, 10 as timm; 1, 10, 2"
+    )
     parser.add_argument("--resize", type=int, default=0, metavar="N", help="shrink short sides to N pixels, as JPEG")
     parser.add_argument("--quality", type=int, default=95, help="of JPEGs that --resize writes, 1 to 100")
     parser.add_argument("--shard-size", type=float, default=256, metavar="MB", help="of a shard, in 10^6 bytes")
@@ -106,7 +109,7 @@ def run_conversion(args: argparse.Namespace) -> list[dict[str, Any]]:
     _check_out(root, out, splits)
     results = []
     for split in splits:
-        source = FolderSource(root, split)
+        source = FolderSource(root, split, class_order=args.class_order)
         start = time.perf_counter()
         with _progress(split, len(source)) as report:
             manifest = convert(source, out / split, options, workers=args.workers, report=report)

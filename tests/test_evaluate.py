@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from random_weights import random_variables
 
-from jaxkd import analyze, convert, data, evaluate, models, upscale, weights
+from jaxkd import analyze, convert, data, evaluate, models, train, upscale, weights
 from jaxkd.config import fields
 from jaxkd.experiment import run as run_module
 
@@ -57,6 +58,17 @@ def test_raw_and_ema_of_a_run_are_what_training_scored(run, capsys):
         assert raw[name] == pytest.approx(result["metrics"][name], rel=1e-5)
         assert ema[name] == pytest.approx(result["metrics"][f"ema_{name}"], rel=1e-5)
     assert raw["loss"] != ema["loss"] and raw["images"] == ema["images"] == 359
+
+
+def test_weights_are_not_scored_on_other_classes_unless_asked_for(run, tmp_path, capsys):
+    workdir, _ = run
+    assert train.recorded_classes(workdir) == tuple("0123456789") and train.recorded_classes(tmp_path) == ()
+    for name in (*"012345678", "ten"):
+        (tmp_path / "val" / name).mkdir(parents=True)
+        Image.new("RGB", (16, 16)).save(tmp_path / "val" / name / "a.png")
+    text = complaint(capsys, f"--weights={workdir}", f"--data={tmp_path}")
+    assert "it lacks 9 and it has ten besides" in text
+    assert scored(capsys, f"--weights={workdir}", f"--data={tmp_path}", "--other-classes")["images"] == 10
 
 
 @pytest.mark.parametrize("command", [evaluate, analyze, upscale, convert], ids=lambda c: c.__name__)

@@ -31,7 +31,14 @@ def build_components(
     """The components of a classification or distillation; see `build`."""
     eval_batch = config.eval.batch_size or config.train.batch_size
     parallel.check_batch("eval.batch_size", eval_batch, mesh)
-    sources = {split: data.open_source(config.data.source, split) for split in ("train", "val")} if open_data else {}
+    sources = {}
+    if open_data:
+        opened = functools.partial(data.open_source, config.data.source, class_order=config.data.class_order)
+        sources = {split: opened(split) for split in ("train", "val")}
+        for network in (config.student, config.teacher):
+            if network.weights and not network.new_head:
+                recorded = train.recorded_classes(network.weights)
+                data.check_same_classes(recorded, sources["train"].class_names, network.weights, config.data.source)
     classes = len(sources["train"].class_names) if sources else _published_classes(config)
     build = functools.partial(build_task, num_classes=classes, load=load)
     config, chosen = resolve(config, num_classes=classes), None
@@ -54,6 +61,7 @@ def build_components(
             f"{len(sources['train']):,} training and {len(sources['val']):,} validation images of "
             f"{config.data.source}, {classes} classes, {height}x{width}",
         ),
+        class_names=sources["train"].class_names,
         pipeline=build_train_pipeline(config, sources["train"], task.student),
         train_images=len(sources["train"]),
         val_images=len(sources["val"]),

@@ -22,6 +22,7 @@ class Components:
     task: Any  # the pure functions
     best_metric: str  # the evaluation's metric (higher is better) that decides which checkpoint is the best
     summary: tuple[str, ...]  # lines for people: what is minimised, on which data
+    class_names: tuple[str, ...] = ()  # label -> name, kept in checkpoints; () where images have no labels
     pipeline: Any = None  # infinite, resumable training batches; None where no data set was opened
     train_images: int = 0  # how many; 0 without a data set
     val_images: int = 0  # how many; 0 without a data set

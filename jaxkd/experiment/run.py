@@ -180,6 +180,7 @@ def _checkpoint_meta(experiment: Experiment, clock: train.Clock) -> dict[str, An
     return {
         "task": experiment.task.metadata(),
         "clock": asdict(clock),  # a copy, as it is written in the background while the clock goes on
+        "classes": list(experiment.class_names),
         "config": json.loads(json.dumps(experiment.config.to_dict(), default=str)),
         "versions": {"jaxkd": __version__, "jax": jax.__version__, "python": platform.python_version()},
     }

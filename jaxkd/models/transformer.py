@@ -100,6 +100,13 @@ class Transformer(TappedNetwork):
             f"img_size={self.img_size} is smaller than patch_size={self.patch_size}. Use larger images or smaller "
             "patches.",
         )
+        left = tuple(size % patch for size, patch in zip(self.img_size, self.patch_size, strict=True))
+        smaller = tuple(size - rest for size, rest in zip(self.img_size, left, strict=True))
+        require(
+            not any(left),
+            f"img_size={self.img_size} is not a multiple of patch_size={self.patch_size}, so the last pixels would "
+            f"belong to no patch. Use img_size={smaller}, or another multiple.",
+        )
         check_choice("global_pool", self.global_pool, self.pools, hint='"" keeps the tokens')
         for name in ("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"):
             check_range(name, getattr(self, name, 0.0), 0, below=1)

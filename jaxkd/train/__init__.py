@@ -1,6 +1,6 @@
 """Training: a task goes in, checkpoints and metrics come out."""
 
-from jaxkd.train.checkpoint import Checkpoints, find_run, load_run_weights, read_config
+from jaxkd.train.checkpoint import Checkpoints, find_run, load_run_weights, read_config, recorded_classes
 from jaxkd.train.evaluation import evaluate
 from jaxkd.train.loop import Loop, LoopSettings, Observation, train_loop
 from jaxkd.train.members import best_member, to_json

@@ -181,6 +181,23 @@ def read_config(run: Path) -> dict[str, Any]:
     return config
 
 
+def recorded_classes(path: str | Path) -> tuple[str, ...]:
+    """Class names, by label, that the newest checkpoint of a work directory was trained on.
+
+    Returns:
+      () where `path` is no work directory, or where the checkpoint records none.
+    """
+    run = find_run(path)
+    steps = [] if run is None else [int(p.name) for p in (run / FOLDER).iterdir() if p.name.isdigit()]
+    for step in sorted(steps, reverse=True):
+        try:
+            meta = json.loads((run / FOLDER / str(step) / "meta" / "metadata").read_text())
+            return tuple(map(str, meta.get("classes", ())))
+        except (OSError, ValueError, AttributeError, TypeError):
+            continue  # damaged; whoever loads its weights says so
+    return ()
+
+
 def load_run_weights(
     path: str | Path, *, variant: str | None = None, step: str = "", best_metric: str = ""
 ) -> tuple[PyTree, dict, str]:

@@ -71,7 +71,8 @@ def train_step(
       task: the pure functions.
       tx: the optimiser.
       mesh: where the batch is split.
-      accumulate: micro-batches per optimiser step; gradients, terms and losses are their mean.
+      accumulate: micro-batches per optimiser step; gradients, terms and losses are their mean, each weighed by the
+        number of its examples that count (an unreadable image does not).
       ema_decay: decay of the moving average per optimiser step; 0 when it is off.
       statistics: what else to compute of the parameters before the update, on the batch (of several micro-batches, the
         first) and with the key of its loss; it lands in `metrics["statistics"]` and changes nothing else.
@@ -92,7 +93,12 @@ def train_step(
                 grads, metrics, mutable = _gradients(
                     task, state.params, mutable, part, jax.random.fold_in(key, index), state.step, constants
                 )
-                return (jax.tree.map(jnp.add, total, (grads, metrics)), mutable), None
+                count = count_images(part)
+
+                def add(total: jax.Array, value: jax.Array) -> jax.Array:
+                    return total + jnp.where(count > 0, count.astype(value.dtype) * value, 0)
+
+                return (jax.tree.map(add, total, (grads, metrics)), mutable), None
 
             parts = (jnp.arange(accumulate), _micro_batches(batch, accumulate, mesh))
             first = jax.tree.map(lambda x: x[0], parts)
@@ -102,7 +108,8 @@ def train_step(
             )
             zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
             ((grads, metrics), mutable), _ = jax.lax.scan(body, (zeros, state.mutable), parts)
-            grads, metrics = jax.tree.map(lambda x: x / accumulate, (grads, metrics))
+            images = jnp.maximum(count_images(batch), 1)
+            grads, metrics = jax.tree.map(lambda x: x / images.astype(x.dtype), (grads, metrics))
         metrics["grad_norm"] = trainable_norm(grads, task.frozen)
         metrics["images"] = count_images(batch)
         if statistics is not None:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxkd.data import open_source
-from jaxkd.data.sources.labels import PackedNames
-from jaxkd.errors import DataError
+from jaxkd.data import check_same_classes, open_source
+from jaxkd.data.sources.labels import PackedNames, order_classes
+from jaxkd.errors import ConfigError, DataError
 
 
 def test_labels_are_the_sorted_folder_names_of_train(folder):
@@ -31,6 +31,53 @@ def test_a_val_split_with_fewer_classes_keeps_the_labels_of_train(folder):
     (root / "val" / "cat").rmdir()
     val = open_source(str(root), "val")
     assert [val.label(i) for i in range(len(val))] == [1, 1]
+
+
+def test_a_class_that_is_empty_in_val_only_is_named_and_counts_for_nothing(folder, caplog):
+    root = folder()
+    (root / "train" / "emu").mkdir()
+    (root / "val" / "emu").mkdir()
+    Image.new("RGB", (4, 4)).save(root / "train" / "emu" / "a.png")
+    val = open_source(str(root), "val")
+    assert val.class_names == ("cat", "dog", "emu") and val.class_counts.tolist() == [2, 2, 0]
+    assert "1 of 3 class folders" in caplog.text and "emu" in caplog.text
+
+
+NUMBERED = ["1", "10", "2", "Class9", "class10"]
+
+
+def test_numbered_classes_are_ordered_as_in_timm_with_a_warning(tmp_path, caplog):
+    for split in ("train", "val"):
+        for name in NUMBERED:
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (4, 4)).save(tmp_path / split / name / "a.png")
+    natural = open_source(str(tmp_path), "train")
+    assert natural.class_names == ("1", "2", "10", "Class9", "class10")
+    assert [natural.relative_names[i] for i in (1, 2)] == ["2/a.png", "10/a.png"] and natural.label(2) == 2
+    assert caplog.text.count("label 1 is") == 1 and 'class_order="text"' in caplog.text
+    caplog.clear()
+    assert open_source(str(tmp_path), "val").class_names == natural.class_names
+    text = open_source(str(tmp_path), "val", class_order="text")
+    assert text.class_names == ("1", "10", "2", "Class9", "class10") and not caplog.text  # train has said it
+    with pytest.raises(ConfigError, match='class_order="size".*natural'):
+        open_source(str(tmp_path), "val", class_order="size")
+
+
+@pytest.mark.parity
+def test_natural_order_is_that_of_timms_folder_reader(timm):
+    from timm.data.readers.reader_image_folder import natural_key
+
+    names = [*NUMBERED, "n02", "n1", "a-1", "a1b2", "a1b10", "Zebra", "ant", "007", "-1"]
+    assert order_classes(names, "natural") == sorted(sorted(names), key=natural_key)
+
+
+def test_other_classes_than_the_weights_were_trained_on():
+    check_same_classes((), ("a",), "run", "data")  # nothing recorded
+    check_same_classes(["a", "b"], ("a", "b"), "run", "data")
+    with pytest.raises(DataError, match=r'another order .*label 1 is "10" there and "2" in the weights'):
+        check_same_classes(["1", "2", "10"], ["1", "10", "2"], "run", "data")
+    with pytest.raises(DataError, match="it lacks b and it has c besides"):
+        check_same_classes(["a", "b"], ["a", "c"], "run", "data")
 
 
 def test_nested_and_hidden_files(folder, picture):

@@ -25,6 +25,15 @@ def begin(mesh, task, tx, *, accumulate=1, ema_decay=0.0):
     return fn, parallel.put_on_mesh(start(), mesh)
 
 
+class Masked(Toy):
+    """The squared error over the examples whose mask is True; 0 where none is."""
+
+    def loss(self, params, mutable, batch, key, step, constants):
+        error = jnp.mean(jnp.square(self.predict(params, batch["x"]) - batch["y"]), axis=1)
+        fit = jnp.sum(jnp.where(batch["mask"], error, 0.0)) / jnp.maximum(jnp.sum(batch["mask"]), 1)
+        return fit, ({"fit": fit}, mutable)
+
+
 def key(seed=1):
     return jax.random.key(seed, impl="rbg")
 
@@ -48,6 +57,19 @@ def test_micro_batches_give_the_step_of_the_whole_batch(mesh):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
         assert metrics == pytest.approx(whole_metrics, rel=1e-5)
         assert int(state.mutable["seen"]) == 2 * BATCH  # buffers pass through every micro-batch
+
+
+def test_micro_batches_weigh_by_the_examples_that_count(mesh):
+    task, results = Masked(noise=0.0), {}
+    batch = draw(1) | {"mask": np.arange(BATCH) % 4 != 0}  # of 4 micro-batches one counts no example, of 2 one half
+    for accumulate in (1, 2, 4):
+        fn, state = begin(mesh, task, train.make_optimizer(1e-2), accumulate=accumulate)
+        state, metrics = fn(state, batch, key(), task.constants)
+        results[accumulate] = (jax.device_get(state.params), values(metrics))
+    for accumulate in (2, 4):
+        for a, b in zip(jax.tree.leaves(results[accumulate][0]), jax.tree.leaves(results[1][0]), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+        assert results[accumulate][1] == pytest.approx(results[1][1], rel=1e-5)
 
 
 def test_micro_batches_draw_noise_of_their_own_and_take_every_second_example(mesh):

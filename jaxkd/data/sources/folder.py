@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,11 +10,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jaxkd.data.sources.labels import PackedNames, read_class_words
+from jaxkd.data.sources.labels import PackedNames, order_classes, read_class_words
 from jaxkd.data.transforms.decode import decode_rgb, read_file
 from jaxkd.errors import DataError, did_you_mean, first_few
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
+
+_LOG = logging.getLogger(__name__)
 
 Encoded = bytes  # `bytes` is a method below
 
@@ -21,21 +24,31 @@ Encoded = bytes  # `bytes` is a method below
 class FolderSource:
     """Images as `<root>/<split>/<label>/**/<file>`; labels are the sorted folder names of the training split.
 
-    For ImageNet, whose folders are wnids, these are the labels of torchvision, timm and the published weights.
+    For ImageNet, whose folders are wnids, these are the labels of torchvision, timm and the published weights. A class
+    folder of another split than "train" may be empty; a warning names it.
+
+    Args:
+      root: folder that holds the splits.
+      split: "train" or "val".
+      exif: see `Source`.
+      class_order: see `order_classes`.
 
     Attributes:
       relative_names: record -> "<label>/.../<file>", in the order of labels and then of paths.
       labels: (records,) int32.
     """
 
-    def __init__(self, root: str | Path, split: str, *, exif: bool = False):
+    def __init__(self, root: str | Path, split: str, *, exif: bool = False, class_order: str = "natural"):
         self.root, self.split, self.exif = Path(root), split, exif
         folder = self._folder(split)
         found = _class_folders(folder)
         if not found:
             raise DataError(f'"{folder}" has no class folders. Arrange the images as {folder}/<label>/<image>.')
         reference = self.root / "train"
-        names = found if split == "train" or not reference.is_dir() else _class_folders(reference)
+        first = split == "train" or not reference.is_dir()
+        # The split that defines the labels warns, not each of them.
+        names = order_classes(found if first else _class_folders(reference), class_order, where=folder if first else "")
+        found = order_classes(found, class_order)
         unknown = [n for n in found if n not in set(names)]
         if unknown:
             raise DataError(
@@ -47,15 +60,28 @@ class FolderSource:
         labels = {name: label for label, name in enumerate(names)}
         paths: list[str] = []
         counts = []
+        empty: list[str] = []
         for name in found:
             files = image_files(folder / name)
-            if not files:
+            if not files and first:
                 raise DataError(
                     f'The class folder "{folder / name}" holds no images. '
                     f"Remove the folder, or put images ({', '.join(EXTENSIONS[:4])}, ...) into it."
                 )
+            if not files:
+                empty.append(name)
             paths += (f"{name}/{file}" for file in files)
             counts.append(len(files))
+        if len(empty) == len(found):
+            raise DataError(f'"{folder}" holds no images in its {len(found)} class folders. Put images into them.')
+        if empty:
+            _LOG.warning(
+                '%d of %d class folders of "%s" hold no images and count for nothing: %s.',
+                len(empty),
+                len(found),
+                folder,
+                first_few(empty, 4),
+            )
         self.class_names = tuple(names)
         self.class_words = read_class_words(self.root, names)
         # Arrays rather than lists of objects: millions of paths are pickled to every worker.
@@ -109,7 +135,7 @@ def missing_folder(what: str, folder: Path, advice: str) -> DataError:
 
 
 def _class_folders(folder: Path) -> list[str]:
-    return sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
+    return [e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith(".")]
 
 
 def image_files(folder: Path) -> list[str]:

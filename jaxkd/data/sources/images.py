@@ -76,7 +76,9 @@ class FirstImages:
         return getattr(object.__getattribute__(self, "source"), name)
 
 
-def open_images(spec: str, *, per_class: int = 0, max_images: int = 0) -> tuple[Source, bool]:
+def open_images(
+    spec: str, *, per_class: int = 0, max_images: int = 0, class_order: str = "natural"
+) -> tuple[Source, bool]:
     """Images for an analysis, and whether their labels are known.
 
     Args:
@@ -84,6 +86,7 @@ def open_images(spec: str, *, per_class: int = 0, max_images: int = 0) -> tuple[
         of one, such as "/data/imagenet/val".
       per_class: of a plain folder: how many of each folder inside, 0 for all.
       max_images: the first so many; 0 for all.
+      class_order: of a labelled folder, see `labels.order_classes`.
     """
     root = Path(spec)
     labelled = registered_opener(spec) is not None or spec.startswith(EMBEDDED) or (root / "val").is_dir()
@@ -92,5 +95,5 @@ def open_images(spec: str, *, per_class: int = 0, max_images: int = 0) -> tuple[
             f'--per-class={per_class} does not go with --images="{spec}", which is a labelled data set. Give the '
             f"folder of the split: {root / 'val'}."
         )
-    source = open_source(spec, "val") if labelled else ImageFolder(root, per_class=per_class)
+    source = open_source(spec, "val", class_order=class_order) if labelled else ImageFolder(root, per_class=per_class)
     return (FirstImages(source, max_images) if 0 < max_images < len(source) else source), labelled

@@ -107,7 +107,7 @@ def registered_opener(spec: str) -> Opener | None:
     return OPENERS.get(spec) or OPENERS.get(prefix + colon)
 
 
-def open_source(spec: str, split: str, *, exif: bool = False) -> Source:
+def open_source(spec: str, split: str, *, exif: bool = False, class_order: str = "natural") -> Source:
     """The records of one split.
 
     Args:
@@ -116,6 +116,7 @@ def open_source(spec: str, split: str, *, exif: bool = False) -> Source:
         was given.
       split: "train" or "val".
       exif: turn images as their EXIF orientation says; timm and torchvision do not.
+      class_order: of the class folders, see `labels.order_classes`; shards keep the order that they were made with.
 
     Raises:
       DataError: the data set does not exist, is empty, or is arranged otherwise.
@@ -128,10 +129,10 @@ def open_source(spec: str, split: str, *, exif: bool = False) -> Source:
         raise DataError(
             f'data.source="{spec}" does not exist.{did_you_mean(spec, OPENERS)} There is: {", ".join(OPENERS)}.'
         )
-    return _open_folder(Path(spec), split, exif=exif)
+    return _open_folder(Path(spec), split, exif=exif, class_order=class_order)
 
 
-def _open_folder(root: Path, split: str, *, exif: bool) -> Source:
+def _open_folder(root: Path, split: str, *, exif: bool, class_order: str) -> Source:
     if is_shards(root):
         raise DataError(
             f'"{root}" holds the shards of one split, and a run reads two. Give the folder above it: '
@@ -146,7 +147,7 @@ def _open_folder(root: Path, split: str, *, exif: bool) -> Source:
             f'"{others[0]}". Convert the other split into the same folder: python -m jaxkd.shards --in=FOLDER '
             f"--out={root}."
         )
-    return FolderSource(root, split, exif=exif)
+    return FolderSource(root, split, exif=exif, class_order=class_order)
 
 
 register_source("embedded:digits", lambda spec, split, *, exif: DigitsSource(split))
