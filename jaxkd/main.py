@@ -23,7 +23,7 @@ from ml_collections import ConfigDict, config_flags
 from jaxkd.cli import console
 from jaxkd.config.fields import ARGS, base, change, flatten, kind_of
 from jaxkd.config.plugins import add_plugin_folder
-from jaxkd.config.validate import forget_unread, validate
+from jaxkd.config.validate import check_stages, forget_unread, validate
 from jaxkd.errors import ConfigError, JaxkdError, did_you_mean
 
 USAGE = "python -m jaxkd.main --config=configs/deit_cait.py:embedded --workdir=runs/first_light"
@@ -129,6 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__doc__)
         return 0
     config, workdir, distributed = parse(argv)
+    check_stages(config)
     if not config.stages:  # those are checked one by one
         validate(config)
     if not distributed and "JAX_COORDINATOR_ADDRESS" not in os.environ:  # else every process would print it

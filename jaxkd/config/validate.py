@@ -29,29 +29,40 @@ CHOICES = {
     "student.variant": ("", "raw", "ema"),
     "teacher.variant": ("", "raw", "ema"),
 }
+COUNT = 2**31 - 1  # the largest number that the step's 32-bit counters hold
 # bounds of `check_range` -> the fields that they hold for
 BOUNDS: tuple[tuple[dict[str, float], tuple[str, ...]], ...] = (
     (
-        {"above": 0},
+        {"least": 1, "most": COUNT},
         (
             *("train.epochs", "train.batch_size", "eval.every_epochs", "log.every_steps", "checkpoint.keep_last"),
-            *("optimizer.learning_rate", "optimizer.accumulate", "data.repeats", "data.erase.count"),
+            *("optimizer.accumulate", "data.repeats", "data.erase.count", "mesh.model"),
             *("data.patches.size", "data.patches.per_image", "data.patches.visits"),
             *("dynamics.images", "dynamics.rank_images"),
         ),
     ),
     (
-        {"least": 0},
+        {"least": 0, "most": COUNT},
         (
-            *("seed", "train.steps", "eval.batch_size", "eval.every_steps", "data.workers", "dynamics.every_steps"),
-            *("optimizer.weight_decay", "optimizer.clip_norm", "optimizer.reference_batch"),
-            *("schedule.warmup_epochs", "schedule.warmup_lr", "schedule.min_lr", "schedule.steps"),
+            *("train.steps", "eval.batch_size", "eval.every_steps", "dynamics.every_steps"),
+            *("optimizer.reference_batch", "schedule.warmup_epochs", "schedule.steps"),
             *("checkpoint.keep_best", "checkpoint.keep_every_epochs"),
             *("checkpoint.every_steps", "checkpoint.every_epochs"),
-            *("data.augment.color_jitter", "data.augment.pad", "data.mix.mixup", "data.mix.cutmix"),
+        ),
+    ),
+    ({"least": 0, "most": 2**32 - 1}, ("seed",)),
+    ({"least": 0, "most": 1024}, ("data.workers", "data.augment.pad")),
+    ({"above": 0, "most": 1e4}, ("optimizer.learning_rate",)),
+    ({"above": 0, "most": 1}, ("optimizer.eps",)),
+    (
+        {"least": 0, "most": 1e4},
+        (
+            *("optimizer.weight_decay", "schedule.warmup_lr", "schedule.min_lr", "data.mix.mixup", "data.mix.cutmix"),
             "restoration.fft_weight",
         ),
     ),
+    ({"least": 0}, ("optimizer.clip_norm",)),
+    ({"least": 0, "most": 10}, ("data.augment.color_jitter",)),
     (
         {"least": 0, "most": 1},
         (
@@ -61,7 +72,9 @@ BOUNDS: tuple[tuple[dict[str, float], tuple[str, ...]], ...] = (
     ),
     ({"least": 0, "below": 1}, ("ema.decay", "label_smoothing", "optimizer.b1", "optimizer.b2")),
 )
-RANGES = ("data.augment.scale", "data.augment.ratio")
+RANGES = {"data.augment.scale": 1.0, "data.augment.ratio": 100.0}  # pairs of numbers, and the largest of each
+TEXTS = ("plugins", "student.freeze", "eval.sets", "dynamics.layers")  # tuples of text
+LEAST_CROP = 0.05  # the image is resized to the network's size over this share, which has to fit into memory
 
 
 def _no_teacher(c: ConfigDict) -> bool:
@@ -191,15 +204,8 @@ def validate(config: ConfigDict) -> None:
     for bounds, names in BOUNDS:
         for name in names:
             check_range(name, given[name], **bounds, hint=f"its default is {known[name]!r}")
-    for name in RANGES:
-        value = given[name]
-        if not isinstance(value, tuple | list) or len(value) != 2 or not all(_is_number(v) for v in value):
-            raise ConfigError(f"{name}={value!r} is not a range. Give two numbers, for example {known[name]!r}.")
-    if not all(isinstance(stage, dict | ConfigDict) for stage in config.stages):
-        raise ConfigError(
-            f"stages={config.stages!r} is not a list of stages. Write dicts of changed fields with a name, as "
-            "recipes.embedded does."
-        )
+    _check_values(known, given)
+    check_stages(config)
     if config.distill.terms and config.distill.preset != "none":
         raise ConfigError(
             f'distill.preset="{config.distill.preset}" and distill.terms are both set. Leave one of them out: a preset '
@@ -209,6 +215,60 @@ def validate(config: ConfigDict) -> None:
     if config.task in TASKS:
         _check_unread(config, known, given)
     _check_requirements(config)
+
+
+def check_stages(config: ConfigDict) -> None:
+    """Raises ConfigError unless `stages` is a tuple of dicts, each with a name."""
+    if not all(isinstance(stage, dict | ConfigDict) and stage.get("name") for stage in config.stages):
+        raise ConfigError(
+            f"stages={tuple(config.stages)!r} is not a list of stages. Write dicts of changed fields with a name, as "
+            "recipes.embedded does."
+        )
+
+
+def _check_values(known: dict[str, Any], given: dict[str, Any]) -> None:
+    """Checks fields that hold neither one of a few words nor a number."""
+    for name, most in RANGES.items():
+        value = given[name]
+        if not (_is_pair(value) and 0 < value[0] <= value[1] <= most):
+            raise ConfigError(
+                f"{name}={value!r} is not a range. Give two numbers above 0 and at most {most:g}, the smaller one "
+                f"first, for example {known[name]!r}."
+            )
+    sides = given["data.mix.cutmix_minmax"]
+    if len(sides) and not (_is_pair(sides) and 0 <= sides[0] <= sides[1] <= 1):
+        raise ConfigError(
+            f"data.mix.cutmix_minmax={tuple(sides)!r} is not a range of sides. Give () or two numbers from 0 to 1, the "
+            "smaller one first, for example (0.2, 0.8)."
+        )
+    if 0 < given["eval.crop_pct"] < LEAST_CROP:
+        raise ConfigError(
+            f"eval.crop_pct={given['eval.crop_pct']!r} is out of range. Give a number from {LEAST_CROP} to 1, or 0 for "
+            "the student's own."
+        )
+    if not 1 <= given["mesh.data"] <= COUNT and given["mesh.data"] != -1:
+        raise ConfigError(
+            f"mesh.data={given['mesh.data']!r} is out of range. Give a number of devices, at least 1, or -1 for the "
+            "rest."
+        )
+    for name in TEXTS:
+        if not all(isinstance(text, str) and text for text in given[name]):
+            raise ConfigError(
+                f"{name}={tuple(given[name])!r} is not a list of texts. Write it with quotation marks, for example "
+                f"--config.{name}=\"('first','second')\"."
+            )
+    if not all(isinstance(term, Mapping | ConfigDict) and term.get("loss") for term in given["distill.terms"]):
+        raise ConfigError(
+            f"distill.terms={tuple(given['distill.terms'])!r} is not a list of terms. Write dicts such as "
+            '{"loss": "kl", "weight": 0.9}; jaxkd/distill/terms.py lists the losses.'
+        )
+    for name, value in given.items():
+        if isinstance(value, str) and "\0" in value:
+            raise ConfigError(f"{name}={value!r} holds a zero byte, which no name can. Remove it.")
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, tuple | list) and len(value) == 2 and all(_is_number(v) and v == v for v in value)
 
 
 def _check_fields(known: dict[str, Any], given: dict[str, Any]) -> None:

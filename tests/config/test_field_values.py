@@ -1,0 +1,88 @@
+"""Odd values of every config field: each is refused in words or is a value of the field's own kind."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from jaxkd import main
+from jaxkd.config.fields import base, flatten
+from jaxkd.config.validate import check_stages, validate
+from jaxkd.errors import JaxkdError
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = f"--config={ROOT / 'configs' / 'supervised.py'}:deit_tiny_patch16_224"
+ODD = (
+    *("", "0x10", "x", "1_000", str(2**63), "~nosuchuser", "nan", "inf", "-1", "1e-9", "None", "True", "()", "(1,2)"),
+    *("{}", "'a'", "1e400", "-0.0", "\x00", "é🙂", "[[[", "0", "1.5"),
+)
+
+
+def read(field: str, text: str):
+    """The value that a field takes from the command line; raises JaxkdError where it is refused."""
+    config, _, _ = main.parse(
+        [CONFIG, "--workdir=w", "--config.data.source=embedded:digits", f"--config.{field}={text}"]
+    )
+    check_stages(config)
+    if not config.stages:
+        validate(config)
+    return flatten(config)[field]
+
+
+@pytest.mark.parametrize("field", sorted(flatten(base())))
+def test_odd_values_are_refused_or_of_the_fields_kind(field):
+    default = flatten(base())[field]
+    for text in ODD:
+        try:
+            value = read(field, text)
+        except JaxkdError as error:
+            assert len(str(error)) > 30 and str(error).endswith("."), (text, str(error))
+            continue
+        if default is None:
+            assert value is None, text
+            continue
+        assert type(value) is type(default), text
+        if isinstance(value, float):
+            assert math.isfinite(value), text
+        if isinstance(value, str):
+            assert "\x00" not in value
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "words"),
+    [
+        ("stages", "0x10", "is not a list of stages"),
+        ("data.mix.cutmix_minmax", "x", "two numbers from 0 to 1"),
+        ("data.mix.cutmix_minmax", "(0.8,0.2)", "the smaller one first"),
+        ("data.augment.scale", "(0.5,nan)", "two numbers above 0 and at most 1"),
+        ("student.freeze", "1_000", "is not a list of texts"),
+        ("distill.terms", "kl", "is not a list of terms"),
+        ("seed", str(2**63), "at most 4.29497e+09"),
+        ("optimizer.eps", "nan", "above 0 and at most 1"),
+        ("optimizer.learning_rate", "inf", "above 0"),
+        ("data.mix.mixup", "inf", "at least 0"),
+        ("eval.crop_pct", "1e-9", "from 0.05 to 1"),
+        ("mesh.data", "0", "-1 for the rest"),
+        ("data.source", "a\x00b", "zero byte"),
+        ("data.class_order", "size", "natural"),
+    ],
+)
+def test_values_that_once_passed_in_silence_are_refused(field, text, words):
+    with pytest.raises(JaxkdError) as raised:
+        read(field, text)
+    assert field in str(raised.value) and words in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "value"),
+    [
+        ("distill.alpha", "None", None),
+        ("distill.pairs", "None", None),
+        ("seed", "0x10", 16),
+        ("eval.crop_pct", "1", 1.0),
+    ],
+)
+def test_values_that_are_understood(field, text, value):
+    assert read(field, text) == value
