@@ -12,8 +12,9 @@ import contextlib
 import io
 import itertools
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +68,34 @@ def parse(argv: Sequence[str]) -> tuple[ConfigDict, str, bool | None]:
         raise ConfigError(f'"{rest[1]}" is not an option; options start with two dashes. For example: {USAGE}')
     if not values.workdir:
         raise ConfigError(f"No --workdir was given. For example: {USAGE}")
-    given = {a.split("=", 1)[0].removeprefix("--config.") for a in argv if a.startswith("--config.")}
+    given = _given_fields(argv)
     config = change(values.config, network_args).lock()
     if config.plugins:
         add_plugin_folder(Path(file).parent)
     if given & {"distill.preset", "distill.terms"}:
         config = forget_unread(config, given)
     return config, values.workdir, values.distributed
+
+
+def _given_fields(argv: Sequence[str]) -> set[str]:
+    """Fields that a command line sets, without its --config."""
+    return {a.split("=", 1)[0].removeprefix("--config.") for a in argv if a.startswith("--config.")}
+
+
+@contextlib.contextmanager
+def explain_recipe(config: ConfigDict, argv: Sequence[str]) -> Iterator[None]:
+    """Adds to a user error which of the fields that its message names were set by the config file, not by `argv`."""
+    try:
+        yield
+    except JaxkdError as error:
+        known, values, given = flatten(base()), flatten(config), _given_fields(argv)
+        named = dict.fromkeys(re.findall(r"\b[a-z0-9_]+(?:\.[a-z0-9_]+)+", str(error)))
+        set_here = [f for f in named if f in values and f not in given and values[f] != known.get(f)]
+        if not set_here or given.isdisjoint(values):
+            raise
+        words = ", ".join(f"{f}={values[f]!r}" for f in set_here)
+        error.args = (f"{error} The config file set {words}; --config.{set_here[0]}=VALUE changes it.",)
+        raise
 
 
 def _split_network_args(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
@@ -129,9 +151,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__doc__)
         return 0
     config, workdir, distributed = parse(argv)
-    check_stages(config)
-    if not config.stages:  # those are checked one by one
-        validate(config)
+    with explain_recipe(config, argv):
+        check_stages(config)
+        if not config.stages:  # those are checked one by one
+            validate(config)
     if not distributed and "JAX_COORDINATOR_ADDRESS" not in os.environ:  # else every process would print it
         print(f"{workdir}: task {config.task}, student {config.student.name}; loading JAX ...", flush=True)
     # TensorFlow is not needed, but other packages may import it and it prints a lot.
@@ -146,7 +169,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Without a terminal rich takes 80 columns, in which the table would be cut.
     width = None if sys.stdout.isatty() else 140
     output = Console(width=width) if parallel.is_main_host() else None
-    result = run_module.run(config, workdir, console=output)
+    with explain_recipe(config, argv):
+        result = run_module.run(config, workdir, console=output)
     return 0 if result["finished"] else 3
 
 

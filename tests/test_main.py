@@ -117,6 +117,13 @@ def test_a_tap_out_of_range(complaint, images, tmp_path):
     assert "pairs[1] names layer 7 of the teacher, which does not exist" in text and "block_0 ... block_2" in text
 
 
+def test_a_field_that_the_recipe_set_is_named_with_the_way_to_change_it(complaint, images, tmp_path):
+    text = complaint(distilled(images, tmp_path / "run", "--config.student.args.depth=2"))
+    assert text.count("distill.pairs[2] names layer 6 of the student, which does not exist") == 1
+    assert "The config file set distill.pairs=((0, 0), (1, 1), (6, 18)" in text
+    assert text.endswith("--config.distill.pairs=VALUE changes it.")
+
+
 def test_a_teacher_of_another_architecture(complaint, images, tmp_path):
     deit = models.create("deit_tiny_patch16_224", num_classes=2, **SMALL)
     variables = random_variables(deit)

@@ -35,12 +35,12 @@ def _stages(student: tuple[str, ...], teacher: tuple[str, ...]) -> tuple[Pair, .
     for side, stages, taps in (("student", student_stages, student), ("teacher", teacher_stages, teacher)):
         if not stages:
             raise TapError(
-                f'pairs="stages" pairs every stage, but the {side} has none: its layers are '
+                f'distill.pairs="stages" pairs every stage, but the {side} has none: its layers are '
                 f'{in_words(depth_taps(taps))}. Use "last" or "first+last", or give the pairs by number.'
             )
     if len(student_stages) != len(teacher_stages):
         raise ConfigError(
-            f'pairs="stages" pairs stage i with stage i, but the student has {len(student_stages)} '
+            f'distill.pairs="stages" pairs stage i with stage i, but the student has {len(student_stages)} '
             f"({in_words(student_stages)}) and the teacher {len(teacher_stages)} ({in_words(teacher_stages)}). Give "
             "the pairs by number, as in ((0, 0), (1, 1))."
         )
@@ -93,8 +93,8 @@ def suggest(student_taps: Sequence[str], teacher_taps: Sequence[str], profile: A
         return Suggestion((), 0, 0, None, False, reason)
     if profile is None:
         raise ConfigError(
-            f'pairs="{AUTO}" was given without a profile of the teacher, the intensity of its blocks. A training run '
-            "measures it; elsewhere pass profile=, or "
+            f'distill.pairs="{AUTO}" was given without a profile of the teacher, the intensity of its blocks. A '
+            "training run measures it; elsewhere pass profile=, or "
             f"give the pairs by number as in ((0, 0), ({len(student_layers) - 1}, {len(teacher_layers) - 1}))."
         )
     if len(profile) != len(teacher_layers):
@@ -154,8 +154,8 @@ def _auto(student: tuple[str, ...], teacher: tuple[str, ...], profile: Any) -> t
     values = "" if profile is None else f" The intensities are {', '.join(f'{float(v):.3g}' for v in profile)}."
     ends = (0, 0), (len(depth_taps(student)) - 1, len(depth_taps(teacher)) - 1)
     raise ConfigError(
-        f'pairs="{AUTO}" found no pairs. {found.reason}{values} To align layers anyway, write '
-        f'pairs="first+last", or numbers such as {ends}.'
+        f'distill.pairs="{AUTO}" found no pairs. {found.reason}{values} To align layers anyway, write '
+        f'distill.pairs="first+last", or numbers such as {ends}.'
     )
 
 
@@ -167,8 +167,10 @@ def _parse(text: str) -> Any:
         try:
             return ast.literal_eval(text)
         except (ValueError, SyntaxError):
-            raise ConfigError(f"pairs={text!r} cannot be read as a list of pairs. {_WRITE}") from None
-    raise UnknownNameError(f'pairs="{text}" is not a way to pair layers.{did_you_mean(text, (*_NAMED, AUTO))} {_WRITE}')
+            raise ConfigError(f"distill.pairs={text!r} cannot be read as a list of pairs. {_WRITE}") from None
+    raise UnknownNameError(
+        f'distill.pairs="{text}" is not a way to pair layers.{did_you_mean(text, (*_NAMED, AUTO))} {_WRITE}'
+    )
 
 
 def _explicit(spec: Any) -> list[tuple[Any, Any, str]]:
@@ -178,12 +180,12 @@ def _explicit(spec: Any) -> list[tuple[Any, Any, str]]:
     if isinstance(spec, Mapping) or hasattr(spec, "keys"):  # a ConfigDict is no Mapping
         return _columns({str(k): spec[k] for k in spec})
     if not isinstance(spec, Sequence):
-        raise ConfigError(f"pairs={spec!r} is not a list of pairs. {_WRITE}")
+        raise ConfigError(f"distill.pairs={spec!r} is not a list of pairs. {_WRITE}")
     rows = []
     for index, pair in enumerate(spec):
         if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
-            raise ConfigError(f"pairs[{index}]={pair!r} is not a pair (student layer, teacher layer). {_WRITE}")
-        rows.append((pair[0], pair[1], f"pairs[{index}]"))
+            raise ConfigError(f"distill.pairs[{index}]={pair!r} is not a pair (student layer, teacher layer). {_WRITE}")
+        rows.append((pair[0], pair[1], f"distill.pairs[{index}]"))
     return rows
 
 
@@ -192,15 +194,18 @@ def _columns(spec: dict[str, Any]) -> list[tuple[Any, Any, str]]:
         isinstance(v, str) or not isinstance(v, Sequence) for v in spec.values()
     ):
         raise ConfigError(
-            f'pairs={spec!r} is not one list of layers per network. Write {{"student": [0, 6], "teacher": [0, 18]}}.'
+            f"distill.pairs={spec!r} is not one list of layers per network. "
+            'Write {"student": [0, 6], "teacher": [0, 18]}.'
         )
     student_layers, teacher_layers = spec["student"], spec["teacher"]
     if len(student_layers) != len(teacher_layers):
         raise ConfigError(
-            f"pairs lists {len(student_layers)} student layers {list(student_layers)} and {len(teacher_layers)} "
-            f"teacher layers {list(teacher_layers)}. Give both lists the same length."
+            f"distill.pairs lists {len(student_layers)} student layers {list(student_layers)} and "
+            f"{len(teacher_layers)} teacher layers {list(teacher_layers)}. Give both lists the same length."
         )
-    return [(a, b, f"pairs entry {i}") for i, (a, b) in enumerate(zip(student_layers, teacher_layers, strict=True))]
+    return [
+        (a, b, f"distill.pairs entry {i}") for i, (a, b) in enumerate(zip(student_layers, teacher_layers, strict=True))
+    ]
 
 
 def _tap(layer: Any, taps: tuple[str, ...], side: str, place: str) -> str:
