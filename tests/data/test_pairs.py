@@ -280,3 +280,60 @@ def test_an_image_below_the_scale(images):
     assert source.sizes()[3].tolist() == [0, 2]
     with pytest.raises(DataError, match='d.png" has 40 x 9 pixels, less than 16 in a direction'):
         source.pair(3)
+
+
+def layout(root, files, picture):
+    """Writes {path: side of a square picture} below `root`."""
+    for name, side in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(side, side, 1).save(root / name)
+
+
+BASICSR = {"original/a.png": 26, "GTmod12/a.png": 24, "LRbicx2/a.png": 12, "LRbicx3/a.png": 8}
+SELFEXSR = {
+    f"image_SRF_{s}/a_SRF_{s}_{k}.png": 24 // (s if k == "LR" else 1) for s in (2, 3) for k in ("HR", "LR", "A+")
+}
+RCAN = {f"HR/Set5/x{s}/a_HR_x{s}.png": 24 for s in (2, 3)}
+
+
+@pytest.mark.parametrize(
+    ("files", "spec", "hr", "lr"),
+    [
+        (BASICSR, "", "GTmod12/a.png", ""),
+        (BASICSR, "?lr=LRbicx2", "GTmod12/a.png", "LRbicx2/a.png"),
+        (BASICSR, "?lr=LRbic", "GTmod12/a.png", "LRbicx2/a.png"),
+        (SELFEXSR, "", "image_SRF_2/a_SRF_2_HR.png", ""),
+        (SELFEXSR, "?lr=.", "image_SRF_2/a_SRF_2_HR.png", "image_SRF_2/a_SRF_2_LR.png"),
+        (SELFEXSR, "/image_SRF_3", "image_SRF_3/a_SRF_3_HR.png", ""),
+        (RCAN, "", "HR/Set5/x2/a_HR_x2.png", ""),
+        ({"a_HR.png": 24, "a_LR2.png": 12, "a_LR4.png": 6}, "", "a_HR.png", ""),
+        ({"HR/a.png": 24, "X2/a.png": 12}, "?lr=X2", "HR/a.png", "X2/a.png"),
+        ({"original/a.png": 24, "X4/a.png": 6}, "", "original/a.png", ""),
+        ({"cats/a.png": 24, "dogs/a.png": 23}, "", "cats/a.png dogs/a.png", " "),
+    ],
+)
+def test_layouts_of_the_field(tmp_path, picture, files, spec, hr, lr):
+    layout(tmp_path, files, picture)
+    source = open_pairs(f"{tmp_path}{spec}", 2, split="val")
+    names = [(source.name(i), source.lr_name(i)) for i in range(len(source))]
+    want = [(str(tmp_path / h), str(tmp_path / n) if n else "") for h, n in zip(hr.split(), lr.split(" "), strict=True)]
+    assert names == want
+
+
+@pytest.mark.parametrize(
+    ("files", "spec", "words"),
+    [
+        ({"a.png": 24, "LRbicx2/a.png": 12}, "", "holds small images beside its large ones"),
+        ({"a.png": 24, "ax2.png": 12}, "", 'holds small images beside its large ones: "ax2.png"'),
+        ({"a.png": 24, "X4/a.png": 6}, "", "holds small images beside its large ones"),
+        ({"LRbicx2/a.png": 12, "LRbicx3/a.png": 8}, "", "holds small images only"),
+        ({"LRbicx2/a.png": 12}, "/LRbicx2", "is a folder of small images by its name"),
+        ({"LR_bicubic/X2/a.png": 12}, "/LR_bicubic/X2", "is a folder of small images by its name"),
+        ({"big/a.png": 24, "half/a.png": 12}, "", "one is 2 times as large as the other"),
+        ({f"image_SRF_{s}/a_HR.png": 24 for s in (3, 4)}, "", "for the scales 3, 4, and none for 2"),
+    ],
+)
+def test_layouts_that_do_not_tell_large_from_small(tmp_path, picture, files, spec, words):
+    layout(tmp_path, files, picture)
+    with pytest.raises(DataError, match=words):
+        open_pairs(f"{tmp_path}{spec}", 2, split="val")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxkd.data.sources.folder import image_files, missing_folder
+from jaxkd.data.sources.pair_layouts import large_images, refuse_small_folder, small_stems
 from jaxkd.data.sources.photos import photo_files
 from jaxkd.data.sources.registry import EMBEDDED, SPLITS
 from jaxkd.errors import ConfigError, DataError, check_choice, did_you_mean, first_few
@@ -73,20 +74,18 @@ def _folder(spec: str, scale: int, split: str) -> PairFiles:
         advice = f'Give a folder of large images, or "{EMBEDDED}photos" to try without data.'
         raise missing_folder(f'The data folder "{root}"', root, advice)
     folder = _hr_folder(root, split)
-    names = image_files(folder)
-    small = next((n for n in names if re.match(r"LR([_-]|$)", n.split(os.sep)[0]) and os.sep in n), "")
-    if small:
-        raise DataError(
-            f'"{folder}" holds small images beside its large ones: "{small}". Put the large ones into '
-            f"{folder}{os.sep}HR, or name their folder."
-        )
+    refuse_small_folder(folder)
+    folder, names = large_images(folder, image_files(folder), scale)
     if not names:
         raise DataError(f'"{folder}" holds no images. Give a folder of large PNG or JPEG files.')
     hr = [os.path.join(folder, n) for n in names]
     if not lr_name:
         return PairFiles(hr, [""] * len(hr))
-    lr_folder = _lr_folder(root, lr_name, scale, split)
-    lr = match_names(names, image_files(lr_folder), scale, str(folder), str(lr_folder))
+    lr_folder = folder if lr_name == "." else _lr_folder(root, lr_name, scale, split)
+    small = image_files(lr_folder)
+    if lr_folder == folder:
+        small = [n for n in small if n not in set(names)]
+    lr = match_names(names, small, scale, str(folder), str(lr_folder))
     return PairFiles(hr, [os.path.join(lr_folder, n) for n in lr])
 
 
@@ -107,6 +106,7 @@ def _hr_folder(root: Path, split: str) -> Path:
 
 def _lr_folder(root: Path, name: str, scale: int, split: str) -> Path:
     candidates = [root / split / name, root / f"{_DIV2K[split]}{name}", root / name, Path(name)]
+    candidates += [root / f"{name}{x}{scale}" for x in "xX"]  # LRbic for LRbicx2
     folder = next((c for c in candidates if c.is_dir()), None)
     if folder is None:
         near = [p.name for p in root.iterdir() if p.is_dir()]
@@ -174,7 +174,7 @@ def match_names(hr: Sequence[str], lr: Sequence[str], scale: int, hr_folder: str
 
 
 def _small_keys(stem: str, scale: int) -> list[str]:
-    keys = [stem, f"{stem}x{scale}", f"{stem}X{scale}"]
+    keys = [stem, f"{stem}x{scale}", f"{stem}X{scale}", *small_stems(stem)]
     part = _SUB_IMAGE.fullmatch(stem)
     if part:
         keys += [f"{part[1]}{x}{scale}{part[2]}" for x in "xX"]

@@ -233,9 +233,10 @@ def open_pairs(
     Args:
       spec: a folder, "embedded:photos" (`photos.py`), or several of them, joined: a sequence, or a text with commas
         between them. The images of a folder are those in `<split>/HR`, `<split>`, `DIV2K_<train|valid>_HR`, `HR` or the
-        folder itself, the first of these that is there, with all folders below. LR is made from them; with
-        "FOLDER?lr=NAME" it is read from the folder NAME, there or anywhere, or from `X4` or the like in it, where
-        files have the names of the HR files or, as DIV2K's, `0001x4.png`.
+        folder itself, the first of these that is there, with all folders below; of a published set's layout
+        (`pair_layouts.py`), its large images. LR is made from them; with "FOLDER?lr=NAME" it is read from the folder
+        NAME, there or anywhere ("." where both lie in one), or from `X4` or the like in it, where files have the names
+        of the HR files or, as DIV2K's, `0001x4.png`.
       scale: how many times larger HR is.
       split: "train" or "val".
       multiple: HR is cut to multiples of this; 0 is `scale`. Some papers score x2, x3 and x4 on images cut to multiples
