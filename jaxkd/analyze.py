@@ -30,11 +30,11 @@ from jaxkd.cli import console, networks
 from jaxkd.errors import check_range
 
 NOT_OF_BRANCHES = (  # options that nothing reads for super-resolution networks
-    *("resize", "image_size", "per_class", "crop_pct", "interpolation", "batch_size", "low_memory", "layers", "last"),
+    *("resize", "image_size", "layout", "per_class", "crop_pct", "interpolation", "batch_size", "low_memory", "layers"),
     *("entropy_range", "bins", "gradients", "no_ranks", "permutations", "bootstrap", "permutation_images", "saliency"),
-    "no_compare",
+    *("last", "no_compare"),
 )
-LEAST = {"batch_size": 1, "bins": 2, "bootstrap": 1}  # smallest values; 0 of other numbers
+LEAST = {"batch_size": 1, "bins": 2}  # smallest values; 0 of other numbers
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -42,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     group = networks.add_options_of_networks(parser)
     group.add_argument("--resize", action="store_true", help="resize position embeddings to the network's grid (*)")
     group.add_argument("--image-size", type=int, default=0, help="of a function of your own (224) (*)")
+    group.add_argument("--layout", default="", choices=("nhwc", "nchw"), help="of maps of a function of your own (*)")
     images = parser.add_argument_group("images")
     images.add_argument("--images", required=True, help='folder of images, data set or "embedded:digits"')
     images.add_argument(
@@ -62,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--no-ranks", action="store_true", help="leave out singular values")
     group.add_argument("--no-compare", action="store_true", help="leave out CKA and principal angles")
     group.add_argument("--permutations", type=int, default=100, help="channel permutations of SEP; 0: none")
-    group.add_argument("--bootstrap", type=int, default=2000, help="draws of the confidence intervals")
+    group.add_argument("--bootstrap", type=int, default=2000, help="draws of the confidence intervals; 0: none")
     group.add_argument("--permutation-images", type=int, default=0, help="first N images; 0: all")
     group.add_argument("--saliency", type=int, default=2, help="saliency maps of the first N images; 0: none")
     group = parser.add_argument_group("output and resources")
@@ -125,11 +126,14 @@ def _analyze_features(
     )
     source, labelled = open_images(args.images, per_class=args.per_class, max_images=args.max_images)
     mesh = parallel.make_mesh()
-    shared = {name: getattr(args, name) for name in ("layers", "gradients", "image_size", "resize", "seed")}
-    features = [networks.feature_source(n, mesh, **shared) for n in given]
-    counts = {f.label: f.num_classes for f in features}
-    pipeline.check_gradient_labels(args.gradients, labelled, source, args.images, counts)
+    shared = {name: getattr(args, name) for name in ("layers", "gradients", "image_size", "resize", "seed", "layout")}
     with console.progress() as progress:
+        features = []
+        for network in given:
+            progress.say(f"{network.label}: loading")
+            features.append(networks.feature_source(network, mesh, **shared))
+        counts = {f.label: f.num_classes for f in features}
+        pipeline.check_gradient_labels(args.gradients, labelled, source, args.images, counts)
         progress.say(f"{len(features)} network{'s'[: len(features) > 1]}, {len(source):,} images of {args.images}")
         return pipeline.write_analysis(
             features,

@@ -190,3 +190,53 @@ def test_a_report_with_figures_saliency_and_every_file(pictures, tmp_path):
     assert len(list((out / "figures").glob("*.png"))) == len(list((out / "figures").glob("*.pdf"))) > 8
     assert {p.suffix for p in (out / "saliency").iterdir()} == {".png", ".gif"}
     assert json.loads((out / "results.json").read_text())["saliency"][0]["completeness_error"] is not None
+
+
+def test_functions_of_users_answer_in_many_ways(pictures, tmp_path, monkeypatch, capsys, caplog):
+    (tmp_path / "theirs.py").write_text(
+        "import numpy as np\n"
+        "class Tensor:\n"
+        "    def __init__(self, x): self.x = x\n"
+        "    def __array__(self, *_, **__): raise RuntimeError('requires grad')\n"
+        "    def detach(self): return self\n"
+        "    def cpu(self): return self\n"
+        "    def is_floating_point(self): return True\n"
+        "    def float(self): return self.x\n"
+        "def maps(x): return {'a': np.repeat(x[:, ::4, ::4], 4, axis=-1), 'b': x[:, ::2, ::2] - 0.5}\n"
+        "def nchw(x): return {k: v.transpose(0, 3, 1, 2) for k, v in maps(x).items()}\n"
+        "def tensors(x): return {k: Tensor(v) for k, v in maps(x).items()}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    command = ["--image-size=16", f"--images={pictures}", "--no-figures", "--permutations=2", "--bootstrap=0"]
+    found = {}
+    for name, more in (("maps", []), ("nchw", []), ("nchw", ["--layout=nchw"]), ("tensors", ["--layout=nhwc"])):
+        caplog.clear()
+        out = tmp_path / f"{name}{len(more)}"
+        assert analyze.main([f"--model=theirs:{name}", *command, *more, f"--out={out}"]) == 0
+        (model,) = json.loads((out / "results.json").read_text())["models"]
+        warned = "add --layout=nchw" in caplog.text
+        assert warned == ("add --layout=nchw" in capsys.readouterr().out) == (name == "nchw" and not more)
+        found[name, len(more)] = model
+    wanted = found["maps", 0]
+    assert wanted["channels"] == [12, 3] and wanted["last"]["permutation"]["ci"][0] == [None, None]
+    for other in (found["nchw", 1], found["tensors", 1]):
+        assert other["channels"] == [12, 3] and other["per_layer"] == wanted["per_layer"]
+    assert found["nchw", 0]["channels"] == [4, 8]
+    said = failing([*DEIT, f"--images={pictures}", "--layout=nchw", f"--out={tmp_path / 'o'}", *FEW], capsys)
+    assert "--layout=nchw is for the maps of a function of your own" in said
+
+
+def test_a_log_file_names_every_phase(pictures, tmp_path, capsys):
+    argv = [*DEIT, f"--images={pictures}", "--no-figures", "--permutations=2", "--bootstrap=3", "--saliency=0"]
+    assert analyze.main([*argv, f"--out={tmp_path / 'o'}"]) == 0
+    said = capsys.readouterr().err
+    for phase in (
+        "loading",
+        "compiling, first images",
+        "statistics",
+        "PCA",
+        "permutations",
+        "bootstrap",
+        "null models",
+    ):
+        assert phase in said, phase

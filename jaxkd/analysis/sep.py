@@ -292,7 +292,7 @@ def sep_permutation(
     tokens: jax.Array | np.ndarray,
     permutations: int = 100,
     seed: int = 2026,
-    bootstrap: int = 2000,
+    bootstrap: int | None = 2000,
     folded: bool = False,
     *,
     thresholds: Sequence[float] = THRESHOLDS,
@@ -308,7 +308,7 @@ def sep_permutation(
       tokens: (M, N, C), an array or a NumPy memory map; `block` images at a time are read and held.
       permutations: R >= 1.
       seed: permutations from `default_rng(seed)`, bootstrap from `default_rng(seed + 1)`.
-      bootstrap: resamples of the images.
+      bootstrap: resamples of the images; None for no intervals (NaN).
       folded: one-sided bins, see `image_sep`.
       thresholds: percentages.
       **options: block and progress of `sep_permutation_trials`.
@@ -321,11 +321,12 @@ def sep_permutation(
       ConfigError: fewer than one permutation, resample or image per block.
       ShapeError: tokens not (M, N, C). DataError: an empty axis.
     """
-    check_range("bootstrap", bootstrap, 1, whole=True)
+    if bootstrap is not None:
+        check_range("bootstrap", bootstrap, 1, whole=True)
     trials = sep_permutation_trials(tokens, permutations, seed, folded, thresholds=thresholds, **options)
     return SepPermutation(
         permutations=permutations,
-        bootstrap=bootstrap,
+        bootstrap=bootstrap or 0,
         images=trials.images,
         zero_tokens=trials.zero_tokens,
         thresholds=tuple(thresholds),
@@ -336,7 +337,7 @@ def sep_permutation(
         delta_sd=trials.delta.std(axis=0),
         delta_p5=np.percentile(trials.delta, 5, axis=0),
         delta_p95=np.percentile(trials.delta, 95, axis=0),
-        ci=bootstrap_ci(trials, bootstrap, seed + 1),
+        ci=bootstrap_ci(trials, bootstrap, seed + 1) if bootstrap else np.full((len(thresholds), 2), np.nan),
         curve_l1_mean=float(trials.curve_l1.mean()),
         curve_l1_sd=float(trials.curve_l1.std()),
         original_curve=trials.original_curve,

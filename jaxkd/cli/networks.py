@@ -165,7 +165,15 @@ def load(network: NetworkArgs, built: Any = None, *, compute: str = "float32", r
 
 
 def feature_source(
-    network: NetworkArgs, mesh: Any, *, layers: str, gradients: str, image_size: int, resize: bool, seed: int
+    network: NetworkArgs,
+    mesh: Any,
+    *,
+    layers: str,
+    gradients: str,
+    image_size: int,
+    resize: bool,
+    seed: int,
+    layout: str,
 ) -> Any:
     """The `FeatureSource` of a network or of a function of the user; the arguments are options of `analyze`."""
     from jaxkd.analysis import pipeline
@@ -178,7 +186,14 @@ def feature_source(
                 "Leave them out."
             )
         size = (image_size or 224, image_size or 224)
-        return pipeline.callable_features(network.model, image_size=size, label=network.label, layers=names)
+        return pipeline.callable_features(
+            network.model, image_size=size, label=network.label, layers=names, layout=layout or "nhwc"
+        )
+    if layout:
+        raise ConfigError(
+            f"--layout={layout} is for the maps of a function of your own, and {network.label} is a network of jaxkd. "
+            "Leave it out."
+        )
     if image_size:
         raise ConfigError(
             f"--image-size={image_size} is the size for a function of your own, and {network.label} is a network of "

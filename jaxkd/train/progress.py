@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from types import TracebackType
 
@@ -20,13 +21,23 @@ def duration(seconds: float) -> str:
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
 
 
+QUIET = 60.0  # seconds after which a log file gets a line, whether the work reports or not
+
+
 class Progress:
-    """Progress of named pieces of work, one after the other or side by side."""
+    """Progress of named pieces of work, one after the other or side by side.
+
+    Where there is no terminal: a line for each new piece of work, then every `every_seconds` in which it reports, and
+    after a minute without any, as while a large network compiles.
+    """
 
     def __init__(self, console: Console | None, *, every_seconds: float = 20.0):
         self._console = console
         self._every = every_seconds
         self._last_line = time.monotonic()
+        self._current = ""  # the line that is repeated while nothing is reported
+        self._ended = threading.Event()
+        self._watch: threading.Thread | None = None
         self._tasks: dict[str, object] = {}
         self._starts: dict[str, tuple[float, int]] = {}  # when a title was first seen, and how much was done then
         self._bar: RichProgress | None = None
@@ -43,11 +54,26 @@ class Progress:
     def __enter__(self) -> Progress:
         if self._bar:
             self._bar.start()
+        elif self._console is not None:
+            self._watch = threading.Thread(target=self._repeat, name="jaxkd-progress", daemon=True)
+            self._watch.start()
         return self
 
     def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar:
             self._bar.stop()
+        self._ended.set()
+        if self._watch is not None:
+            self._watch.join()
+
+    def _repeat(self) -> None:
+        start, due = time.monotonic(), QUIET
+        while not self._ended.wait(due):
+            quiet = time.monotonic() - self._last_line
+            due = max(QUIET - quiet, QUIET / 60)
+            if quiet >= QUIET and self._current:
+                self.say(f"{self._current}, still running after {duration(time.monotonic() - start)}")
+                due = QUIET
 
     def show(self, title: str, done: int, total: int, status: str | None = None, *, detail: str = "") -> None:
         """Shows that `done` of `total` are done.
@@ -66,9 +92,12 @@ class Progress:
             if title not in self._tasks:
                 self._tasks[title] = self._bar.add_task(escape(title), total=total, status="")
             self._bar.update(self._tasks[title], completed=done, total=total, status=escape(status))
-        elif time.monotonic() - self._last_line >= self._every:
-            self._last_line = time.monotonic()
-            self.say(f"{title} {done}/{total} {status}".rstrip())
+            return
+        self._current = f"{title} {done}/{total}"
+        new = title not in self._tasks
+        self._tasks[title] = None
+        if new or time.monotonic() - self._last_line >= self._every:
+            self.say(f"{self._current} {status}".rstrip())
 
     def __call__(self, label: str, phase: str, done: int, total: int) -> None:
         """`show` in the form that analyses and scorers report in."""
@@ -76,6 +105,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Prints a line that stays."""
+        self._last_line = time.monotonic()
         if self._console is not None:
             encoding = getattr(self._console.file, "encoding", None) or "utf-8"
             text = printable(text).encode(encoding, "replace").decode(encoding)
@@ -106,6 +136,7 @@ class TrainProgress(Progress):
         self._title, self._total = f"{title} step", total
         if self._bar:
             self.show(self._title, done, total, "compiling")
+        self._current = f"{self._title} {done}/{total} compiling"
 
     def update(self, step: int, status: str) -> None:
         """Shows `step` of the total and `status` (rates, loss, time left)."""

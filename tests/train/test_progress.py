@@ -1,6 +1,7 @@
 """What a person sees while a run goes on."""
 
 import io
+import time
 
 import pytest
 from rich.console import Console
@@ -28,7 +29,7 @@ def lines_of(every_seconds: float) -> list[str]:
 
 def test_a_log_file_gets_a_line_now_and_then_and_what_stays():
     assert lines_of(0.0) == ["toy step 1/10 [loss] 1.0", "toy step 2/10 [loss] 0.5", "epoch 1: [bold]"]
-    assert lines_of(3600.0) == ["epoch 1: [bold]"]
+    assert lines_of(3600.0) == ["toy step 1/10 [loss] 1.0", "epoch 1: [bold]"]
 
 
 def test_a_terminal_gets_a_bar():
@@ -58,11 +59,32 @@ def test_commands_show_rate_and_time_left(monkeypatch):
         progress.show("shards", 1, 4, detail="3.2 MB/s")
         progress.show("shards", 2, 4, detail="3.2 MB/s")  # too early for another line
     assert console.file.getvalue().splitlines() == [
+        "[mdbn]: images 0/100",
         "[mdbn]: images 10/100 2.0/s, 45s left",
         "[mdbn]: images 20/100 2.0/s, 40s left",
         "[mdbn]: images 30/100 2.0/s, 35s left",
         "shards 1/4 3.2 MB/s",
     ]
+
+
+def test_a_log_file_gets_a_line_while_nothing_is_reported(monkeypatch):
+    monkeypatch.setattr(progress_module, "QUIET", 0.05)
+    console = Console(file=io.StringIO(), force_terminal=False, width=200)
+    with Progress(console) as progress:
+        progress("deit", "compiling", 0, 6)
+        deadline = time.monotonic() + 10
+        while "still" not in console.file.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.02)
+    first, second = console.file.getvalue().splitlines()[:2]
+    assert first == "deit: compiling 0/6" and second.startswith("deit: compiling 0/6, still running after ")
+
+
+def test_names_that_the_console_cannot_show():
+    console = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"), force_terminal=False, width=200)
+    with Progress(console) as progress:
+        progress.say("caf\udce9 café")
+    console.file.flush()
+    assert console.file.buffer.getvalue() == b"caf? caf?\n"
 
 
 def test_each_title_gets_a_bar():

@@ -168,6 +168,7 @@ class Stream:
         options = self._options
         searched = isinstance(options.entropy_range, str)
         own, fixed = None, None if searched else np.asarray(options.entropy_range, np.float64)
+        self._progress(0, "compiling, first images")
         if options.entropy_range == "exact":
             done, found = 0, []
             for images, _, count in self._chunks(batches, [], total, names):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import fnmatch
 import importlib
 import inspect
+import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -16,10 +17,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxkd import data, models, parallel
-from jaxkd.errors import ConfigError, DataError, ShapeError, TapError, did_you_mean, in_words
+from jaxkd.errors import ConfigError, DataError, ShapeError, TapError, check_choice, did_you_mean, in_words
 from jaxkd.weights.network import Network
 
+_LOG = logging.getLogger(__name__)
 PyTree = Any
+LAYOUTS = ("nhwc", "nchw")
 
 
 @dataclass
@@ -47,6 +50,7 @@ class FeatureSource:
     normalise: Callable | None = None  # uint8 -> what `score` takes
     # batch size -> {layer: shape and dtype of its features}, for offsets
     shapes: Callable[[int], dict[str, jax.ShapeDtypeStruct]] | None = None
+    notes: list[str] = field(default_factory=list)  # sentences for the report
 
     @property
     def last(self) -> str:
@@ -168,6 +172,7 @@ def callable_features(
     label: str = "",
     layers: tuple[str, ...] = (),
     crop_pct: float = 1.0,
+    layout: str = "nhwc",
 ) -> FeatureSource:
     """Features of a user's function `images -> {name: features}`.
 
@@ -180,8 +185,11 @@ def callable_features(
       layers: which names to read, in depth order; () takes all as they come. What `jax.jit` returns is sorted by name,
         so a jitted function with more than ten numbered layers needs this.
       crop_pct: of the evaluation crop.
+      layout: "nchw" for maps (B, C, h, w), as PyTorch's convolutions give them. A map that looks like one otherwise is
+        warned of.
     """
-    function = _import(spec)
+    check_choice("--layout", layout, LAYOUTS)
+    function, notes = _import(spec), []
 
     def forward(images: Any) -> dict[str, jax.Array]:
         pixels = np.asarray(images, np.float32) / 255.0
@@ -206,6 +214,15 @@ def callable_features(
                     "are (B, N, C) tokens or (B, h, w, C) maps, channels last. Move the axes, e.g. "
                     "x.transpose(0, 2, 3, 1) of an NCHW map."
                 )
+            if value.ndim == 4 and layout == "nchw":
+                features[name] = np.moveaxis(value, 1, -1)
+            elif value.ndim == 4 and _looks_nchw(value.shape, image_size) and not notes:
+                notes.append(
+                    f'The feature "{name}" of "{spec}" has shape {value.shape}: its last two axes have the shape of '
+                    "the image, as in NCHW, and its last axis was taken as channels. If channels come second, add "
+                    "--layout=nchw."
+                )
+                _LOG.warning(notes[0])
         return features
 
     return FeatureSource(
@@ -219,12 +236,22 @@ def callable_features(
         layers=layers,
         num_classes=0,
         forward=forward,
+        notes=notes,
     )
+
+
+def _looks_nchw(shape: tuple[int, ...], image_size: tuple[int, int]) -> bool:
+    """Whether the last two of four axes are in the proportion of the image, and the two before them are not."""
+    (_, a, b, c), (height, width) = shape, image_size
+    return b * width == c * height and a * width != b * height
 
 
 def _real(spec: str, name: str, value: Any) -> np.ndarray:
     """`value` as fp32."""
     try:
+        if hasattr(value, "detach"):  # a tensor of PyTorch, perhaps with gradients, on a GPU, or of bfloat16
+            value = value.detach().cpu()
+            value = value.float() if value.is_floating_point() else value
         array = np.asarray(value)
         if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
             raise TypeError(f"its type is {array.dtype}")

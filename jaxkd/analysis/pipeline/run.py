@@ -85,7 +85,7 @@ def analyse(
                 options.summary,
                 progress=lambda done, total, phase, label=network.label: progress(label, phase, done, total),
             )
-            models.append({**_about(network), **model})
+            models.append({**_about(network), **model, "notes": [*network.notes, *model["notes"]]})
             models[-1]["gradient_of"] = None if "gradient" not in model["per_layer"] else network.gradient_of
             passes.append(streamed)
         comparisons = []
@@ -169,6 +169,8 @@ def write_analysis(
     if over_time:
         _write_over_time(results, out / "dynamics", figures=figures)
     if figures:
+        if progress is not None:
+            progress("report", "figures", 0, 1)
         write_report(results, write_figures(results, out / "figures"), out / "report.html")
     return results
 

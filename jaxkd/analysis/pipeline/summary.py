@@ -25,7 +25,7 @@ class SummaryOptions:
     """Options of the statistics of the kept tokens."""
 
     permutations: int = 100  # channel permutations of the robustness test; 0 leaves it out
-    bootstrap: int = 2000  # draws over images for its confidence intervals
+    bootstrap: int = 2000  # draws over images for its confidence intervals; 0 leaves them out
     permutation_images: int = 0  # the first so many images; 0 is all
     null_images: int = 32  # the first so many images are imitated by the null models
     seed: int = 2026  # of permutations (the bootstrap takes seed + 1, as published) and null models
@@ -221,16 +221,25 @@ def _permutation(
     if not options.permutations:
         notes.append(f"{name}: no permutation test was asked for.")
         return None
+    if not options.bootstrap:
+        notes.append(f"{name}: no confidence intervals of the permutation test were asked for.")
     part = tokens[: options.permutation_images or len(tokens)]
     if len(part) < 2:
         notes.append(f"{name}: the permutation test's confidence intervals are over images and need at least two.")
         return None
+
+    def report(done: int, total: int) -> None:
+        progress(done, total, "permutations")
+        if done == total and options.bootstrap:
+            progress(0, options.bootstrap, "bootstrap")
+
+    report(0, len(part))
     found = sep.sep_permutation(
         part,
         permutations=options.permutations,
         seed=options.seed,
-        bootstrap=options.bootstrap,
-        progress=lambda done, total: progress(done, total, "permutations"),
+        bootstrap=options.bootstrap or None,
+        progress=report,
     )
     return asdict(found) if found.images else None
 
