@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import multiprocessing
@@ -239,15 +240,54 @@ def test_a_changed_index_is_noticed(made, name):
         ({"version": 2}, "have version 2, but this jaxkd reads version 1"),
         ({"format": "zip"}, 'the format "zip", but this jaxkd reads: tar, arrayrecord'),
         ({"colour": 1}, "is damaged"),
+        ({"records": "9"}, "class_counts do not add up"),
+        ({"class_counts": None}, "class_counts is not a list of counts"),
+        ({"class_names": ["cat", "cat"]}, "a list of different names"),
+        ({"class_names": ["dog", "cat"]}, "its checksum is another one"),
+        ({"class_words": [1, 2]}, "class_words"),
+        ({"shards": [{"file": "../x", "records": 9, "bytes": 1, "sha256": ""}]}, "shards is not a list of files"),
+        ({"shards": []}, "records of its shards"),
+        ({"index": {}}, "index does not hold"),
+        ({"unreadable": 3}, "unreadable"),
+        ({"split": 1}, "of the wrong type"),
     ],
 )
 def test_manifests_that_are_not_ours(folder, tmp_path, content, words):
     convert(FolderSource(folder(), "train"), tmp_path / "s" / "train", ShardOptions())
     path = tmp_path / "s" / "train" / "manifest.json"
     if isinstance(content, dict):
-        content = json.dumps(json.loads(path.read_text()) | content)
+        content = json.loads(path.read_text()) | content
+        if "format" in content and content["format"] == "zip":
+            del content["checksum"]
+        content = json.dumps(content)
     path.write_text(content)
     assert words in message(read, tmp_path / "s")
+
+
+def test_damaged_manifests_and_indices_are_refused_in_words(folder, tmp_path):
+    """Every value replaced by odd ones, and an index that does not belong to its shards, its checksum made right."""
+    convert(FolderSource(folder(), "train"), tmp_path / "s" / "train", ShardOptions())
+    path = tmp_path / "s" / "train" / "manifest.json"
+    content = json.loads(path.read_text())
+    for name in content:
+        for odd in (None, -1, 2**70, 1.5, "x", [], {}, [[]], [None], {"a": 1}, True):
+            path.write_text(json.dumps(content | {name: odd}))
+            if odd != content[name] and (name, odd) != ("checksum", None):
+                assert str(tmp_path) in message(read, tmp_path / "s"), (name, odd)
+    index = tmp_path / "s" / "train" / "records.npy"
+    right = np.load(index)
+    del content["checksum"]  # as in the first manifests
+    for field, value in (("label", 2), ("label", -1), ("shard", 7), ("offset", 2**40), ("size", 2**40)):
+        records = right.copy()
+        records[field][3] = value
+        np.save(index, records)
+        content["index"]["records.npy"] = hashlib.sha256(index.read_bytes()).hexdigest()
+        path.write_text(json.dumps(content))
+        assert f'The index "{index}"' in message(read, tmp_path / "s"), (field, value)
+    np.save(index, right)
+    content["index"]["records.npy"] = hashlib.sha256(index.read_bytes()).hexdigest()
+    path.write_text(json.dumps(content))
+    assert len(open_source(str(tmp_path / "s"), "train")) == 9
 
 
 def test_a_folder_above_or_below_the_right_one(made):

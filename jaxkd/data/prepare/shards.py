@@ -33,6 +33,7 @@ from jaxkd.data.sources.shards import (
     RECORD,
     RECORDS,
     Manifest,
+    content_sha256,
     damaged_index,
     damaged_shard,
     file_sha256,
@@ -187,15 +188,20 @@ class _Conversion:
             if path.exists():
                 try:
                     notes = json.loads(notes_path.read_text())
-                except (OSError, ValueError):
+                    written = dict(notes)
+                    checksum = written.pop("checksum", None)  # the first version had none
+                    begin, digest = notes["first"], notes["sha256"]
+                except (OSError, ValueError, KeyError, TypeError):
                     raise damaged_shard(path, "has lost the notes about it") from None
-                if notes["first"] != first or file_sha256(path) != notes["sha256"]:
+                if checksum is not None and checksum != content_sha256(written):
+                    raise damaged_shard(path, "has damaged notes about it")
+                if begin != first or file_sha256(path) != digest:
                     raise damaged_shard(path, "is not what it was when it was finished")
                 self._report(len(notes["records"]), notes["bytes"])
             else:
                 with atomic_file(path) as unfinished:
                     notes = {"file": path.name, "first": first, **self._write_shard(unfinished, first, None)}
-                    write_atomic(notes_path, json.dumps(notes))
+                    write_atomic(notes_path, json.dumps(notes | {"checksum": content_sha256(notes)}))
             yield notes
             first, number = first + len(notes["records"]), number + 1
 

@@ -63,8 +63,9 @@ class Manifest:
     version: int = VERSION
 
     def dumps(self) -> str:
-        """As JSON, the same text for the same content."""
+        """As JSON, the same text for the same content, with a checksum of itself."""
         content = {"kind": self.kind, "version": self.version, **asdict(self)}
+        content["checksum"] = content_sha256(content)
         return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -99,10 +100,65 @@ class Manifest:
                 f'The shards in "{folder}" have version {content.get("version")}, but this jaxkd reads version '
                 f"{VERSION}. Use the jaxkd that wrote them, or convert the data again into a new folder."
             )
+        checksum = content.pop("checksum", None)  # version 1 had none at first
         try:
-            return cls(**content)
+            manifest = cls(**content)
+            wrong = _manifest_fault(manifest)
         except TypeError as error:
-            raise DataError(f'"{path}" is damaged ({error}). Convert the data again into a new folder.') from None
+            wrong = str(error)
+        if not wrong and checksum is not None and checksum != content_sha256(content):
+            wrong = "its checksum is another one"
+        if wrong:
+            raise DataError(
+                f'"{path}" is damaged: {wrong}. Fetch it again, or convert the data again into a new folder.'
+            )
+        return manifest
+
+
+def content_sha256(content: dict[str, Any]) -> str:
+    """Hexadecimal SHA-256 of what JSON would hold of `content`."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _manifest_fault(m: Manifest) -> str:
+    """The first value of a manifest that cannot be right, in words; "" for none."""
+
+    def count(value: Any, least: int = 0) -> bool:
+        return type(value) is int and least <= value < 2**62
+
+    def texts(value: Any) -> bool:
+        return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+    def shard(entry: Any) -> bool:
+        return (
+            isinstance(entry, dict)
+            and {"file", "records", "bytes", "sha256"} <= entry.keys()
+            and isinstance(entry["file"], str)
+            and entry["file"] == os.path.basename(entry["file"])
+            and "\0" not in entry["file"]
+            and isinstance(entry["sha256"], str)
+            and count(entry["records"])
+            and count(entry["bytes"])
+        )
+
+    if not isinstance(m.split, str) or not isinstance(m.format, str) or not isinstance(m.source, dict):
+        return "split, format or source is of the wrong type"
+    if not (texts(m.class_names) and m.class_names and len(set(m.class_names)) == len(m.class_names)):
+        return "class_names is not a list of different names"
+    if not texts(m.class_words) or len(m.class_words) != len(m.class_names):
+        return "class_words is not one text for each class"
+    if not (isinstance(m.class_counts, list) and all(map(count, m.class_counts))):
+        return "class_counts is not a list of counts"
+    if not count(m.records, 1) or sum(m.class_counts) != m.records or len(m.class_counts) != len(m.class_names):
+        return "class_counts do not add up to the records"
+    if not (isinstance(m.shards, list) and all(map(shard, m.shards))):
+        return "shards is not a list of files with records, bytes and sha256"
+    if sum(entry["records"] for entry in m.shards) != m.records:
+        return "the records of its shards do not add up"
+    if not isinstance(m.index, dict) or set(m.index) != {RECORDS, NAMES} or not texts(list(m.index.values())):
+        return f"index does not hold the checksums of {RECORDS} and {NAMES}"
+    return "" if texts(m.unreadable) else "unreadable is not a list of names"
 
 
 class TarWriter:
@@ -232,6 +288,7 @@ class ShardSource:
             path = self.folder / name
             if not path.is_file() or file_sha256(path) != expected:
                 raise damaged_index(path)
+        _check_index(self.folder, manifest)
         self.class_names, self.class_words = tuple(manifest.class_names), tuple(manifest.class_words)
         self.class_counts = np.array(manifest.class_counts, np.int64)
         self._format = manifest.format
@@ -278,6 +335,25 @@ class ShardSource:
     def image(self, index: int) -> Image.Image:
         """See `Source`."""
         return decode_rgb(self.bytes(index), self.name(index), exif=self.exif)
+
+
+def _check_index(folder: Path, manifest: Manifest) -> None:
+    """Raises DataError where the index names other shards, labels or places than there are."""
+    try:
+        records = np.load(folder / RECORDS, mmap_mode="r")
+        names = len(PackedNames((folder / NAMES).read_bytes()))
+    except (OSError, ValueError, EOFError):
+        raise damaged_index(folder / RECORDS) from None
+    sizes = np.array([shard["bytes"] for shard in manifest.shards], np.uint64)
+    fits = records.dtype == RECORD and records.shape == (manifest.records,) and names == manifest.records
+    if fits:
+        label, shard = records["label"], records["shard"]
+        fits = label.min() >= 0 and shard.max() < len(sizes)
+        fits = fits and np.bincount(label, minlength=len(manifest.class_names)).tolist() == manifest.class_counts
+    if fits and manifest.format == "tar":
+        fits = bool(np.all(records["offset"] + records["size"] <= sizes[records["shard"]]))
+    if not fits:
+        raise damaged_index(folder / RECORDS)
 
 
 def file_sha256(path: str | Path) -> str:
