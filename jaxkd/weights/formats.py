@@ -1,109 +1,30 @@
-"""Checkpoint formats of other trainers, converted to timm's names.
+"""Names of other trainers, converted to timm's (of super-resolution networks: BasicSR's).
 
-`choose` picks one of the state dicts of a training checkpoint, and `to_timm_names` converts its names. timm's own files
-need neither; the original files of DeiT, CaiT, Swin, MAE, DINO, DINOv2 and CLIP need one or both, and BasicSR's files
-the first.
+Read are the original files of Swin, DINOv2 and CLIP, Hugging Face transformers' ViT, DeiT, Swin and DINOv2 (files, and
+the names that releases 4 and 5 have in memory), and EDSR-PyTorch. Each is recognised by one name that no other has, so
+that it is found below any prefix; DeiT, CaiT, MAE and DINO have timm's names below a prefix, which `candidates.py`
+finds.
 """
 
 from __future__ import annotations
 
-import logging
 import re
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from jaxkd.errors import ConfigError, WeightSourceError, did_you_mean
-from jaxkd.weights.readers import Nested
+# Arrays by name; `pickles.Unreadable` in the place of an array that no network can use.
+State = dict[str, Any]
 
-StateDict = dict[str, np.ndarray]
-
-# (raw weights, their moving average) in a training checkpoint: timm; DeiT, CaiT, Swin, MAE; DINO; BasicSR.
-BASICSR = ("params", "params_ema")
-CONTAINERS = (("state_dict", "state_dict_ema"), ("model", "model_ema"), ("student", "teacher"), BASICSR)
-VARIANTS = ("raw", "ema")
-
-# Put before every name by DistributedDataParallel and torch.compile, in either order.
-_WRAPPERS = ("module.", "_orig_mod.")
-
-_log = logging.getLogger(__name__)
+# Parts of a name that DistributedDataParallel, torch.compile, FSDP and activation checkpointing put before the
+# submodule that they wrap.
+_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
-def choose(content: Nested, variant: str | None, origin: str) -> tuple[StateDict, str]:
-    """The state dict of a checkpoint that `variant` names, and which one it is.
-
-    Args:
-      content: what `readers.read` gave.
-      variant: "raw", "ema" (the moving average of the weights), or None: where there are both, the raw ones, but of
-        BasicSR's `params` and `params_ema` the average, which is what BasicSR itself validates; the log then says so.
-      origin: the checkpoint's name in messages.
-
-    Returns:
-      name -> array; and its description, e.g. `"params_ema", the moving average of the weights`, or "" where the
-      file holds one set of weights and nothing else.
-
-    Raises:
-      ConfigError: another variant.
-      WeightSourceError: the checkpoint holds no such variant, or no weights at all.
-    """
-    if variant not in (None, *VARIANTS):
-        raise ConfigError(
-            f'variant="{variant}" does not exist.{did_you_mean(variant, VARIANTS)} Use "raw", "ema" or None.'
-        )
-    content = _nested(content)
-    found = {
-        kind: name
-        for pair in reversed(CONTAINERS)
-        for kind, name in zip(VARIANTS, pair, strict=True)
-        if isinstance(content.get(name), dict)
-    }
-    if not found:
-        arrays = {name: value for name, value in content.items() if isinstance(value, np.ndarray)}
-        if not arrays:
-            raise WeightSourceError(
-                f'"{origin}" holds no weights: its top level is {", ".join(list(content)[:8]) or "empty"}. They are '
-                f"looked for there and under {', '.join(n for pair in CONTAINERS for n in pair)}. Save the network's "
-                "state_dict()."
-            )
-        found, content = {"raw": ""}, {"": arrays}
-    if variant is not None and variant not in found:
-        meant = "moving average of the weights" if variant == "ema" else "raw weights beside the moving average"
-        held = [name or "one set of weights" for name in found.values()]
-        raise WeightSourceError(
-            f'variant="{variant}", but "{origin}" holds no {meant}: there is only {", ".join(held)}. Leave '
-            "variant out to load it."
-        )
-    chosen = variant or ("ema" if "raw" not in found or tuple(found.values()) == BASICSR else "raw")
-    if variant is None and len(found) > 1:
-        _log.warning(
-            '"%s" holds raw weights ("%s") and their moving average ("%s"); the %s taken. '
-            'Say variant="ema" or variant="raw" to choose.',
-            origin,
-            found["raw"],
-            found["ema"],
-            "raw ones were" if chosen == "raw" else "average was",
-        )
-    elif chosen == "ema" and variant is None:
-        _log.warning('"%s" holds only a moving average ("%s"), which was taken.', origin, found["ema"])
-    name = found[chosen]
-    if not name:
-        return content[name], ""
-    state, _ = choose(content[name], None, origin)
-    return state, f'"{name}", the {"raw weights" if chosen == "raw" else "moving average of the weights"}'
-
-
-def _nested(content: Nested) -> Nested:
-    """BasicSR's two levels, where a format without levels has written them as `params.NAME` and `params_ema.NAME`."""
-    split = {name: name.split(".", 1) for name in content}
-    if not content or not all(len(parts) == 2 and parts[0] in BASICSR for parts in split.values()):
-        return content
-    levels: Nested = {}
-    for name, (level, rest) in split.items():
-        levels.setdefault(level, {})[rest] = content[name]
-    return levels
-
-
-def to_timm_names(state: StateDict) -> StateDict:
-    """A published state dict -> timm's names; one that has them already stays as it is.
+def to_timm_names(state: State) -> State:
+    """A published state dict -> timm's names, below the prefix that it has; one with timm's names stays as it is.
 
     Args:
       state: names and layouts of any format in this module.
@@ -112,55 +33,107 @@ def to_timm_names(state: StateDict) -> StateDict:
       A new dict; arrays are shared with `state` where they did not change.
     """
     state = _unwrapped(state)
-    for recognises, convert in _FORMATS:
-        if recognises(state):
-            state = convert(state)
+    for anchor, convert in _FORMATS:
+        for prefix in [n.removesuffix(anchor) for n in state if n == anchor or n.endswith(f".{anchor}")]:
+            if convert is _transformers:
+                prefix = re.sub(rf"(^|(?<=\.)){_FAMILIES}$", "", prefix)
+            inside = {n.removeprefix(prefix): a for n, a in state.items() if n.startswith(prefix)}
+            outside = {n: a for n, a in state.items() if not n.startswith(prefix)}
+            state = outside | {prefix + n: a for n, a in convert(inside).items()}
     return state
 
 
-def unsupported(state: StateDict) -> str:
+def unsupported(state: State) -> str:
     """A sentence on a format that is recognised but not read, or ''."""
-    if any("embeddings.patch_embeddings.projection." in name for name in state):
-        return (
-            "Its names are those of the transformers library, which jaxkd does not read; the Hub has the same weights "
-            "under timm/NAME.TAG."
-        )
-    if any(name.startswith("Transformer/encoder") for name in state):
+    names = [re.sub(r"^([\w]+\.)*?(?=Transformer/|embeddings\.|layer\.)", "", name) for name in state]
+    if any(name.startswith("Transformer/encoder") for name in names):
         return (
             "Its names are those of Google's JAX code, which jaxkd does not read; the Hub has them under timm/NAME.TAG."
         )
+    if any(name.startswith("embeddings.patch_embeddings.") for name in names):
+        return "Its names are those of a network of Hugging Face transformers that jaxkd does not have."
     return ""
 
 
-def _unwrapped(state: StateDict) -> StateDict:
-    """Without the wrappers' prefixes, which are on all names or on none."""
-    while state:
-        wrapper = next((w for w in _WRAPPERS if all(name.startswith(w) for name in state)), None)
-        if wrapper is None:
-            break
-        state = {name.removeprefix(wrapper): value for name, value in state.items()}
-    return state
+def _unwrapped(state: State) -> State:
+    """Without the wrappers' parts, but where two names would become one."""
+    short = {name: _WRAPPERS.sub("", name) for name in state}
+    counts = Counter(short.values())
+    return {(short[name] if counts[short[name]] == 1 else name): array for name, array in state.items()}
 
 
-def _dino(state: StateDict) -> StateDict:
-    """DINO's training checkpoint: the network is `backbone`, the rest its projection head, of no use afterwards."""
-    return {name.removeprefix("backbone."): a for name, a in state.items() if name.startswith("backbone.")}
+def _replaced(rules: tuple[tuple[str, str], ...], name: str) -> str:
+    """`name` after the first rule whose pattern matches its beginning."""
+    for pattern, new in rules:
+        if match := re.match(pattern, name):
+            return match.expand(new) + name[match.end() :]
+    return name
 
 
-def _mae_or_dinov2(state: StateDict) -> StateDict:
-    """Without what only pre-training needs: the token of masked patches, and MAE's decoder."""
-    return {name: a for name, a in state.items() if name != "mask_token" and not name.startswith("decoder_")}
+# Hugging Face transformers: the name of a family, which classes with a head put before the backbone.
+_FAMILIES = r"(?:vit|deit|swin|dinov2|dinov2_with_registers)\."
+_OUTSIDE_BLOCKS = (
+    (r"embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"embeddings\.norm\.", "patch_embed.norm."),
+    (r"embeddings\.position_embeddings$", "pos_embed"),
+    (r"embeddings\.distillation_token$", "dist_token"),
+    (r"embeddings\.(cls_token|register_tokens|mask_token)$", r"\1"),
+    (r"layernorm\.", "norm."),
+    (r"(?:cls_)?classifier\.", "head."),
+    (r"distillation_classifier\.", "head_dist."),
+)
+_BLOCK = re.compile(r"(?:encoder\.)?(?:layers\.(\d+)\.blocks|layers?)\.(\d+)\.")
+_IN_BLOCK = (
+    (r"attention\.(?:attention\.|self\.)?(q)(?:uery|_proj)\.", r"attn.\1."),
+    (r"attention\.(?:attention\.|self\.)?(k)(?:ey|_proj)\.", r"attn.\1."),
+    (r"attention\.(?:attention\.|self\.)?(v)(?:alue|_proj)\.", r"attn.\1."),
+    (r"attention\.(?:output\.dense|o_proj)\.", "attn.proj."),
+    (r"attention\.(?:self\.|relative_position_bias\.)?(relative_position_\w+)$", r"attn.\1"),
+    (r"(?:intermediate\.dense|mlp\.fc1)\.", "mlp.fc1."),
+    (r"(?:output\.dense|mlp\.fc2)\.", "mlp.fc2."),
+    (r"(?:layernorm_before|norm1)\.", "norm1."),
+    (r"(?:layernorm_after|norm2)\.", "norm2."),
+    (r"layer_scale(\d)\.lambda1$", r"ls\1.gamma"),
+)
+_DOWNSAMPLE = re.compile(r"encoder\.layers\.(\d+)\.downsample\.")
 
 
-def _dinov2_registers(state: StateDict) -> StateDict:
+def _transformers(state: State) -> State:
+    """ViT, DeiT, Swin and DINOv2 of Hugging Face transformers: query, key and value become one matrix."""
+    short = {name: re.sub(f"^{_FAMILIES}", "", name) for name in state}
+    is_swin = any(_BLOCK.match(name) and _BLOCK.match(name)[1] for name in short.values())
+
+    def renamed(name: str) -> str:
+        if match := _DOWNSAMPLE.match(name):
+            return f"layers.{int(match[1]) + 1}.downsample.{name[match.end() :]}"
+        if match := _BLOCK.match(name):
+            block = f"layers.{match[1]}.blocks.{match[2]}" if match[1] else f"blocks.{match[2]}"
+            return f"{block}.{_replaced(_IN_BLOCK, name[match.end() :])}"
+        name = _replaced(_OUTSIDE_BLOCKS, name)
+        return re.sub(r"^head\.", "head.fc.", name) if is_swin else name
+
+    out = {renamed(short[name]): array for name, array in state.items()}
+    for name in [n for n in out if re.search(r"\.attn\.q\.(weight|bias)$", n)]:
+        parts = [re.sub(r"\.q\.(?=\w+$)", f".{part}.", name) for part in "qkv"]
+        if all(isinstance(out.get(part), np.ndarray) for part in parts):
+            joined = np.concatenate([out.pop(part) for part in parts])
+            out[re.sub(r"\.q\.(?=\w+$)", ".qkv.", name)] = joined
+    return out
+
+
+def _registers(state: State) -> State:
     """DINOv2 with registers: the class token's position embedding is added to it for good.
 
     The registers, between class token and patches, have no position embedding; timm then gives it to patches only.
     """
+    position, token = state.get("pos_embed"), state.get("cls_token")
+    if not all(isinstance(a, np.ndarray) and a.ndim == 3 for a in (position, token)):
+        return state
+    if position.shape[2] != token.shape[2]:
+        return state
     state = dict(state)
     state["reg_token"] = state.pop("register_tokens")
-    state["cls_token"] = state["cls_token"] + state["pos_embed"][:, :1]
-    state["pos_embed"] = state["pos_embed"][:, 1:]
+    state["cls_token"], state["pos_embed"] = token + position[:, :1], position[:, 1:]
     return state
 
 
@@ -181,19 +154,20 @@ _CLIP_NAMES = {
 _CLIP_PATTERN = re.compile(r"(?<![\w])(" + "|".join(map(re.escape, _CLIP_NAMES)) + ")")
 
 
-def _clip(state: StateDict) -> StateDict:
+def _clip(state: State) -> State:
     """CLIP and OpenCLIP: the image tower alone, whose projection into the common space is timm's classifier."""
     tower = {name.removeprefix("visual."): a for name, a in state.items() if name.startswith("visual.")}
     out = {_CLIP_PATTERN.sub(lambda m: _CLIP_NAMES[m[1]], name): a for name, a in tower.items() if name != "proj"}
-    out["cls_token"] = out["cls_token"][None, None]
-    out["pos_embed"] = out["pos_embed"][None]
-    if "proj" in tower:
+    for name, missing_axes in (("cls_token", (0, 1)), ("pos_embed", (0,))):
+        if isinstance(out.get(name), np.ndarray):
+            out[name] = np.expand_dims(out[name], missing_axes)
+    if isinstance(tower.get("proj"), np.ndarray) and tower["proj"].ndim == 2:
         out["head.weight"] = tower["proj"].T
         out["head.bias"] = np.zeros(tower["proj"].shape[1], np.float32)
     return out
 
 
-def _microsoft_swin(state: StateDict) -> StateDict:
+def _microsoft_swin(state: State) -> State:
     """Microsoft's Swin: a stage ends with the downsampling that opens timm's next one; the classifier is `head`."""
 
     def renamed(name: str) -> str:
@@ -203,14 +177,26 @@ def _microsoft_swin(state: StateDict) -> StateDict:
     return {renamed(name): array for name, array in state.items()}
 
 
-_DINO_HEAD = ("head.mlp.", "head.last_layer.")
-_FORMATS = (
-    (
-        lambda s: "backbone.cls_token" in s and all(n.startswith(("backbone.", *_DINO_HEAD)) for n in s),
-        _dino,
-    ),
-    (lambda s: "visual.class_embedding" in s, _clip),
-    (lambda s: "mask_token" in s, _mae_or_dinov2),
-    (lambda s: "register_tokens" in s and "pos_embed" in s, _dinov2_registers),
-    (lambda s: "layers.0.downsample.reduction.weight" in s, _microsoft_swin),
+_EDSR_NAMES = (
+    (r"head\.0\.", "conv_first."),
+    (r"body\.(\d+)\.body\.0\.", r"body.\1.conv1."),
+    (r"body\.(\d+)\.body\.2\.", r"body.\1.conv2."),
+    (r"body\.\d+\.(?=(?:weight|bias)$)", "conv_after_body."),
+    (r"tail\.0\.(\d+)\.", r"upsample.\1."),
+    (r"tail\.1\.", "conv_last."),
+)
+
+
+def _edsr_pytorch(state: State) -> State:
+    """EDSR-PyTorch, the first release of EDSR in PyTorch; its constant colour shifts are arguments here."""
+    return {_replaced(_EDSR_NAMES, n): a for n, a in state.items() if not re.match(r"(sub|add)_mean\.", n)}
+
+
+# (a name that only this format has, its conversion), in the order in which they are applied.
+_FORMATS: tuple[tuple[str, Callable[[State], State]], ...] = (
+    ("embeddings.patch_embeddings.projection.weight", _transformers),
+    ("visual.class_embedding", _clip),
+    ("register_tokens", _registers),
+    ("layers.0.downsample.reduction.weight", _microsoft_swin),
+    ("body.0.body.0.weight", _edsr_pytorch),
 )

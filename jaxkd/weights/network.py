@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.traverse_util import flatten_dict
 
 from jaxkd import models
 from jaxkd.errors import ConfigError, WeightMismatchError
 from jaxkd.models import ModelSpec
 from jaxkd.models.contract import size_pair
 from jaxkd.train.checkpoint import find_run, load_run_weights
-from jaxkd.weights import formats, readers
+from jaxkd.weights import candidates, formats, readers
 from jaxkd.weights.basicsr import from_basicsr, is_upscaler
+from jaxkd.weights.file_facts import read_facts
 from jaxkd.weights.hub import locate
-from jaxkd.weights.timm import from_timm, to_timm
+from jaxkd.weights.timm import StateDict, from_timm, manifest, require_finite, to_timm
 
 PyTree = Any
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -35,6 +38,8 @@ class Network:
       num_classes: outputs.
       variables: `{"params": ...}`, or None for random weights.
       origin: where the variables came from, for people.
+      args: constructor arguments that it was built with.
+      class_names: of the outputs, where the weights say so.
     """
 
     model: nn.Module
@@ -43,6 +48,8 @@ class Network:
     num_classes: int
     variables: PyTree | None
     origin: str
+    args: dict[str, Any] = dataclasses.field(default_factory=dict)
+    class_names: tuple[str, ...] = ()
 
 
 def build_network(name: str, args: dict[str, Any], *, compute: str = "float32", remat: bool = False) -> Network:
@@ -58,6 +65,7 @@ def build_network(name: str, args: dict[str, Any], *, compute: str = "float32", 
       UnknownNameError: no such network. ConfigError: an argument that it does not take.
     """
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in args.items() if v is not None}
+    named = dict(given)
     spec, accepted = models.spec(name), models.arguments(name)
     for field, key, value, default in (
         ("precision.compute", "dtype", compute, "float32"),
@@ -74,7 +82,7 @@ def build_network(name: str, args: dict[str, Any], *, compute: str = "float32", 
     num_classes = given.get("num_classes", spec.num_classes)
     # A network for any image size, such as those for super-resolution, has the size of its training patches only.
     size = getattr(model, "img_size", spec.input_size)
-    return Network(model, spec, size_pair(size, "img_size"), int(num_classes), None, "random weights")
+    return Network(model, spec, size_pair(size, "img_size"), int(num_classes), None, "random weights", named)
 
 
 def load(
@@ -84,6 +92,7 @@ def load(
     variant: str | None = None,
     step: str = "",
     resize: bool = False,
+    old_grid: tuple[int, int] | None = None,
     new_head: bool = False,
     key: jax.Array | None = None,
 ) -> PyTree:
@@ -92,16 +101,18 @@ def load(
     A path that exists always wins. Otherwise "owner/name" (also "hf-hub:owner/name" and "...@revision") is a Hub id,
     unless it is spelt like a path: with the ending of a file of weights, beginning with a dot, a slash or a tilde, or
     below a folder that exists. Files are in timm's format, one of those in `formats.py`, or BasicSR's
-    (MDBN and EDSR).
+    (MDBN and EDSR), in any container and behind any prefix; what lies beside the network is left out and logged.
 
     Args:
       model: a network of `jaxkd.models`.
-      source: `.safetensors`, its `.index.json`, `.npz`, with PyTorch also `.pth`, `.pt`, `.bin`, `.tar`; a folder that
-        holds one; a work directory; or a Hub id such as "timm/cait_s24_224.fb_dist_in1k".
+      source: `.safetensors`, its `.index.json`, `.npz`, with PyTorch also `.pth`, `.pt`, `.ckpt`, `.bin`, `.tar`; a
+        folder that holds one; a work directory; or a Hub id such as "timm/cait_s24_224.fb_dist_in1k".
       variant: "raw" or "ema", where the source holds both; None takes the raw weights, of BasicSR's files (`params`,
         `params_ema`) the average, and logs it.
       step: which checkpoint of a work directory: a number, "last" (default) or "best".
       resize: interpolate position embeddings and relative-bias tables to the network's image size.
+      old_grid: (rows, columns) of patches that a file was made for; None: as its metadata, its `config.json` or the
+        work directory says, else a square where `resize` needs one.
       new_head: replace a classifier that is absent or of another size by one drawn with `key`; drop one that the
         network does not have.
       key: needed where `new_head` draws one.
@@ -110,12 +121,13 @@ def load(
       `{"params": ...}`, fp32.
 
     Raises:
-      WeightSourceError: the source is missing, damaged, cannot be fetched or lacks the variant.
+      WeightSourceError: the source is missing, damaged, cannot be fetched, lacks the variant, or holds NaN or infinity.
       WeightMismatchError: it does not fit the network; with a diff.
       CheckpointError: a work directory without what is asked for.
       ConfigError: another variant; a step of a file; `resize` or `new_head` for a network that has nothing of the kind.
     """
-    return load_with_origin(model, source, variant=variant, step=step, resize=resize, new_head=new_head, key=key)[0]
+    fitting = {"resize": resize, "old_grid": old_grid, "new_head": new_head, "key": key}
+    return load_with_origin(model, source, variant=variant, step=step, **fitting)[0]
 
 
 def load_with_origin(
@@ -125,40 +137,76 @@ def load_with_origin(
 
     Args, Raises: see `load`; `fitting` are its resize, new_head and key.
     """
-    for option in ("resize", "new_head"):
+    for option in ("resize", "old_grid", "new_head"):
         if is_upscaler(model) and fitting.get(option):
             raise ConfigError(
-                f"{option}=True, but this {type(model).__name__} takes images of any size and has no classifier. Leave "
-                "it out."
+                f"{option}={fitting[option]}, but this {type(model).__name__} takes images of any size and has no "
+                "classifier. Leave it out."
             )
     if source and find_run(source) is not None:
-        # Through the state dict, so that a run's weights obey the same checks, resizes and diffs as a file's.
-        saved, config, origin = load_run_weights(source, variant=variant or None, step=step)
-        if _same_shapes(model, saved):  # also of a network that has no counterpart in timm
-            return saved, origin
-        state, subject = to_timm(network_from_run(config).model, saved), f"The network of {origin}"
-    else:
-        if step:
-            raise ConfigError(
-                f'step="{step}" was given, but "{source}" is not a work directory of jaxkd. Leave the step out.'
-            )
-        path = locate(source)
-        state, which = formats.choose(readers.read(path), variant or None, str(source))
-        state = formats.to_timm_names(state)
-        subject = f'The file "{path}"' if str(path) == str(source) else f'The file of "{source}" ("{path}")'
-        origin = f'"{source}"'
-        if which:
-            subject, origin = f"{subject} ({which})", f"{origin} ({which})"
+        return _load_run(model, source, variant, step, fitting)
+    if step:
+        raise ConfigError(
+            f'step="{step}" was given, but "{source}" is not a work directory of jaxkd. Leave the step out.'
+        )
+    return _load_file(model, source, variant, fitting)
+
+
+def _load_run(
+    model: nn.Module, source: str | Path, variant: str | None, step: str, fitting: dict[str, Any]
+) -> tuple[PyTree, str]:
+    """`load_with_origin` of a work directory."""
+    saved, config, origin = load_run_weights(source, variant=variant or None, step=step)
+    subject = f"The network of {origin}"
+    require_finite(flatten_dict(saved["params"], sep="/"), subject)
+    trained = network_from_run(config).model
+    if _same_shapes(model, saved) and _grid(model) == _grid(trained):  # also of a network that timm does not have
+        return saved, origin
+    # Through the state dict, so that a run's weights obey the same checks, resizes and diffs as a file's.
+    state = to_timm(trained, saved)
+    return _from_state(model, state, subject, {"old_grid": _grid(trained)} | _given(fitting)), origin
+
+
+def _load_file(
+    model: nn.Module, source: str | Path, variant: str | None, fitting: dict[str, Any]
+) -> tuple[PyTree, str]:
+    """`load_with_origin` of a file, a folder or the Hub."""
+    path = locate(source)
+    content, facts = readers.read(path), read_facts(path)
+    plain = model.clone(merged=False) if getattr(model, "merged", False) else model
+    expected = {name: entry.shape for name, entry in manifest(plain).items()}
+    chosen = candidates.choose(content, expected, variant or None, str(source))
+    subject = f'The file "{path}"' if str(path) == str(source) else f'The file of "{source}" ("{path}")'
+    origin = f'"{source}"'
+    if chosen.description:
+        subject, origin = f"{subject} ({chosen.description})", f"{origin} ({chosen.description})"
+    if facts is not None:
+        facts.log_differences(model, subject)
+        if facts.grid and hasattr(model, "grid_size"):
+            fitting = {"old_grid": facts.grid} | _given(fitting)
+    candidates.require_numbers(chosen.state, subject)
     try:
-        if is_upscaler(model):
-            return from_basicsr(model, state, origin=subject), origin
-        return from_timm(model, state, origin=subject, **fitting), origin
+        return _from_state(model, chosen.state, subject, fitting), origin
     except WeightMismatchError as error:
-        hint = formats.unsupported(state)
+        hint = formats.unsupported(chosen.state)
         if not hint:
             raise
         first, *diff = str(error).split("\n", 1)
         raise WeightMismatchError("\n".join([f"{first} {hint}", *diff])) from None
+
+
+def _from_state(model: nn.Module, state: StateDict, subject: str, fitting: dict[str, Any]) -> PyTree:
+    if is_upscaler(model):
+        return from_basicsr(model, state, origin=subject)
+    return from_timm(model, state, origin=subject, **fitting)
+
+
+def _given(fitting: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fitting.items() if value is not None}
+
+
+def _grid(model: nn.Module) -> tuple[int, int] | None:
+    return getattr(model, "grid_size", None)
 
 
 def load_weights(network: Network, source: str, **options: Any) -> Network:

@@ -1,27 +1,27 @@
 """Readers of weight files: arrays by name, without PyTorch wherever the format allows it.
 
 `.safetensors` (also sharded over files by an index) and `.npz` need nothing beyond jaxkd. PyTorch's own pickles
-(`.pth`, `.pt`, `.bin`, `.tar`) are read with `weights_only=True`, so that a file cannot run code, and only where
-PyTorch is installed. Floating-point arrays come back as fp32, whatever the file holds.
+(`.pth`, `.pt`, `.ckpt`, `.bin`, `.tar`) are read as data (see `pickles.py`), and only where PyTorch is installed.
+Floating-point arrays come back as fp32, whatever the file holds.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # its import also teaches NumPy the name "bfloat16", which safetensors asks it for
 import numpy as np
 from safetensors import safe_open
 
-from jaxkd.errors import WeightSourceError, did_you_mean
+from jaxkd.errors import JaxkdError, WeightSourceError, did_you_mean
+from jaxkd.weights.pickles import FLOAT8, Unreadable, checked_array, read_pickle, too_deep
 
 # Names, each with an array, or with the next level of a training checkpoint.
 Nested = dict[str, Any]
 
-PICKLES = (".pth", ".pt", ".bin", ".tar")
+PICKLES = (".pth", ".pt", ".ckpt", ".bin", ".tar")
 SUFFIXES = (".safetensors", ".npz", *PICKLES)
 INDEX = ".index.json"
 
@@ -37,8 +37,8 @@ def read(path: Path) -> Nested:
         that holds one of these.
 
     Returns:
-      name -> array, fp32 where it was of any floating-point type; of a training checkpoint nested dicts of these, and
-      whatever else lies beside the weights.
+      name -> array, fp32 where it was of any floating-point type, or `Unreadable`; of a training checkpoint nested
+      dicts of these, and whatever else lies beside the weights.
     """
     path = _in_folder(path) if path.is_dir() else path
     if not path.is_file():
@@ -100,12 +100,6 @@ def _in_folder(folder: Path) -> Path:
     raise WeightSourceError(f'The folder "{folder}" {what}. {why} Give the path of the file itself.')
 
 
-def _as_float32(array: np.ndarray) -> np.ndarray:
-    """fp16, bf16 and fp64 -> fp32; integers and booleans (buffers) stay."""
-    is_float = np.issubdtype(array.dtype, np.floating) or array.dtype == ml_dtypes.bfloat16
-    return array.astype(np.float32) if is_float else array
-
-
 def _damaged(path: Path, error: Exception) -> WeightSourceError:
     """The error for a file that its reader refuses, with what it is instead where that can be seen."""
     with path.open("rb") as file:
@@ -123,33 +117,93 @@ def _damaged(path: Path, error: Exception) -> WeightSourceError:
 
 
 def _read_safetensors(path: Path) -> Nested:
+    arrays: Nested = {}
     try:
         with safe_open(path, framework="np") as file:
-            return {name: _as_float32(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 -- not a dict
+            for name in file.keys():  # noqa: SIM118 -- not a dict
+                part = file.get_slice(name)
+                code, shape = part.get_dtype(), tuple(part.get_shape())
+                if code in _SAFETENSORS_CODES:
+                    arrays[name] = checked_array(file.get_tensor(name))
+                elif code.startswith("F8"):
+                    arrays[name] = Unreadable(FLOAT8.replace("float8", f"float8 ({code})", 1), shape)
+                else:
+                    arrays[name] = Unreadable(f"has the type {code}, which jaxkd does not read", shape)
     except Exception as error:  # safetensors has one error of its own, and NumPy's for types that it does not know
+        raise _damaged(path, error) from error
+    return arrays
+
+
+# Types of safetensors that NumPy, with ml_dtypes, can hold and that mean plain numbers.
+_SAFETENSORS_CODES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Texts by name in the header of a `.safetensors` file; of an index those of its first file, of others none."""
+    path = _in_folder(path) if path.is_dir() else path
+    if path.name.endswith(INDEX):
+        path = path.parent / shards(path)[0]
+    if path.suffix.lower() != ".safetensors" or not path.is_file():
+        return {}
+    try:
+        with safe_open(path, framework="np") as file:
+            return dict(file.metadata() or {})
+    except Exception as error:  # as in `_read_safetensors`
         raise _damaged(path, error) from error
 
 
 def _read_npz(path: Path) -> Nested:
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: _as_float32(file[name]) for name in file.files}
+            return {name: checked_array(file[name]) for name in file.files}
     except Exception as error:  # zip, zlib and NumPy each have their own
         raise _damaged(path, error) from error
 
 
+def _read_pickle(path: Path) -> Nested:
+    try:
+        return read_pickle(path)
+    except JaxkdError:
+        raise
+    except RecursionError:
+        raise too_deep(path) from None
+    except Exception as error:  # pickle, zip, and RuntimeError for everything else
+        raise _damaged(path, error) from error
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Array name -> file name, by the index of a sharded checkpoint.
+
+    Raises:
+      WeightSourceError: the file is no such index.
+    """
+    try:
+        content = json.loads(index.read_text())
+    except (ValueError, RecursionError) as error:
+        raise _damaged(index, error) from error
+    files = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(files, dict) or not files:
+        raise WeightSourceError(
+            f'"{index}" cannot be read as the index of a sharded checkpoint: it has no object "weight_map" of array '
+            "names and file names. Fetch it again, or give one of the files beside it."
+        )
+    for name, file in files.items():
+        if not isinstance(file, str) or Path(file).name != file or "\0" in file:
+            raise WeightSourceError(
+                f'"{index}" names {file!r} as the file of "{name}", which is no name of a file beside it. Fetch the '
+                "index again."
+            )
+    return files
+
+
 def shards(index: Path) -> list[str]:
     """File names in the index of a sharded checkpoint."""
-    try:
-        names = json.loads(index.read_text())["weight_map"].values()
-        return sorted(set(names))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise _damaged(index, error) from error
+    return sorted(set(_weight_map(index).values()))
 
 
 def _read_sharded(index: Path) -> Nested:
-    arrays: Nested = {}
-    for name in shards(index):
+    files, content = _weight_map(index), {}
+    for name in sorted(set(files.values())):
         shard = index.parent / name
         reader = _reader(shard)
         if reader is None or not shard.is_file():
@@ -157,56 +211,11 @@ def _read_sharded(index: Path) -> Nested:
                 f'"{shard}" is missing. The index "{index.name}" spreads the weights over several files and names this '
                 f"one. Put all of them into one folder: {', '.join(shards(index))}."
             )
-        arrays.update(reader(shard))
-    return arrays
-
-
-def _arrays(value: Any, is_tensor: Callable[[Any], bool]) -> Any:
-    """Nested dicts with tensors -> the same with NumPy arrays; bf16 has no NumPy counterpart in PyTorch."""
-    if isinstance(value, dict):
-        return {str(name): _arrays(item, is_tensor) for name, item in value.items()}
-    if is_tensor(value):
-        value = value.detach().cpu()
-        return (value.float() if value.is_floating_point() else value).numpy()
-    return value
-
-
-def _read_pickle(path: Path) -> Nested:
-    try:
-        import torch
-    except ImportError:
-        raise WeightSourceError(
-            f'"{path}" is a PyTorch pickle, and PyTorch is not installed. '
-            "Run `pip install 'jaxkd[torch]'`, or convert the file to .safetensors where there is PyTorch."
-        ) from None
-    import argparse
-
-    try:
-        # The published DeiT, MAE and CaiT checkpoints carry their command line in a Namespace; it is only data.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip, and RuntimeError for everything else
-        unsafe = _unsafe_names(torch, path)
-        if unsafe:
+        content[name] = reader(shard)
+    for array, name in files.items():
+        if array not in content[name]:
             raise WeightSourceError(
-                f'"{path}" holds more than weights: {", ".join(unsafe)}. Reading such objects could run any code, so '
-                "jaxkd reads arrays only. If you trust the file, write its arrays to a new one with PyTorch: "
-                "torch.save(torch.load(OLD, weights_only=False)['model'], NEW)."
-            ) from error
-        raise _damaged(path, error) from error
-    if not isinstance(content, dict):
-        raise WeightSourceError(
-            f'"{path}" holds a {type(content).__name__} and not a dict of arrays. Save the model.state_dict() instead.'
-        )
-    return _arrays(content, lambda value: isinstance(value, torch.Tensor))
-
-
-def _unsafe_names(torch: Any, path: Path) -> Iterable[str]:
-    """Classes other than arrays that a pickle would need."""
-    import argparse
-
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
-    except Exception:  # the file is damaged, which the caller reports
-        return ()
+                f'"{index.parent / name}" holds no array "{array}", which the index "{index.name}" expects there. They '
+                "are of different checkpoints: fetch all of them again."
+            )
+    return {array: content[name][array] for array, name in files.items()}

@@ -43,11 +43,20 @@ _CONVOLUTIONS = (
     "upsample_{i}",
 )
 
-# Keys of a state dict that hold no parameter: they follow from the configuration.
-BUFFERS = re.compile(r"(^|\.)(relative_position_index|attn_mask|relative_coords_table|num_batches_tracked)$")
+# Keys of a state dict that hold no parameter: they follow from the configuration, or counters put them there.
+BUFFERS = re.compile(
+    r"(^|\.)(relative_position_index|attn_mask|relative_coords_table|num_batches_tracked|total_ops|total_params|"
+    r"n_averaged)$"
+)
 
 # The classifier, which `new_head` may replace.
 HEAD = re.compile(r"^(head|head_dist|head\.fc)\.(weight|bias)$")
+
+
+def is_resizable(key: str) -> bool:
+    """Whether the size of the array follows from the image size, so that `resize` can change it."""
+    return key == "pos_embed" or key.endswith("relative_position_bias_table")
+
 
 # Layout -> the axes of flax's array in PyTorch's order, where that is another.
 _AXES = {"linear": (1, 0), "conv": (3, 2, 0, 1)}

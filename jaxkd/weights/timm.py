@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Mapping
@@ -14,12 +15,22 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxkd.errors import Shape, WeightMismatchError, key_diff
-from jaxkd.weights.resize import resize_position_embedding, resize_relative_bias_table
-from jaxkd.weights.rules import BUFFERS, HEAD, from_torch_layout, to_torch_key, to_torch_layout, torch_shape
+from jaxkd.errors import ConfigError, Shape, WeightMismatchError, WeightSourceError, key_diff
+from jaxkd.weights.misfit import cause
+from jaxkd.weights.resize import Size, resize_position_embedding, resize_relative_bias_table
+from jaxkd.weights.rules import (
+    BUFFERS,
+    HEAD,
+    from_torch_layout,
+    is_resizable,
+    to_torch_key,
+    to_torch_layout,
+    torch_shape,
+)
 
 PyTree = Any
 StateDict = dict[str, np.ndarray]
+DIFF_LINES = 6  # of each kind in an error
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +51,15 @@ def _images(model: nn.Module) -> jax.Array:
 
 def manifest(model: nn.Module) -> dict[str, Entry]:
     """timm's keys of `model` -> the parameter of each array. Nothing is computed."""
+    try:
+        hash(model)
+    except TypeError:  # a network of the user's with a list among its fields
+        return _manifest.__wrapped__(model)
+    return dict(_manifest(model))
+
+
+@functools.lru_cache(maxsize=32)  # tracing a deep network takes a second
+def _manifest(model: nn.Module) -> dict[str, Entry]:
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), _images(model)))["params"]
     entries = {}
     for path, leaf in flatten_dict(shapes, sep="/").items():
@@ -54,20 +74,116 @@ def _square(count: int) -> int | None:
     return root if root * root == count else None
 
 
-def _resized(model: nn.Module, key: str, array: np.ndarray, shape: Shape) -> np.ndarray | None:
-    """`array` interpolated to the network's grid or window, or None where that cannot be done."""
+def _resized(model: nn.Module, old: nn.Module | None, key: str, array: np.ndarray, shape: Shape) -> np.ndarray | None:
+    """`array` interpolated to the network's grid or window, or None where that cannot be done.
+
+    Without `old`, the network as it was when the array was made, grids and windows are taken to be square.
+    """
     if key == "pos_embed" and array.ndim == 3 and array.shape[2] == shape[2]:
         grid = model.grid_size
         prefix = shape[1] - grid[0] * grid[1]
-        old = _square(array.shape[1] - prefix) if array.shape[1] > prefix else None
-        if old:
-            return np.asarray(resize_position_embedding(array, old_grid=(old, old), new_grid=grid, prefix=prefix))
+        side = _square(array.shape[1] - prefix) if array.shape[1] > prefix else None
+        old_grid = old.grid_size if old else (side, side)
+        if old_grid[0] and array.shape[1] == prefix + old_grid[0] * old_grid[1]:
+            return np.asarray(resize_position_embedding(array, old_grid=old_grid, new_grid=grid, prefix=prefix))
     if key.endswith("relative_position_bias_table") and array.ndim == 2 and array.shape[1] == shape[1]:
-        side = _square(array.shape[0])
-        if side and side % 2:
-            old, new = (side + 1) // 2, model.block_window(int(key.split(".")[1]))
-            return np.asarray(resize_relative_bias_table(array, old_window=(old, old), new_window=new))
+        stage, side = int(key.split(".")[1]), _square(array.shape[0])
+        old_window = old.block_window(stage) if old else ((side + 1) // 2,) * 2 if side and side % 2 else (0, 0)
+        if (2 * old_window[0] - 1) * (2 * old_window[1] - 1) == array.shape[0]:
+            new_window = model.block_window(stage)
+            return np.asarray(resize_relative_bias_table(array, old_window=old_window, new_window=new_window))
     return None
+
+
+def _as_it_was(model: nn.Module, old_grid: Size | None) -> nn.Module | None:
+    """`model` for images of `old_grid` patches; None for no old grid.
+
+    Raises:
+      ConfigError: the network has no grid, or `old_grid` is no pair of positive numbers.
+    """
+    if old_grid is None:
+        return None
+    if not hasattr(model, "grid_size"):
+        raise ConfigError(
+            f"old_grid={old_grid} was given, but this {type(model).__name__} has no grid of patches. Leave it out."
+        )
+    if not (isinstance(old_grid, tuple | list) and len(old_grid) == 2 and all(_is_count(n) for n in old_grid)):
+        raise ConfigError(f"old_grid={old_grid!r} is no grid. Give rows and columns of patches, e.g. old_grid=(2, 8).")
+    return model.clone(img_size=tuple(int(n) * p for n, p in zip(old_grid, model.patch_size, strict=True)))
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value > 0
+
+
+def _fit_to_grid(
+    model: nn.Module, given: StateDict, expected: Mapping[str, Shape], old_grid: Size | None, resize: bool, origin: str
+) -> StateDict:
+    """`given` with arrays of the network's image size, where `resize` allows it.
+
+    Raises:
+      WeightMismatchError: the file's grid is another one, or may be, and nothing says what to do.
+    """
+    old = _as_it_was(model, old_grid)
+    fitted = dict(given)
+    for name in (n for n in expected if n in given and is_resizable(n)):
+        array, same = given[name], given[name].shape == expected[name]
+        moved = old is not None and _geometry(old, name) != _geometry(model, name)
+        if same and old is None:
+            _check_ambiguous_grid(model, name, array, resize, origin)
+        elif moved and not resize:
+            raise WeightMismatchError(
+                f"{origin} was made for {_geometry(old, name)}, and {name} has as many positions as this network, with "
+                f"{_geometry(model, name)}. Add resize=True to interpolate it, or create the network for that grid."
+                if same
+                else f"{origin} was made for {_geometry(old, name)} and this network has {_geometry(model, name)}. Add "
+                "resize=True to interpolate position embeddings and relative-bias tables."
+            )
+        elif resize and (moved or not same):
+            resized = _resized(model, old, name, array, expected[name])
+            if resized is None and old is not None:
+                raise WeightMismatchError(
+                    f"{origin} has {name} of shape {array.shape}, which is not that of {_geometry(old, name)}. Give "
+                    "the old_grid that it was made for."
+                )
+            if resized is not None:
+                fitted[name] = resized
+                if old is None and name == "pos_embed":
+                    _log.warning("%s: pos_embed %s was taken to be of a square grid.", origin, array.shape)
+    return fitted
+
+
+def _geometry(model: nn.Module, key: str) -> str:
+    """The grid or window that the size of an array follows from."""
+    if key == "pos_embed":
+        return "{} x {} positions".format(*model.grid_size)
+    return "a window of {} x {}".format(*model.block_window(int(key.split(".")[1])))
+
+
+def _check_ambiguous_grid(model: nn.Module, name: str, array: np.ndarray, resize: bool, origin: str) -> None:
+    """Says so, or refuses, where as many positions as the network has could be those of another grid.
+
+    Raises:
+      WeightMismatchError: the network's grid is not square, a square one has as many positions, and `resize` asks for
+        the right one.
+    """
+    if name != "pos_embed":
+        return
+    grid = model.grid_size
+    side = _square(grid[0] * grid[1])
+    if resize and side and grid[0] != grid[1]:
+        raise WeightMismatchError(
+            f"{origin} does not say whether its pos_embed {array.shape} is of {grid[0]} x {grid[1]} or of {side} x "
+            f"{side} positions, which are as many. Say which: old_grid=({side}, {side}) or old_grid={grid}."
+        )
+    if (resize and grid[0] * grid[1] > 1) or (side and grid[0] != grid[1]):
+        _log.warning(
+            "%s: pos_embed %s was kept as %d x %d positions. If it was made for another grid with as many, say so with "
+            "resize=True and old_grid=(rows, columns).",
+            origin,
+            array.shape,
+            *grid,
+        )
 
 
 def _new_head(model: nn.Module, key: jax.Array | None) -> dict[str, jax.Array]:
@@ -84,30 +200,11 @@ def _new_head(model: nn.Module, key: jax.Array | None) -> dict[str, jax.Array]:
     return jax.jit(init)(key)
 
 
-def _is_resizable(key: str) -> bool:
-    return key == "pos_embed" or key.endswith("relative_position_bias_table")
-
-
-def _log_ambiguous_grid(model: nn.Module, array: np.ndarray) -> None:
-    """Says so where as many positions as the network has could be another grid: 7 x 28 patches, or 14 x 14."""
-    grid = model.grid_size
-    side = _square(grid[0] * grid[1])
-    if side and grid[0] != grid[1]:
-        _log.warning(
-            "pos_embed %s was kept as %d x %d positions, which are as many as %d x %d. If it was made for those, "
-            "resize it first with weights.resize_position_embedding.",
-            array.shape,
-            *grid,
-            side,
-            side,
-        )
-
-
 def _hints(expected: Mapping[str, Shape], given: Mapping[str, Shape], resize: bool) -> str:
     """Advice against a mismatch, as sentences."""
     wrong = {k for k in expected if k in given and expected[k] != given[k]} | (expected.keys() ^ given.keys())
     heads = {k for k in wrong if HEAD.match(k)}
-    sizes = {k for k in wrong if _is_resizable(k) and k in expected and k in given}
+    sizes = {k for k in wrong if is_resizable(k) and k in expected and k in given}
     if wrong - heads - sizes:
         return "Choose the network that the file was made for (models.list_models()), or another file."
     hints = []
@@ -119,8 +216,8 @@ def _hints(expected: Mapping[str, Shape], given: Mapping[str, Shape], resize: bo
         hints.append("resize=True interpolates position embeddings and relative-bias tables to this image size.")
     elif sizes:
         hints.append(
-            "resize=True takes old grids and windows to be square, and these cannot be: resize them first with "
-            "weights.resize_position_embedding or weights.resize_relative_bias_table, which are told the old size."
+            "resize=True takes old grids and windows to be square, and these cannot be: say old_grid=(rows, columns), "
+            "the grid of patches that they were made for."
         )
     return " ".join(hints)
 
@@ -130,6 +227,7 @@ def from_timm(
     state_dict: Mapping[str, np.ndarray],
     *,
     resize: bool = False,
+    old_grid: Size | None = None,
     new_head: bool = False,
     key: jax.Array | None = None,
     origin: str = "The state dict",
@@ -140,6 +238,7 @@ def from_timm(
       model: a network of `jaxkd.models`.
       state_dict: PyTorch names and layouts; buffers that follow from the configuration are ignored.
       resize: interpolate `pos_embed` and relative-bias tables to the network's image size.
+      old_grid: (rows, columns) of patches that the state dict was made for; None: where `resize` needs it, a square.
       new_head: replace a classifier that is absent or of another size by a new one, drawn with `key`; drop one that
         the network does not have.
       key: needed where `new_head` draws one.
@@ -149,18 +248,14 @@ def from_timm(
       `{"params": ...}`, fp32 arrays of JAX that share no memory with `state_dict`.
 
     Raises:
-      WeightMismatchError: missing, unused or misshapen keys, all of them in one diff in PyTorch's names.
+      WeightMismatchError: missing, unused or misshapen keys, the cause first and a diff in PyTorch's names; or position
+        embeddings of another grid.
+      WeightSourceError: an array holds NaN or infinity.
     """
     entries = manifest(model)
     given = {k: np.asarray(v) for k, v in state_dict.items() if not BUFFERS.search(k)}
     expected = {k: e.shape for k, e in entries.items()}
-    if resize:
-        for name in expected.keys() & given.keys():
-            if given[name].shape != expected[name]:
-                resized = _resized(model, name, given[name], expected[name])
-                given[name] = given[name] if resized is None else resized
-            elif name == "pos_embed":
-                _log_ambiguous_grid(model, given[name])
+    given = _fit_to_grid(model, given, expected, old_grid, resize, origin)
     fresh: dict[str, jax.Array] = {}
     if new_head:
         heads, file_heads = ({k for k in side if HEAD.match(k)} for side in (expected, given))
@@ -170,15 +265,32 @@ def from_timm(
         given = {k: v for k, v in given.items() if k not in dropped}
         expected = {k: v for k, v in expected.items() if entries[k].path not in fresh}
     shapes = {k: v.shape for k, v in given.items()}
-    diff = key_diff(expected, shapes)
+    diff = key_diff(expected, shapes, most=DIFF_LINES)
     if diff:
-        raise WeightMismatchError(
-            f"{origin} does not fit this {type(model).__name__}. {_hints(expected, shapes, resize)}\n{diff}"
-        )
-    params = {
-        entries[k].path: jnp.array(from_torch_layout(v.astype(np.float32), entries[k].layout)) for k, v in given.items()
-    }
+        words = (f"{origin} does not fit this {type(model).__name__}.", cause(expected, shapes))
+        hints = _hints(expected, shapes, resize)
+        raise WeightMismatchError(f"{' '.join(filter(None, (*words, hints)))}\n{diff}")
+    with np.errstate(over="ignore"):  # what overflows is refused as infinity
+        arrays = {k: v.astype(np.float32) for k, v in given.items()}
+    require_finite(arrays, origin)
+    params = {entries[k].path: jnp.array(from_torch_layout(v, entries[k].layout)) for k, v in arrays.items()}
     return {"params": unflatten_dict({**params, **fresh}, sep="/")}
+
+
+def require_finite(arrays: Mapping[str, Any], origin: str) -> None:
+    """Raises WeightSourceError that names the first array with NaN or infinity.
+
+    Args:
+      arrays: name -> fp32 array.
+      origin: what the error calls them.
+    """
+    bad = [name for name, array in arrays.items() if not np.isfinite(np.asarray(array)).all()]
+    if bad:
+        more = f" and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
+        raise WeightSourceError(
+            f'{origin} holds NaN or infinity in "{bad[0]}"{more}, so every output would be worthless. Use an earlier '
+            "checkpoint, or train again with a lower learning rate or in float32."
+        )
 
 
 def to_timm(model: nn.Module, variables: PyTree) -> StateDict:

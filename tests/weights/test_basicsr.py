@@ -97,7 +97,9 @@ def test_the_network_that_a_file_belongs_to_is_named(mdbn):
 
 def test_a_state_dict_of_another_kind_gets_a_diff_and_no_guess(mdbn):
     model, _ = mdbn()
-    with pytest.raises(WeightMismatchError, match=r"does not fit this MDBN(?s:.*)- conv_first.weight") as caught:
+    with pytest.raises(
+        WeightMismatchError, match=r"none of the network's names; its first is fea_conv.weight.(?s:.*)- body.0"
+    ) as caught:
         weights.from_basicsr(model, {"fea_conv.weight": np.zeros((64, 3, 3, 3), np.float32)})
     assert "models.create" not in str(caught.value)
 

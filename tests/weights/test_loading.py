@@ -81,13 +81,13 @@ def test_a_training_checkpoint_of_pytorch_with_both_variants(golden_state, tmp_p
 
 def test_a_mismatch_names_the_file_and_a_foreign_dialect(golden_state, tmp_path, write_safetensors):
     model, _, _ = golden_state("deit")
-    name = "vit.embeddings.patch_embeddings.projection.weight"
+    name = "model.embeddings.patch_embeddings.weight"
     path = write_safetensors(tmp_path / "m.safetensors", {name: np.zeros((2, 2), np.float32)})
     with pytest.raises(WeightMismatchError) as caught:
         weights.load(model, path)
     first, second = str(caught.value).split("\n")[:2]
     assert first.startswith(f'The file "{path}" does not fit this VisionTransformer.')
-    assert "transformers library" in first
+    assert "a network of Hugging Face transformers that jaxkd does not have" in first
     assert "missing from the file:" in second
 
 

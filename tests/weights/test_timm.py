@@ -9,9 +9,10 @@ import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from random_weights import random_variables
 
 from jaxkd import models, weights
-from jaxkd.errors import WeightMismatchError
+from jaxkd.errors import ConfigError, WeightMismatchError, WeightSourceError
 from jaxkd.weights.rules import BUFFERS
 from jaxkd.weights.timm import manifest
 
@@ -160,19 +161,76 @@ def test_resize_is_only_on_request_and_touches_only_the_position_embedding(golde
 def test_a_grid_that_cannot_be_square_is_named_and_not_guessed(golden_state):
     model, state, _ = golden_state("deit")
     state = {**state, "pos_embed": np.zeros((1, 1 + 3 * 7, model.embed_dim), np.float32)}
+    with pytest.raises(WeightMismatchError, match=r"takes old grids and windows to be square.*say old_grid="):
+        weights.from_timm(model, state, resize=True)
+
+
+@pytest.fixture
+def as_many():
+    """A network of 2 x 8 patches, and the state dict of one of 4 x 4 with the same shapes."""
+    model = models.create("vit_tiny_patch16_224", **(TINY | {"img_size": (16, 64)}))
+    square = models.create("vit_tiny_patch16_224", **TINY)
+    state = weights.to_timm(square, random_variables(square, size=32))
+    return model, square, state
+
+
+def test_as_many_positions_of_a_grid_that_nobody_names_are_never_kept_in_silence(as_many, caplog):
+    model, square, state = as_many
+    with pytest.raises(WeightMismatchError, match=r"of 2 x 8 or of 4 x 4 positions, .* Say which: old_grid=\(4, 4\)"):
+        weights.from_timm(model, state, resize=True)
+    for network, options in ((model, {}), (square, {"resize": True})):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            weights.from_timm(network, state, **options)
+        assert "pos_embed (1, 17, 24) was kept as" in caplog.text and "old_grid=(rows, columns)" in caplog.text
+
+
+def test_a_named_grid_is_resized_or_refused(as_many):
+    model, _, state = as_many
     with pytest.raises(
-        WeightMismatchError, match=r"takes old grids and windows to be square.*resize_position_embedding"
+        WeightMismatchError, match=r"made for 4 x 4 positions, .* with 2 x 8 positions\. Add resize=True"
     ):
-        weights.from_timm(model, state, resize=True)
+        weights.from_timm(model, state, old_grid=(4, 4))
+    kept = weights.from_timm(model, state, old_grid=(2, 8))["params"]["pos_embed"]
+    np.testing.assert_array_equal(kept, state["pos_embed"])
+    expected = weights.resize_position_embedding(state["pos_embed"], old_grid=(4, 4), new_grid=(2, 8), prefix=1)
+    got = weights.from_timm(model, state, old_grid=(4, 4), resize=True)["params"]["pos_embed"]
+    np.testing.assert_array_equal(got, expected)
+    assert np.abs(expected - state["pos_embed"]).max() > 0.01
+    with pytest.raises(WeightMismatchError, match=r"which is not that of 3 x 4 positions"):
+        weights.from_timm(model, state, old_grid=(3, 4), resize=True)
+    for odd in ((4,), "4x4", (0, 4), 4):
+        with pytest.raises(ConfigError, match="is no grid"):
+            weights.from_timm(model, state, old_grid=odd, resize=True)
 
 
-def test_as_many_positions_in_another_grid_are_logged(golden_state, caplog):
-    model, state, _ = golden_state("deit", img_size=(16, 64), patch_size=8)
-    state = {**state, "pos_embed": np.ones((1, 17, model.embed_dim), np.float32)}
-    state["patch_embed.proj.weight"] = np.zeros((model.embed_dim, 3, 8, 8), np.float32)
-    with caplog.at_level(logging.WARNING):
-        weights.from_timm(model, state, resize=True)
-    assert "2 x 8 positions, which are as many as 4 x 4" in caplog.text
+def test_nan_and_infinity_name_their_tensor(golden_state):
+    model, state, _ = golden_state("deit")
+    for value, name in ((np.nan, "blocks.1.mlp.fc1.weight"), (-np.inf, "pos_embed")):
+        bad = {**state, name: np.full_like(state[name], value)}
+        with pytest.raises(WeightSourceError, match=rf'holds NaN or infinity in "{name}", so every output'):
+            weights.from_timm(model, bad)
+    with pytest.raises(WeightSourceError, match='"norm.bias"'):  # infinite only as fp32
+        weights.from_timm(model, {**state, "norm.bias": np.full(state["norm.bias"].shape, 1e300)})
+
+
+def test_a_misfit_says_its_cause_before_a_short_diff():
+    small, large = (models.create("deit_tiny_patch16_224", **(TINY | sizes)) for sizes in ({}, {"depth": 5}))
+    state = weights.to_timm(small, random_variables(small, size=32))
+    with pytest.raises(WeightMismatchError) as caught:
+        weights.from_timm(large, state)
+    first, *diff = str(caught.value).splitlines()
+    assert "The file has 2 blocks; you asked for 5 blocks." in first
+    assert len(diff) == 8 and diff[-1] == "  ... and 30 more"
+    wide = models.create("deit_tiny_patch16_224", **(TINY | {"depth": 12, "embed_dim": 48}))
+    with pytest.raises(WeightMismatchError, match="The file is 24 wide with 2 blocks.*; you asked for 48 wide with 12"):
+        weights.from_timm(wide, state)
+    distilled = models.create("deit_tiny_distilled_patch16_224", **TINY)
+    state = weights.to_timm(distilled, random_variables(distilled, size=32))
+    with pytest.raises(
+        WeightMismatchError, match=r"The file has a distillation token .*; you asked for no distillation"
+    ):
+        weights.from_timm(small, state, new_head=True, resize=True, key=jax.random.key(0))
 
 
 # --- against timm itself

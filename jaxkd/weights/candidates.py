@@ -1,0 +1,236 @@
+"""The state dict of a training checkpoint that fits a network, whatever it is called and whatever stands before it.
+
+A candidate is a container of the file ("state_dict", "model_ema", ...) and a prefix of its names ("module.", "net.",
+"backbone.", ...) behind which the names of the network are found. Of several that fit, `variant` chooses between raw
+weights and a moving average; the log says which was taken and how to choose.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxkd.errors import ConfigError, Shape, WeightSourceError, did_you_mean, first_few
+from jaxkd.weights.formats import State, to_timm_names
+from jaxkd.weights.pickles import Unreadable
+from jaxkd.weights.readers import Nested
+from jaxkd.weights.rules import BUFFERS, HEAD, is_resizable
+
+VARIANTS = ("raw", "ema")
+BASICSR = ("params", "params_ema")
+
+# Customary names of the network's container, in the order in which they are taken where two hold raw weights.
+_FIRST = ("state_dict", "model", "student", "params", "model_state_dict", "module", "net", "network", "weights")
+
+# A part of a container's name or prefix that says that it holds a moving average.
+_EMA = re.compile(r"(?:^|_)(?:ema|swa)\d*(?:_|$)|^teacher(?:_|$)|^(?:momentum|target|averaged|shadow)_", re.I)
+
+# Containers of a trainer's state, whose arrays are no weights though they may have the weights' names.
+_TRAINER_STATE = re.compile(r"optim|exp_avg|sched|scaler|grad", re.I)
+
+# Parts of a network that only pre-training needs; beside a backbone that fits they are left out and named.
+_PRETRAINING = re.compile(
+    r"^(?:mask_token|mask_embed|decoder\w*|project(?:or|ion)\w*|proj_head|predict(?:or|ion)\w*|prototypes?|queue\w*|"
+    r"(?!head_)\w+_head|center|logit_scale|temperature|pooler|neck|head\.(?:mlp|last_layer|layers|project\w*|\d+))(?:\.|$)"
+)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Candidate:
+    """Arrays of a file that may be a network's.
+
+    Attributes:
+      label: container and prefix, e.g. "state_dict.model"; "" for the file itself.
+      is_ema: whether the label says that they are a moving average.
+      state: name -> array, the names as the network's.
+      left_out: names beside the network's.
+      misfits: how many names or shapes differ from the network's, its classifier aside.
+    """
+
+    label: str
+    is_ema: bool
+    state: State
+    left_out: list[str]
+    misfits: int
+
+    @property
+    def description(self) -> str:
+        """`"params_ema", the moving average of the weights`, or "" for a file that holds one set of weights."""
+        kind = "moving average of the weights" if self.is_ema else "raw weights"
+        return f'"{self.label}", the {kind}' if self.label else ""
+
+
+def choose(content: Nested, expected: Mapping[str, Shape], variant: str | None, origin: str) -> Candidate:
+    """The candidate of a checkpoint that fits a network and is of the variant that `variant` names.
+
+    Args:
+      content: what `readers.read` gave.
+      expected: the network's names and shapes in PyTorch's layout.
+      variant: "raw", "ema" (the moving average of the weights), or None: where there are both, the raw ones, but of
+        BasicSR's `params` and `params_ema` the average, which is what BasicSR itself validates; the log then says so.
+      origin: the checkpoint's name in messages.
+
+    Returns:
+      The best candidate; where none fits, the one with the fewest differences.
+
+    Raises:
+      ConfigError: another variant.
+      WeightSourceError: the checkpoint holds no such variant, or no weights at all.
+    """
+    if variant not in (None, *VARIANTS):
+        raise ConfigError(
+            f'variant="{variant}" does not exist.{did_you_mean(variant, VARIANTS)} Use "raw", "ema" or None.'
+        )
+    found = [c for path, arrays in _levels(content) for c in _candidates(path, arrays, expected)]
+    if not found:
+        raise WeightSourceError(
+            f'"{origin}" holds no weights: its top level is {first_few(list(content), 8) or "empty"}. They are looked '
+            "for there and in every container inside. Save the network's state_dict()."
+        )
+    most = max(len(c.state.keys() & expected.keys()) for c in found)
+    found = [c for c in found if 2 * len(c.state.keys() & expected.keys()) >= most]
+    found.sort(key=_rank)
+    fitting = [c for c in found if not c.misfits]
+    of_variant = [[c for c in pool if variant is None or c.is_ema == (variant == "ema")] for pool in (fitting, found)]
+    if not of_variant[1]:
+        meant = "moving average of the weights" if variant == "ema" else "raw weights beside the moving average"
+        held = [c.label or "one set of weights" for c in found]
+        raise WeightSourceError(
+            f'variant="{variant}", but "{origin}" holds no {meant}: there is only {", ".join(held)}. Leave '
+            "variant out to load it."
+        )
+    pool = of_variant[0] or of_variant[1]
+    by_kind = {kind: [c for c in pool if c.is_ema == (kind == "ema")] for kind in VARIANTS}
+    is_basicsr = tuple(c[0].label for c in by_kind.values() if c) == BASICSR
+    chosen = by_kind["ema"] if is_basicsr or not by_kind["raw"] else by_kind["raw"]
+    best = min(chosen, key=lambda c: c.misfits)
+    if not best.misfits:
+        _log_choice(best, chosen, by_kind, variant, origin)
+    return best
+
+
+def _rank(candidate: Candidate) -> int:
+    """Position of a candidate's container among the customary ones; the file itself comes first."""
+    container = candidate.label.split(".")[0]
+    return -1 if not container else _FIRST.index(container) if container in _FIRST else len(_FIRST)
+
+
+def _log_choice(
+    best: Candidate, chosen: list[Candidate], by_kind: dict[str, list[Candidate]], variant: str | None, origin: str
+) -> None:
+    """Says which of several candidates was taken, and what was left out of it."""
+    if variant is None and by_kind["raw"] and by_kind["ema"]:
+        _log.warning(
+            '"%s" holds raw weights ("%s") and their moving average ("%s"); the %s taken. '
+            'Say variant="ema" or variant="raw" to choose.',
+            origin,
+            by_kind["raw"][0].label,
+            by_kind["ema"][0].label,
+            "average was" if best.is_ema else "raw ones were",
+        )
+    elif variant is None and best.is_ema:
+        _log.warning('"%s" holds only a moving average ("%s"), which was taken.', origin, best.label)
+    others = [c for c in chosen if c is not best and not c.misfits and not _same(c.state, best.state)]
+    if others:
+        _log.warning(
+            '"%s" holds several sets of weights that fit: "%s" was taken and not %s. To take another, save it alone.',
+            origin,
+            best.label,
+            ", ".join(f'"{c.label}"' for c in others),
+        )
+    if best.left_out:
+        groups = Counter(re.match(r"(?:head\.)?[^.]*", name)[0] for name in best.left_out)
+        _log.warning(
+            '"%s" also holds arrays that do not belong to the network and were left out: %s.',
+            origin,
+            ", ".join(f"{name} ({count})" for name, count in list(groups.items())[:8]),
+        )
+
+
+def _same(a: State, b: State) -> bool:
+    return all(name in b and np.array_equal(array, b[name]) for name, array in a.items())
+
+
+def _levels(content: Nested, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], State]]:
+    """(names of the containers, arrays) of every dict of a checkpoint that holds arrays."""
+    arrays = {name: value for name, value in content.items() if isinstance(value, np.ndarray | Unreadable)}
+    if arrays:
+        yield path, arrays
+    for name, value in content.items():
+        if isinstance(value, dict) and not _TRAINER_STATE.search(name):
+            yield from _levels(value, (*path, name))
+
+
+def _candidates(path: tuple[str, ...], arrays: State, expected: Mapping[str, Shape]) -> list[Candidate]:
+    """The candidates of one container: one for each prefix behind which the network's names begin."""
+    averaged = any(name.rpartition(".")[2] == "n_averaged" for name in arrays)  # torch.optim.swa_utils
+    state = to_timm_names({name: array for name, array in arrays.items() if not BUFFERS.search(name)})
+    counts: Counter[str] = Counter()
+    for name in state:
+        parts = name.split(".")
+        counts.update(".".join([*parts[:i], ""]) for i in range(len(parts)) if ".".join(parts[i:]) in expected)
+    counts = Counter({prefix: n for prefix, n in counts.items() if not _TRAINER_STATE.search(prefix)})
+    most = max(counts.values(), default=0)
+    prefixes = [prefix for prefix, n in counts.items() if 2 * n >= most] or [""]
+    return [_candidate(path, prefix, prefixes, state, expected, averaged) for prefix in prefixes]
+
+
+def _candidate(
+    path: tuple[str, ...],
+    prefix: str,
+    prefixes: list[str],
+    state: State,
+    expected: Mapping[str, Shape],
+    averaged: bool,
+) -> Candidate:
+    """The arrays behind `prefix`, with a classifier that stands before it, and how they differ from the network's."""
+    others = tuple(p for p in prefixes if p != prefix and p.startswith(prefix))
+    own = {
+        n.removeprefix(prefix): a
+        for n, a in state.items()
+        if n.startswith(prefix) and not (others and n.startswith(others))
+    }
+    outside = {n for n in state if not n.startswith(tuple(prefixes))}
+    parts = prefix.split(".")[:-1]
+    for name in [n for n in expected if n not in own]:
+        for i in range(len(parts) - 1, -1, -1):  # {"backbone.blocks...": ..., "head.weight": ...}
+            above = ".".join([*parts[:i], name])
+            if above in outside:
+                own[name] = state[above]
+                outside.discard(above)
+                break
+    extra = [n for n in own if n not in expected and not HEAD.match(n)]
+    left_out = [n for n in extra if _PRETRAINING.match(n)]
+    wrong = [
+        n
+        for n, shape in expected.items()
+        if not HEAD.match(n) and (n not in own or (tuple(own[n].shape) != tuple(shape) and not is_resizable(n)))
+    ]
+    words = [*path, *parts]
+    return Candidate(
+        label=".".join(words),
+        is_ema=averaged or any(_EMA.search(word) for word in words),
+        state={n: a for n, a in own.items() if n not in left_out},
+        left_out=[*left_out, *sorted(outside)],
+        misfits=len(extra) - len(left_out) + len(wrong),
+    )
+
+
+def require_numbers(state: State, subject: str) -> None:
+    """Raises WeightSourceError for the first entry that is no array of floating-point numbers."""
+    for name, value in state.items():
+        reason = value.reason if isinstance(value, Unreadable) else ""
+        if isinstance(value, np.ndarray) and value.dtype.kind != "f":
+            reason = f"has the type {value.dtype.name}, and weights are floating-point numbers"
+        if reason:
+            raise WeightSourceError(
+                f'{subject} cannot be used: the tensor "{name}" {reason}. Save the weights as float32, float16 or '
+                "bfloat16."
+            )

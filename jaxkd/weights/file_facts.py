@@ -1,0 +1,263 @@
+"""Facts about a network that stand in or beside its file of weights: name, arguments, grid, classes, preprocessing.
+
+jaxkd writes them into the header of its own files (`to_metadata`); of Hugging Face transformers they are read from the
+`config.json` and `preprocessor_config.json` beside the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flax import linen as nn
+
+from jaxkd.errors import WeightSourceError
+from jaxkd.models import ModelSpec
+from jaxkd.weights import readers
+
+_KEYS = ("model", "args", "grid", "class_names", "preprocessing")
+_PREPROCESSING = ("mean", "std", "crop_pct", "interpolation")
+# Arguments that change what a network computes and that no shape shows.
+_INVISIBLE = ("num_heads", "norm_eps", "act_layer", "global_pool", "window_size", "no_embed_class")
+_INVISIBLE += ("res_scale", "img_range", "rgb_mean")  # of super-resolution networks
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """Facts about the network of a file of weights; what is not known is empty.
+
+    Attributes:
+      model: registered name, perhaps with a tag.
+      args: constructor arguments.
+      grid: (rows, columns) of patches.
+      class_names: in the order of the outputs.
+      preprocessing: some of mean, std, crop_pct and interpolation.
+      origin: where the facts stand.
+    """
+
+    model: str = ""
+    args: dict[str, Any] = field(default_factory=dict)
+    grid: tuple[int, int] | None = None
+    class_names: tuple[str, ...] = ()
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+    origin: str = ""
+
+    def apply(self, spec: ModelSpec) -> ModelSpec:
+        """`spec` with the preprocessing of the file."""
+        return dataclasses.replace(spec, **self.preprocessing)
+
+    def log_differences(self, model: nn.Module, subject: str) -> None:
+        """Warns of arguments that differ from the file's and that no shape shows."""
+        for name in _INVISIBLE:
+            mine = getattr(model, name, None)
+            if name in self.args and mine is not None and not _equal(self.args[name], mine):
+                _log.warning(
+                    "%s was made with %s=%s (%s), and this network has %s=%s: its outputs will differ. Say %s=%s for "
+                    "the file's own.",
+                    subject,
+                    name,
+                    self.args[name],
+                    self.origin,
+                    name,
+                    mine,
+                    name,
+                    self.args[name],
+                )
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, float) or isinstance(b, float):
+        return isinstance(a, int | float) and isinstance(b, int | float) and math.isclose(a, b, rel_tol=1e-9)
+    return (tuple(a) if isinstance(a, list) else a) == (tuple(b) if isinstance(b, list) else b)
+
+
+def to_metadata(
+    model: nn.Module, spec: ModelSpec, args: Mapping[str, Any], class_names: tuple[str, ...] = ()
+) -> dict[str, str]:
+    """Texts for the header of a file, from which `read_facts` gives the same facts.
+
+    Args:
+      model: the network.
+      spec: name, tag and preprocessing of its weights.
+      args: constructor arguments that it was built with.
+      class_names: in the order of the outputs.
+    """
+    facts: dict[str, Any] = {
+        "model": f"{spec.name}.{spec.tag}" if spec.tag else spec.name,
+        "args": {k: v for k, v in args.items() if k not in ("dtype", "remat", "strip_pixels") and v is not None},
+        "preprocessing": {name: getattr(spec, name) for name in _PREPROCESSING},
+    }
+    if spec.task == "classification":
+        facts["args"] |= {name: getattr(model, name) for name in ("img_size", "num_classes") if hasattr(model, name)}
+    if hasattr(model, "grid_size"):
+        facts["grid"] = model.grid_size
+    if class_names:
+        facts["class_names"] = class_names
+    return {f"jaxkd.{name}": json.dumps(value) for name, value in facts.items()}
+
+
+def read_facts(path: Path) -> FileFacts | None:
+    """Facts in or beside a file or folder of weights, or None where there are none.
+
+    Raises:
+      WeightSourceError: the facts are damaged.
+    """
+    if not path.exists():
+        return None
+    texts = readers.read_metadata(path)
+    if "jaxkd.model" in texts:
+        return _from_metadata(texts, path)
+    folder = path if path.is_dir() else path.parent
+    config = _read_json(folder / "config.json")
+    if config is None or config.get("model_type") not in _FAMILIES:
+        return None
+    return _from_transformers(config, _read_json(folder / "preprocessor_config.json") or {}, folder / "config.json")
+
+
+def _from_metadata(texts: Mapping[str, str], path: Path) -> FileFacts:
+    def damaged(name: str) -> WeightSourceError:
+        return WeightSourceError(
+            f'The metadata of "{path}" is damaged: jaxkd.{name}={texts[f"jaxkd.{name}"]!r:.80} is not what jaxkd '
+            "writes there. Write the file again with python -m jaxkd.convert."
+        )
+
+    values: dict[str, Any] = {}
+    for name in _KEYS:
+        if f"jaxkd.{name}" not in texts:
+            continue
+        try:
+            values[name] = json.loads(texts[f"jaxkd.{name}"])
+        except (ValueError, RecursionError):
+            raise damaged(name) from None
+        if not _CHECKS[name](values[name]):
+            raise damaged(name)
+    return FileFacts(
+        model=values["model"],
+        args={k: tuple(v) if isinstance(v, list) else v for k, v in values.get("args", {}).items()},
+        grid=tuple(values["grid"]) if "grid" in values else None,
+        class_names=tuple(values.get("class_names", ())),
+        preprocessing={k: tuple(v) if isinstance(v, list) else v for k, v in values.get("preprocessing", {}).items()},
+        origin="its metadata",
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_preprocessing(value: Any) -> bool:
+    if not isinstance(value, dict) or not set(value) <= set(_PREPROCESSING):
+        return False
+    colours = [value[k] for k in ("mean", "std") if k in value]
+    return (
+        all(isinstance(c, list) and len(c) and all(map(_is_number, c)) for c in colours)
+        and all(s > 0 for s in value.get("std", ()))
+        and (_is_number(value.get("crop_pct", 1)) and value.get("crop_pct", 1) > 0)
+        and value.get("interpolation", "bicubic") in ("bicubic", "bilinear")
+    )
+
+
+_CHECKS = {
+    "model": lambda v: isinstance(v, str) and v != "",
+    "args": lambda v: isinstance(v, dict),
+    "grid": lambda v: isinstance(v, list) and len(v) == 2 and all(type(n) is int and n > 0 for n in v),
+    "class_names": lambda v: isinstance(v, list) and all(isinstance(n, str) for n in v),
+    "preprocessing": _is_preprocessing,
+}
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """The object of a JSON file, or None where there is no such thing."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+# model_type of transformers -> (name, its defaults of the arguments that config.json may leave out).
+_VIT = {"image_size": 224, "patch_size": 16, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
+_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "vit": ("vit_base_patch16_224", {**_VIT, "layer_norm_eps": 1e-12}),
+    "deit": ("deit_base_distilled_patch16_224", {**_VIT, "layer_norm_eps": 1e-12}),
+    "dinov2": ("vit_base_patch14_dinov2", {**_VIT, "patch_size": 14, "layer_norm_eps": 1e-6}),
+    "dinov2_with_registers": (
+        "vit_base_patch14_reg4_dinov2",
+        {**_VIT, "layer_norm_eps": 1e-6, "num_register_tokens": 4},
+    ),
+    "swin": (
+        "swin_tiny_patch4_window7_224",
+        {"image_size": 224, "patch_size": 4, "embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24]},
+    ),
+}
+_ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+_RESAMPLING = {2: "bilinear", 3: "bicubic"}
+
+
+def _from_transformers(config: Mapping[str, Any], images: Mapping[str, Any], path: Path) -> FileFacts:
+    """jaxkd's name and arguments of a network of transformers."""
+    family = config["model_type"]
+    name, defaults = _FAMILIES[family]
+    config = defaults | dict(config)
+    try:
+        args = {
+            "img_size": _pair(config["image_size"]),
+            "patch_size": _pair(config["patch_size"]),
+            "in_chans": config.get("num_channels", 3),
+            "act_layer": _ACTIVATIONS[config.get("hidden_act", "gelu")],
+            "qkv_bias": config.get("qkv_bias", True),
+            "num_classes": _num_classes(config),
+        }
+        if family == "swin":
+            args |= {key: tuple(config[key]) for key in ("depths", "num_heads")}
+            args |= {"embed_dim": config["embed_dim"], "window_size": config.get("window_size", 7)}
+            args["mlp_ratio"] = float(config.get("mlp_ratio", 4.0))
+        else:
+            width = config["hidden_size"]
+            hidden = (
+                config.get("intermediate_size", 3072) if "dino" not in family else width * config.get("mlp_ratio", 4)
+            )
+            args |= {
+                "embed_dim": width,
+                "depth": config["num_hidden_layers"],
+                "num_heads": config["num_attention_heads"],
+            }
+            args |= {"mlp_ratio": hidden / width, "norm_eps": config["layer_norm_eps"]}
+            if family == "dinov2_with_registers":
+                args["reg_tokens"] = config["num_register_tokens"]
+        grid = tuple(size // patch for size, patch in zip(args["img_size"], args["patch_size"], strict=True))
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise WeightSourceError(
+            f'"{path}" describes a {family} that jaxkd cannot build ({type(error).__name__}: {error}). Check its '
+            "fields, or move it away and describe the network with --model and --model-arg."
+        ) from None
+    preprocessing: dict[str, Any] = {}
+    for key, given in (("mean", images.get("image_mean")), ("std", images.get("image_std"))):
+        if isinstance(given, list) and given and all(map(_is_number, given)):
+            preprocessing[key] = tuple(map(float, given))
+    if images.get("resample") in _RESAMPLING:
+        preprocessing["interpolation"] = _RESAMPLING[images["resample"]]
+    labels = config.get("id2label")
+    names = tuple(str(n) for n in labels.values()) if isinstance(labels, dict) and args["num_classes"] else ()
+    return FileFacts(name, args, grid, names, preprocessing, origin=path.name)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    height, width = (value, value) if isinstance(value, int) else value
+    return (int(height), int(width))
+
+
+def _num_classes(config: Mapping[str, Any]) -> int:
+    """Outputs of the classifier: transformers writes the labels only where they are not its two defaults."""
+    if not any("ForImageClassification" in str(name) for name in config.get("architectures") or ()):
+        return 0
+    labels = config.get("id2label")
+    return len(labels) if isinstance(labels, dict) else int(config.get("num_labels", 2))
