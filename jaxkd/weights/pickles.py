@@ -55,7 +55,7 @@ def checked_array(array: np.ndarray) -> np.ndarray | Unreadable:
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
-    """What a `.pth`, `.pt`, `.ckpt`, `.bin` or `.tar` of PyTorch holds; see `readers.read`.
+    """Content of a `.pth`, `.pt`, `.ckpt`, `.bin` or `.tar` of PyTorch; see `readers.read`.
 
     Raises:
       WeightSourceError: PyTorch is not installed, the file holds other objects than data, or is no pickle of a dict.
