@@ -71,6 +71,10 @@ class CheckpointError(JaxkdError):
     """A work directory or checkpoint does not belong to this run, or cannot be read."""
 
 
+class DamagedCheckpointError(CheckpointError):
+    """A file of a checkpoint is missing or is not as it was written."""
+
+
 class StorageError(JaxkdError):
     """A file or folder cannot be read or written: a full disk, a quota, no permission, a name that is not possible."""
 

@@ -16,6 +16,7 @@ CHOICES = {
     "restoration.loss": ("l1", "charbonnier"),
     "eval.crop": ("scale", "4"),
     "data.patches.small": ("error", "skip"),
+    "checkpoint.on_damage": ("error", "previous"),
     "schedule.kind": ("cosine", "timm_epoch", "constant"),
     "precision.compute": ("float32", "bfloat16"),
     "data.augment.kind": ("random_resized_crop", "pad_crop", "none"),

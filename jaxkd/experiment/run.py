@@ -22,11 +22,11 @@ from jaxkd import __version__, data, parallel, train
 from jaxkd.config.paths import user_path
 from jaxkd.config.plugins import import_plugins
 from jaxkd.data.files import write_atomic
-from jaxkd.errors import JaxkdError, storage_error
+from jaxkd.errors import DamagedCheckpointError, JaxkdError, storage_error
 from jaxkd.experiment.build import Experiment, build
 from jaxkd.experiment.lock import WorkdirLock
 from jaxkd.experiment.sweep import run_stages
-from jaxkd.experiment.workdir import check_teacher, checkpoint_steps, claim_workdir
+from jaxkd.experiment.workdir import check_teacher, claim_workdir
 from jaxkd.report.training_statistics import draw_tables, write_tables
 
 
@@ -52,7 +52,7 @@ def storage_errors(workdir: Path) -> Iterator[None]:
     except JaxkdError:
         raise
     except Exception as error:  # OSError, and what Orbax and TensorStore raise in its place
-        steps = checkpoint_steps(workdir)
+        steps = train.checkpoint_steps(workdir)
         kept = f"The last whole checkpoint, of step {steps[-1]}, stays" if steps else "No checkpoint was written yet"
         refused = storage_error(error, path=str(workdir), kept=kept, continues=True)
         if refused is None:
@@ -74,8 +74,8 @@ def _run_locked(
     experiment = build(config, mesh, workdir=workdir, console=console)
     config, settings = experiment.config, experiment.settings
     lock.acquire()
-    if lock.warning and console is not None:
-        console.print(lock.warning, markup=False, highlight=False, soft_wrap=True)
+    if lock.warning:
+        _say(console, lock.warning)
     claim_workdir(config, workdir)  # only now: a config that cannot run must not stand in the way of its correction
     if parallel.is_main_host():
         experiment.save_inputs(workdir)
@@ -88,7 +88,7 @@ def _run_locked(
         keep_every=config.checkpoint.keep_every_epochs * settings.steps_per_epoch,
         best_metric=experiment.best_metric,
     )
-    state, clock, resumed = _restore_or_init(experiment, checkpoints, workdir)
+    state, clock, resumed = _restore_or_init(experiment, checkpoints, workdir, console)
     log_run_summary(console, experiment, workdir, resumed=resumed)
     writer = train.MetricWriter(
         workdir,
@@ -121,16 +121,33 @@ def _run_locked(
 
 
 def _restore_or_init(
-    experiment: Experiment, checkpoints: train.Checkpoints, workdir: Path
+    experiment: Experiment, checkpoints: train.Checkpoints, workdir: Path, console: Console | None
 ) -> tuple[train.TrainState, train.Clock, int | None]:
     """(state, clock, step of the checkpoint that it comes from or None); also moves the pipeline to its position."""
-    done = checkpoints.steps()
-    if not done:
-        return experiment.init_state(), train.Clock(), None
-    state, position, meta = checkpoints.restore(done[-1], experiment.abstract_state, experiment.mesh)
-    check_teacher(meta["task"], experiment.task.metadata(), workdir)
-    experiment.pipeline.set_state(position)
-    return state, train.Clock(**meta["clock"]), done[-1]
+    while done := checkpoints.steps():
+        try:
+            state, position, meta = checkpoints.restore(done[-1], experiment.abstract_state, experiment.mesh)
+        except DamagedCheckpointError as error:
+            if experiment.config.checkpoint.on_damage != "previous" or len(done) == 1:
+                raise
+            moved = checkpoints.set_aside(done[-1])
+            _say(console, f"{error} Moved to {moved}, as checkpoint.on_damage=previous; step {done[-2]} is tried.")
+            continue
+        if not checkpoints.has_checksums(done[-1]):
+            _say(
+                console,
+                f"The checkpoint of step {done[-1]} has no checksums, as an older version of jaxkd wrote it: damage to "
+                "it would not be noticed.",
+            )
+        check_teacher(meta["task"], experiment.task.metadata(), workdir)
+        experiment.pipeline.set_state(position)
+        return state, train.Clock(**meta["clock"]), done[-1]
+    return experiment.init_state(), train.Clock(), None
+
+
+def _say(console: Console | None, text: str) -> None:
+    if console is not None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _train(

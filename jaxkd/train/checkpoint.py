@@ -10,22 +10,25 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from jaxkd.config.plugins import import_plugins
-from jaxkd.errors import CheckpointError, ConfigError, JaxkdError, did_you_mean
-from jaxkd.parallel import tree_shardings
+from jaxkd.errors import CheckpointError, ConfigError, DamagedCheckpointError, JaxkdError, did_you_mean
+from jaxkd.parallel import is_main_host, tree_shardings
+from jaxkd.train.manifest import find_damage, has_manifest, write_manifest
 from jaxkd.train.members import Value, best_member, to_json
+from jaxkd.train.run_folder import FOLDER, checkpoint_steps, find_run, read_config
 from jaxkd.train.state import TrainState
 
 PyTree = Any
-FOLDER = "checkpoints"
 VARIANTS = ("raw", "ema")
 
 
@@ -55,14 +58,34 @@ class Checkpoints:
         if keep_every:
             policies.append(preservation_policy.EveryNSteps(interval_steps=keep_every))
         self._folder = (Path(workdir) / FOLDER).absolute()
-        self._manager = ocp.CheckpointManager(
-            self._folder,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
-                best_fn=lambda m: best_member(m.get(best_metric))[0],
-                cleanup_tmp_directories=True,
-            ),
+        self._saving = -1
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+            best_fn=lambda m: best_member(m.get(best_metric))[0],
+            cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._add_manifest),
         )
+        self._open = lambda: ocp.CheckpointManager(self._folder, options=options)
+        self._repair_scores()
+        self._manager = self._open()
+
+    def _repair_scores(self) -> None:
+        """Replaces scores that are no JSON object by none: Orbax reads all of them when it opens the folder."""
+        for step in checkpoint_steps(self._folder.parent) if is_main_host() else ():
+            path = self._folder / str(step) / "metrics" / "metrics"
+            try:
+                if path.exists() and not isinstance(json.loads(path.read_bytes()), dict):
+                    path.write_text("{}")
+            except (ValueError, RecursionError):
+                path.write_text("{}")
+
+    def _add_manifest(self) -> None:
+        """Runs in Orbax's thread when all of a checkpoint is written and it does not have its name yet."""
+        if is_main_host():
+            unnamed = sorted(
+                self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"), key=lambda p: p.stat().st_mtime
+            )
+            write_manifest(unnamed[-1] if unnamed else self._folder / str(self._saving))
 
     def steps(self) -> list[int]:
         """Steps that can be restored, ascending."""
@@ -84,6 +107,8 @@ class Checkpoints:
             "data": ocp.args.JsonSave(data),
             "meta": ocp.args.JsonSave(meta),
         }
+        self._manager.wait_until_finished()  # as Orbax does; then no other checkpoint is on its way
+        self._saving = step
         if state.ema is not None:
             items["ema"] = ocp.args.StandardSave(state.ema)
         # Forced, because Orbax would otherwise drop a step below its newest one without a word. It warns on the
@@ -94,8 +119,14 @@ class Checkpoints:
         """(state, data position, meta) of `step`; `abstract` gives the shapes, `mesh` the placement.
 
         Raises:
-          CheckpointError: a file of the checkpoint is missing or damaged.
+          DamagedCheckpointError: a file of the checkpoint is missing or damaged.
         """
+        older = [s for s in self.steps() if s < step]
+        rest = f"from step {older[-1]}" if older else "from the start, as there is no other checkpoint"
+        advice = f"The same command then continues {rest}."
+        if older:
+            advice += " --config.checkpoint.on_damage=previous does so by itself."
+        self._check(step, advice)
         placed = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             abstract,
@@ -111,11 +142,35 @@ class Checkpoints:
         }
         if placed.ema is not None:
             items["ema"] = ocp.args.StandardRestore(placed.ema)
-        with _reading(self._folder / str(step), [s for s in self.steps() if s != step]):
+        with _reading(self._folder / str(step), advice):
             got = self._manager.restore(step, args=ocp.args.Composite(**items))
         rest = got["rest"]
         state = TrainState(rest["step"], got["params"], rest["mutable"], rest["opt_state"], got.get("ema"))
         return state, got["data"], got["meta"]
+
+    def has_checksums(self, step: int) -> bool:
+        """Whether damage to the checkpoint of `step` would be noticed; not in one of an older version of jaxkd."""
+        return has_manifest(self._folder / str(step))
+
+    def _check(self, step: int, advice: str) -> None:
+        """Compares the checksums on one host; all hosts raise where it finds damage."""
+        damage = find_damage(self._folder / str(step)) if is_main_host() else ""
+        if jax.process_count() > 1 and bool(multihost_utils.broadcast_one_to_all(np.bool_(bool(damage)))):
+            damage = damage or "see the first host"
+        if damage:
+            raise _damaged(self._folder / str(step), damage, advice)
+
+    def set_aside(self, step: int) -> Path:
+        """Moves the checkpoint of `step` to `workdir/damaged`, so that the run can write that step again."""
+        target = self._folder.parent / "damaged" / f"{step}-{time.strftime('%Y%m%d-%H%M%S')}"
+        self._manager.close()
+        if is_main_host():
+            target.parent.mkdir(exist_ok=True)
+            (self._folder / str(step)).rename(target)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"jaxkd: checkpoint {step} set aside")
+        self._manager = self._open()
+        return target
 
     def wait(self) -> None:
         """Returns when everything that `save` started is on disk."""
@@ -128,57 +183,23 @@ class Checkpoints:
 
 
 @contextlib.contextmanager
-def _reading(folder: Path, others: list[int]) -> Iterator[None]:
-    """Turns whatever Orbax, TensorStore or JSON raise over a damaged checkpoint into one CheckpointError."""
+def _reading(folder: Path, advice: str) -> Iterator[None]:
+    """Turns whatever Orbax, TensorStore or JSON raise over a damaged checkpoint into one DamagedCheckpointError."""
     try:
         yield
     except JaxkdError:
         raise
     except Exception as error:  # the three have no common type
-        rest = f"from step {others[-1]}" if others else "from the start, as there is no other checkpoint"
         reason = (str(error).strip().splitlines() or [""])[0][:200]
-        raise CheckpointError(
-            f'The checkpoint "{folder}" cannot be read ({type(error).__name__}: {reason}). A file of it is missing or '
-            "damaged (a killed run leaves none of that behind, a full disk does), or another version of jaxkd "
-            "wrote it. Restore the folder, use that version, or move the folder out of the work directory: the same "
-            f"command then continues {rest}."
-        ) from error
+        raise _damaged(folder, f"{type(error).__name__}: {reason}", advice) from error
 
 
-def find_run(path: str | Path) -> Path | None:
-    """The work directory that `path` names, or None: `workdir`, `workdir/checkpoints` or `workdir/checkpoints/400`.
-
-    Another file in a work directory, such as exported weights, names itself and not the run.
-    """
-    path = Path(path).absolute()
-    run = path
-    if path.name == FOLDER:
-        run = path.parent
-    elif path.parent.name == FOLDER and path.name.isdigit():
-        run = path.parent.parent
-    return run if (run / "config.json").is_file() and (run / FOLDER).is_dir() else None
-
-
-def read_config(run: Path) -> dict[str, Any]:
-    """The resolved config of a work directory; its plugins are imported, so that its networks are registered.
-
-    Raises:
-      CheckpointError: config.json is missing or is no JSON object. ConfigError: a plugin cannot be imported.
-    """
-    try:
-        config = json.loads((run / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f'"{run / "config.json"}" cannot be read ({" ".join(str(error).split())}). '
-            "Restore the file, or use another work directory."
-        ) from None
-    if not isinstance(config, dict):
-        raise CheckpointError(
-            f'"{run / "config.json"}" holds no config, one JSON object of fields. Restore the file, or '
-            "use another work directory."
-        )
-    import_plugins(config.get("plugins", ()))
-    return config
+def _damaged(folder: Path, reason: str, advice: str) -> DamagedCheckpointError:
+    return DamagedCheckpointError(
+        f'The checkpoint "{folder}" cannot be read ({reason}). A file of it is missing or damaged (a killed run leaves '
+        "none of that behind, a bad disk does), or another version of jaxkd wrote it. Restore the folder, use that "
+        f"version, or move the folder out of the work directory. {advice}"
+    )
 
 
 def recorded_classes(path: str | Path) -> tuple[str, ...]:
@@ -237,7 +258,8 @@ def load_run_weights(
         name = Path(path).name
         wanted = step or (name if name.isdigit() and Path(path).parent.name == FOLDER else "last")
         if wanted == "best":
-            rows = {s: manager.metrics(s) or {} for s in steps}
+            with _reading(run / FOLDER, "Or ask for the last."):
+                rows = {s: manager.metrics(s) or {} for s in steps}
             if not best_metric:
                 psnr = [k for row in rows.values() for k in row if "psnr" in k and not k.startswith("ema_")]
                 best_metric = psnr[0] if psnr else "top1"
@@ -264,12 +286,19 @@ def load_run_weights(
                 f'"{run}" (step {chosen}) has no moving average of the weights. The run was made with ema.decay=0. '
                 "Ask for the raw weights instead."
             )
-        with _reading(run / FOLDER / str(chosen), [s for s in steps if s != chosen]):
-            restored = restore_item(run / FOLDER / str(chosen) / item)
+        folder, others = run / FOLDER / str(chosen), [s for s in steps if s != chosen]
+        advice = f"Or ask for another step: {', '.join(map(str, others))}." if others else "There is no other."
+        damage = find_damage(folder, (item,))
+        if damage:
+            raise _damaged(folder, damage, advice)
+        with _reading(folder, advice):
+            restored = restore_item(folder / item)
     finally:
         manager.close()
     config = read_config(run)
     said = f"step {chosen} of {run} ({'moving average' if item == 'ema' else 'raw weights'})"
+    if not has_manifest(folder):
+        said += ", without checksums, so that damage would not be noticed"
     return {"params": restored["student"]}, config, said
 
 

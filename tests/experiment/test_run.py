@@ -142,6 +142,49 @@ def test_a_work_directory_describes_its_run(tmp_path, teacher_file):
     assert [*(tmp_path / "run" / "tensorboard").glob("events*")]
 
 
+def test_a_damaged_checkpoint_stops_a_run_or_is_set_aside(tmp_path, capsys):
+    from rich.console import Console
+
+    change = {"train.steps": 4, "checkpoint.every_steps": 1, "checkpoint.keep_last": 3}
+    whole = run_module.run(config(**change), tmp_path / "run")
+    expected = final_params(tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / "4"
+    (file,) = (newest / "params" / "d").iterdir()
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r'checkpoints/4" cannot.*from step 3.*on_damage=previous'):
+        run_module.run(config(**change), tmp_path / "run")
+    again = {**change, "checkpoint.on_damage": "previous"}
+    result = run_module.run(config(**again), tmp_path / "run", console=Console(width=200))
+    assert "Moved to" in capsys.readouterr().out and [*(tmp_path / "run" / "damaged").glob("4-*")]
+    assert result["images_trained"] == whole["images_trained"] == 4 * 512
+    assert_trees_equal(final_params(tmp_path / "run"), expected)  # step 4 was made and saved again
+
+    path = tmp_path / "run" / "config.json"
+    told = path.read_text()
+    for content in ("", "\0" * 40, None):  # after a power cut; or deleted
+        path.unlink() if content is None else path.write_text(content)
+        run_module.run(config(**change), tmp_path / "run")
+        assert json.loads(path.read_text())["student"] == json.loads(told)["student"]
+    path.write_text("")
+    assert train.load_run_weights(tmp_path / "run")[1]["student"]["args"]["depth"] == 2
+    path.write_text(
+        told.replace('"weight_decay": 0.05', '"weight_decay": 0.5').replace('"every_steps": 1', '"every_steps": 9')
+    )
+    text = (
+        r"something else than the newest checkpoint.*differ in: optimizer.weight_decay: 0.5 in config.json, 0.05 in the"
+    )
+    for changes in (change, {**change, "optimizer.weight_decay": 0.5}):
+        with pytest.raises(CheckpointError, match=text):
+            run_module.run(config(**changes), tmp_path / "run")
+    with pytest.raises(CheckpointError, match=text):
+        train.load_run_weights(tmp_path / "run")
+    path.write_text("")
+    with pytest.raises(CheckpointError, match="belongs to another run.*weight_decay: 0.05 there, 0.5 now"):
+        run_module.run(config(**{**change, "optimizer.weight_decay": 0.5}), tmp_path / "run")
+
+
 def test_the_best_score_of_a_population_is_that_of_its_best_member(tmp_path):
     writer = train.MetricWriter(tmp_path, tensorboard=False)
     assert run_module.best_score(tmp_path, "top1") == {}

@@ -196,6 +196,50 @@ def test_a_damaged_checkpoint_is_named_and_the_older_one_still_works(run, mesh, 
     checkpoints.close()
 
 
+def test_every_flipped_bit_is_noticed_in_every_file(run, mesh):
+    newest, rng = run / "checkpoints" / "3", np.random.default_rng(0)
+    files = [p for p in newest.rglob("*") if p.is_file() and p.parent != newest]  # Orbax's words on top hold no data
+    assert len(files) > 20
+    checkpoints = train.Checkpoints(run)
+    for file in (*files, *files):
+        whole = file.read_bytes()
+        if not whole:
+            continue
+        damaged = bytearray(whole)
+        damaged[rng.integers(len(whole))] ^= 1 << rng.integers(8)
+        file.write_bytes(damaged)
+        name = file.relative_to(newest).as_posix()
+        name = file.relative_to(newest).as_posix()
+        with pytest.raises(CheckpointError, match=rf'"{newest}" cannot be read \(the file {name} is not as it was'):
+            checkpoints.restore(3, abstract(), mesh)
+        if name.startswith("params/"):
+            with pytest.raises(CheckpointError, match=rf"the file {name} is not .*ask for another step: 1, 2"):
+                train.load_run_weights(run)
+        file.write_bytes(whole)
+    for content in ("", "{", "[]", '{"algorithm": "none", "files": {}}', '{"algorithm": "sha256", "files": {}}'):
+        (newest / "checksums.json").write_text(content)
+        with pytest.raises(CheckpointError, match=r"\(checksums.json (is no list|names|lacks)"):
+            checkpoints.restore(3, abstract(), mesh)
+    checkpoints.close()
+
+
+def test_a_checkpoint_of_an_older_version_has_no_checksums_and_can_be_read(run, mesh, assert_same):
+    checkpoints = train.Checkpoints(run)
+    assert checkpoints.has_checksums(3)
+    (run / "checkpoints" / "3" / "checksums.json").unlink()
+    assert not checkpoints.has_checksums(3)
+    assert_same(checkpoints.restore(3, abstract(), mesh)[0], state_of(3))
+    checkpoints.close()
+    assert "without checksums" in train.load_run_weights(run)[2]
+
+
+def test_scores_that_cannot_be_read_do_not_stop_a_run(run):
+    (run / "checkpoints" / "2" / "metrics" / "metrics").write_text('{"to')
+    checkpoints = train.Checkpoints(run)
+    assert checkpoints.steps() == [1, 2, 3]
+    checkpoints.close()
+
+
 @pytest.mark.parametrize("payload", ["params", "rest"])
 def test_a_lost_array_file_is_noticed(run, mesh, payload):
     for file in (run / "checkpoints" / "3" / payload).rglob("d/*"):
@@ -268,5 +312,5 @@ def test_weight_errors(run, tmp_path):
         train.load_run_weights(bare, variant="ema")
     for file in (bare / "checkpoints" / "5" / "params").rglob("_METADATA"):
         file.write_text("{")
-    with pytest.raises(CheckpointError, match=r"cannot be read.*continues from the start, as there is no other"):
+    with pytest.raises(CheckpointError, match=r"cannot be read.*params/_METADATA is not as it.*There is no other"):
         train.load_run_weights(bare)

@@ -1,0 +1,111 @@
+"""The files of a work directory: where a run is, and its config, which stands in config.json and in each checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxkd.config.fields import base, flatten
+from jaxkd.config.paths import user_path
+from jaxkd.config.plugins import import_plugins
+from jaxkd.errors import CheckpointError
+from jaxkd.train.manifest import find_damage
+
+FOLDER = "checkpoints"
+# Fields that may differ between a run and its continuation: none of them changes what is computed.
+FREE_FIELDS = ("data.workers", "log.", "checkpoint.", "dynamics.", "eval.batch_size")
+
+
+def find_run(path: str | Path) -> Path | None:
+    """The work directory that `path` names, or None: `workdir`, `workdir/checkpoints` or `workdir/checkpoints/400`.
+
+    Another file in a work directory, such as exported weights, names itself and not the run.
+    """
+    path = user_path(path, "the path of weights").absolute()
+    run = path
+    if path.name == FOLDER:
+        run = path.parent
+    elif path.parent.name == FOLDER and path.name.isdigit():
+        run = path.parent.parent
+    try:
+        return run if (run / "config.json").is_file() and (run / FOLDER).is_dir() else None
+    except OSError:  # a name too long, no permission
+        return None
+
+
+def checkpoint_steps(run: Path) -> list[int]:
+    """Steps of the finished checkpoints of `run`, ascending; [] where the folder cannot be read."""
+    try:
+        return sorted(int(p.name) for p in (run / FOLDER).iterdir() if p.name.isdigit())
+    except OSError:
+        return []
+
+
+def checkpoint_config(run: Path) -> dict[str, Any] | None:
+    """The config in the newest checkpoint of `run` whose copy of it is undamaged; None if there is none."""
+    for step in reversed(checkpoint_steps(run)):
+        folder = run / FOLDER / str(step)
+        if find_damage(folder, ("meta",)):
+            continue
+        try:
+            config = json.loads((folder / "meta" / "metadata").read_bytes()).get("config")
+        except (OSError, ValueError, AttributeError, RecursionError):
+            continue
+        if isinstance(config, dict):
+            return config
+    return None
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The resolved config of a work directory; its plugins are imported, so that its networks are registered.
+
+    An empty config.json, which a power cut leaves, is replaced by the copy in the newest checkpoint.
+
+    Raises:
+      CheckpointError: config.json is missing, is no JSON object, or says something else than the newest checkpoint.
+      ConfigError: a plugin cannot be imported.
+    """
+    path, saved = run / "config.json", checkpoint_config(run)
+    try:
+        content = path.read_bytes()
+        config = saved if saved is not None and not content.strip(b"\0 \n\r\t") else json.loads(content)
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f'"{path}" cannot be read ({" ".join(str(error).split())}). Restore the file, or use another work '
+            "directory."
+        ) from None
+    if not isinstance(config, dict):
+        raise CheckpointError(
+            f'"{path}" holds no config, one JSON object of fields. Restore the file, or use another work directory.'
+        )
+    if saved is not None and config is not saved:
+        differing = differing_fields(config, saved, "in config.json", "in the checkpoint")
+        if differing:
+            raise CheckpointError(
+                f'"{path}" says something else than the newest checkpoint beside it, so one of them was changed after '
+                f"the run wrote it. Restore config.json, or empty it to take the checkpoint's. They differ in: "
+                f"{differing}."
+            )
+    import_plugins(config.get("plugins", ()))
+    return config
+
+
+def differing_fields(one: Any, other: Any, place: str, other_place: str, *, most: int = 8) -> str:
+    """The fields in which two configs would compute something else, with both values; "" if there are none."""
+    defaults, first, second = (flatten(ConfigDict(config)) for config in (base(), one, other))
+    # A field that did not exist when the run was started had what is now its default.
+    rows = [
+        f"{k}: {first.get(k, defaults.get(k))!r} {place}, {second.get(k, defaults.get(k))!r} {other_place}"
+        for k in sorted(first.keys() | second.keys())
+        if not k.startswith(FREE_FIELDS)
+        and _jsonable(first.get(k, defaults.get(k))) != _jsonable(second.get(k, defaults.get(k)))
+    ]
+    more = f"; and {len(rows) - most} more" if len(rows) > most else ""
+    return "; ".join(rows[:most]) + more
+
+
+def _jsonable(value: Any) -> Any:
+    return json.loads(json.dumps(value.to_dict() if isinstance(value, ConfigDict) else value, default=str))
