@@ -106,13 +106,15 @@ def progress(*, every_seconds: float = 20.0) -> Any:
 
 
 def quiet() -> None:
-    """Keeps the log messages of Orbax, which go through absl, off the console; errors still show."""
-    from absl import logging
+    """Keeps log messages of Orbax and asyncio off the console: their errors are raised too, and said once in words."""
+    import logging
 
-    logging.set_verbosity(logging.ERROR)
+    from absl import logging as absl_logging
+
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
-@contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
     """Context in which SIGTERM and SIGHUP end a program as Ctrl-C does, so that nothing half-written stays.
 

@@ -209,8 +209,7 @@ def recorded_classes(path: str | Path) -> tuple[str, ...]:
       () where `path` is no work directory, or where the checkpoint records none.
     """
     run = find_run(path)
-    steps = [] if run is None else [int(p.name) for p in (run / FOLDER).iterdir() if p.name.isdigit()]
-    for step in sorted(steps, reverse=True):
+    for step in [] if run is None else reversed(checkpoint_steps(run)):
         try:
             meta = json.loads((run / FOLDER / str(step) / "meta" / "metadata").read_text())
             return tuple(map(str, meta.get("classes", ())))
@@ -257,29 +256,7 @@ def load_run_weights(
             )
         name = Path(path).name
         wanted = step or (name if name.isdigit() and Path(path).parent.name == FOLDER else "last")
-        if wanted == "best":
-            with _reading(run / FOLDER, "Or ask for the last."):
-                rows = {s: manager.metrics(s) or {} for s in steps}
-            if not best_metric:
-                psnr = [k for row in rows.values() for k in row if "psnr" in k and not k.startswith("ema_")]
-                best_metric = psnr[0] if psnr else "top1"
-            scores = {s: row.get(best_metric) for s, row in rows.items()}
-            scored = {s: v for s, v in scores.items() if v is not None}
-            if not scored:
-                raise CheckpointError(
-                    f'"{run}" has no checkpoint with a score ({best_metric}). '
-                    f"Ask for the last, or for one of: {', '.join(map(str, steps))}."
-                )
-            chosen = max(scored, key=lambda s: (best_member(scored[s])[0], s))
-        elif wanted == "last":
-            chosen = steps[-1]
-        elif wanted.isdigit() and int(wanted) in steps:
-            chosen = int(wanted)
-        else:
-            raise CheckpointError(
-                f'"{run}" has no checkpoint of step {wanted}. Older ones are deleted unless '
-                f"checkpoint.keep_every_epochs keeps them. There are: {', '.join(map(str, steps))}."
-            )
+        chosen = _choose_step(manager, run, steps, wanted, best_metric)
         item = "ema" if variant == "ema" else "params"
         if not (run / FOLDER / str(chosen) / item).is_dir():
             raise CheckpointError(
@@ -300,6 +277,33 @@ def load_run_weights(
     if not has_manifest(folder):
         said += ", without checksums, so that damage would not be noticed"
     return {"params": restored["student"]}, config, said
+
+
+def _choose_step(manager: ocp.CheckpointManager, run: Path, steps: list[int], wanted: str, best_metric: str) -> int:
+    """The step that `wanted` names: a number, "last" or "best"."""
+    if wanted == "best":
+        with _reading(run / FOLDER, "Or ask for the last."):
+            rows = {s: manager.metrics(s) or {} for s in steps}
+        if not best_metric:
+            psnr = [k for row in rows.values() for k in row if "psnr" in k and not k.startswith("ema_")]
+            best_metric = psnr[0] if psnr else "top1"
+        scores = {s: row.get(best_metric) for s, row in rows.items()}
+        scored = {s: v for s, v in scores.items() if v is not None}
+        if not scored:
+            raise CheckpointError(
+                f'"{run}" has no checkpoint with a score ({best_metric}). '
+                f"Ask for the last, or for one of: {', '.join(map(str, steps))}."
+            )
+        return max(scored, key=lambda s: (best_member(scored[s])[0], s))
+    elif wanted == "last":
+        return steps[-1]
+    elif wanted.isdigit() and int(wanted) in steps:
+        return int(wanted)
+    else:
+        raise CheckpointError(
+            f'"{run}" has no checkpoint of step {wanted}. Older ones are deleted unless '
+            f"checkpoint.keep_every_epochs keeps them. There are: {', '.join(map(str, steps))}."
+        )
 
 
 def restore_item(folder: Path) -> PyTree:
