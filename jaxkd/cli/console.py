@@ -115,6 +115,7 @@ def quiet() -> None:
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
+@contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
     """Context in which SIGTERM and SIGHUP end a program as Ctrl-C does, so that nothing half-written stays.
 
