@@ -20,6 +20,7 @@ Super-resolution networks (mdbn_x*, edsr_x*) get a Fourier analysis of their bra
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shlex
 import sys
 from collections.abc import Sequence
@@ -97,6 +98,12 @@ def analyze(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     return _analyze_branches(given, args, out, command)
 
 
+def _picked(kind: type, args: argparse.Namespace, **others: Any) -> Any:
+    """A `kind` of the options that have the names of its fields, and of `others`."""
+    names = {field.name for field in dataclasses.fields(kind)} & vars(args).keys() - others.keys()
+    return kind(**{name: getattr(args, name) for name in names}, **others)
+
+
 def _analyze_features(
     given: Sequence[networks.NetworkArgs], args: argparse.Namespace, out: Path, command: str, *, over_time: bool
 ) -> dict[str, Any]:
@@ -104,26 +111,12 @@ def _analyze_features(
     from jaxkd.analysis import pipeline
     from jaxkd.data.sources.images import open_images
 
-    options = pipeline.AnalysisOptions(
-        stream=pipeline.StreamOptions(
-            batch_size=args.batch_size,
-            bins=args.bins,
-            entropy_range=pipeline.parse_entropy_range(args.entropy_range),
-            last=args.last,
-            ranks=not args.no_ranks,
-            gradients=args.gradients != "none",
-            low_memory=args.low_memory,
-        ),
-        summary=pipeline.SummaryOptions(
-            permutations=0 if over_time else args.permutations,
-            bootstrap=args.bootstrap,
-            permutation_images=args.permutation_images,
-            seed=args.seed,
-        ),
-        compare=not (args.no_compare or over_time),
-        crop_pct=args.crop_pct,
-        interpolation=args.interpolation,
-    )
+    if over_time:
+        args.permutations, args.saliency, args.no_compare = 0, 0, True
+    ranges, gradients = pipeline.parse_entropy_range(args.entropy_range), args.gradients != "none"
+    stream = _picked(pipeline.StreamOptions, args, entropy_range=ranges, ranks=not args.no_ranks, gradients=gradients)
+    summary = _picked(pipeline.SummaryOptions, args)
+    options = _picked(pipeline.AnalysisOptions, args, stream=stream, summary=summary, compare=not args.no_compare)
     source, labelled = open_images(args.images, per_class=args.per_class, max_images=args.max_images)
     mesh = parallel.make_mesh()
     shared = {name: getattr(args, name) for name in ("layers", "gradients", "image_size", "resize", "seed", "layout")}
@@ -141,7 +134,7 @@ def _analyze_features(
             mesh,
             out,
             options,
-            saliency=0 if over_time else args.saliency,
+            saliency=args.saliency,
             over_time=over_time,
             figures=not args.no_figures,
             about={"source": args.images, "command": command},

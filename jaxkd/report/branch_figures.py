@@ -39,11 +39,6 @@ def branch_sentences(results: Results) -> list[str]:
     return _differences(results) + _ratios(results)
 
 
-DIFFERENTIATION = (
-    "Differentiation is the total variation distance between the deep and the shallow branch's distributions of energy "
-    "over rings of equal frequency: the share of energy that would have to move. 0: the same spectrum up to scale, 1: "
-    "no frequency in common."
-)
 FAMILIES = {  # section of the page, what the figure cannot show
     "differentiation": (
         "Do the branches differ?",
@@ -81,13 +76,6 @@ def crops_in_words(results: Results) -> str:
     """ "crops of 48 x 32 pixels of the small image"."""
     height, width = results["settings"]["crop"]
     return f"crops of {width} x {height} pixels of the small image"
-
-
-def _high(results: Results) -> str:
-    return (
-        f"High frequencies are those from {results['settings']['cut']:g} cycles per pixel of the small image on "
-        f"(0.5: every second pixel), corners included, low ones those below."
-    )
 
 
 def _differences(results: Results) -> list[str]:
@@ -156,12 +144,12 @@ def draw_branches(results: Results, folder: str | Path) -> list[Figure]:
     all_of = subjects(results)
     with style.applied():
         if any(branched(n) for n, _ in all_of):
-            shows = f"{DIFFERENTIATION} Mean over the pairs of branches in a block. {_BARS} {_CONTROL}"
+            shows = f"The distance of the two spectra, mean over the pairs of branches in a block. {_BARS} {_CONTROL}"
             title = "Differentiation of deep and shallow branches"
             add("differentiation", title, _draw_differentiation(results), shows)
         shows = (
-            f"Energy in high frequencies over energy in low ones. {_high(results)} Mean over the pairs of a block; of "
-            f"a network with one branch per block, the block's output. {_BARS} {_CONTROL}"
+            f"Energy from {results['settings']['cut']:g} cycles per pixel on over the energy below, mean over the "
+            f"pairs of a block; of a network with one branch per block, of the block's output. {_BARS} {_CONTROL}"
         )
         add("high_low", "High and low frequencies in each branch", _draw_high_low(results), shows)
         if any(b["output"] for n, _ in all_of for b in n["blocks"]):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxkd.analysis.branches import BRANCHES, branched, higher_in_deep, mean_differentiation, mean_of, subjects
-from jaxkd.report.branch_figures import DIFFERENTIATION, crops_in_words, draw_branches
+from jaxkd.report.branch_figures import crops_in_words, draw_branches
 from jaxkd.report.html import DASH, Section, Table, figure_sections, made_section, side_by_side, write_page
 from jaxkd.report.plan import Figure
 from jaxkd.report.results import images_in_words, join_words, number, pick, short_number
@@ -137,7 +137,12 @@ def _computed(settings: dict[str, Any]) -> list[tuple[str, str]]:
             f"Energy from {settings['cut']:g} cycles per pixel on, corners of the spectrum included, over the energy "
             "below. Mean frequency is weighted by energy.",
         ),
-        ("Differentiation.", DIFFERENTIATION),
+        (
+            "Differentiation.",
+            "The total variation distance between the deep and the shallow branch's distributions of energy over rings "
+            "of equal frequency: the share of energy that would have to move. 0: the same spectrum up to scale, 1: no "
+            "frequency in common.",
+        ),
         (
             "Untrained.",
             "The same network with its initial weights, on the same images: what branches differ by because two "
