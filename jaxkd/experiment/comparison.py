@@ -24,7 +24,7 @@ def compare_classifiers(configs: Mapping[str, ConfigDict], results: Results, wor
 
 
 def compare_restorations(configs: Mapping[str, ConfigDict], results: Results, workdir: Path) -> Table:
-    """PSNR and SSIM of each stage beside bicubic; the figure shows PSNR over the steps. Arguments as above."""
+    """PSNR and SSIM of each stage beside bicubic; the figure shows PSNR over the steps."""
     curves = {name: read_metrics(workdir / name, "eval") for name in configs}
     bicubic = {k: v for name in configs for k, v in read_bicubic(workdir / name).items()}
     config, result = next(iter(configs.values())), next(iter(results.values()))

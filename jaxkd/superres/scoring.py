@@ -125,7 +125,10 @@ class PairScorer:
     def __call__(
         self, params: Any, *, keep_pictures: bool = False, progress: Progress = lambda done: None
     ) -> dict[str, float]:
-        """`params` of the network -> {metric: mean over the images of its set}; each image counts the same."""
+        """`params` of the network -> {metric: mean over the images of its set}, each of which counts the same.
+
+        `keep_pictures` keeps the first results in `pictures`.
+        """
         variables = {"params": params}
         if self._enlarger is None:
             self._enlarger = Enlarger(self._model, variables)
@@ -134,7 +137,7 @@ class PairScorer:
         return self._scores(self._enlarger, progress, keep_pictures)
 
     def compare_bicubic(self, progress: Progress = lambda done: None) -> dict[str, float]:
-        """MATLAB's bicubic on the same pairs; `progress` as above."""
+        """MATLAB's bicubic on the same pairs."""
         if not self.bicubic:
             self.bicubic = self._scores(lambda lr: data.imresize(lr, self._model.scale), progress)
         return self.bicubic
