@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd import data, weights
+from jaxkd import weights
 from jaxkd.distill import ModelOutput, Objective, Teacher, check_pairs
 from jaxkd.errors import ConfigError
 from jaxkd.tasks.classification import ClassificationTask, abstract_output
@@ -24,22 +24,11 @@ class DistillationTask(ClassificationTask):
       student: the network that learns.
       teacher: the network that is read; its variables become `constants`.
       objective: what to minimise; its pairs are checked here before anything compiles.
-      frozen: tree of bool like the student's parameters, or None.
-      erase: random erasing of training images, or None; the teacher sees the erased images.
-      mix: mixup and cutmix of training images, or None; the teacher sees the mixed images.
+      **options: frozen, erase and mix of `ClassificationTask`; the teacher sees the erased and mixed images.
     """
 
-    def __init__(
-        self,
-        student: Network,
-        teacher: Network,
-        objective: Objective,
-        *,
-        frozen: PyTree | None = None,
-        erase: data.EraseConfig | None = None,
-        mix: data.MixConfig | None = None,
-    ):
-        super().__init__(student, objective, frozen=frozen, erase=erase, mix=mix)
+    def __init__(self, student: Network, teacher: Network, objective: Objective, **options: Any):
+        super().__init__(student, objective, **options)
         self.teacher = teacher
         # A student with a distillation token learns the teacher from that token's own head, as in DeiT.
         self._two_heads = bool(getattr(student.model, "distillation_token", False))
