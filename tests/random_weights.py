@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+
+from jaxkd import models
 
 
 def random_variables(model, seed: int = 0, size: int = 16):
@@ -22,5 +23,5 @@ def random_variables(model, seed: int = 0, size: int = 16):
             value = rng.normal(0, fan_in**-0.5, leaf.shape)
         return value.astype(leaf.dtype)
 
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, 3)))
+    shapes = models.abstract_variables(model, (1, size, size, 3))
     return jax.tree_util.tree_map_with_path(draw, shapes)

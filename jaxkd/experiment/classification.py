@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -102,9 +101,7 @@ def build_task(config: ConfigDict, *, num_classes: int, load: bool = True) -> ta
     pipeline.resolve_layers(config.dynamics.layers, models.tap_names(student.model))
     frozen = None
     if config.student.freeze:
-        shapes = jax.eval_shape(
-            student.model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *student.image_size, 3), np.float32)
-        )
+        shapes = models.abstract_variables(student.model, (1, *student.image_size, 3))
         frozen = weights.freeze_mask(shapes["params"], tuple(config.student.freeze))
     student_taps = models.tap_names(student.model)
     if config.task == "classification":

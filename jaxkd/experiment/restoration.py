@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -38,8 +37,7 @@ def build_task(config: ConfigDict, *, load: bool = True) -> tasks.RestorationTas
     )
     frozen = None
     if config.student.freeze:
-        blank = jax.ShapeDtypeStruct((1, 8, 8, 3), np.float32)
-        shapes = jax.eval_shape(student.model.init, jax.random.key(0), blank)
+        shapes = models.abstract_variables(student.model, (1, 8, 8, 3))
         frozen = {"student": weights.freeze_mask(shapes["params"], tuple(config.student.freeze)), "projectors": {}}
     if load and config.student.weights:
         student = weights.load_weights(student, config.student.weights, variant=config.student.variant)

@@ -11,7 +11,18 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxkd.models.contract import TapRecorder, require_counts, require_heads
-from jaxkd.models.layers import LINEAR_INIT, MLP, Attention, Dropout, DropPath, LayerNorm, Linear, PatchEmbed, softmax
+from jaxkd.models.layers import (
+    LINEAR_INIT,
+    MLP,
+    Attention,
+    Dropout,
+    DropPath,
+    LayerNorm,
+    Linear,
+    PatchEmbed,
+    parameter,
+    softmax,
+)
 from jaxkd.models.transformer import Transformer, TransformerBlock
 
 
@@ -22,8 +33,8 @@ class MixHeads(nn.Module):
     def __call__(self, attention: jax.Array) -> jax.Array:
         """(B, H, N, N) -> (B, H, N, N) in fp32."""
         batch, heads, *_ = attention.shape
-        kernel = self.param("kernel", LINEAR_INIT, (heads, heads)).astype(attention.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (heads,))
+        kernel = parameter(self, "kernel", LINEAR_INIT, (heads, heads)).astype(attention.dtype)
+        bias = parameter(self, "bias", nn.initializers.zeros, (heads,))
         # One (H, H) x (H, N N) product per example: "bhnm,hg->bgnm" with one kernel for all would transpose the batch
         # of attention matrices before and after, which costs more than the product.
         mixers = jnp.broadcast_to(kernel.T, (batch, heads, heads))
@@ -74,7 +85,7 @@ class Block(TransformerBlock):
     def factors(self, channels: int) -> list[jax.Array]:
         """LayerScale's factors of the two branches, each (C,)."""
         scale = nn.initializers.constant(self.init_values)
-        return [self.param(f"gamma_{i}", scale, (channels,)).astype(self.dtype) for i in (1, 2)]
+        return [parameter(self, f"gamma_{i}", scale, (channels,)).astype(self.dtype) for i in (1, 2)]
 
     @nn.compact
     def __call__(self, x: jax.Array, attn_offset: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
@@ -137,7 +148,7 @@ class Cait(Transformer):
         """Blocks over the patch tokens, then class attention, then the head."""
         x = PatchEmbed(self.patch_size, self.embed_dim, dtype=self.dtype, name="patch_embed")(images)
         x = x.reshape(x.shape[0], -1, self.embed_dim)
-        x = x + self.param("pos_embed", LINEAR_INIT, (1, x.shape[1], self.embed_dim)).astype(self.dtype)
+        x = x + parameter(self, "pos_embed", LINEAR_INIT, (1, x.shape[1], self.embed_dim)).astype(self.dtype)
         x = Dropout(self.pos_drop_rate, not train)(x)
         block_type = self.block_type(Block, train, num_heads=self.num_heads, init_values=self.init_values)
         for i in range(self.depth):
@@ -145,7 +156,7 @@ class Cait(Transformer):
             x, probs = block(x, tap.offsets.get(f"attn_{i}"))
             tap.record(f"attn_{i}", probs)
             x = tap.tokens(i, x, self.grid_size, 0)
-        cls_token = self.param("cls_token", LINEAR_INIT, (1, 1, self.embed_dim)).astype(self.dtype)
+        cls_token = parameter(self, "cls_token", LINEAR_INIT, (1, 1, self.embed_dim)).astype(self.dtype)
         cls_token = jnp.broadcast_to(cls_token, (x.shape[0], 1, self.embed_dim))
         block_type = self.block_type(
             ClassBlock,

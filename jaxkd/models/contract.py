@@ -6,11 +6,15 @@ A network is called as `model.apply(variables, images, train=..., taps=(...), of
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+from flax import errors as flax_errors
 from flax import linen as nn
 
 from jaxkd.errors import ConfigError, ShapeError, TapError, check_range, did_you_mean, in_words
@@ -173,6 +177,42 @@ def depth_taps(taps: Iterable[str]) -> tuple[str, ...]:
     taps = tuple(taps)
     stages, blocks = (tuple(t for t in taps if re.fullmatch(rf"{kind}_\d+", t)) for kind in ("stage", "block"))
     return stages or blocks
+
+
+def init_variables(model: nn.Module, key: jax.Array, shape: tuple[int, ...]) -> Any:
+    """`model.init` for fp32 images of `shape`, without running the network where only its parameters are computed."""
+    try:
+        return model.lazy_init(key, jax.ShapeDtypeStruct(shape, jnp.float32))
+    except flax_errors.LazyInitError:  # a user's network whose parameters depend on the images
+        return model.init(key, jnp.zeros(shape, jnp.float32))
+
+
+def abstract_variables(model: nn.Module, shape: tuple[int, ...]) -> Any:
+    """Shapes and types of the variables of `model` for fp32 images of `shape`, kept for the next call."""
+    variables, _ = abstract_call(model, shape)
+    return variables
+
+
+def abstract_call(model: nn.Module, shape: tuple[int, ...], **options: Any) -> tuple[Any, Any]:
+    """Shapes of the variables of `model`, and of its output with `options` if any are given; nothing is computed.
+
+    A run asks several times, and each answer is a trace of the network: they are kept.
+    """
+    given = tuple(sorted(options.items()))
+    try:
+        found = _abstract_call(model, shape, given)
+    except TypeError:  # a user's network, or an option, that has no hash
+        found = _abstract_call.__wrapped__(model, shape, given)
+    return jax.tree.map(lambda leaf: leaf, found)  # a copy: the caller may change it
+
+
+@functools.lru_cache(maxsize=32)
+def _abstract_call(model: nn.Module, shape: tuple[int, ...], options: tuple[tuple[str, Any], ...]) -> tuple[Any, Any]:
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
+    if not options:
+        return jax.eval_shape(model.init, jax.random.key(0), images), None
+    variables = abstract_variables(model, shape)
+    return variables, jax.eval_shape(lambda v, x: model.apply(v, x, **dict(options)), variables, images)
 
 
 def size_pair(value: int | tuple[int, int], name: str) -> tuple[int, int]:

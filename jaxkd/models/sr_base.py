@@ -18,7 +18,7 @@ from jax import lax
 
 from jaxkd.errors import check_range
 from jaxkd.models.contract import TappedNetwork, TapRecorder, require, require_counts
-from jaxkd.models.layers import patch_init
+from jaxkd.models.layers import parameter, patch_init
 
 RGB = 3
 SCALES = {2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}  # scale -> the upsamplings that make it, as in BasicSR
@@ -59,9 +59,9 @@ class Conv3x3(nn.Module):
           (B, H, W, C), rows=1 -> (B, H - 2 + 2 rows, W, K), with `rows` rows of zeros above and below.
         """
         init = patch_init(9 * channels)
-        kernel = self.param("kernel", init, (3, 3, channels, self.features)).astype(self.dtype)
+        kernel = parameter(self, "kernel", init, (3, 3, channels, self.features)).astype(self.dtype)
         out_dtype = self.out_dtype or self.dtype
-        bias = self.param("bias", init, (self.features,)).astype(out_dtype)
+        bias = parameter(self, "bias", init, (self.features,)).astype(out_dtype)
 
         def convolve(x: jax.Array, rows: int = 1) -> jax.Array:
             y = lax.conv_general_dilated(

@@ -15,7 +15,16 @@ import numpy as np
 from flax import linen as nn
 
 from jaxkd.models.contract import TapRecorder, require, require_counts, require_heads, size_pair
-from jaxkd.models.layers import LINEAR_INIT, Attention, DropPath, LayerNorm, Linear, PatchEmbed, drop_path_rates
+from jaxkd.models.layers import (
+    LINEAR_INIT,
+    Attention,
+    DropPath,
+    LayerNorm,
+    Linear,
+    PatchEmbed,
+    drop_path_rates,
+    parameter,
+)
 from jaxkd.models.transformer import Transformer, TransformerBlock
 from jaxkd.models.windows import Size, merge, partition, relative_position_index, shift_mask, window_and_shift
 
@@ -37,7 +46,9 @@ class WindowAttention(Attention, kw_only=True):
           bias: (W, N, N) mask that is added to the learned bias, or None.
         """
         tokens, (a, b) = x.shape[-2], self.window
-        table = self.param("relative_position_bias_table", LINEAR_INIT, ((2 * a - 1) * (2 * b - 1), self.num_heads))
+        table = parameter(
+            self, "relative_position_bias_table", LINEAR_INIT, ((2 * a - 1) * (2 * b - 1), self.num_heads)
+        )
         learned = table[relative_position_index(self.window).reshape(-1)].reshape(tokens, tokens, self.num_heads)
         learned = learned.transpose(2, 0, 1)[None]
         return super().__call__(x, offset, learned if bias is None else learned + bias[:, None])

@@ -20,6 +20,7 @@ from jaxkd.models.layers import (
     Linear,
     PatchEmbed,
     drop_path_rates,
+    parameter,
 )
 from jaxkd.models.transformer import Transformer, TransformerBlock
 
@@ -106,13 +107,13 @@ class VisionTransformer(Transformer):
         tiny = nn.initializers.normal(1e-6)
         prefix = []
         if self.class_token:
-            prefix.append(self.param("cls_token", tiny, (1, 1, self.embed_dim)))
+            prefix.append(parameter(self, "cls_token", tiny, (1, 1, self.embed_dim)))
         if self.distillation_token:
-            prefix.append(self.param("dist_token", LINEAR_INIT, (1, 1, self.embed_dim)))
+            prefix.append(parameter(self, "dist_token", LINEAR_INIT, (1, 1, self.embed_dim)))
         if self.reg_tokens:
-            prefix.append(self.param("reg_token", tiny, (1, self.reg_tokens, self.embed_dim)))
+            prefix.append(parameter(self, "reg_token", tiny, (1, self.reg_tokens, self.embed_dim)))
         embedded = x.shape[1] + (0 if self.no_embed_class else self.num_prefix_tokens)
-        pos_embed = self.param("pos_embed", LINEAR_INIT, (1, embedded, self.embed_dim))
+        pos_embed = parameter(self, "pos_embed", LINEAR_INIT, (1, embedded, self.embed_dim))
         if not prefix:
             return x + pos_embed.astype(self.dtype)
         # The sums of the (few) prefix tokens are formed in fp32 once per batch, not once per example.

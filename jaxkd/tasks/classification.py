@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxkd import data, metrics
+from jaxkd import data, metrics, models
 from jaxkd.distill import ModelOutput, Objective
 from jaxkd.train.task import Batch, Inputs, Metrics, Task
 from jaxkd.weights.network import Network
@@ -57,8 +57,7 @@ class ClassificationTask(Task):
         if self.student.variables is not None:
             params = self.student.variables["params"]
         else:
-            images = jnp.zeros((1, *self.student.image_size, 3), jnp.float32)
-            params = self.student.model.init(key, images)["params"]
+            params = models.init_variables(self.student.model, key, (1, *self.student.image_size, 3))["params"]
         projectors, state = self._init_objective(jax.random.fold_in(key, 1))
         return {"student": params, "projectors": projectors}, {"projectors": state} if state else {}
 
@@ -121,6 +120,5 @@ class ClassificationTask(Task):
 
 def abstract_output(network: Network, taps: tuple[str, ...], **options: Any) -> ModelOutput:
     """Shapes of (output, features) of a network for one image, by abstract evaluation."""
-    images = jax.ShapeDtypeStruct((1, *network.image_size, 3), jnp.float32)
-    variables = jax.eval_shape(network.model.init, jax.random.key(0), images)
-    return jax.eval_shape(lambda v, x: network.model.apply(v, x, train=False, taps=taps, **options), variables, images)
+    shape = (1, *network.image_size, 3)
+    return models.abstract_call(network.model, shape, train=False, taps=tuple(taps), **options)[1]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd import weights
+from jaxkd import models, weights
 from jaxkd.distill import ModelOutput, Objective, Teacher, check_pairs
 from jaxkd.errors import ConfigError
 from jaxkd.tasks.classification import ClassificationTask, abstract_output
@@ -60,9 +60,8 @@ class DistillationTask(ClassificationTask):
 
 def _random_variables(teacher: Network) -> PyTree:
     """Of a teacher without weights: it teaches noise, but its step takes as long as a real one's."""
-    images = jax.ShapeDtypeStruct((1, *teacher.image_size, 3), jnp.float32)
     rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(teacher.model.init, jax.random.key(0), images)
+    shapes = models.abstract_variables(teacher.model, (1, *teacher.image_size, 3))
     return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.02, leaf.shape), leaf.dtype), shapes)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxkd import losses, metrics
+from jaxkd import losses, metrics, models
 from jaxkd.errors import ConfigError, check_choice
 from jaxkd.train.task import Batch, Inputs, Metrics, Task
 from jaxkd.weights.network import Network
@@ -41,7 +41,7 @@ class RestorationTask(Task):
         if self.student.variables is not None:
             params = self.student.variables["params"]
         else:
-            params = self.student.model.init(key, jnp.zeros((1, 8, 8, 3), jnp.float32))["params"]
+            params = models.init_variables(self.student.model, key, (1, 8, 8, 3))["params"]
         return {"student": params, "projectors": {}}, {}
 
     def inputs(self, batch: Batch, key: jax.Array, constants: PyTree) -> Inputs:

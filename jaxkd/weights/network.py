@@ -216,10 +216,8 @@ def load_weights(network: Network, source: str, **options: Any) -> Network:
 
 
 def _same_shapes(model: nn.Module, variables: PyTree) -> bool:
-    images = jax.ShapeDtypeStruct(
-        (1, *size_pair(getattr(model, "img_size", 8), "img_size"), getattr(model, "in_chans", 3)), jnp.float32
-    )
-    expected = jax.eval_shape(model.init, jax.random.key(0), images)
+    size = size_pair(getattr(model, "img_size", 8), "img_size")
+    expected = models.abstract_variables(model, (1, *size, getattr(model, "in_chans", 3)))
     shapes = [jax.tree.map(lambda x: tuple(x.shape), tree) for tree in (expected, variables)]
     return shapes[0] == shapes[1]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxkd.errors import ConfigError, Shape, WeightMismatchError, WeightSourceError, key_diff
+from jaxkd.models import abstract_variables, init_variables
 from jaxkd.weights.misfit import cause
 from jaxkd.weights.resize import Size, resize_position_embedding, resize_relative_bias_table
 from jaxkd.weights.rules import (
@@ -44,23 +44,14 @@ class Entry:
     shape: Shape  # in PyTorch's layout
 
 
-def _images(model: nn.Module) -> jax.Array:
+def _image_shape(model: nn.Module) -> tuple[int, ...]:
     # Networks without a size of their own take every size.
-    return jnp.zeros((1, *getattr(model, "img_size", (1, 1)), model.in_chans), jnp.float32)
+    return (1, *getattr(model, "img_size", (1, 1)), model.in_chans)
 
 
 def manifest(model: nn.Module) -> dict[str, Entry]:
     """timm's keys of `model` -> the parameter of each array. Nothing is computed."""
-    try:
-        hash(model)
-    except TypeError:  # a network of the user's with a list among its fields
-        return _manifest.__wrapped__(model)
-    return dict(_manifest(model))
-
-
-@functools.lru_cache(maxsize=32)  # tracing a deep network takes a second
-def _manifest(model: nn.Module) -> dict[str, Entry]:
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), _images(model)))["params"]
+    shapes = abstract_variables(model, _image_shape(model))["params"]
     entries = {}
     for path, leaf in flatten_dict(shapes, sep="/").items():
         key, layout = to_torch_key(path)
@@ -194,7 +185,7 @@ def _new_head(model: nn.Module, key: jax.Array | None) -> dict[str, jax.Array]:
         )
 
     def init(key: jax.Array) -> dict[str, jax.Array]:
-        params = flatten_dict(model.init(key, _images(model))["params"], sep="/")
+        params = flatten_dict(init_variables(model, key, _image_shape(model))["params"], sep="/")
         return {path: value for path, value in params.items() if HEAD.match(to_torch_key(path)[0])}
 
     return jax.jit(init)(key)

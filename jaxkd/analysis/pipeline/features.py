@@ -118,8 +118,7 @@ def network_features(
     taps = _matching(model, layers) or models.depth_taps(models.tap_names(model))
     variables = network.variables
     if variables is None:
-        blank = jnp.zeros((1, *network.image_size, 3), jnp.float32)
-        variables = jax.jit(model.init)(jax.random.key(seed), blank)
+        variables = models.init_variables(model, jax.random.key(seed), (1, *network.image_size, 3))
     constants = parallel.put_on_mesh(variables, mesh)
 
     def normalise(images: jax.Array) -> jax.Array:
