@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 
+os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"  # also of the processes that tests start
 jax.config.update("jax_default_matmul_precision", "highest")
 
 

@@ -15,7 +15,7 @@ import pytest
 from random_weights import random_variables
 from stopping import run_stopped
 
-from jaxkd import distill, models, train, weights
+from jaxkd import distill, main, models, train, weights
 from jaxkd.config import fields
 from jaxkd.errors import CheckpointError, ConfigError
 from jaxkd.experiment import run as run_module
@@ -90,23 +90,19 @@ def test_a_stopped_and_continued_run_is_the_uninterrupted_one(tmp_path, teacher_
 
 
 @pytest.mark.slow
-def test_kill_minus_nine_costs_at_most_the_steps_since_the_last_checkpoint(tmp_path):
-    args = [f"--config.student.args.{k}={v}" for k, v in SMALL.items()]
+def test_kill_minus_nine_costs_at_most_the_steps_since_the_last_checkpoint(tmp_path, capsys):
     argv = [
-        sys.executable,
-        "-m",
-        "jaxkd.main",
         f"--config={ROOT}/configs/supervised.py:embedded",
         "--config.train.epochs=4",
-        "--config.train.batch_size=256",
+        "--config.train.batch_size=512",
         "--config.schedule.warmup_epochs=1",
         "--config.checkpoint.every_steps=3",
         "--config.log.every_steps=1",
-        *args,
+        *(f"--config.student.args.{k}={v}" for k, v in SMALL.items()),
     ]
-    whole = subprocess.run([*argv, f"--workdir={tmp_path}/whole"], cwd=ROOT, capture_output=True, text=True)
-    assert whole.returncode == 0, whole.stderr
-    victim = subprocess.Popen([*argv, f"--workdir={tmp_path}/killed"], cwd=ROOT, stdout=subprocess.DEVNULL)
+    assert main.main([*argv, f"--workdir={tmp_path}/whole"]) == 0
+    command = [sys.executable, "-m", "jaxkd.main", *argv, f"--workdir={tmp_path}/killed"]
+    victim = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     saved = tmp_path / "killed" / "checkpoints"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not any(
@@ -115,9 +111,9 @@ def test_kill_minus_nine_costs_at_most_the_steps_since_the_last_checkpoint(tmp_p
         time.sleep(0.01)
     victim.send_signal(signal.SIGKILL)
     assert victim.wait() == -signal.SIGKILL
-    again = subprocess.run([*argv, f"--workdir={tmp_path}/killed"], cwd=ROOT, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    assert "continues after step" in again.stdout
+    capsys.readouterr()
+    assert main.main([*argv, f"--workdir={tmp_path}/killed"]) == 0
+    assert "continues after step" in capsys.readouterr().out
     assert_trees_equal(final_params(tmp_path / "whole"), final_params(tmp_path / "killed"))
 
 

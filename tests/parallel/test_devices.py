@@ -76,18 +76,24 @@ def assert_agree(ours, reference):
             np.testing.assert_allclose(ours[name], expected, rtol=tolerance, atol=1e-6, err_msg=name)
 
 
-def test_one_device_is_eight_devices(tmp_path, one):
-    ours = distilled(tmp_path / "out.npz", 8, "8x1")["8x1"]
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory):
+    """mesh -> what eight devices make of the five steps; a model axis of 2 and micro-batches among them."""
+    return distilled(tmp_path_factory.mktemp("eight") / "out.npz", 8, "8x1", "4x2", "4x2x2")
+
+
+@pytest.mark.slow
+def test_one_device_is_eight_devices(eight, one):
+    ours = eight["8x1"]
     assert_agree(ours, one())
     np.testing.assert_array_equal(ours["shards"], [[24, 72], [24, 72]])  # parameters and moments whole everywhere
 
 
 @pytest.mark.slow
-def test_a_model_axis_and_micro_batches_change_nothing(tmp_path, one):
-    results = distilled(tmp_path / "out.npz", 8, "4x2", "4x2x2")
-    assert_agree(results["4x2"], one())
-    assert_agree(results["4x2x2"], one(2))
-    np.testing.assert_array_equal(results["4x2"]["shards"], [[24, 36], [24, 36]])  # really split
+def test_a_model_axis_and_micro_batches_change_nothing(eight, one):
+    assert_agree(eight["4x2"], one())
+    assert_agree(eight["4x2x2"], one(2))
+    np.testing.assert_array_equal(eight["4x2"]["shards"], [[24, 36], [24, 36]])  # really split
 
 
 @pytest.mark.slow
