@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,8 @@ from jaxkd.train.state import TrainState
 
 PyTree = Any
 VARIANTS = ("raw", "ema")
+INITIAL_SHARE = 0.01  # of the initial weights in a moving average, above which it is warned of
+_LOG = logging.getLogger(__name__)
 
 
 class Checkpoints:
@@ -273,7 +276,8 @@ def load_run_weights(
     finally:
         manager.close()
     config = read_config(run)
-    said = f"step {chosen} of {run} ({'moving average' if item == 'ema' else 'raw weights'})"
+    kind = _moving_average(config, chosen) if item == "ema" else "raw weights"
+    said = f"step {chosen} of {run} ({kind})"
     if not has_manifest(folder):
         said += ", without checksums, so that damage would not be noticed"
     return {"params": restored["student"]}, config, said
@@ -304,6 +308,20 @@ def _choose_step(manager: ocp.CheckpointManager, run: Path, steps: list[int], wa
             f'"{run}" has no checkpoint of step {wanted}. Older ones are deleted unless '
             f"checkpoint.keep_every_epochs keeps them. There are: {', '.join(map(str, steps))}."
         )
+
+
+def _moving_average(config: dict[str, Any], step: int) -> str:
+    """Words for the average after `step` steps; a log too where more than 1 % of it are the initial weights."""
+    share = float(config.get("ema", {}).get("decay") or 0) ** step
+    if share <= INITIAL_SHARE:
+        return "moving average"
+    _LOG.warning(
+        "The moving average at step %d still holds %.0f %% of the initial weights (ema.decay ** step). Take "
+        "--variant=raw, or train longer or with a smaller ema.decay.",
+        step,
+        100 * share,
+    )
+    return f"moving average, {100 * share:.0f} % of it the initial weights"
 
 
 def restore_item(folder: Path) -> PyTree:

@@ -266,6 +266,17 @@ def test_weights_of_a_run_raw_and_average_last_and_best(run, assert_same):
     assert_same(train.load_run_weights(run / "checkpoints" / "2", step="3")[0]["params"], state_of(3).params["student"])
 
 
+def test_an_average_that_holds_initial_weights_is_warned_of(run, caplog):
+    config = json.loads((run / "config.json").read_text())
+    for decay, words in ((0.99, "moving average, 97 % of it the initial weights"), (0.2, "moving average")):
+        (run / "config.json").write_text(json.dumps(config | {"ema": {"decay": decay}}))
+        assert train.load_run_weights(run, variant="ema")[2] == f"step 3 of {run} ({words})"
+        assert train.load_run_weights(run, variant="raw")[2] == f"step 3 of {run} (raw weights)"
+    assert [r.getMessage().split(" (")[0] for r in caplog.records] == [
+        "The moving average at step 3 still holds 97 % of the initial weights"
+    ]
+
+
 def test_which_paths_name_a_run(run, tmp_path, monkeypatch):
     for path in (run, run / "checkpoints", run / "checkpoints" / "2", f"{run}/"):
         assert train.find_run(path) == run

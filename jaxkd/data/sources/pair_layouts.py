@@ -63,7 +63,9 @@ def large_images(folder: Path, names: Sequence[str], scale: int) -> tuple[Path, 
         )
     chosen = _of_scale(folder, _preferred(large), scale) if large and not plain else [*names]
     if len(chosen) < len(names):
-        _LOG.info('"%s": %d of %d images are large ones, the first is "%s"', folder, len(chosen), len(names), chosen[0])
+        _LOG.warning(
+            '"%s": %d of %d images are large ones, the first is "%s"', folder, len(chosen), len(names), chosen[0]
+        )
     _check_sizes(folder, chosen)
     parts = os.path.commonpath([os.path.dirname(n) for n in chosen]).split(os.sep) if chosen else [""]
     if any(_LARGE.search(p) or _SCALE.search(p) for p in parts):
