@@ -221,9 +221,15 @@ def _quoted(value: Any) -> str:
     return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
-def printable(name: str) -> str:
-    """A file name as UTF-8 can hold it: bytes that are no UTF-8, which Python keeps as surrogates, become "\ufffd"."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+def printable(value: Any) -> Any:
+    """Texts as UTF-8 can hold them: bytes of file names that are no UTF-8, which Python keeps as surrogates, become
+    "\ufffd". Of dicts, lists and tuples, those inside.
+    """
+    if isinstance(value, dict):
+        return {printable(k): printable(v) for k, v in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(printable, value))
+    return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace") if isinstance(value, str) else value
 
 
 def first_few(names: Sequence[str], most: int) -> str:

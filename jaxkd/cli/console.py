@@ -62,6 +62,9 @@ def command(stopped: str = "stopped.", *, resumable: bool = False) -> Callable[[
     def decorate(main: Main) -> Main:
         @functools.wraps(main)
         def guarded(*args: Any, **options: Any) -> int:
+            for stream in (sys.stdout, sys.stderr):
+                if hasattr(stream, "reconfigure"):  # file names of any bytes, terminals of few characters
+                    stream.reconfigure(errors="backslashreplace")
             try:
                 with ended_by_signals():
                     return main(*args, **options)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxkd.cli.console import Parser, model_argument
-from jaxkd.errors import ConfigError
+from jaxkd.errors import ConfigError, printable
 
 REPLACED = {"--ema": "--variant=ema", "--raw": "--variant=raw"}
 ALL_STEPS = "all"  # NetworkArgs.step of --checkpoints
@@ -242,7 +242,7 @@ def resolve(given: Sequence[NetworkArgs]) -> list[NetworkArgs]:
         if ":" not in network.model:
             identify(network)
         run = train.find_run(network.weights) if network.weights else None
-        network.label = network.label or (run.name if run is not None else network.model.rpartition(":")[2])
+        network.label = printable(network.label or (run.name if run is not None else network.model.rpartition(":")[2]))
     labels = [n.label for n in networks]
     for i, network in enumerate(networks):
         if labels.count(network.label) > 1:

@@ -151,7 +151,7 @@ def for_format(found: Metadata, kind: str) -> tuple[Metadata, tuple[str, ...]]:
         found = replace(found, comment=b"")
     if kind == "WEBP":
         if found.icc and found.icc[16:20] != b"RGB ":
-            found = found.without_icc()  # its pixels are always colour
+            found, lost = found.without_icc(), [*lost, "grey ICC profile"]  # its pixels are always colour
         found = replace(found, exif=_with_resolution(found))
     if kind == "JPEG":
         for name, title, room in (("exif", "EXIF", 0), ("xmp", "XMP", 29), ("comment", "comment", 0)):

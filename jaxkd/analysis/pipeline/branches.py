@@ -19,7 +19,7 @@ from jaxkd.analysis.branches import CUT, SMALLEST_GRID, branch_statistics, summa
 from jaxkd.analysis.pipeline.run import clear_report
 from jaxkd.data import open_pairs
 from jaxkd.data.sources.images import open_images
-from jaxkd.errors import ConfigError, DataError, ShapeError
+from jaxkd.errors import ConfigError, DataError, ShapeError, printable
 from jaxkd.models.sr_base import RGB, Upscaler
 
 PyTree = Any
@@ -116,6 +116,7 @@ def write_branch_analysis(
         "command": command,
     }
     results["skipped"] = left_out
+    results = printable(results)
     results["sentences"] = branch_sentences(results)
     clear_report(Path(out))
     write_branches(results, out, figures=figures)

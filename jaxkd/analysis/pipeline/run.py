@@ -22,7 +22,7 @@ from jaxkd.analysis.pipeline.comparison import compare
 from jaxkd.analysis.pipeline.dataset_pass import Stream, StreamOptions
 from jaxkd.analysis.pipeline.features import FeatureSource
 from jaxkd.analysis.pipeline.summary import SummaryOptions, summarise
-from jaxkd.errors import ConfigError, DataError
+from jaxkd.errors import ConfigError, DataError, printable
 
 Progress = Callable[[str, str, int, int], None]  # model, phase, done, total
 
@@ -159,6 +159,7 @@ def write_analysis(
 
     results = analyse(networks, source, mesh, options, scratch=out, progress=progress)
     results["settings"] |= about or {}
+    results = printable(results)
     clear_report(out)
     if saliency:
         crop = {"crop_pct": options.crop_pct, "interpolation": options.interpolation}

@@ -14,7 +14,7 @@ import numpy as np
 from jaxkd import data
 from jaxkd.analysis import saliency
 from jaxkd.analysis.pipeline.features import FeatureSource
-from jaxkd.errors import DataError
+from jaxkd.errors import DataError, printable
 
 TITLES = ("vanilla gradient", "SmoothGrad", "integrated gradients")
 SAMPLES, STEPS = 16, 16  # of SmoothGrad and of integrated gradients
@@ -81,7 +81,7 @@ def _first_images(preprocess: data.EvalPreprocess, source: Any, count: int) -> l
         if len(shown) == count:
             break
         try:
-            shown.append((source.name(i), preprocess(source.image(i))))
+            shown.append((printable(source.name(i)), preprocess(source.image(i))))
         except DataError:
             continue  # the statistics have named it
     return shown
