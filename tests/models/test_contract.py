@@ -8,6 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
+from flax.errors import ScopeParamShapeError
+from random_weights import random_variables
 
 from jaxkd import models
 from jaxkd.errors import ConfigError, ShapeError, TapError
@@ -193,3 +196,43 @@ def test_training_without_a_key_is_explained(tiny, pictures, family):
     images = pictures(model)
     with pytest.raises(ConfigError, match=r'Stochastic depth .*no key named "dropout"'):
         jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=True))
+
+
+class Scaled(nn.Module):
+    """A network whose scale starts at the mean of the images, with a field that may have no hash."""
+
+    widths: tuple | list = (3,)
+
+    @nn.compact
+    def __call__(self, images, times=1):
+        scale = self.param("scale", lambda key: images.mean() + 2.0)
+        return times * images * scale * self.param("colour", nn.initializers.ones, tuple(self.widths))
+
+
+@pytest.mark.parametrize("widths", [(3,), [3]], ids=["hashable", "unhashable"])
+def test_shapes_are_known_without_a_computation_and_the_answer_may_be_changed(widths):
+    for _ in range(2):
+        variables, output = models.abstract_call(Scaled(widths), (1, 4, 4, 3), times=2)
+        assert output.shape == (1, 4, 4, 3) and variables["params"].pop("colour").shape == (3,)
+    assert models.abstract_variables(Scaled(widths), (1, 4, 4, 3))["params"]["colour"].shape == (3,)
+
+
+def test_parameters_that_depend_on_the_images_start_from_black_ones():
+    assert models.init_variables(Scaled(), jax.random.key(0), (1, 4, 4, 3))["params"]["scale"] == 2.0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_first_parameters_are_those_of_init(tiny, family):
+    model, key = tiny(family), jax.random.key(1)
+    shape = (1, *model.img_size, 3)
+    jax.tree.map(
+        np.testing.assert_array_equal, models.init_variables(model, key, shape), model.init(key, jnp.zeros(shape))
+    )
+
+
+def test_parameters_of_another_shape_are_refused(tiny):
+    model = tiny("deit")
+    variables = random_variables(model, size=model.img_size[0])
+    variables["params"]["norm"]["bias"] = np.zeros(23, np.float32)
+    with pytest.raises(ScopeParamShapeError, match=r"(?s)bias.*\(24,\)"):
+        model.apply(variables, jnp.zeros((1, *model.img_size, 3)))
