@@ -63,6 +63,7 @@ def failing(argv, capsys) -> str:
     return said
 
 
+@pytest.mark.slow
 def test_an_mdbn_its_one_branch_control_and_both_untrained(folder, trained, tmp_path, capsys):
     out = tmp_path / "out"
     both = [*network(trained, "mdbn_x2", "mine <b>"), *network(trained, "edsr_x2")]

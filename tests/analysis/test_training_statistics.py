@@ -164,7 +164,8 @@ def test_values_stand_in_the_order_of_the_layers(mesh):
     ours, layers = observed(task, mesh, batch, gradients=False, ranks=False)
     assert layers == tuple(f"block_{i}" for i in range(11))  # and not block_0, block_1, block_10, block_2
     variables = {"params": task.init(jax.random.key(0))[0]["student"]}
-    _, features = task.student.model.apply(variables, task.preprocess(batch), train=False, taps=layers)
+    apply = jax.jit(lambda v, x: task.student.model.apply(v, x, train=False, taps=layers)[1])
+    features = apply(variables, task.preprocess(batch))
     expected = [np.abs(np.asarray(features[name])).mean() for name in layers]
     np.testing.assert_allclose(ours["activation_mean"], expected, rtol=1e-4)
 
