@@ -15,10 +15,11 @@ from PIL import Image
 from jaxkd.errors import DataError
 
 LARGE = 2**26  # pixels from which a file is looked at closely
-# The most that a byte of a file can stand for. Deflate reaches 1032 bytes (zlib's documentation); LZW codes of 12 bits
-# reach 4096 bytes in 1.5; a JPEG's block of 64 samples takes at least a bit, and a pixel has at least one sample in 8.
-_BYTES_FOR_A_BYTE = {"PNG": 1032, "JPEG": 4096, "BMP": 256}
-_MOST = 4096
+# The most that a byte of a file can stand for. Deflate reaches 1032 bytes (zlib's documentation), run lengths 255 in 2;
+# LZW codes of 12 bits reach 4096 bytes in 1.5. A JPEG's block of 8 x 8 pixels takes at least a bit. WebP, AVIF and
+# JPEG 2000 have no such limit for a picture of one colour, nor have newer compressions of TIFF.
+_BYTES_FOR_A_BYTE = {"PNG": 1032, "JPEG": 512, "BMP": 256, "GIF": 4096, "TIFF": 4096, "TGA": 256}
+_LIMITED_TIFF = ("raw", "packbits", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate")
 _STRIPS = ((273, 279), (324, 325))  # offsets and lengths of strips, and of tiles
 
 
@@ -27,8 +28,12 @@ def check_declared_size(image: Image.Image, path: Path) -> None:
     length = os.stat(path).st_size
     pixels = image.width * image.height
     bands = len(image.getbands()) if image.format in ("PNG", "BMP") else 1
-    bits = 1 if image.mode in ("1", "L", "P") else 8 * bands  # grey and palettes may have 1 bit a pixel
-    possible = pixels * bits <= 8 * length * _BYTES_FOR_A_BYTE.get(image.format or "", _MOST)
+    small = image.mode in ("1", "L", "P") and image.format != "JPEG"  # grey and palettes may have 1 bit a pixel
+    bits = 1 if small else 8 * bands
+    most = _BYTES_FOR_A_BYTE.get(image.format or "", 0)
+    if image.format == "TIFF" and image.info.get("compression") not in _LIMITED_TIFF:
+        most = 0
+    possible = not most or pixels * bits <= 8 * length * most
     if possible and pixels >= LARGE:
         possible = {"PNG": _png_is_whole, "TIFF": _tiff_is_whole, "JPEG": _jpeg_is_whole}.get(
             image.format or "", _riff_is_whole

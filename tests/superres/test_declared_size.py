@@ -14,7 +14,7 @@ from PIL import Image
 from jaxkd.errors import DataError
 from jaxkd.superres.image_io import inspect, read_picture
 
-SIDE = 30_000
+SIDE = 10_000
 
 
 def png(side: int, rows: bytes, *, end: bool = True) -> bytes:
@@ -33,7 +33,7 @@ def encoded(kind: str) -> bytearray:
 
 
 def declared_large(kind: str) -> bytes:
-    """A small file whose header says 30,000 x 30,000."""
+    """A small file whose header says 10,000 x 10,000."""
     data = encoded(kind)
     if kind == "JPEG":
         at = data.index(b"\xff\xc0")
@@ -52,23 +52,33 @@ def declared_large(kind: str) -> bytes:
     ("name", "data"),
     [
         ("a.png", png(SIDE, zlib.compress(b"\0" * 4000))),
-        ("a.png", png(SIDE, np.random.default_rng(0).bytes(4_000_000), end=False)),
+        ("a.png", png(SIDE, np.random.default_rng(0).bytes(400_000), end=False)),
         ("a.jpg", declared_large("JPEG")),
-        ("a.jpg", declared_large("JPEG")[:-2] + b"\0" * 2_000_000),
+        ("a.jpg", declared_large("JPEG")[:-2] + b"\0" * 300_000),
         ("a.bmp", declared_large("BMP")),
         ("a.tif", declared_large("TIFF")),
     ],
 )
-def test_a_header_of_900_megapixels_takes_no_memory(tmp_path, name, data):
+def test_a_header_of_100_megapixels_takes_no_memory(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
     assert inspect(tmp_path / name).width == SIDE
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(DataError, match=r"declares 30,000 x 30,000 pixels, and its [\d,]+ bytes do not hold them"):
+    with pytest.raises(DataError, match=r"declares 10,000 x 10,000 pixels, and its [\d,]+ bytes do not hold them"):
         read_picture(tmp_path / name)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KB
 
 
-def test_blank_pictures_are_whole(tmp_path):
-    for name, mode, options in (("a.png", "1", {}), ("b.png", "RGB", {}), ("c.tif", "L", {"compression": "tiff_lzw"})):
-        Image.new(mode, (3000, 3000)).save(tmp_path / name, **options)
-        assert read_picture(tmp_path / name).pixels.shape[:2] == (3000, 3000)
+@pytest.mark.parametrize(
+    ("name", "mode", "options"),
+    [
+        ("a.png", "1", {}),
+        ("a.png", "RGB", {}),
+        ("a.tif", "L", {"compression": "tiff_lzw"}),
+        ("a.tif", "1", {"compression": "group4"}),
+        ("a.webp", "RGB", {"lossless": True}),
+        ("a.jpg", "L", {"quality": 1, "optimize": True, "progressive": True}),
+    ],
+)
+def test_blank_pictures_are_whole(tmp_path, name, mode, options):
+    Image.new(mode, (3000, 3000)).save(tmp_path / name, **options)
+    assert read_picture(tmp_path / name).pixels.shape[:2] == (3000, 3000)
