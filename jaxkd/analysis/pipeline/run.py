@@ -22,6 +22,7 @@ from jaxkd.analysis.pipeline.comparison import compare
 from jaxkd.analysis.pipeline.dataset_pass import Stream, StreamOptions
 from jaxkd.analysis.pipeline.features import FeatureSource
 from jaxkd.analysis.pipeline.summary import SummaryOptions, summarise
+from jaxkd.data.files import write_atomic
 from jaxkd.errors import ConfigError, DataError, printable
 
 Progress = Callable[[str, str, int, int], None]  # model, phase, done, total
@@ -165,7 +166,7 @@ def write_analysis(
         crop = {"crop_pct": options.crop_pct, "interpolation": options.interpolation}
         found = saliency_maps(networks, source, count=saliency, **crop, seed=options.summary.seed, progress=progress)
         results["saliency"] = write_saliency(found, out / "saliency")
-    (out / "results.json").write_text(json.dumps(results, indent=1, allow_nan=False))
+    write_atomic(out / "results.json", json.dumps(results, indent=1, allow_nan=False))
     write_tables(results, out)
     if over_time:
         _write_over_time(results, out / "dynamics", figures=figures)
