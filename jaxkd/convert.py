@@ -5,14 +5,14 @@
     python -m jaxkd.convert --model=deit_tiny_patch16_224 --weights=deit.pth --out=deit.safetensors
 
 Weights are a file, a Hugging Face id or a work directory of jaxkd (then --model is known). Safetensors have the names
-and layouts of timm (BasicSR). ONNX and StableHLO hold the network, too, for images of any size, and are compared with
-it on one image before they are written. Prints a line for people and a line of JSON.
+and layouts of timm (BasicSR), and in their header the network's name and arguments, its classes and its preprocessing,
+so that no command needs --model or --model-arg for them. ONNX and StableHLO hold the network, too, for images of any
+size, and are compared with it on one image before they are written. Prints a line for people and a line of JSON.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,11 +49,11 @@ def convert(args: argparse.Namespace) -> dict[str, Any]:
         exports.require_upscaler(network.model, to)
     network = networks.load(given, network)
     about = {"model": network.spec.name, "weights": network.origin}
-    difference = None
+    difference, metadata = None, about | weights.to_metadata(network)
     if to == "safetensors":
-        weights.save_safetensors(path, network.model, network.variables, about, overwrite=args.overwrite)
+        weights.save_safetensors(path, network.model, network.variables, metadata, overwrite=args.overwrite)
     else:
-        difference = exports.save(path, network.model, network.variables, about, to=to, overwrite=args.overwrite)
+        difference = exports.save(path, network.model, network.variables, metadata, to=to, overwrite=args.overwrite)
     return {**about, "format": to, "out": str(path), "bytes": path.stat().st_size, "largest_difference": difference}
 
 
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         words = f"; outputs differ from the network's by at most {checked:.1g}"
     print(f"{done['out']}: {done['model']} from {done['weights']}, {done['bytes'] / 1e6:.2f} MB{words}")
-    print(json.dumps(done))
+    console.print_json(done)
     return 0
 
 

@@ -12,7 +12,6 @@ line for people (super-resolution: a table with MATLAB's bicubic beside the netw
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -78,7 +77,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _score_classifier(args: argparse.Namespace, given: networks.NetworkArgs) -> dict[str, Any]:
-    from jaxkd import data, parallel, train
+    from jaxkd import data, parallel
     from jaxkd.experiment import classification
 
     network = networks.build(given, compute=args.compute)
@@ -90,19 +89,17 @@ def _score_classifier(args: argparse.Namespace, given: networks.NetworkArgs) -> 
     source = data.open_source(args.data[0], args.split, class_order=args.class_order or "natural")
     classification.check_classes(network, source, args.data[0])
     if not args.other_classes:
-        data.check_same_classes(train.recorded_classes(given.weights), source.class_names, given.weights, args.data[0])
+        data.check_same_classes(network.class_names, source.class_names, given.weights, args.data[0])
     batch_size = 64 if args.batch_size is None else args.batch_size
     parallel.check_batch("--batch-size", batch_size, parallel.make_mesh())
-    run = train.find_run(given.weights)
-    trained = {} if run is None else train.read_config(run)["eval"]
     network = networks.load(given, network, resize=args.resize)
     with console.progress() as progress:
         scores = classification.score_classifier(
             network,
             source,
             batch_size=batch_size,
-            crop_pct=args.crop_pct or trained.get("crop_pct", 0),
-            interpolation=args.interpolation or trained.get("interpolation", ""),
+            crop_pct=args.crop_pct or 0,
+            interpolation=args.interpolation or "",
             progress=progress,
         )
     return {"loaded": network.origin, "data": args.data[0]} | scores
@@ -136,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{result['model']}, {result['loaded']}: top-1 {result['top1']:.3f} % · top-5 {result['top5']:.3f} % · "
             f"loss {result['loss']:.4f} · {result['images']:,} images · {result['images_per_second']:.1f} images/s"
         )
-    print(json.dumps(result))
+    console.print_json(result)
     return 0
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -167,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if result["unreadable"]:
             names = result["unreadable"]
             print(f"  {len(names):,} files could not be decoded and are kept as they are: {first_few(names, 5)}")
-    print(json.dumps(results))
+    console.print_json(results)
     return 0
 
 

@@ -11,7 +11,6 @@ stopped, however it was stopped. Nothing is ever overwritten. Prints a line for 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -62,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{result.subimages:,} sub-images of {result.images:,} images{small}, {result.written:,} new, "
         f"{len(result.failed):,} images unreadable, {time.perf_counter() - start:.1f} s"
     )
-    print(json.dumps(asdict(result)))
+    console.print_json(asdict(result))
     return 1 if result.failed else 0
 
 

@@ -15,7 +15,6 @@ code 0 all done, 1 some not, 2 nothing could be begun.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -128,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{result['model']}: {len(result['done']):,} enlarged x{result['scale']}, {len(result['failed']):,} left out, "
         f"{result['seconds']:.1f} s, {result['megapixels_per_second']:.2f} megapixels/s{page}"
     )
-    print(json.dumps(result))
+    console.print_json(result)
     return 1 if result["failed"] else 0
 
 

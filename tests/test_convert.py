@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from random_weights import random_variables
 
 from jaxkd import convert, models, weights
+from jaxkd.errors import WeightMismatchError
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--model-arg=num_feat=4", "--model-arg=num_block=1"]
@@ -160,3 +162,55 @@ def test_overwrite_replaces(mdbn, tmp_path):
     out.write_bytes(b"old")
     assert convert.main(options(mdbn[2], out, "--overwrite")) == 0
     assert out.stat().st_size > 100
+
+
+# --- facts in the header
+
+
+def test_a_written_file_needs_neither_model_nor_arguments(mdbn, tmp_path, capsys):
+    first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    assert convert.main(options(mdbn[2], first)) == 0
+    assert convert.main([f"--weights={first}", f"--out={second}"]) == 0
+    assert "mdbn_x2 from" in capsys.readouterr().out.splitlines()[-2]
+    assert second.read_bytes().partition(b"conv_first")[2] == first.read_bytes().partition(b"conv_first")[2]
+    # An argument of the command line goes before the file's, and the misfit says so.
+    with pytest.raises(SystemExit):
+        convert.main([f"--weights={second}", "--model-arg=num_block=3", f"--out={tmp_path / 'c.safetensors'}"])
+    assert "The file has 1 block; you asked for 3 blocks." in capsys.readouterr().err
+
+
+def test_grid_classes_and_preprocessing_of_a_classifier_come_back(tmp_path):
+    from jaxkd.cli import networks
+
+    args = {"img_size": (16, 64), "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 3, "num_classes": 2}
+    built = weights.build_network("vit_small_patch16_224.dino", args)
+    spec = dataclasses.replace(built.spec, crop_pct=0.75, interpolation="bilinear")
+    network = dataclasses.replace(built, spec=spec, class_names=("cat", "dog"))
+    variables = random_variables(network.model)
+    path = weights.save_safetensors(tmp_path / "v.safetensors", network.model, variables, weights.to_metadata(network))
+    for model in ("", "vit_small_patch16_224", "vit_small_patch16_224.dino"):
+        again = networks.load(networks.NetworkArgs(model=model, weights=str(path)))
+        assert again.spec == spec and again.model == network.model and again.class_names == ("cat", "dog")
+        jax.tree.map(np.testing.assert_array_equal, again.variables, variables)
+    # Another grid with as many positions is refused, and resized on request.
+    square = models.create("vit_small_patch16_224", **(args | {"img_size": 32}))
+    with pytest.raises(
+        WeightMismatchError, match=r"made for 2 x 8 positions, .* with 4 x 4 positions\. Add resize=True"
+    ):
+        weights.load(square, path)
+    got = weights.load(square, path, resize=True)["params"]["pos_embed"]
+    old = np.asarray(variables["params"]["pos_embed"])
+    expected = weights.resize_position_embedding(old, old_grid=(2, 8), new_grid=(4, 4), prefix=1)
+    np.testing.assert_array_equal(got, expected)
+
+
+DAMAGED = [("args", "[[1]]"), ("grid", "[2, 0]"), ("grid", "3"), ("preprocessing", '{"std": [0, 0, 0]}')]
+DAMAGED += [("class_names", "[[1]]"), ("model", ""), ("model", "3"), ("args", "nonsense")]
+
+
+@pytest.mark.parametrize(("key", "value"), DAMAGED)
+def test_damaged_facts_are_one_sentence(mdbn, tmp_path, complaint_of, key, value):
+    model, variables, _ = mdbn
+    path = weights.save_safetensors(tmp_path / "d.safetensors", model, variables, {f"jaxkd.{key}": value})
+    text = complaint_of(convert.main, [f"--weights={path}", f"--out={tmp_path / 'o.safetensors'}"])
+    assert f"is damaged: jaxkd.{key}=" in text and "\n" not in text

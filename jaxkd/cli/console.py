@@ -6,13 +6,15 @@ import argparse
 import ast
 import contextlib
 import functools
+import json
+import math
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
-from jaxkd.errors import ConfigError, JaxkdError, storage_error
+from jaxkd.errors import ConfigError, JaxkdError, first_few, storage_error
 
 Main = Callable[..., int]
 
@@ -97,6 +99,27 @@ def refuse_options(given: Mapping[str, Any], why: str) -> None:
         if value is not None and value is not False:
             option = f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
             raise ConfigError(f"{option} was given, but {why}, and nothing reads it there. Leave it out.")
+
+
+def print_json(result: Mapping[str, Any]) -> None:
+    """Prints one line of JSON; NaN and infinity, which JSON does not have, become null, and stderr names them."""
+    nulls: list[str] = []
+
+    def finite(value: Any, name: str) -> Any:
+        if isinstance(value, Mapping):
+            return {k: finite(v, f"{name}.{k}" if name else str(k)) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(v, f"{name}[{i}]") for i, v in enumerate(value)]
+        if isinstance(value, float) and not math.isfinite(value):
+            nulls.append(f"{name}={value}")
+            return None
+        return value
+
+    line = json.dumps(finite(result, ""), allow_nan=False)
+    if nulls:
+        shown = first_few(nulls, 5)
+        print(f"jaxkd: not a finite number, so null in the line of JSON: {shown}", file=sys.stderr)
+    print(line)
 
 
 def progress(*, every_seconds: float = 20.0) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,10 @@ from jaxkd.errors import ConfigError, printable
 REPLACED = {"--ema": "--variant=ema", "--raw": "--variant=raw"}
 ALL_STEPS = "all"  # NetworkArgs.step of --checkpoints
 OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("--model", {"metavar": "NAME", "help": "name of the network; not needed for a work directory"}),
+    (
+        "--model",
+        {"metavar": "NAME", "help": "name; not needed for a work directory or a file of jaxkd"},
+    ),
     ("--model-arg", {"metavar": "NAME=VALUE", "type": model_argument, "help": "constructor argument, repeatable"}),
     ("--weights", {"metavar": "SOURCE", "help": "file, Hugging Face id or work directory of jaxkd"}),
     (
@@ -94,8 +97,23 @@ def add_options_of_networks(parser: Parser) -> Any:
     return group
 
 
+def file_facts(network: NetworkArgs) -> Any:
+    """The `weights.FileFacts` of a file of weights that is the network's own, or None.
+
+    They are not those of the network where --model names another one.
+    """
+    from jaxkd import train, weights
+
+    if not network.weights or train.find_run(network.weights) is not None:
+        return None
+    facts = weights.read_facts(Path(network.weights).expanduser())
+    if facts is None or not facts.model:
+        return None
+    return facts if network.model in ("", facts.model, facts.model.partition(".")[0]) else None
+
+
 def identify(network: NetworkArgs) -> tuple[str, dict[str, Any]]:
-    """Name and constructor arguments; of a work directory, those of the network that it trained."""
+    """Name and constructor arguments; of a work directory or a file that says them, those of its network."""
     from jaxkd import train
 
     run = train.find_run(network.weights) if network.weights else None
@@ -107,6 +125,9 @@ def identify(network: NetworkArgs) -> tuple[str, dict[str, Any]]:
                 "Leave --model out."
             )
         return trained["name"], {k: v for k, v in trained["args"].items() if v is not None} | network.args
+    facts = file_facts(network)
+    if facts is not None:
+        return network.model or facts.model, facts.args | network.args
     if network.model:
         return network.model, dict(network.args)
     runs = [p.parent.name for p in sorted(Path(network.weights).glob("*/config.json"))]
@@ -116,8 +137,8 @@ def identify(network: NetworkArgs) -> tuple[str, dict[str, Any]]:
             f"--weights={network.weights}/{runs[-1]}."
         )
     raise ConfigError(
-        f'--model is missing, and --weights="{network.weights}" is not a work directory of jaxkd, which would name its '
-        "network. Give --model=NAME; jaxkd.models.list_models() has the names."
+        f'--model is missing, and --weights="{network.weights}" is neither a work directory nor a file of jaxkd, which '
+        "would name its network. Give --model=NAME; jaxkd.models.list_models() has the names."
     )
 
 
@@ -132,10 +153,20 @@ def build(network: NetworkArgs, *, compute: str = "float32", **defaults: Any) ->
     Raises:
       ConfigError, UnknownNameError: see `identify` and `weights.build_network`.
     """
-    from jaxkd import weights
+    from jaxkd import train, weights
 
     name, args = identify(network)
-    return weights.build_network(name, defaults | args, compute=compute)
+    built, facts = weights.build_network(name, defaults | args, compute=compute), file_facts(network)
+    if facts is not None:
+        return replace(built, spec=facts.apply(built.spec), class_names=facts.class_names)
+    run = train.find_run(network.weights) if network.weights else None
+    if run is None:
+        return built
+    scored = train.read_config(run).get("eval", {})
+    preprocessing = {k: scored[k] for k in ("crop_pct", "interpolation") if scored.get(k)}
+    return replace(
+        built, spec=replace(built.spec, **preprocessing), class_names=train.recorded_classes(network.weights)
+    )
 
 
 def load(network: NetworkArgs, built: Any = None, *, compute: str = "float32", resize: bool = False) -> Any:

@@ -1,6 +1,7 @@
 """Weights in and out: files and the Hub, timm's and BasicSR's names, resizes, merging, freezing and fingerprints."""
 
 from jaxkd.weights.basicsr import from_basicsr, to_basicsr
+from jaxkd.weights.file_facts import FileFacts, read_facts, to_metadata
 from jaxkd.weights.files import save_safetensors
 from jaxkd.weights.fingerprints import fingerprint
 from jaxkd.weights.freezing import freeze_mask

@@ -13,13 +13,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from flax import linen as nn
 
 from jaxkd.errors import WeightSourceError
 from jaxkd.models import ModelSpec
 from jaxkd.weights import readers
+
+if TYPE_CHECKING:
+    from jaxkd.weights.network import Network
 
 _KEYS = ("model", "args", "grid", "class_names", "preprocessing")
 _PREPROCESSING = ("mean", "std", "crop_pct", "interpolation")
@@ -72,6 +76,20 @@ class FileFacts:
                     self.args[name],
                 )
 
+    def log_other_colours(self, spec: ModelSpec, subject: str) -> None:
+        """Warns where images are normalised with another mean or standard deviation than the file's."""
+        for name in ("mean", "std"):
+            if name in self.preprocessing and not np.allclose(self.preprocessing[name], getattr(spec, name), atol=1e-4):
+                _log.warning(
+                    "%s was trained with %s=%s (%s), and %s normalises images with %s. Take another tag.",
+                    subject,
+                    name,
+                    self.preprocessing[name],
+                    self.origin,
+                    spec.name,
+                    getattr(spec, name),
+                )
+
 
 def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, float) or isinstance(b, float):
@@ -79,29 +97,26 @@ def _equal(a: Any, b: Any) -> bool:
     return (tuple(a) if isinstance(a, list) else a) == (tuple(b) if isinstance(b, list) else b)
 
 
-def to_metadata(
-    model: nn.Module, spec: ModelSpec, args: Mapping[str, Any], class_names: tuple[str, ...] = ()
-) -> dict[str, str]:
-    """Texts for the header of a file, from which `read_facts` gives the same facts.
-
-    Args:
-      model: the network.
-      spec: name, tag and preprocessing of its weights.
-      args: constructor arguments that it was built with.
-      class_names: in the order of the outputs.
-    """
+def to_metadata(network: Network) -> dict[str, str]:
+    """Texts for the header of a file, from which `read_facts` gives the same facts."""
+    model, spec = network.model, network.spec
     facts: dict[str, Any] = {
         "model": f"{spec.name}.{spec.tag}" if spec.tag else spec.name,
-        "args": {k: v for k, v in args.items() if k not in ("dtype", "remat", "strip_pixels") and v is not None},
+        "args": {
+            k: v for k, v in network.args.items() if k not in ("dtype", "remat", "strip_pixels") and v is not None
+        },
         "preprocessing": {name: getattr(spec, name) for name in _PREPROCESSING},
     }
     if spec.task == "classification":
         facts["args"] |= {name: getattr(model, name) for name in ("img_size", "num_classes") if hasattr(model, name)}
-    if hasattr(model, "grid_size"):
-        facts["grid"] = model.grid_size
-    if class_names:
-        facts["class_names"] = class_names
-    return {f"jaxkd.{name}": json.dumps(value) for name, value in facts.items()}
+    if network.class_names:
+        facts["class_names"] = network.class_names
+    return {f"jaxkd.{name}": json.dumps(value) for name, value in facts.items()} | grid_metadata(model)
+
+
+def grid_metadata(model: nn.Module) -> dict[str, str]:
+    """The grid of patches alone, as a part of `to_metadata`; nothing for a network without one."""
+    return {"jaxkd.grid": json.dumps(model.grid_size)} if hasattr(model, "grid_size") else {}
 
 
 def read_facts(path: Path) -> FileFacts | None:
@@ -110,10 +125,10 @@ def read_facts(path: Path) -> FileFacts | None:
     Raises:
       WeightSourceError: the facts are damaged.
     """
-    if not path.exists():
+    if not path.exists() or (path.is_dir() and not readers.holds_weights(path)):
         return None
     texts = readers.read_metadata(path)
-    if "jaxkd.model" in texts:
+    if any(f"jaxkd.{name}" in texts for name in _KEYS):
         return _from_metadata(texts, path)
     folder = path if path.is_dir() else path.parent
     config = _read_json(folder / "config.json")
@@ -140,7 +155,7 @@ def _from_metadata(texts: Mapping[str, str], path: Path) -> FileFacts:
         if not _CHECKS[name](values[name]):
             raise damaged(name)
     return FileFacts(
-        model=values["model"],
+        model=values.get("model", ""),
         args={k: tuple(v) if isinstance(v, list) else v for k, v in values.get("args", {}).items()},
         grid=tuple(values["grid"]) if "grid" in values else None,
         class_names=tuple(values.get("class_names", ())),
@@ -245,9 +260,8 @@ def _from_transformers(config: Mapping[str, Any], images: Mapping[str, Any], pat
             preprocessing[key] = tuple(map(float, given))
     if images.get("resample") in _RESAMPLING:
         preprocessing["interpolation"] = _RESAMPLING[images["resample"]]
-    labels = config.get("id2label")
-    names = tuple(str(n) for n in labels.values()) if isinstance(labels, dict) and args["num_classes"] else ()
-    return FileFacts(name, args, grid, names, preprocessing, origin=path.name)
+    # Its labels are words for people, not the names of folders that a run of jaxkd records.
+    return FileFacts(name, args, grid, (), preprocessing, origin=path.name)
 
 
 def _pair(value: Any) -> tuple[int, int]:

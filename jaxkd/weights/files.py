@@ -12,6 +12,7 @@ from safetensors.numpy import save
 from jaxkd.data.files import write_atomic
 from jaxkd.errors import WeightSourceError
 from jaxkd.weights.basicsr import is_upscaler, to_basicsr
+from jaxkd.weights.file_facts import grid_metadata
 from jaxkd.weights.timm import to_timm
 
 PyTree = Any
@@ -63,7 +64,7 @@ def save_safetensors(
       path: ends in ".safetensors"; its folder is made where it is missing.
       model: the network that the variables belong to.
       variables: `{"params": ...}`.
-      metadata: strings by name for the file's header, e.g. the network's name.
+      metadata: strings by name for the file's header; those of `to_metadata` make --model and --model-arg superfluous.
       overwrite: replace a file that is there.
 
     Returns:
@@ -76,4 +77,4 @@ def save_safetensors(
     path = checked_path(path, ".safetensors", overwrite=overwrite)
     state = (to_basicsr if is_upscaler(model) else to_timm)(model, variables)
     # "pt" says that names and layouts are PyTorch's; some readers insist on it.
-    return write_whole(path, save(state, metadata={"format": "pt", **(metadata or {})}))
+    return write_whole(path, save(state, metadata={"format": "pt", **grid_metadata(model), **(metadata or {})}))

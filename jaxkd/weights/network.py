@@ -212,6 +212,9 @@ def _grid(model: nn.Module) -> tuple[int, int] | None:
 def load_weights(network: Network, source: str, **options: Any) -> Network:
     """`network` with the variables that `source` holds; `options` and errors are those of `load`."""
     variables, origin = load_with_origin(network.model, source, **options)
+    facts = None if find_run(source) else read_facts(Path(source).expanduser())
+    if facts is not None:
+        facts.log_other_colours(network.spec, origin)
     return replace(network, variables=variables, origin=source if origin == f'"{source}"' else origin)
 
 

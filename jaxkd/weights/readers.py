@@ -83,6 +83,14 @@ def _reader(path: Path) -> Callable[[Path], Nested] | None:
     return {".safetensors": _read_safetensors, ".npz": _read_npz}.get(suffix)
 
 
+def holds_weights(folder: Path) -> bool:
+    """Whether a folder has one file of weights that `read` would take."""
+    try:
+        return _in_folder(folder).is_file()
+    except WeightSourceError:
+        return False
+
+
 def _in_folder(folder: Path) -> Path:
     """The file of weights in `folder`: a customary name, else the only one there is."""
     for name in IN_FOLDER:
