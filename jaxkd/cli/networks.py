@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -127,7 +128,7 @@ def identify(network: NetworkArgs) -> tuple[str, dict[str, Any]]:
         return trained["name"], {k: v for k, v in trained["args"].items() if v is not None} | network.args
     facts = file_facts(network)
     if facts is not None:
-        return network.model or facts.model, facts.args | network.args
+        return facts.model, facts.args | network.args
     if network.model:
         return network.model, dict(network.args)
     runs = [p.parent.name for p in sorted(Path(network.weights).glob("*/config.json"))]
@@ -169,7 +170,24 @@ def build(network: NetworkArgs, *, compute: str = "float32", **defaults: Any) ->
     )
 
 
-def load(network: NetworkArgs, built: Any = None, *, compute: str = "float32", resize: bool = False) -> Any:
+def grid(text: str | None) -> tuple[int, int] | None:
+    """`--old-grid`'s "2x8" -> (2, 8); None where the option was left out."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text)
+    if match is None:
+        raise ConfigError(f'--old-grid="{text}" is no grid. Give rows and columns of patches, e.g. --old-grid=2x8.')
+    return int(match[1]), int(match[2])
+
+
+def load(
+    network: NetworkArgs,
+    built: Any = None,
+    *,
+    compute: str = "float32",
+    resize: bool = False,
+    old_grid: tuple[int, int] | None = None,
+) -> Any:
     """The `weights.Network` with its weights, or without any where `network` names none.
 
     Args:
@@ -177,6 +195,7 @@ def load(network: NetworkArgs, built: Any = None, *, compute: str = "float32", r
       built: what `build` returned, to build it only once.
       compute: see `build`.
       resize: see `weights.load`.
+      old_grid: see `weights.load`.
 
     Raises:
       ConfigError, UnknownNameError, WeightSourceError, WeightMismatchError, CheckpointError: see `weights.load`.
@@ -185,7 +204,8 @@ def load(network: NetworkArgs, built: Any = None, *, compute: str = "float32", r
 
     built = built or build(network, compute=compute)
     if network.weights:
-        return weights.load_weights(built, network.weights, variant=network.variant, step=network.step, resize=resize)
+        fitting = {"resize": resize, "old_grid": old_grid}
+        return weights.load_weights(built, network.weights, variant=network.variant, step=network.step, **fitting)
     for name in ("variant", "step"):
         if getattr(network, name):
             raise ConfigError(
