@@ -190,7 +190,7 @@ def _mode(image: Image.Image, path: Path) -> str:
     deep = sixteen_bits.sixteen_bit_mode(image)
     if deep:
         return deep
-    if mode.startswith(GREY16):
+    if mode.startswith(GREY16) or (mode == "I" and image.format == "PPM"):  # a PGM of more than 8 bits
         return GREY16
     if mode in ("1", "L"):
         return "LA" if transparent else "L"
@@ -211,8 +211,8 @@ def _mode(image: Image.Image, path: Path) -> str:
 
 def _notes(image: Image.Image) -> tuple[str, ...]:
     notes = []
-    if image.mode == "CMYK" and ";16" in sixteen_bits.raw_mode(image):
-        notes.append("its 16 bits a channel become 8, because Pillow reads no more of CMYK")
+    if sixteen_bits.loses_bits(image):
+        notes.append(f"its more than 8 bits a channel become 8, because Pillow reads no more of {image.format}")
     frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # MPO: a JPEG with a preview behind it
     if frames > 1:
         notes.append(f"only the first of its {frames} pictures is taken")

@@ -62,6 +62,26 @@ def sixteen_bit_mode(image: Image.Image) -> str:
     return "RGBA;16" if image.mode == "RGBA" or "transparency" in image.info else "RGB;16"
 
 
+def loses_bits(image: Image.Image) -> bool:
+    """Whether an opened file has more bits a channel than Pillow reads of it: CMYK, PPM, AVIF, JPEG 2000."""
+    if image.mode == "CMYK":
+        return ";16" in raw_mode(image)
+    if image.format == "PPM":
+        args = image.tile[0].args
+        return image.mode == "RGB" and isinstance(args, tuple) and args[-1] > 255
+    if image.format not in ("AVIF", "JPEG2000") or image.mode.startswith("I") or not hasattr(image.fp, "seek"):
+        return False
+    place = image.fp.tell()
+    image.fp.seek(0)
+    head = image.fp.read(4096)
+    image.fp.seek(place)
+    if image.format == "AVIF":  # the AV1 codec's configuration: its third byte has the flag
+        at = head.find(b"av1C")
+        return at >= 0 and bool(head[at + 6] & 0x40)
+    at = head.find(b"ihdr")  # height, width and channels, then bits - 1
+    return at >= 0 and head[at + 14] & 0x7F > 7
+
+
 def read(open_again: Callable[[], Image.Image]) -> tuple[np.ndarray, Image.Image]:
     """Decodes a picture of a mode of `MODES`.
 

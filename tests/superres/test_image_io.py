@@ -359,3 +359,13 @@ def test_sources_and_places_that_are_refused(tmp_path):
     ):
         with pytest.raises((DataError, ConfigError), match=words):
             placed(sources, target, ending)
+
+
+def test_portable_maps_of_sixteen_bits(tmp_path):
+    grey = random(4, 5, kind=np.uint16)
+    for name, head, pixels in (("a.pgm", b"P5", grey), ("a.ppm", b"P6", np.repeat(grey[..., None], 3, 2))):
+        (tmp_path / name).write_bytes(head + b"\n5 4\n65535\n" + pixels.astype(">u2").tobytes())
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.pgm").pixels, grey)
+    assert inspect(tmp_path / "a.pgm").mode == "I;16"
+    assert "its more than 8 bits a channel become 8" in inspect(tmp_path / "a.ppm").notes[0]
+    assert np.abs(read_picture(tmp_path / "a.ppm").pixels[..., 0] * 257.0 - grey).max() <= 257
