@@ -178,6 +178,18 @@ def test_a_random_head_teaches_no_logits(complaint, images, tmp_path):
     assert "would distil the logits of a random classifier" in complaint(argv)
 
 
+def test_a_teacher_of_more_classes_is_to_be_fine_tuned_first(complaint, images, tmp_path):
+    cait = models.create("cait_s24_224", num_classes=5, **SMALL)
+    path = tmp_path / "cait.safetensors"
+    weights.save_safetensors(path, cait, random_variables(cait))
+    argv = distilled(images, tmp_path / "run", "--config.distill.pairs=last", f"--config.teacher.weights={path}")
+    text = complaint(argv)
+    assert "has not the 2 classes of" in text and "configs/supervised.py:cait_s24_224" in text
+    assert f"--config.student.weights={path} --config.student.new_head=True" in text and "args.depth=3" in text
+    text = complaint([*argv, "--config.distill.preset=spectral"])
+    assert text.endswith("add --config.teacher.new_head=True.")
+
+
 def test_a_damaged_config_of_a_run(complaint, images, tmp_path):
     assert main.main(supervised(images, tmp_path / "run", "--config.train.steps=1")) == 0
     (tmp_path / "run" / "config.json").write_text('{"stu')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from jaxkd import data, distill, models, parallel, tasks, train, weights
 from jaxkd.analysis import pipeline
 from jaxkd.config.fields import change, plain
 from jaxkd.config.validate import mixes
-from jaxkd.errors import ConfigError
+from jaxkd.errors import ConfigError, WeightMismatchError
 from jaxkd.experiment import auto_pairs
 from jaxkd.experiment.components import Components, Evaluator
 from jaxkd.experiment.objective import build_objective
@@ -114,13 +115,49 @@ def build_task(config: ConfigDict, *, num_classes: int, load: bool = True) -> ta
     if config.teacher.new_head and objective.compares_logits:
         names = ", ".join(term.name for term in objective.terms if term.compares_logits)
         raise ConfigError(
-            f"teacher.new_head=True with the term {names} would distil the logits of a random classifier. Fine-tune "
-            "the teacher on these classes first (configs/supervised.py), or choose an objective without logits, such "
-            "as the presets spectral and mse."
+            f"teacher.new_head=True with the term {names} would distil the logits of a random classifier. "
+            f"{_fine_tuning(config)}"
         )
     student = _loaded(student, config.student, config.seed, load)
-    teacher = _loaded(teacher, config.teacher, config.seed, load)
+    teacher = _load_teacher(teacher, config, load, by_logits=objective.compares_logits)
     return tasks.DistillationTask(student, teacher, objective, frozen=frozen, **_on_device(config))
+
+
+def _load_teacher(teacher: weights.Network, config: ConfigDict, load: bool, *, by_logits: bool) -> weights.Network:
+    try:
+        return _loaded(teacher, config.teacher, config.seed, load)
+    except WeightMismatchError:
+        try:
+            _loaded(teacher, change(config, {"teacher.new_head": True}).teacher, config.seed, load)
+        except WeightMismatchError:
+            fits = False
+        else:
+            fits = True
+        if not fits:  # in other parts too
+            raise
+    new_head = "This objective compares no logits, so a new classifier will do: add --config.teacher.new_head=True."
+    raise ConfigError(
+        f'The classifier of the teacher "{config.teacher.weights}" has not the {teacher.num_classes} classes of '
+        f"{config.data.source}. {_fine_tuning(config) if by_logits else new_head}"
+    )
+
+
+def _fine_tuning(config: ConfigDict) -> str:
+    """How to get a teacher with the classes of the data, in words and as a command."""
+    args = {"img_size": config.student.args.get("img_size")} | config.teacher.args.to_dict()
+    args = {k: v for k, v in args.items() if v is not None and k != "num_classes"}
+    command = shlex.join(
+        [
+            *("python", "-m", "jaxkd.main", f"--config=configs/supervised.py:{config.teacher.name}"),
+            *("--workdir=runs/teacher", f"--config.data.source={config.data.source}"),
+            *(f"--config.student.weights={config.teacher.weights}", "--config.student.new_head=True"),
+            *(f"--config.student.args.{name}={value}" for name, value in args.items()),
+        ]
+    )
+    return (
+        f"Fine-tune the teacher on these classes first: {command} (then --config.teacher.weights=runs/teacher). Or "
+        "choose an objective without logits, such as the presets spectral and mse, with --config.teacher.new_head=True."
+    )
 
 
 def build_dynamics(config: ConfigDict, task: tasks.ClassificationTask, mesh: Mesh) -> pipeline.Dynamics | None:

@@ -36,7 +36,8 @@ def cause(expected: Mapping[str, Shape], given: Mapping[str, Shape]) -> str:
     if not differing:
         return ""
     file, network = (_in_words(facts, differing) for facts in (held, asked))
-    return f"The file {'is' if set(differing) & set(_ADJECTIVES) else 'has'} {file}; you asked for {network}."
+    verb = "is" if set(differing) & set(_ADJECTIVES) else "has"
+    return f"The file {verb} {file}; you asked for {network.removeprefix('for ')}."
 
 
 _ADJECTIVES = ("family", "width", "enlarging")  # all other facts are things that a network has
