@@ -103,7 +103,7 @@ def complaint_of(capsys):
             main(argv)
         assert caught.value.code == 2
         # Without the lines of progress, which a busy machine has time to print.
-        text = re.sub(r"(?m)^[\w ]+: images \d+/\d+ .*\n", "", capsys.readouterr().err).strip()
+        text = re.sub(r"(?m)^[\w: ]*\d+/\d+.*\n", "", capsys.readouterr().err).strip()
         assert text.startswith("jaxkd: ") and "Traceback" not in text
         return text
 

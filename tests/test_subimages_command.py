@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def without_progress(text: str) -> str:
     """What a command printed but for lines of progress, which a busy machine has time to print."""
-    return re.sub(r"(?m)^[\w ]+: images \d+/\d+ .*\n", "", text)
+    return re.sub(r"(?m)^[\w: ]*\d+/\d+.*\n", "", text)
 
 
 @pytest.fixture
