@@ -10,7 +10,8 @@
 
 Options that describe a network (--weights, --model-arg, --label, --variant, --step) belong to the --model before them;
 --weights with a work directory of jaxkd needs no --model. The first network is the teacher of the comparisons. A
-function of your own takes (B, H, W, 3) fp32 NumPy images in [0, 1] and returns {name: (B, N, C) or (B, h, w, C)}.
+function of your own takes (B, H, W, 3) fp32 NumPy images in [0, 1] and returns {name: (B, N, C) or (B, h, w, C)},
+arrays or tensors of PyTorch; with --layout=nchw, maps (B, C, h, w).
 
 Super-resolution networks (mdbn_x*, edsr_x*) get a Fourier analysis of their branches, each beside itself untrained.
 --images are then large images, which are shrunk by the network's scale as in training, or pairs ("DIR?lr=NAME"); with

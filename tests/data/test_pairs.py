@@ -309,6 +309,8 @@ RCAN = {f"HR/Set5/x{s}/a_HR_x{s}.png": 24 for s in (2, 3)}
         ({"a_HR.png": 24, "a_LR2.png": 12, "a_LR4.png": 6}, "", "a_HR.png", ""),
         ({"HR/a.png": 24, "X2/a.png": 12}, "?lr=X2", "HR/a.png", "X2/a.png"),
         ({"original/a.png": 24, "X4/a.png": 6}, "", "original/a.png", ""),
+        ({"HR/x2/a.png": 24, "HR/x3/a.png": 24, "LR/x2/a.png": 12}, "", "HR/x2/a.png", ""),
+        ({"HR/a.png": 24, "HR/b.png": 12}, "/HR", "HR/a.png HR/b.png", " "),
         ({"cats/a.png": 24, "dogs/a.png": 23}, "", "cats/a.png dogs/a.png", " "),
     ],
 )

@@ -48,7 +48,8 @@ def large_images(folder: Path, names: Sequence[str], scale: int) -> tuple[Path, 
       DataError: the names do not tell large images from small ones, or there are only small ones.
     """
     stems = {os.path.splitext(n)[0] for n in names}
-    kinds = {n: _kind(n, stems) for n in names}
+    marked = any(_LARGE.search(part) for part in folder.absolute().parts[-2:])
+    kinds = {n: _kind(n, stems, marked) for n in names}
     small = [n for n in names if kinds[n] == "small"]
     large = [n for n in names if kinds[n] == "large"]
     plain = [n for n in names if not kinds[n]]
@@ -93,7 +94,7 @@ def small_stems(stem: str) -> list[str]:
     return [found[1] + (k if found[2].isupper() else k.lower()) + found[3] for k in kinds]
 
 
-def _kind(name: str, stems: set[str]) -> str:
+def _kind(name: str, stems: set[str], marked: bool) -> str:
     """ "large", "small" or "" where the name does not say."""
     stem = os.path.splitext(name)[0]
     folders, file = stem.split(os.sep)[:-1], stem.split(os.sep)[-1]
@@ -106,9 +107,11 @@ def _kind(name: str, stems: set[str]) -> str:
         if _SMALL.search(part):
             return "small"
     followed = _FOLLOWED_BY_SCALE.fullmatch(stem)
-    if (followed and followed[1] in stems) or any(re.fullmatch(r"[xX]\d+", p) for p in folders):
+    if followed and followed[1] in stems:
         return "small"
-    return ""
+    if marked:  # the folder that was named is one of large images
+        return "large"
+    return "small" if any(re.fullmatch(r"[xX]\d+", p) for p in folders) else ""
 
 
 def _preferred(names: list[str]) -> list[str]:
