@@ -173,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     console.quiet()
     results = analyze(args, argv)
-    written = Path(args.out) / ("results.json" if args.no_figures else "report.html")
+    written = Path(args.out).expanduser() / ("results.json" if args.no_figures else "report.html")
     print(*sentences(results), f"{written} ({results['settings']['seconds']:.1f} s)", sep="\n")
     return 0
 

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict, config_flags
 
 from jaxkd.cli import console
 from jaxkd.config.fields import ARGS, base, change, flatten, kind_of
+from jaxkd.config.paths import user_path
 from jaxkd.config.plugins import add_plugin_folder
 from jaxkd.config.validate import check_stages, forget_unread, validate
 from jaxkd.errors import ConfigError, JaxkdError, did_you_mean
@@ -41,6 +42,10 @@ def parse(argv: Sequence[str]) -> tuple[ConfigDict, str, bool | None]:
     if not paths:
         raise ConfigError(f"No --config was given. For example: {USAGE}")
     file = paths[0].split(":", 1)[0]
+    if file.startswith("~"):
+        known = str(user_path(file, "--config"))
+        argv = [a.replace(file, known, 1) if a == paths[0] or a == f"--config={paths[0]}" else a for a in argv]
+        file = known
     if not Path(file).is_file():
         folder = Path(file).parent if Path(file).parent.is_dir() else Path("configs")
         there = sorted(str(p) for p in folder.glob("*.py"))
@@ -74,7 +79,7 @@ def parse(argv: Sequence[str]) -> tuple[ConfigDict, str, bool | None]:
         add_plugin_folder(Path(file).parent)
     if given & {"distill.preset", "distill.terms"}:
         config = forget_unread(config, given)
-    return config, values.workdir, values.distributed
+    return config, str(user_path(values.workdir, "--workdir")), values.distributed
 
 
 def _given_fields(argv: Sequence[str]) -> set[str]:

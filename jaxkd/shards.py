@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxkd.cli import console
+from jaxkd.config.paths import user_path
 from jaxkd.data.prepare.shards import Report, ShardOptions, convert, verify
 from jaxkd.data.sources.folder import FolderSource
 from jaxkd.data.sources.registry import SPLITS
@@ -102,7 +103,7 @@ def _check_out(root: Path, out: Path, splits: Sequence[str]) -> None:
 
 def run_conversion(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Converts what `args` (see `--help`) names; returns what is printed as JSON, one dictionary a split."""
-    root, out = Path(args.source), Path(args.out)
+    root, out = user_path(args.source, "--in"), user_path(args.out, "--out")
     options = ShardOptions(args.format, round(args.shard_size * 1e6), args.resize, args.quality)
     splits = _splits_of(root, args.split)
     _check_out(root, out, splits)
@@ -118,7 +119,7 @@ def run_conversion(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def run_verification(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Compares all checksums below `args.verify`; returns what is printed as JSON, one dictionary a split."""
-    root = Path(args.verify)
+    root = user_path(args.verify, "--verify")
     splits = [s for s in SPLITS if is_shards(root / s)]
     if not splits:
         raise DataError(f'--verify="{root}" holds no shards. Give the folder that was --out of the conversion.')

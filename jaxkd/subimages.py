@@ -15,9 +15,9 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 from jaxkd.cli import console
+from jaxkd.config.paths import user_path
 from jaxkd.data.prepare.subimages import CutOptions, CutResult, cut_folder
 from jaxkd.errors import check_range
 
@@ -45,7 +45,9 @@ def run(args: argparse.Namespace) -> CutResult:
             subimages += more
             bar.show("images", done, of, detail=f"{subimages:,} sub-images")
 
-        return cut_folder(Path(args.source), Path(args.out), options, workers=args.workers, report=report)
+        return cut_folder(
+            user_path(args.source, "--in"), user_path(args.out, "--out"), options, workers=args.workers, report=report
+        )
 
 
 @console.command("stopped; the same command continues.", resumable=True)

@@ -14,6 +14,7 @@ from random_weights import random_variables
 
 from jaxkd import main, models, weights
 from jaxkd.config.validate import validate
+from jaxkd.experiment.lock import WorkdirLock
 from jaxkd.experiment.sweep import stage_configs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -160,6 +161,60 @@ def test_a_workdir_that_is_a_file(complaint, images, tmp_path):
     assert f'--workdir="{tmp_path}/run" cannot be used (File exists)' in complaint(supervised(images, tmp_path / "run"))
     (tmp_path / "file").write_text("")
     assert "cannot be used (Not a directory)" in complaint(supervised(images, tmp_path / "file" / "run"))
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(images, tmp_path, monkeypatch, complaint):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert main.main(supervised("~/images", "~/run", "--config.train.steps=1")) == 0
+    assert (tmp_path / "run" / "result.json").exists() and not (tmp_path / "~").exists()
+    assert "a user who does not exist" in complaint(supervised(images, "~nosuchuser/run"))
+    assert "holds a NUL character" in complaint(supervised(images, "a\0b"))
+
+
+def test_a_second_run_in_a_work_directory(complaint, images, tmp_path):
+    with WorkdirLock(tmp_path / "run") as lock:
+        lock.acquire()
+        text = complaint(supervised(images, tmp_path / "run"))
+    assert f"in use by another run (process {os.getpid()} on host" in text and len(text.splitlines()) == 1
+
+
+LIMITED = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then writing raises OSError
+from jaxkd import main
+import jaxkd.experiment.run as run
+claim = run.claim_workdir
+def claim_and_limit(*args):
+    claim(*args)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+run.claim_workdir = claim_and_limit
+main.main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize(("limit", "file"), [(100, "parameters.txt"), (12_000, "checkpoints/")])
+def test_a_full_disk(images, tmp_path, limit, file):
+    argv = supervised(images, tmp_path / "run", "--config.train.steps=2", "--config.checkpoint.every_steps=1")
+    command = [sys.executable, "-c", LIMITED, str(limit), *argv]
+    environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 1 and f"{tmp_path}/run" in done.stderr, done.stderr
+    assert "(File too large). No checkpoint was written yet. Free space, then run" in done.stderr
+    assert main.main(argv) == 0  # the same command, once there is room
+
+
+def test_a_platform_without_a_device_and_a_terminal_without_characters(tmp_path):
+    command = [sys.executable, "-m", "jaxkd.main", f"--config={ROOT}/configs/supervised.py:embedded"]
+    command += [f"--workdir={tmp_path}/run", "--config.train.steps=1", "--config.data.workers=0"]
+    for platform, code in (("cuda", 2), ("tpu", 2), ("cpu", 0)):
+        environment = {**os.environ, "JAX_PLATFORMS": platform, "PYTHONIOENCODING": "ascii"}
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+        assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
+        words = f'JAX_PLATFORMS="{platform}", and JAX cannot use such a device'
+        assert (words in done.stderr and len(done.stderr.splitlines()) == 1) == (code == 2), done.stderr
+    assert "top1" in done.stdout and " - " in done.stdout  # in the place of a dot in the middle of the line
 
 
 def test_a_failed_start_does_not_stand_in_the_way_of_its_correction(complaint, images, tmp_path):

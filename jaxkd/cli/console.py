@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 import ast
+import asyncio
+import codecs
 import contextlib
 import functools
 import json
 import math
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
-from jaxkd.errors import ConfigError, JaxkdError, first_few, storage_error
+from jaxkd.errors import ConfigError, JaxkdError, TopologyError, first_few, storage_error
 
 Main = Callable[..., int]
 
@@ -53,6 +56,42 @@ def model_argument(text: str) -> tuple[str, Any]:
         return name, value
 
 
+PLAIN = {"·": "-", "×": "x", "–": "-", "—": "-", "…": "...", "±": "+-", "≥": ">=", "≤": "<=", "μ": "u", "→": "->"}
+
+
+def replace_characters() -> None:
+    """Lets stdout and stderr replace what their encoding does not have: dots of a progress line, names of any bytes."""
+
+    def replace(error: UnicodeError) -> tuple[str | bytes, int]:
+        if isinstance(error, UnicodeEncodeError):
+            known = [PLAIN.get(c) for c in error.object[error.start : error.end]]
+            if None not in known:
+                return "".join(known), error.end
+        return codecs.backslashreplace_errors(error)
+
+    codecs.register_error("jaxkd", replace)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="jaxkd")
+
+
+def device_error(error: BaseException) -> JaxkdError | None:
+    """The user error where JAX finds no device of the kind that JAX_PLATFORMS asks for; else None."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    in_jax = trace is not None and trace.tb_frame.f_code.co_filename.endswith("xla_bridge.py")
+    missing_plugin = isinstance(error, AssertionError) and in_jax  # JAX has no words for it
+    if not missing_plugin and not (isinstance(error, RuntimeError) and "Unable to initialize backend" in str(error)):
+        return None
+    reason = " ".join(str(error).split("(set JAX_PLATFORMS")[0].split())
+    return TopologyError(
+        f'JAX_PLATFORMS="{os.environ.get("JAX_PLATFORMS", "")}", and JAX cannot use such a device on this machine'
+        f"{f' ({reason})' if reason else ''}. Install JAX for it (jax[cuda12], jax[tpu]), set JAX_PLATFORMS=cpu, or "
+        "unset it."
+    )
+
+
 def command(stopped: str = "stopped.", *, resumable: bool = False) -> Callable[[Main], Main]:
     """Decorates the `main` of a command: user errors and what a disk refuses exit with 2, signals with 128 + number.
 
@@ -64,9 +103,7 @@ def command(stopped: str = "stopped.", *, resumable: bool = False) -> Callable[[
     def decorate(main: Main) -> Main:
         @functools.wraps(main)
         def guarded(*args: Any, **options: Any) -> int:
-            for stream in (sys.stdout, sys.stderr):
-                if hasattr(stream, "reconfigure"):  # file names of any bytes, terminals of few characters
-                    stream.reconfigure(errors="backslashreplace")
+            replace_characters()
             try:
                 with ended_by_signals():
                     return main(*args, **options)
@@ -76,7 +113,7 @@ def command(stopped: str = "stopped.", *, resumable: bool = False) -> Callable[[
             except JaxkdError as error:
                 message = str(error)
             except Exception as error:
-                refused = storage_error(error, continues=resumable)
+                refused = storage_error(error, continues=resumable) or device_error(error)
                 if refused is None:
                     raise
                 message = str(refused)
@@ -139,6 +176,15 @@ def quiet() -> None:
 
     absl_logging.set_verbosity(absl_logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    asyncio.BaseEventLoop.call_soon_threadsafe = _call_unless_closed
+
+
+_call_soon_threadsafe = asyncio.BaseEventLoop.call_soon_threadsafe
+
+
+def _call_unless_closed(loop: asyncio.BaseEventLoop, *args: Any, **options: Any) -> Any:
+    # TensorStore reports to a closed loop each write that ends after another one has failed, and prints a traceback.
+    return None if loop.is_closed() else _call_soon_threadsafe(loop, *args, **options)
 
 
 @contextlib.contextmanager

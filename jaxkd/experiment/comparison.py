@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from rich.table import Table
 
+from jaxkd.experiment.fitted_table import Column, FittedTable
 from jaxkd.report.training_curves import AVERAGE, draw_curves, draw_scores, read_bicubic, score_names, scores_caption
 from jaxkd.train import read_metrics
 
@@ -16,7 +17,7 @@ FIGURE = "curves.png"
 Results = Mapping[str, dict[str, Any]]
 
 
-def compare_classifiers(configs: Mapping[str, ConfigDict], results: Results, workdir: Path) -> Table:
+def compare_classifiers(configs: Mapping[str, ConfigDict], results: Results, workdir: Path) -> FittedTable:
     """Top-1 of each stage; the figure shows held-out accuracy and loss over the epochs."""
     curves = {name: read_metrics(workdir / name, "eval") for name in configs}
     draw_curves(curves, workdir / FIGURE, caption=_caption(next(iter(configs.values())), results))
@@ -42,34 +43,34 @@ def _caption(config: ConfigDict, results: Results) -> str:
     )
 
 
-def _table(results: Results) -> Table:
+def _table(results: Results) -> FittedTable:
     images = next(iter(results.values()))["val_images"]
-    title = f"Top-1 on {images} held-out images, in percent (and how many images that is)"
-    table = Table(title=title, title_justify="left")
-    for column in (
-        "run",
-        "network",
-        "parameters",
-        "top-1",
-        "right of " + str(images),
-        "best",
-        "EMA top-1",
-        "loss",
-        "seconds",
-    ):
-        table.add_column(column, justify="left" if column in ("run", "network") else "right")
+    columns = (
+        Column("run", justify="left"),
+        Column("network", 7, justify="left"),
+        Column("parameters", 5),
+        Column("top-1"),
+        Column(f"right of {images}", 4),
+        Column("best", 2),
+        Column("EMA top-1", 1),
+        Column("loss", 3),
+        Column("seconds", 6),
+    )
+    table = FittedTable(f"Top-1 on {images} held-out images, in percent (and how many images that is)", columns)
     for name, result in results.items():
         m = result["metrics"]
-        table.add_row(
-            name,
-            result["student"],
-            f"{result['parameters']:,}",
-            f"{m['top1']:.2f}",
-            str(round(m["top1"] * images / 100)),
-            f"{result['best_top1']:.2f}" if "best_top1" in result else "-",
-            f"{m['ema_top1']:.2f}" if "ema_top1" in m else "-",
-            f"{m['loss']:.4f}",
-            f"{result['seconds']:.0f}",
+        table.rows.append(
+            (
+                name,
+                result["student"],
+                f"{result['parameters']:,}",
+                f"{m['top1']:.2f}",
+                str(round(m["top1"] * images / 100)),
+                f"{result['best_top1']:.2f}" if "best_top1" in result else "-",
+                f"{m['ema_top1']:.2f}" if "ema_top1" in m else "-",
+                f"{m['loss']:.4f}",
+                f"{result['seconds']:.0f}",
+            )
         )
     return table
 

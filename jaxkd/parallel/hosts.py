@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+HEARTBEAT_SECONDS = 40  # without a sign of life, after which a process counts as dead
+
 
 def initialize_distributed(wanted: bool | None = None) -> None:
     """Joins the other processes, before any other JAX call.
@@ -23,9 +25,14 @@ def initialize_distributed(wanted: bool | None = None) -> None:
         wanted = "JAX_COORDINATOR_ADDRESS" in os.environ
     if not wanted or jax.distributed.is_initialized():
         return
-    count, index = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
+    address, count, index = (
+        os.environ.get(name) for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    )
     jax.distributed.initialize(
-        coordinator_address=os.environ.get("JAX_COORDINATOR_ADDRESS"),
+        coordinator_address=address,
+        # JAX would listen on all interfaces of the machine, also the public ones.
+        coordinator_bind_address=os.environ.get("JAX_COORDINATOR_BIND_ADDRESS") or address,
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         num_processes=int(count) if count else None,
         process_id=int(index) if index else None,
     )

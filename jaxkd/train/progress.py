@@ -24,6 +24,17 @@ def duration(seconds: float) -> str:
 QUIET = 60.0  # seconds after which a log file gets a line, whether the work reports or not
 
 
+def shorten(status: str, width: int) -> str:
+    """`status` without some of its parts, which stand between dots, so that it is at most `width` long.
+
+    The first part (the loss) and the last (the time left) stay longest; of the others the later ones go first.
+    """
+    parts = status.split(" · ")
+    while len(parts) > 1 and len(" · ".join(parts)) > width:
+        parts.pop(-2 if len(parts) > 2 else -1)
+    return " · ".join(parts)[: max(width, 0)]
+
+
 class Progress:
     """Progress of named pieces of work, one after the other or side by side.
 
@@ -91,7 +102,9 @@ class Progress:
         if self._bar:
             if title not in self._tasks:
                 self._tasks[title] = self._bar.add_task(escape(title), total=total, status="")
-            self._bar.update(self._tasks[title], completed=done, total=total, status=escape(status))
+            # What the other columns take: the bar at least 10, the time 7, and a space between columns.
+            room = self._console.width - len(title) - 2 * len(str(total)) - 22
+            self._bar.update(self._tasks[title], completed=done, total=total, status=escape(shorten(status, room)))
             return
         self._current = f"{title} {done}/{total}"
         new = title not in self._tasks

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from jaxkd.train import progress as progress_module
-from jaxkd.train.progress import Progress, TrainProgress, duration
+from jaxkd.train.progress import Progress, TrainProgress, duration, shorten
 
 
 @pytest.mark.parametrize(
@@ -94,3 +94,16 @@ def test_each_title_gets_a_bar():
         progress("b", "images", 3, 7)
     text = console.file.getvalue()
     assert "a [x]: images" in text and "b: images" in text and "3/7" in text
+
+
+def test_a_narrow_terminal_gets_the_loss_and_the_time_left():
+    status = "loss 2.303 · 1500 images/s · 341 ms/step · data wait 2 % · 12h10m left"
+    assert shorten(status, 100) == status
+    assert shorten(status, 60) == "loss 2.303 · 1500 images/s · 341 ms/step · 12h10m left"
+    assert shorten(status, 30) == "loss 2.303 · 12h10m left" and shorten(status, 12) == "loss 2.303"
+    assert shorten(status, 4) == "loss" and shorten(status, -3) == ""
+    console = Console(file=io.StringIO(), force_terminal=True, width=80)
+    with TrainProgress(console, "student_distilled", 375_300, 0) as progress:
+        progress.update(200_000, status)
+    text = console.file.getvalue()
+    assert "loss 2.303" in text and "ms/step" not in text and "200000/375300" in text and "…" not in text

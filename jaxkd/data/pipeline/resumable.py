@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxkd.data.pipeline.broken import BrokenImages
+from jaxkd.data.pipeline.parent import end_with_parent
 from jaxkd.errors import CheckpointError
 
 Batch = dict[str, np.ndarray]
@@ -32,11 +31,10 @@ class _From:
         return self._batches[self._start + index]
 
 
-def _start_worker() -> None:
+def _start_worker(parent: int) -> None:
     """Worker setup: ignores Ctrl-C, and exits with the parent process even if that is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    end_with_parent(parent)
 
 
 def _start_quiet_tracker() -> None:
@@ -124,7 +122,8 @@ class ResumableBatches:
         # One thread a process: what they would do holds Python's lock half of the time.
         dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
         options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=2)
-        return iter(dataset.mp_prefetch(options, worker_init_fn=lambda *_: _start_worker()))
+        parent = os.getpid()  # here: the function runs in the workers
+        return iter(dataset.mp_prefetch(options, worker_init_fn=lambda *_: _start_worker(parent)))
 
     def close(self) -> None:
         """Ends the worker processes."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from jaxkd.config.paths import user_path
 from jaxkd.data.sources.folder import image_files, missing_folder
 from jaxkd.data.sources.pair_layouts import large_images, refuse_small_folder, small_stems
 from jaxkd.data.sources.photos import photo_files
@@ -42,7 +43,7 @@ def find_pairs(spec: str | Sequence[str], scale: int, split: str) -> PairFiles:
 
 def _split_specs(spec: str | Sequence[str]) -> list[str]:
     if isinstance(spec, str):  # a comma may be part of the name of a folder that is there
-        spec = [spec] if Path(spec.split(_LR)[0]).is_dir() else spec.split(",")
+        spec = [spec] if user_path(spec.split(_LR)[0], "the data source").is_dir() else spec.split(",")
     specs = [one.strip() for one in spec]
     if not specs or not all(specs):
         raise ConfigError(
@@ -69,7 +70,7 @@ def _folder(spec: str, scale: int, split: str) -> PairFiles:
             f'The data source "{spec}" names no folder of small images after "{_LR}". Write one, for example '
             f'"data/Set5{_LR}LR_bicubic", or leave the mark out to make them by bicubic downscaling.'
         )
-    root = Path(name)
+    root = user_path(name, "the data source")
     if not root.is_dir():
         advice = f'Give a folder of large images, or "{EMBEDDED}photos" to try without data.'
         raise missing_folder(f'The data folder "{root}"', root, advice)
@@ -105,7 +106,7 @@ def _hr_folder(root: Path, split: str) -> Path:
 
 
 def _lr_folder(root: Path, name: str, scale: int, split: str) -> Path:
-    candidates = [root / split / name, root / f"{_DIV2K[split]}{name}", root / name, Path(name)]
+    candidates = [root / split / name, root / f"{_DIV2K[split]}{name}", root / name, user_path(name, "the data source")]
     candidates += [root / f"{name}{x}{scale}" for x in "xX"]  # LRbic for LRbicx2
     folder = next((c for c in candidates if c.is_dir()), None)
     if folder is None:

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from jaxkd.config.paths import user_path
 from jaxkd.data.sources.digits import DigitsSource
 from jaxkd.data.sources.folder import FolderSource
 from jaxkd.data.sources.shards import MANIFEST, ShardSource, is_shards
@@ -129,7 +130,7 @@ def open_source(spec: str, split: str, *, exif: bool = False, class_order: str =
         raise DataError(
             f'data.source="{spec}" does not exist.{did_you_mean(spec, OPENERS)} There is: {", ".join(OPENERS)}.'
         )
-    return _open_folder(Path(spec), split, exif=exif, class_order=class_order)
+    return _open_folder(user_path(spec, "data.source"), split, exif=exif, class_order=class_order)
 
 
 def _open_folder(root: Path, split: str, *, exif: bool, class_order: str) -> Source:
