@@ -37,8 +37,8 @@ def run_killed(argv: Sequence[str], workdir: Path, *, kills: int, seconds: float
       argv: of `jaxkd.main`, without the work directory.
       workdir: of the run.
       kills: how many times it is killed.
-      seconds: that a process takes to start and to train for a while. Every other kill comes at a random moment of that time, the others shortly
-        after a new checkpoint, so that the run moves on.
+      seconds: that a process takes to start and to train for a while. Every other kill comes at a random moment of
+        it, the others shortly after a new checkpoint, so that the run moves on.
       seed: of the moments.
 
     Returns:
