@@ -148,7 +148,7 @@ def torch():
     return pytest.importorskip("torch")
 
 
-@pytest.mark.parametrize("name", ["m.pth", "m.pt", "pytorch_model.bin", "model_best.pth.tar"])
+@pytest.mark.parametrize("name", ["m.pth", "m.pt", "last.ckpt", "pytorch_model.bin", "model_best.pth.tar"])
 def test_pickles_are_read_with_their_nesting_and_widths(tmp_path, torch, name):
     import argparse
 
@@ -183,3 +183,109 @@ def test_a_damaged_pickle_and_a_bare_tensor_are_explained(tmp_path, torch):
     torch.save(torch.zeros(2), tmp_path / "t.pth")
     with pytest.raises(WeightSourceError, match=r"holds a Tensor and not a dict"):
         read(tmp_path / "t.pth")
+
+
+def _data(torch) -> dict:
+    """Values that lie beside the weights of published checkpoints."""
+    import collections
+    import datetime
+    import pathlib
+    import types
+
+    times = {"at": datetime.datetime(2026, 1, 2), "took": datetime.timedelta(1)}
+    numbers = {
+        "best": np.float64(71.5),
+        "n": np.int64(3),
+        "ok": np.bool_(True),
+        "type": np.dtype("f4"),
+        "l": np.arange(3),
+    }
+    containers = {"seen": {1, 2}, "frozen": frozenset([1]), "last": collections.deque([1], maxlen=3), "r": range(3)}
+    containers |= {"hits": collections.defaultdict(list, a=[1]), "count": collections.Counter("aab")}
+    others = {"out": pathlib.Path("/a/b"), "args": types.SimpleNamespace(lr=1.0), "dtype": torch.float16, "s": slice(2)}
+    return times | numbers | containers | others
+
+
+def test_numbers_of_numpy_and_plain_containers_are_data(tmp_path, torch):
+    torch.save({"model": {"a": torch.tensor(A)}, **_data(torch)}, tmp_path / "m.pth")
+    got = read(tmp_path / "m.pth")
+    np.testing.assert_array_equal(got["model"]["a"], A)
+    assert got["best"] == 71.5 and got["hits"] == {"a": [1]} and str(got["out"]) == "/a/b" and got["last"] == [1]
+
+
+def test_arrays_that_cannot_be_weights_say_what_they_are(tmp_path, torch):
+    odd = {
+        "fp8": (torch.zeros(2).to(torch.float8_e4m3fn), "is float8_e4m3fn, which jaxkd does not read"),
+        "complex": (torch.zeros(2, dtype=torch.complex64), "holds complex numbers"),
+        "sparse": (torch.eye(2).to_sparse(), "is sparse"),
+        "meta": (torch.zeros(2, device="meta"), "is on the meta device"),
+        "texts": (np.array(["a", "b"]), "holds texts"),
+        "objects": (np.array([1, "b"], dtype=object), "holds Python objects"),
+    }
+    torch.save({k: v for k, (v, _) in odd.items()}, tmp_path / "m.pth")
+    got = read(tmp_path / "m.pth")
+    for name, (_, why) in odd.items():
+        assert got[name].reason.startswith(why), name
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    save_file({"a": odd["fp8"][0], "b": torch.zeros(1)}, tmp_path / "m.safetensors")
+    got = read(tmp_path / "m.safetensors")
+    assert got["a"].reason.startswith("is float8 (F8_E4M3)") and got["b"].dtype == np.float32
+    np.savez(tmp_path / "m.npz", a=np.array(["x"]), b=np.zeros(1, np.complex64))
+    assert [v.reason.split(",")[0] for v in read(tmp_path / "m.npz").values()] == [
+        "holds texts",
+        "holds complex numbers",
+    ]
+
+
+def test_containers_without_end_and_programs_are_one_sentence(tmp_path, torch):
+    cyclic, deep = {}, {"a": torch.zeros(1)}
+    cyclic["self"] = cyclic
+    for _ in range(60):
+        deep = {"m": deep}
+    for content in (cyclic, deep):
+        torch.save(content, tmp_path / "m.pth")
+        with pytest.raises(WeightSourceError, match=r"nests its containers more than 50 deep, or one holds itself"):
+            read(tmp_path / "m.pth")
+    torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), tmp_path / "j.pt")
+    with pytest.raises(WeightSourceError, match="is a TorchScript program and not a state dict"):
+        read(tmp_path / "j.pt")
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("[1]", 'has no object "weight_map"'),
+        ('{"weight_map": []}', 'has no object "weight_map"'),
+        ('{"weight_map": {"a": 3}}', 'names 3 as the file of "a"'),
+        ('{"weight_map": {"a": "../x.safetensors"}}', "which is no name of a file beside it"),
+        ('{"weight_map": {"a": "m.safetensors", "gone": "m.safetensors"}}', 'holds no array "gone"'),
+        ("[" * 100_000, "cannot be read"),
+    ],
+)
+def test_an_odd_index_is_one_sentence(tmp_path, write_safetensors, content, why):
+    write_safetensors(tmp_path / "m.safetensors", {"a": A})
+    (tmp_path / "m.safetensors.index.json").write_text(content)
+    with pytest.raises(WeightSourceError) as caught:
+        read(tmp_path / "m.safetensors.index.json")
+    assert why in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_flipped_and_cut_files_are_read_or_refused_in_words(tmp_path, torch, write_safetensors):
+    torch.save({"model": {"a": torch.tensor(A)}, **_data(torch)}, tmp_path / "m.pth")
+    np.savez(tmp_path / "m.npz", a=A)
+    write_safetensors(tmp_path / "m.safetensors", {"a": A})
+    rng = np.random.default_rng(2026)
+    refused = 0
+    for suffix in ("pth", "npz", "safetensors"):
+        whole = (tmp_path / f"m.{suffix}").read_bytes()
+        for _ in range(100):
+            damaged = bytearray(whole[: rng.integers(1, len(whole))] if rng.random() < 0.3 else whole)
+            for place in rng.integers(0, len(damaged), 4):
+                damaged[place] ^= 1 << rng.integers(8)
+            (tmp_path / f"d.{suffix}").write_bytes(damaged)
+            try:
+                read(tmp_path / f"d.{suffix}")
+            except WeightSourceError as error:
+                refused += 1
+                assert "\n" not in str(error)
+    assert refused > 100
