@@ -25,6 +25,7 @@ def network(name: str) -> ConfigDict:
             "weights": "",
             "variant": "",  # "ema" or "raw", where the weights hold both
             "resize": False,  # resize position embeddings and relative-bias tables to this network's grid
+            "old_grid": (),  # with resize: (rows, columns) of a file that does not say them; () is a square
             "new_head": False,  # drop a head of another size and start a new one
         }
     )

@@ -128,7 +128,7 @@ def embedded(config: ConfigDict, *, student: dict[str, Any], teacher: dict[str, 
     first = {"name": "teacher", **alone, "student.name": config.teacher.name}
     # What a command line says of the student is not meant for its teacher.
     first |= {"student.weights": "", "student.variant": "", "student.resize": False, "student.new_head": False}
-    first |= {"student.freeze": ()}
+    first |= {"student.old_grid": (), "student.freeze": ()}
     first["student.args"] = teacher
     changes = {f"teacher.args.{k}": v for k, v in teacher.items()}
     changes |= {"distill.pairs": pairs, "teacher.weights": "stage:teacher"}

@@ -75,6 +75,7 @@ BOUNDS: tuple[tuple[dict[str, float], tuple[str, ...]], ...] = (
 )
 RANGES = {"data.augment.scale": 1.0, "data.augment.ratio": 100.0}  # pairs of numbers, and the largest of each
 TEXTS = ("plugins", "student.freeze", "eval.sets", "dynamics.layers")  # tuples of text
+LARGEST_GRID = 10**4
 LEAST_CROP = 0.05  # the image is resized to the network's size over this share, which has to fit into memory
 
 
@@ -137,10 +138,12 @@ UNREAD: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], bool], str], ...] = 
         "only one of mixup and cutmix",
     ),
     (
-        ("student.variant", "student.resize", "student.new_head"),
+        ("student.variant", "student.resize", "student.old_grid", "student.new_head"),
         lambda c: not c.student.weights,
         "a student that starts from random weights",
     ),
+    (("student.old_grid",), lambda c: not c.student.resize, "student.resize=False, which keeps the grid"),
+    (("teacher.old_grid",), lambda c: not c.teacher.resize, "teacher.resize=False, which keeps the grid"),
     (("dynamics.",), lambda c: c.dynamics.every_steps == 0, "dynamics.every_steps=0, which computes no statistics"),
     (("dynamics.rank_images",), lambda c: not c.dynamics.ranks, "dynamics.ranks=False, which computes no ranks"),
     (
@@ -242,6 +245,12 @@ def _check_values(known: dict[str, Any], given: dict[str, Any]) -> None:
             f"data.mix.cutmix_minmax={tuple(sides)!r} is not a range of sides. Give () or two numbers from 0 to 1, the "
             "smaller one first, for example (0.2, 0.8)."
         )
+    for name in ("student.old_grid", "teacher.old_grid"):
+        grid = given[name]
+        if len(grid) and not (_is_pair(grid) and all(isinstance(n, int) and 1 <= n <= LARGEST_GRID for n in grid)):
+            raise ConfigError(
+                f"{name}={tuple(grid)!r} is not a grid. Give () or rows and columns of patches, for example (2, 8)."
+            )
     if 0 < given["eval.crop_pct"] < LEAST_CROP:
         raise ConfigError(
             f"eval.crop_pct={given['eval.crop_pct']!r} is out of range. Give a number from {LEAST_CROP} to 1, or 0 for "

@@ -192,7 +192,13 @@ def _loaded(network: weights.Network, config: ConfigDict, seed: int, load: bool)
         return network
     key = jax.random.key(seed)
     return weights.load_weights(
-        network, config.weights, variant=config.variant, resize=config.resize, new_head=config.new_head, key=key
+        network,
+        config.weights,
+        variant=config.variant,
+        resize=config.resize,
+        old_grid=tuple(config.old_grid) or None,
+        new_head=config.new_head,
+        key=key,
     )
 
 

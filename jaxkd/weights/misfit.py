@@ -63,7 +63,7 @@ def _facts(shapes: Mapping[str, Shape]) -> dict[str, str]:
         facts["width"] = f"{first[0]} wide"
     ups = [s[0] / s[1] for n, s in shapes.items() if re.fullmatch(r"upsample\.\d+\.weight", n) and len(s) == 4 and s[1]]
     if ups:
-        facts["enlarging"] = f"for x{round(math.sqrt(math.prod(ups)))}"
+        facts["enlarging"] = f"x{round(math.sqrt(math.prod(ups)))}"
     blocks: dict[str, set[str]] = {}
     for name in shapes:
         if match := re.match(r"(blocks|blocks_token_only|layers\.\d+\.blocks|body)\.(\d+)\.", name):

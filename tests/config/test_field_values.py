@@ -56,6 +56,7 @@ def test_odd_values_are_refused_or_of_the_fields_kind(field):
         ("stages", "0x10", "is not a list of stages"),
         ("data.mix.cutmix_minmax", "x", "two numbers from 0 to 1"),
         ("data.mix.cutmix_minmax", "(0.8,0.2)", "the smaller one first"),
+        ("student.old_grid", "(2,0)", "is not a grid"),
         ("data.augment.scale", "(0.5,nan)", "two numbers above 0 and at most 1"),
         ("student.freeze", "1_000", "is not a list of texts"),
         ("distill.terms", "kl", "is not a list of terms"),
