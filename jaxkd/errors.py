@@ -83,6 +83,10 @@ class TopologyError(JaxkdError):
     """The batch does not divide over the devices or hosts."""
 
 
+class PeerLostError(JaxkdError):
+    """Another process of a distributed run ended or cannot be reached."""
+
+
 class NonFiniteLossError(JaxkdError):
     """A loss became NaN or infinite; the last good checkpoint is kept."""
 

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
-from jaxkd.errors import ConfigError, JaxkdError, TopologyError, first_few, storage_error
+from jaxkd.errors import ConfigError, JaxkdError, PeerLostError, TopologyError, first_few, storage_error
 
 Main = Callable[..., int]
 
@@ -110,6 +110,9 @@ def command(stopped: str = "stopped.", *, resumable: bool = False) -> Callable[[
             except KeyboardInterrupt as stop:
                 print(f"jaxkd: {stopped}", file=sys.stderr)
                 return 3 if resumable else 128 + (stop.args[0] if stop.args else signal.SIGINT)
+            except PeerLostError as error:
+                print(f"jaxkd: {error}", file=sys.stderr, flush=True)
+                os._exit(2)  # JAX would wait for the other process at the end, and abort
             except JaxkdError as error:
                 message = str(error)
             except Exception as error:

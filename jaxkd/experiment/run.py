@@ -22,7 +22,7 @@ from jaxkd import __version__, data, parallel, train
 from jaxkd.config.paths import user_path
 from jaxkd.config.plugins import import_plugins
 from jaxkd.data.files import write_atomic
-from jaxkd.errors import DamagedCheckpointError, JaxkdError, storage_error
+from jaxkd.errors import DamagedCheckpointError, JaxkdError, PeerLostError, storage_error
 from jaxkd.experiment.build import Experiment, build
 from jaxkd.experiment.lock import WorkdirLock
 from jaxkd.experiment.sweep import run_stages
@@ -52,12 +52,15 @@ def storage_errors(workdir: Path) -> Iterator[None]:
     except JaxkdError:
         raise
     except Exception as error:  # OSError, and what Orbax and TensorStore raise in its place
-        steps = train.checkpoint_steps(workdir)
-        kept = f"The last whole checkpoint, of step {steps[-1]}, stays" if steps else "No checkpoint was written yet"
-        refused = storage_error(error, path=str(workdir), kept=kept, continues=True)
+        refused = storage_error(error, path=str(workdir), kept=_kept(workdir), continues=True)
         if refused is None:
             raise
         raise refused from error
+
+
+def _kept(workdir: Path) -> str:
+    steps = train.checkpoint_steps(workdir)
+    return f"The last whole checkpoint, of step {steps[-1]}, stays" if steps else "No checkpoint was written yet"
 
 
 def run_one(config: ConfigDict, workdir: Path, console: Console | None, *, title: str = "") -> dict[str, Any]:
@@ -96,7 +99,7 @@ def _run_locked(
         active=parallel.is_main_host(),
         purge_step=None if resumed is None else resumed + 1,
     )
-    evaluate = experiment.make_evaluator(writer)
+    evaluate, lost = experiment.make_evaluator(writer), False
     title = title or workdir.name
     try:
         if resumed is not None and resumed >= settings.total_steps:
@@ -105,9 +108,18 @@ def _run_locked(
             scores = evaluate(state)  # says the result again
         else:
             state, scores = _train(experiment, state, clock, checkpoints, writer, evaluate, console, title)
+    except Exception as error:
+        lost = parallel.is_peer_loss(error)
+        if not lost:
+            raise
+        raise PeerLostError(
+            f"Another process of this run ended or cannot be reached ({' '.join(str(error).split())[:120]}). "
+            f"{_kept(workdir)}. Start all processes again with the same command; it continues."
+        ) from None
     finally:
         writer.close()
-        checkpoints.close()
+        if not lost:  # else Orbax would wait for the other process
+            checkpoints.close()
         if experiment.statistics is not None and parallel.is_main_host():  # of a run that failed too: they may show why
             _write_statistics(config, workdir)
     result = _result(experiment, workdir, int(state.step), scores, clock)

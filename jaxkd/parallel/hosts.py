@@ -14,6 +14,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 HEARTBEAT_SECONDS = 40  # without a sign of life, after which a process counts as dead
 
 
+_LOST = ("gloo", "nccl", "connection closed by peer", "connection reset", "coordination service", "heartbeat")
+
+
+def is_peer_loss(error: BaseException) -> bool:
+    """Whether `error` is what JAX raises where another process of this run has died."""
+    return jax.process_count() > 1 and any(words in str(error).lower() for words in _LOST)
+
+
 def initialize_distributed(wanted: bool | None = None) -> None:
     """Joins the other processes, before any other JAX call.
 
