@@ -33,7 +33,7 @@ def test_the_file_holds_timms_arrays(golden_state, tmp_path, family):
     written = weights.save_safetensors(path, model, weights.from_timm(model, state), {"model": "x"})
     assert written == path and [p.name for p in path.parent.iterdir()] == ["m.safetensors"]
     header, arrays = parse(path)
-    assert header["__metadata__"] == {"format": "pt", "model": "x"}
+    assert header["__metadata__"] == {"format": "pt", "model": "x", "jaxkd.grid": "[4, 4]"}
     assert set(arrays) == set(state)
     for name in state:
         np.testing.assert_array_equal(arrays[name], state[name], err_msg=name)
