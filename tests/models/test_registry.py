@@ -176,6 +176,7 @@ def test_internal_fields_are_no_arguments(name, field):
     [
         ("deit_tiny_patch16_224", {"embed_dim": 50}, "50 channels do not divide by num_heads=3"),
         ("cait_xxs24_224", {"img_size": 8}, r"img_size=\(8, 8\) is smaller than patch_size=\(16, 16\)"),
+        ("swin_tiny_patch4_window7_224", {"img_size": 226}, r"not a multiple of patch_size.*Use img_size=\(224, 224\)"),
         ("cait_xxs24_224", {"img_size": (224, 224, 3)}, r"img_size=\(224, 224, 3\) is not a size"),
         ("cait_xxs24_224", {"act_layer": "glu"}, 'act_layer="glu" is not possible.*Did you mean "gelu"'),
         ("cait_xxs24_224", {"global_pool": "max"}, 'global_pool="max" is not possible'),
