@@ -96,6 +96,8 @@ def explain_recipe(config: ConfigDict, argv: Sequence[str]) -> Iterator[None]:
         known, values, given = flatten(base()), flatten(config), _given_fields(argv)
         named = dict.fromkeys(re.findall(r"\b[a-z0-9_]+(?:\.[a-z0-9_]+)+", str(error)))
         set_here = [f for f in named if f in values and f not in given and values[f] != known.get(f)]
+        # A stage may have another value than the config that it changes.
+        set_here = [f for f in set_here if f"{f}=" not in str(error) or f"{f}={values[f]!r}" in str(error)]
         if not set_here or given.isdisjoint(values):
             raise
         words = ", ".join(f"{f}={values[f]!r}" for f in set_here)

@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxkd.config import presets
-from jaxkd.config.fields import ARGS, base, change, flatten
+from jaxkd.config.fields import ARGS, base, change, flatten, kind_of
 from jaxkd.errors import ConfigError, check_choice, check_range, did_you_mean
 
 TASKS = ("distillation", "classification", "restoration")  # whose unread fields are known; others may be registered
@@ -203,6 +203,7 @@ def validate(config: ConfigDict) -> None:
     known, given = flatten(base()), flatten(config)
     known |= {name: None for name in given if name.startswith(ARGS)}
     _check_fields(known, given)
+    _check_types(known, given)
     for name, choices in CHOICES.items():
         check_choice(name, given[name], choices)
     for bounds, names in BOUNDS:
@@ -228,6 +229,25 @@ def check_stages(config: ConfigDict) -> None:
             f"stages={tuple(config.stages)!r} is not a list of stages. Write dicts of changed fields with a name, as "
             "recipes.embedded does."
         )
+
+
+def _check_types(known: dict[str, Any], given: dict[str, Any]) -> None:
+    """Checks that each value is of its field's kind; the changes of a stage and files of a run have no types."""
+    for name, default in known.items():
+        value = given[name]
+        if default is None or name.startswith(ARGS):
+            continue
+        if isinstance(default, tuple):
+            fits = isinstance(value, tuple | list)
+        elif isinstance(default, float):
+            fits = _is_number(value)
+        else:
+            fits = type(value) is type(default)
+        if not fits:
+            raise ConfigError(
+                f"{name}={value!r} is of the wrong type. Give a value of type {kind_of(name)}, such as the default "
+                f"{default!r}."
+            )
 
 
 def _check_values(known: dict[str, Any], given: dict[str, Any]) -> None:

@@ -35,10 +35,6 @@ def build_components(
     if open_data:
         opened = functools.partial(data.open_source, config.data.source, class_order=config.data.class_order)
         sources = {split: opened(split) for split in ("train", "val")}
-        for network in (config.student, config.teacher):
-            if network.weights and not network.new_head:
-                recorded = train.recorded_classes(network.weights)
-                data.check_same_classes(recorded, sources["train"].class_names, network.weights, config.data.source)
     classes = len(sources["train"].class_names) if sources else _published_classes(config)
     build = functools.partial(build_task, num_classes=classes, load=load)
     config, chosen = resolve(config, num_classes=classes), None
@@ -47,6 +43,9 @@ def build_components(
     elif config.distill.pairs == auto_pairs.AUTO:  # chosen on images
         config = change(config, {"distill.pairs": "first+last"}).lock()
     task = build(config)
+    if sources and load:
+        by_logits = task.objective.compares_logits
+        _check_class_names(config, sources["train"].class_names, with_teacher=by_logits)
     objective = f"objective {' + '.join(term.name for term in task.objective.terms)}"
     if task.objective.pairs:
         objective += f" · {len(task.objective.pairs)} layer pairs"
@@ -70,6 +69,18 @@ def build_components(
         ),
         save_inputs=lambda workdir: auto_pairs.save_pairs(chosen, workdir),
     )
+
+
+def _check_class_names(config: ConfigDict, names: tuple[str, ...], *, with_teacher: bool) -> None:
+    """Raises DataError where weights whose logits matter record other classes than `names`, or another order."""
+    for network in (config.student, config.teacher) if with_teacher else (config.student,):
+        if not network.weights or network.new_head:
+            continue
+        recorded, path = train.recorded_classes(network.weights), Path(network.weights).expanduser()
+        if not recorded and path.is_file():
+            facts = weights.read_facts(path)
+            recorded = facts.class_names if facts else ()
+        data.check_same_classes(recorded, names, network.weights, config.data.source)
 
 
 def _published_classes(config: ConfigDict) -> int:
@@ -137,7 +148,7 @@ def _load_teacher(teacher: weights.Network, config: ConfigDict, load: bool, *, b
             raise
     new_head = "This objective compares no logits, so a new classifier will do: add --config.teacher.new_head=True."
     raise ConfigError(
-        f'The classifier of the teacher "{config.teacher.weights}" has not the {teacher.num_classes} classes of '
+        f'The classifier of the teacher "{config.teacher.weights}" does not have the {teacher.num_classes} classes of '
         f"{config.data.source}. {_fine_tuning(config) if by_logits else new_head}"
     )
 

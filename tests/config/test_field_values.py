@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jaxkd import main
-from jaxkd.config.fields import base, flatten
+from jaxkd.config.fields import base, change, flatten
 from jaxkd.config.validate import check_stages, validate
 from jaxkd.errors import JaxkdError
 
@@ -87,3 +87,16 @@ def test_values_that_once_passed_in_silence_are_refused(field, text, words):
 )
 def test_values_that_are_understood(field, text, value):
     assert read(field, text) == value
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *[("student.freeze", 5), ("student.freeze", "blocks_0"), ("data.mix.cutmix_minmax", 5), ("mesh.data", "x")],
+        *[("train.epochs", 1.5), ("student.name", 5), ("data.augment.auto_augment", 5), ("log.tensorboard", 1)],
+    ],
+)
+def test_changes_of_a_stage_have_the_types_of_their_fields(field, value):
+    config, _, _ = main.parse([CONFIG, "--workdir=w", "--config.data.source=embedded:digits"])
+    with pytest.raises(JaxkdError, match=rf"{field}=.* is of the wrong type"):
+        validate(change(config, {field: value}).lock())
