@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
 from jaxkd import data, main, models, train, weights
@@ -229,6 +230,13 @@ def configs(rng: random.Random, folder: Path) -> str:
     return ""
 
 
+def _decisive(config: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a run that decide what it computes; the others may be changed while it goes on."""
+    free = ("data.workers", "log.", "checkpoint.", "dynamics.", "eval.batch_size", "train.steps")
+    flat = fields.flatten(ConfigDict(config))
+    return {name: value for name, value in flat.items() if not name.startswith(free)}
+
+
 def _run_config(rng: random.Random, folder: Path) -> str:
     shutil.copytree(trained(), folder / "run")
     path = folder / "run" / "config.json"
@@ -236,6 +244,8 @@ def _run_config(rng: random.Random, folder: Path) -> str:
     path.write_bytes(spoil(rng, path.read_bytes()))
     with quiet(), contextlib.suppress(JaxkdError):
         _, config, _ = train.load_run_weights(folder / "run")
-        if config != before:
-            return "another config of a run in silence"
+        one, other = (_decisive(c) for c in (config, before))
+        changed = [name for name in one | other if one.get(name) != other.get(name)]
+        if changed:
+            return f"another {changed[0]} of a run in silence"
     return ""
