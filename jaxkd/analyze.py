@@ -8,10 +8,10 @@
     python -m jaxkd.analyze --model=my_package.my_module:features --image-size=224 --images=DIR --out=report
     python -m jaxkd.analyze --weights=runs/mdbn_x4 --weights=runs/edsr_x4 --images=/data/Set14 --out=branches
 
-Options that describe a network (--weights, --model-arg, --label, --variant, --step) belong to the --model before them;
---weights with a work directory of jaxkd needs no --model. The first network is the teacher of the comparisons. A
-function of your own takes (B, H, W, 3) fp32 NumPy images in [0, 1] and returns {name: (B, N, C) or (B, h, w, C)},
-arrays or tensors of PyTorch; with --layout=nchw, maps (B, C, h, w).
+Options that describe a network (--weights, --model-arg, --label, --variant, --step, --old-grid) belong to the --model
+before them; --weights with a work directory of jaxkd needs no --model. The first network is the teacher of the
+comparisons. A function of your own takes (B, H, W, 3) fp32 NumPy images in [0, 1] and returns {name: (B, N, C) or
+(B, h, w, C)}, arrays or tensors of PyTorch; with --layout=nchw, maps (B, C, h, w).
 
 Super-resolution networks (mdbn_x*, edsr_x*) get a Fourier analysis of their branches, each beside itself untrained.
 --images are then large images, which are shrunk by the network's scale as in training, or pairs ("DIR?lr=NAME"); with
@@ -95,6 +95,7 @@ def analyze(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     named = {a.partition("=")[0].removeprefix("--").replace("-", "_") for a in argv}
     unread = {name: getattr(args, name) for name in NOT_OF_BRANCHES if name in named}
     unread |= {"checkpoints": given[0].weights} if over_time else {}
+    unread |= {"old_grid": next((n.old_grid for n in given if n.old_grid), None)}
     console.refuse_options(unread, f"{given[0].label} is a super-resolution network")
     return _analyze_branches(given, args, out, command)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxkd.cli import console, networks
-from jaxkd.errors import ConfigError
+from jaxkd.errors import ConfigError, printable
 
 FORMATS = ("onnx", "stablehlo", "safetensors")
 
@@ -48,7 +48,7 @@ def convert(args: argparse.Namespace) -> dict[str, Any]:
     if to != "safetensors":
         exports.require_upscaler(network.model, to)
     network = networks.load(given, network)
-    about = {"model": network.spec.name, "weights": network.origin}
+    about = {"model": network.spec.name, "weights": printable(network.origin)}
     difference, metadata = None, about | weights.to_metadata(network)
     if to == "safetensors":
         weights.save_safetensors(path, network.model, network.variables, metadata, overwrite=args.overwrite)
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; exit code 0, or 2 for a user error."""
     args = _parser().parse_args(argv)
     console.quiet()
-    done = convert(args)
+    done = printable(convert(args))
     checked = done["largest_difference"]
     if done["format"] == "safetensors":
         words = ""

@@ -41,9 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     classifiers.add_argument("--crop-pct", type=float, help="default: the model's own")
     classifiers.add_argument("--interpolation", help="default: the model's own")
     classifiers.add_argument("--resize", action="store_true", help="resize position embeddings to the network's grid")
-    classifiers.add_argument(
-        "--old-grid", metavar="ROWSxCOLUMNS", help="of patches that the weights were made for; default: as they say"
-    )
+    classifiers.add_argument(networks.OLD_GRID[0], **networks.OLD_GRID[1])
     classifiers.add_argument(
         "--class-order", choices=("natural", "text"), help="of class folders: 1, 2, 10 as in timm (default) or 1, 10, 2"
     )
@@ -95,7 +93,7 @@ def _score_classifier(args: argparse.Namespace, given: networks.NetworkArgs) -> 
         data.check_same_classes(network.class_names, source.class_names, given.weights, args.data[0])
     batch_size = 64 if args.batch_size is None else args.batch_size
     parallel.check_batch("--batch-size", batch_size, parallel.make_mesh())
-    network = networks.load(given, network, resize=args.resize, old_grid=networks.grid(args.old_grid))
+    network = networks.load(given, network, resize=args.resize)
     with console.progress() as progress:
         scores = classification.score_classifier(
             network,

@@ -83,7 +83,7 @@ def upscale(args: argparse.Namespace) -> dict[str, Any]:
     inputs.make_folder(folder)
     page = ComparisonPage(f"Bicubic and {network.spec.name}, x{enlarger.scale}") if page_path else None
     with console.progress() as progress:
-        progress.say(f"{network.spec.name}, {network.origin}: {len(targets):,} picture{'s'[: len(targets) > 1]}")
+        progress.say(f"{network.spec.name}, {network.origin}: {len(targets):,} picture{'s'[: len(targets) != 1]}")
         if found.others:
             progress.say(f"Left out, because they are not read as pictures: {inputs.counted(found.others)}")
         result = enlarge_files.enlarge_files(

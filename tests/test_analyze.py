@@ -131,6 +131,7 @@ def failing(argv, capsys):
         (["--model=mdbn_x2"], "--permutations=2 was given, but mdbn_x2 is a super-resolution network"),
         ([*DEIT, "--step=3"], "has no --weights"),
         ([*DEIT, "--variant=best"], "argument --variant: invalid choice"),
+        ([*DEIT, "--old-grid=2x8"], "--old-grid=2x8 was given for deit_tiny_patch16_224, which has no --weights"),
         ([*DEIT, "--image-size=64"], "--model-arg=img_size=SIZE"),
     ],
     ids=lambda v: v[-1] if isinstance(v, list) and v else None,

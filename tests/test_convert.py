@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from random_weights import random_variables
 
 from jaxkd import convert, models, weights
+from jaxkd.cli import networks
 from jaxkd.errors import WeightMismatchError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -173,6 +175,10 @@ def test_a_written_file_needs_neither_model_nor_arguments(mdbn, tmp_path, capsys
     assert convert.main([f"--weights={first}", f"--out={second}"]) == 0
     assert "mdbn_x2 from" in capsys.readouterr().out.splitlines()[-2]
     jax.tree.map(np.testing.assert_array_equal, weights.load(mdbn[0], second), mdbn[1])
+    odd = tmp_path / os.fsdecode(b"\xff.safetensors")  # a name that UTF-8 cannot hold
+    shutil.copy(first, odd)
+    assert convert.main([f"--weights={odd}", f"--out={second}", "--overwrite"]) == 0
+    assert [n.label for n in networks.resolve([networks.NetworkArgs(weights=str(first))])] == ["mdbn_x2"]
     # An argument of the command line goes before the file's, and the misfit says so.
     with pytest.raises(SystemExit):
         convert.main([f"--weights={second}", "--model-arg=num_block=3", f"--out={tmp_path / 'c.safetensors'}"])
@@ -180,8 +186,6 @@ def test_a_written_file_needs_neither_model_nor_arguments(mdbn, tmp_path, capsys
 
 
 def test_grid_classes_and_preprocessing_of_a_classifier_come_back(tmp_path):
-    from jaxkd.cli import networks
-
     args = {"img_size": (16, 64), "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 3, "num_classes": 2}
     built = weights.build_network("vit_small_patch16_224.dino", args)
     spec = dataclasses.replace(built.spec, crop_pct=0.75, interpolation="bilinear")

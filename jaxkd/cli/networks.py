@@ -30,6 +30,13 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ),
     ("--step", {"metavar": "STEP", "help": 'of a work directory: a number, "last" (default) or "best"'}),
 )
+OLD_GRID: tuple[str, dict[str, Any]] = (  # an option of the commands that have --resize
+    "--old-grid",
+    {
+        "metavar": "ROWSxCOLUMNS",
+        "help": "grid of patches that the weights were made for; default: the grid that the file records, or a square",
+    },
+)
 
 
 @dataclass
@@ -42,6 +49,7 @@ class NetworkArgs:
     label: str = ""  # name in results
     variant: str = ""  # "ema", "raw" or "" for the default
     step: str = ""  # of a work directory
+    old_grid: str | None = None  # "2x8": of patches that the weights were made for
 
 
 class _Collect(argparse.Action):
@@ -81,6 +89,7 @@ def network_args(namespace: argparse.Namespace) -> NetworkArgs:
         dict(namespace.model_arg),
         variant=namespace.variant,
         step=namespace.step,
+        old_grid=getattr(namespace, "old_grid", None),
     )
 
 
@@ -93,7 +102,7 @@ def add_options_of_networks(parser: Parser) -> Any:
         ("--label", {"help": "name in the report"}),
         ("--checkpoints", {"metavar": "WORKDIR", "help": "every kept checkpoint of this run (*)"}),
     )
-    for option, settings in (*OPTIONS, *more):
+    for option, settings in (*OPTIONS, OLD_GRID, *more):
         group.add_argument(option, **settings, action=_Collect, default=argparse.SUPPRESS)
     return group
 
@@ -186,7 +195,6 @@ def load(
     *,
     compute: str = "float32",
     resize: bool = False,
-    old_grid: tuple[int, int] | None = None,
 ) -> Any:
     """The `weights.Network` with its weights, or without any where `network` names none.
 
@@ -195,7 +203,6 @@ def load(
       built: what `build` returned, to build it only once.
       compute: see `build`.
       resize: see `weights.load`.
-      old_grid: see `weights.load`.
 
     Raises:
       ConfigError, UnknownNameError, WeightSourceError, WeightMismatchError, CheckpointError: see `weights.load`.
@@ -204,13 +211,14 @@ def load(
 
     built = built or build(network, compute=compute)
     if network.weights:
-        fitting = {"resize": resize, "old_grid": old_grid}
+        fitting = {"resize": resize, "old_grid": grid(network.old_grid)}
         return weights.load_weights(built, network.weights, variant=network.variant, step=network.step, **fitting)
-    for name in ("variant", "step"):
+    for name in ("variant", "step", "old_grid"):
         if getattr(network, name):
+            option = f"--{name.replace('_', '-')}"
             raise ConfigError(
-                f"--{name}={getattr(network, name)} was given for {network.model}, which has no --weights. Add "
-                f"them, or leave --{name} out."
+                f"{option}={getattr(network, name)} was given for {network.model}, which has no --weights. Add them, "
+                f"or leave {option} out."
             )
     return built
 
@@ -231,10 +239,10 @@ def feature_source(
 
     names = tuple(filter(None, (t.strip() for t in layers.split(","))))
     if ":" in network.model:
-        if network.weights or network.args:
+        if network.weights or network.args or network.old_grid:
             raise ConfigError(
-                f'--model="{network.model}" is a function of your own, which --weights and --model-arg do not reach. '
-                "Leave them out."
+                f'--model="{network.model}" is a function of your own, which --weights, --model-arg and --old-grid do '
+                "not reach. Leave them out."
             )
         size = (image_size or 224, image_size or 224)
         return pipeline.callable_features(
@@ -287,13 +295,11 @@ def resolve(given: Sequence[NetworkArgs]) -> list[NetworkArgs]:
                 "checkpoint.keep_every_epochs keeps more of its checkpoints."
             )
         steps = sorted(int(p.name) for p in (run / "checkpoints").iterdir() if p.name.isdigit())
-        variant = runs[0].variant
-        networks = [NetworkArgs(weights=str(run), step=str(s), label=f"step {s}", variant=variant) for s in steps]
+        networks = [replace(runs[0], weights=str(run), step=str(s), label=f"step {s}") for s in steps]
     for network in networks:
-        if ":" not in network.model:
-            identify(network)
+        name = network.model.rpartition(":")[2] if ":" in network.model else identify(network)[0]
         run = train.find_run(network.weights) if network.weights else None
-        network.label = printable(network.label or (run.name if run is not None else network.model.rpartition(":")[2]))
+        network.label = printable(network.label or (run.name if run is not None else name))
     labels = [n.label for n in networks]
     for i, network in enumerate(networks):
         if labels.count(network.label) > 1:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image
 
@@ -18,7 +20,8 @@ LARGE = 2**26  # pixels from which a file is looked at closely
 # The most that a byte of a file can stand for. Deflate reaches 1032 bytes (zlib's documentation), run lengths 255 in 2;
 # LZW codes of 12 bits reach 4096 bytes in 1.5. A JPEG's block of 8 x 8 pixels takes at least a bit. WebP, AVIF and
 # JPEG 2000 have no such limit for a picture of one colour, nor have newer compressions of TIFF.
-_BYTES_FOR_A_BYTE = {"PNG": 1032, "JPEG": 512, "BMP": 256, "GIF": 4096, "TIFF": 4096, "TGA": 256}
+_BYTES_FOR_A_BYTE = {"PNG": 1032, "JPEG": 512, "MPO": 512, "BMP": 256, "GIF": 4096, "TIFF": 4096, "TGA": 256}
+_JPEG = ("JPEG", "MPO")  # MPO: a JPEG with others behind it
 _LIMITED_TIFF = ("raw", "packbits", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate")
 _STRIPS = ((273, 279), (324, 325))  # offsets and lengths of strips, and of tiles
 
@@ -28,16 +31,15 @@ def check_declared_size(image: Image.Image, path: Path) -> None:
     length = os.stat(path).st_size
     pixels = image.width * image.height
     bands = len(image.getbands()) if image.format in ("PNG", "BMP") else 1
-    small = image.mode in ("1", "L", "P") and image.format != "JPEG"  # grey and palettes may have 1 bit a pixel
+    small = image.mode in ("1", "L", "P") and image.format not in _JPEG  # grey and palettes may have 1 bit a pixel
     bits = 1 if small else 8 * bands
     most = _BYTES_FOR_A_BYTE.get(image.format or "", 0)
     if image.format == "TIFF" and image.info.get("compression") not in _LIMITED_TIFF:
         most = 0
     possible = not most or pixels * bits <= 8 * length * most
     if possible and pixels >= LARGE:
-        possible = {"PNG": _png_is_whole, "TIFF": _tiff_is_whole, "JPEG": _jpeg_is_whole}.get(
-            image.format or "", _riff_is_whole
-        )(image, path, length)
+        checks = {"PNG": _png_is_whole, "TIFF": _tiff_is_whole} | dict.fromkeys(_JPEG, _jpeg_is_whole)
+        possible = checks.get(image.format or "", _riff_is_whole)(image, path, length)
     if not possible:
         raise DataError(
             f'"{path}" cannot be read as a picture: it declares {image.width:,} x {image.height:,} pixels, and its '
@@ -49,18 +51,25 @@ def _png_is_whole(image: Image.Image, path: Path, length: int) -> bool:
     """Whether all chunks lie in the file, down to the last, and are long enough for the pixels."""
     coded = 0
     with open(path, "rb") as file:
-        file.seek(8)
-        while True:
-            head = file.read(8)
-            if len(head) < 8:
-                return False
-            size, name = struct.unpack(">I4s", head)
+        for name, size in chunks_of_png(file):
             coded += size if name == b"IDAT" else 0
             if name == b"IEND":
                 return image.width * image.height <= 8 * coded * _BYTES_FOR_A_BYTE["PNG"]
-            if file.tell() + size + 4 > length:
-                return False
-            file.seek(size + 4, os.SEEK_CUR)
+    return False
+
+
+def chunks_of_png(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """(name, bytes of content) of the whole chunks of a PNG, down to the last; `file` then stands at the content."""
+    length, at = os.fstat(file.fileno()).st_size, 8
+    while at + 8 <= length:
+        file.seek(at)
+        size, name = struct.unpack(">I4s", file.read(8))
+        at += size + 12
+        if at > length and name != b"IEND":
+            return
+        yield name, size
+        if name == b"IEND":
+            return
 
 
 def _tiff_is_whole(image: Image.Image, path: Path, length: int) -> bool:

@@ -196,4 +196,4 @@ def _as_data_error(path: Path, error: Exception) -> DataError:
             f'"{path}" does not fit into memory, which has to hold picture and result. Cut it into pieces, or use a '
             "machine with more memory."
         )
-    return DataError(f'"{path}" was given up ({error}). Check the disk and permissions.')
+    return DataError(f'"{path}" could not be enlarged ({error}). Check the disk and permissions.')

@@ -121,8 +121,8 @@ def read_picture(path: Path) -> Picture:
       DataError: as `inspect`; or it is truncated or damaged.
     """
     with _opened(path) as image:
-        mode = _mode(image, path)
         check_declared_size(image, path)
+        mode = _mode(image, path)
         if mode in sixteen_bits.MODES:
             pixels, image = _read_sixteen_bits(image, path)
         else:
@@ -136,7 +136,9 @@ def read_picture(path: Path) -> Picture:
     if orientation in _UPRIGHT:
         pixels = np.ascontiguousarray(_UPRIGHT[orientation](pixels))
     if len(about.icc) < 20 or _COLOUR_SPACE.get(about.icc[16:20]) != (1 if mode.startswith(("L", GREY16)) else 3):
-        about = replace(about, icc=b"")  # it describes other channels than those that are left
+        # It describes other channels than those that are left. That of CMYK was applied to the pixels.
+        lost = about.icc and about.icc[16:20] != b"CMYK"
+        about = replace(about, icc=b"", other=about.other + (("ICC profile",) if lost else ()))
     return Picture(pixels, mode, about)
 
 
@@ -152,7 +154,8 @@ def _read_sixteen_bits(image: Image.Image, path: Path) -> tuple[np.ndarray, Imag
             "'jaxkd[tiff]', or save the file with interleaved channels."
         ) from None
     pixels = tifffile.imread(path, key=0)
-    return np.ascontiguousarray(np.moveaxis(pixels, 0, -1)).astype(np.uint16), image
+    pixels = np.ascontiguousarray(np.moveaxis(pixels, 0, -1)).astype(np.uint16)
+    return sixteen_bits.unassociated(pixels) if sixteen_bits.is_associated(image) else pixels, image
 
 
 def _open(path: Path) -> Image.Image:
@@ -197,8 +200,7 @@ def _mode(image: Image.Image, path: Path) -> str:
     if mode in ("LA", "La"):
         return "LA"
     if mode == "P":
-        colours = np.array(image.getpalette("RGB") or [0, 0, 0]).reshape(-1, 3)
-        return ("L" if (colours == colours[:, :1]).all() else "RGB") + ("A" if transparent else "")
+        return ("L" if _palette_is_grey(image) else "RGB") + ("A" if transparent else "")
     if mode in ("RGB", "RGBX", "YCbCr", "CMYK"):
         return "RGBA" if transparent and mode == "RGB" else "RGB"
     if mode in ("RGBA", "RGBa", "PA"):
@@ -209,10 +211,20 @@ def _mode(image: Image.Image, path: Path) -> str:
     )
 
 
+def _palette_is_grey(image: Image.Image) -> bool:
+    """Whether the palette of an opened file holds greys only; the pixels are not decoded."""
+    if image.palette is None:
+        return True  # Pillow then takes one of all greys
+    one = Image.new("P", (1, 1))
+    one.palette = image.palette.copy()  # `getpalette` of the file's own image would decode it
+    colours = np.array(one.getpalette("RGB") or [0, 0, 0]).reshape(-1, 3)
+    return bool((colours == colours[:, :1]).all())
+
+
 def _notes(image: Image.Image) -> tuple[str, ...]:
     notes = []
     if sixteen_bits.loses_bits(image):
-        notes.append(f"its more than 8 bits a channel become 8, because Pillow reads no more of {image.format}")
+        notes.append(f"more than 8 bits a channel are reduced to 8, because Pillow reads no more of {image.format}")
     frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # MPO: a JPEG with a preview behind it
     if frames > 1:
         notes.append(f"only the first of its {frames} pictures is taken")

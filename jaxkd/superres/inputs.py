@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -84,11 +85,36 @@ def _matches(source: str, path: Path) -> tuple[list[Path], Path]:
     while len(parts) > 1 and (not any(c in parts[0] for c in _MAGIC) or os.path.isdir(root / parts[0])):
         root /= parts.pop(0)
     files: dict[tuple[str, str], Path] = {}
-    for match in sorted(glob.glob(os.path.join(*parts), root_dir=root, recursive=True)):
+    for match in sorted(_expanded(parts, root)):
         file = root / match
         if os.path.isfile(file):
             files.setdefault((os.path.realpath(file.parent), file.name), file)
     return list(files.values()), root
+
+
+def _expanded(parts: Sequence[str], root: Path) -> Iterator[str]:
+    """Paths, relative to `root`, that a pattern of these parts matches.
+
+    "**" stands for any number of folders. `glob` would follow links in it for ever where they lead in circles.
+    """
+    if "**" not in parts:
+        yield from glob.iglob(os.path.join(*parts), root_dir=root)
+        return
+    first = parts.index("**")
+    for start in glob.iglob(os.path.join(*parts[:first], ""), root_dir=root) if first else ("",):
+        for where, names in visible_files(root / start):
+            below = os.path.relpath(where, root / start)
+            folders = () if below == os.curdir else tuple(below.split(os.sep))
+            yield from (os.path.join(start, *folders, name) for name in names if _fits((*folders, name), parts[first:]))
+
+
+def _fits(path: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether the parts of a path match those of a pattern."""
+    if not pattern:
+        return not path
+    if pattern[0] == "**":
+        return any(_fits(path[i:], pattern[1:]) for i in range(len(path) + 1))
+    return bool(path) and fnmatch.fnmatch(path[0], pattern[0]) and _fits(path[1:], pattern[1:])
 
 
 def _bracket_hint(source: str) -> str:

@@ -10,6 +10,8 @@
 | comment                 | tEXt          | COM, 64 KB     | left out       | left out
 | IPTC (Photoshop)        | left out      | APP13          | left out       | left out
 | gamma, primaries        | gAMA, cHRM    | left out       | left out       | left out
+| text of a keyword again | left out      | left out       | left out       | left out
+| HDR, background, bits   | left out      | left out       | left out       | left out
 
 What is left out is said in a note. Upright is upright: the orientation is removed from EXIF and set to 1 in XMP,
 since it is applied to the pixels. The thumbnail of EXIF, which shows the old pixels, is dropped.
@@ -20,11 +22,14 @@ from __future__ import annotations
 import contextlib
 import re
 import zlib
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+
+from jaxkd.superres.declared_size import chunks_of_png
 
 SEGMENT = 2**16 - 3  # bytes of a JPEG's marker
 ORIENTATION = 274
@@ -37,6 +42,7 @@ _PIXEL_SIZE = (0xA002, 0xA003)
 _XMP_KEY = "XML:com.adobe.xmp"
 _OLD_EXIF = "Raw profile type exif"  # of ImageMagick's, which Pillow reads as EXIF
 _USUAL_GAMMA = (45455).to_bytes(4, "big")  # 1 / 2.2
+_UNREAD_CHUNKS = (b"cICP", b"mDCV", b"cLLI", b"sBIT", b"bKGD")
 _NAMES = {"PNG": "PNG", "JPEG": "JPEG", "WEBP": "WebP", "TIFF": "TIFF"}
 
 
@@ -81,6 +87,7 @@ def read(image: Image.Image) -> Metadata:
     comment = info.get("comment") or b""
     segments = [data for name, data in getattr(image, "applist", ()) if name == "APP13"]
     other = ("IPTC",) if any(tag in getattr(image, "tag_v2", {}) for tag in _IPTC_TAGS) else ()
+    other += _unread_chunks(image.filename) if image.format == "PNG" else ()
     return Metadata(
         exif=_described(image),
         icc=info.get("icc_profile") or b"",  # None where a PNG's is damaged
@@ -92,6 +99,19 @@ def read(image: Image.Image) -> Metadata:
         gamma=_gamma(info) if image.format == "PNG" else (),
         other=other,
     )
+
+
+def _unread_chunks(path: str) -> tuple[str, ...]:
+    """Names of what a PNG file has and Pillow does not give: some chunks, and all but the last text of a keyword."""
+    lost, keywords = [], Counter()
+    with open(path, "rb") as file:
+        for name, size in chunks_of_png(file):
+            if name in _UNREAD_CHUNKS:
+                lost.append(name.decode())
+            elif name in (b"tEXt", b"zTXt", b"iTXt"):
+                keywords[file.read(min(size, 80)).partition(b"\0")[0].decode("latin-1")] += 1
+    repeated = sorted(k for k, count in keywords.items() if count > 1)
+    return (*lost, *(f"other text ({k})" for k in repeated))
 
 
 def _described(image: Image.Image) -> bytes:
@@ -138,7 +158,7 @@ def _gamma(info: dict[str, Any]) -> tuple[tuple[bytes, bytes], ...]:
 
 def for_format(found: Metadata, kind: str) -> tuple[Metadata, tuple[str, ...]]:
     """The part of `found` that a format ("PNG", "JPEG", "WEBP", "TIFF") can hold, and notes on the rest."""
-    lost, large = list(found.other), []
+    lost, large = [], []
     if kind != "PNG":
         lost += [f"text ({', '.join(sorted(found.text))})"] if found.text else []
         lost += ["gamma"] if dict(found.gamma).get(b"gAMA", _USUAL_GAMMA) != _USUAL_GAMMA else []
@@ -159,6 +179,7 @@ def for_format(found: Metadata, kind: str) -> tuple[Metadata, tuple[str, ...]]:
                 large.append(title)
                 found = replace(found, **{name: b""})
     notes = [f"its {', '.join(dict.fromkeys(lost))} is left out, because {_NAMES[kind]} holds none"] if lost else []
+    notes += [f"its {', '.join(found.other)} is left out, because jaxkd does not keep it"] if found.other else []
     notes += [f"its {title} is left out, because it does not fit into a JPEG" for title in large]
     return found, tuple(notes)
 

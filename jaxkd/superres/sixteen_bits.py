@@ -96,7 +96,6 @@ def read(open_again: Callable[[], Image.Image]) -> tuple[np.ndarray, Image.Image
     """
     image = open_again()
     mode, raw, key = sixteen_bit_mode(image), raw_mode(image), image.info.get("transparency")
-    associated = getattr(image, "tag_v2", {}).get(_EXTRA_SAMPLES) in (_ASSOCIATED, (_ASSOCIATED,))
     if image.mode.startswith("I;16"):
         pixels = np.asarray(image).astype(np.uint16)[..., None]
     elif mode == "LA;16":
@@ -112,11 +111,19 @@ def read(open_again: Callable[[], Image.Image]) -> tuple[np.ndarray, Image.Image
     if key is not None:
         opaque = (pixels != np.asarray(key, np.uint16)).any(axis=-1, keepdims=True)
         return np.concatenate([pixels, opaque * np.uint16(TOP)], axis=-1), image
-    if associated:
-        alpha = np.maximum(pixels[..., -1:], 1).astype(np.float32)
-        colour = np.minimum(np.round(pixels[..., :-1] / alpha * TOP), TOP).astype(np.uint16)
-        pixels = np.concatenate([colour, pixels[..., -1:]], axis=-1)
-    return pixels, image
+    return unassociated(pixels) if is_associated(image) else pixels, image
+
+
+def is_associated(image: Image.Image) -> bool:
+    """Whether an opened file is a TIFF whose colours are premultiplied by alpha."""
+    return getattr(image, "tag_v2", {}).get(_EXTRA_SAMPLES) in (_ASSOCIATED, (_ASSOCIATED,))
+
+
+def unassociated(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, C) uint16 whose colours are premultiplied by alpha, the last channel -> the same with plain colours."""
+    alpha = np.maximum(pixels[..., -1:], 1).astype(np.float32)
+    colour = np.minimum(np.round(pixels[..., :-1] / alpha * TOP), TOP).astype(np.uint16)
+    return np.concatenate([colour, pixels[..., -1:]], axis=-1)
 
 
 def _grey_alpha(image: Image.Image) -> np.ndarray:

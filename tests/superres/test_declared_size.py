@@ -17,25 +17,27 @@ from jaxkd.superres.image_io import inspect, read_picture
 SIDE = 10_000
 
 
-def png(side: int, rows: bytes, *, end: bool = True) -> bytes:
+def png(side: int, rows: bytes, *, end: bool = True, palette: bool = False) -> bytes:
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    head = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    head = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 3 if palette else 2, 0, 0, 0))
+    head += chunk(b"PLTE", bytes(range(6))) if palette else b""
     body = head + chunk(b"IDAT", rows)
     return body + chunk(b"IEND", b"") if end else body[:-100]
 
 
 def encoded(kind: str) -> bytearray:
     file = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(file, kind)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    image.save(file, kind, **({"save_all": True, "append_images": [image]} if kind == "MPO" else {}))
     return bytearray(file.getvalue())
 
 
 def declared_large(kind: str) -> bytes:
     """A small file whose header says 10,000 x 10,000."""
     data = encoded(kind)
-    if kind == "JPEG":
+    if kind in ("JPEG", "MPO"):
         at = data.index(b"\xff\xc0")
         data[at + 5 : at + 9] = struct.pack(">HH", SIDE, SIDE)
     elif kind == "BMP":
@@ -53,7 +55,9 @@ def declared_large(kind: str) -> bytes:
     [
         ("a.png", png(SIDE, zlib.compress(b"\0" * 4000))),
         ("a.png", png(SIDE, np.random.default_rng(0).bytes(400_000), end=False)),
+        ("a.png", png(SIDE, zlib.compress(b"\0" * 4000), palette=True)),
         ("a.jpg", declared_large("JPEG")),
+        ("a.jpg", declared_large("MPO")),
         ("a.jpg", declared_large("JPEG")[:-2] + b"\0" * 300_000),
         ("a.bmp", declared_large("BMP")),
         ("a.tif", declared_large("TIFF")),

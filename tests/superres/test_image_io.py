@@ -190,6 +190,11 @@ def test_sixteen_bits_of_colour_and_alpha_come_back(tmp_path, mode, channels, en
         apart = np.moveaxis(pixels, -1, 0)
         tifffile.imwrite(tmp_path / "c.tif", apart, planarconfig="separate", **extra)
         np.testing.assert_array_equal(read_picture(tmp_path / "c.tif").pixels, pixels)
+        if channels != 3:
+            premultiplied = np.full_like(apart, 20_000)
+            extra["extrasamples"] = ["assocalpha"]
+            tifffile.imwrite(tmp_path / "d.tif", premultiplied, planarconfig="separate", **extra)
+            assert read_picture(tmp_path / "d.tif").pixels[0, 0].tolist() == [65_535] * (channels - 1) + [20_000]
 
 
 def test_sixteen_bits_with_a_colour_that_is_transparent(tmp_path):
@@ -311,11 +316,14 @@ def test_finding_and_placing(tmp_path):
     folder, out = tmp_path / "in", tmp_path / "out"
     touch(folder, "b.png", "a.JPG", "deep/c.webp", "deep/d.txt", ".hidden.png", ".cache/e.png", "set[1]/f.png")
     (folder / "loop").symlink_to(folder)
+    (folder / "deep/loop").symlink_to(folder)  # `glob` would follow two of them for ever
     found = find_pictures([str(folder)])
     names = ["a.JPG", "b.png", "deep/c.webp", "set[1]/f.png"]
     assert [str(f.relative_to(folder)) for f in found.files] == names and set(found.files.values()) == {folder}
     assert found.others == {".txt": 1} and not found.one
     assert find_pictures([f"{folder}/**/*.webp"]).files == {folder / "deep/c.webp": folder}
+    assert list(find_pictures([f"{folder}/**/[ac].*"]).files) == [folder / "a.JPG", folder / "deep/c.webp"]
+    assert list(find_pictures([f"{folder}/d*/**/*.webp"]).files) == [folder / "deep/c.webp"]
     assert list(find_pictures([f"{folder}/set[1]/*.png"]).files) == [folder / "set[1]/f.png"]
     one = find_pictures([str(folder / "b.png")])
     assert one.one and one.files == {folder / "b.png": folder}
@@ -367,5 +375,5 @@ def test_portable_maps_of_sixteen_bits(tmp_path):
         (tmp_path / name).write_bytes(head + b"\n5 4\n65535\n" + pixels.astype(">u2").tobytes())
     np.testing.assert_array_equal(read_picture(tmp_path / "a.pgm").pixels, grey)
     assert inspect(tmp_path / "a.pgm").mode == "I;16"
-    assert "its more than 8 bits a channel become 8" in inspect(tmp_path / "a.ppm").notes[0]
+    assert "more than 8 bits a channel are reduced to 8" in inspect(tmp_path / "a.ppm").notes[0]
     assert np.abs(read_picture(tmp_path / "a.ppm").pixels[..., 0] * 257.0 - grey).max() <= 257

@@ -73,6 +73,19 @@ def test_sixteen_bit_files_keep_text_and_gamma(tmp_path):
     assert notes == ("its text (Author), gamma is left out, because TIFF holds none",)
 
 
+def test_what_a_png_loses_is_noted(tmp_path):
+    chunks = [(b"cICP", bytes([1, 13, 0, 1])), (b"sBIT", b"\x0c" * 3), (b"bKGD", bytes(6))]
+    chunks += [(b"tEXt", b"Author\0me"), (b"tEXt", b"Author\0you"), (b"tEXt", b"Title\0cat")]
+    with open(tmp_path / "a.png", "wb") as file:
+        sixteen_bits.write_png(file, np.zeros((9, 8, 3), np.uint16), chunks)
+    _, notes = rewritten(tmp_path / "a.png", tmp_path / "b.png")
+    assert notes == ("its cICP, sBIT, bKGD, other text (Author) is left out, because jaxkd does not keep it",)
+    grey = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).convert("P")
+    grey.save(tmp_path / "c.png", icc_profile=b"\0" * 16 + b"RGB " + b"\0" * 108)
+    _, notes = rewritten(tmp_path / "c.png", tmp_path / "d.png")
+    assert notes == ("its ICC profile is left out, because jaxkd does not keep it",)
+
+
 def test_what_does_not_fit_into_a_jpeg_is_noted(tmp_path):
     about = Metadata(xmp=b"x" * 65_510, comment=b"y" * 66_000)
     with replacing(tmp_path / "a.jpg") as partial:
