@@ -208,6 +208,8 @@ def test_grid_classes_and_preprocessing_of_a_classifier_come_back(tmp_path):
     old = np.asarray(variables["params"]["pos_embed"])
     expected = weights.resize_position_embedding(old, old_grid=(2, 8), new_grid=(4, 4), prefix=1)
     np.testing.assert_array_equal(got, expected)
+    given = networks.NetworkArgs(weights=str(path), args={"img_size": 32}, old_grid="4x4")  # as if the file were wrong
+    np.testing.assert_array_equal(networks.load(given, resize=True).variables["params"]["pos_embed"], old)
 
 
 DAMAGED = [("args", "[[1]]"), ("grid", "[2, 0]"), ("grid", "3"), ("preprocessing", '{"std": [0, 0, 0]}')]

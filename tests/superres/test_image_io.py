@@ -316,14 +316,12 @@ def test_finding_and_placing(tmp_path):
     folder, out = tmp_path / "in", tmp_path / "out"
     touch(folder, "b.png", "a.JPG", "deep/c.webp", "deep/d.txt", ".hidden.png", ".cache/e.png", "set[1]/f.png")
     (folder / "loop").symlink_to(folder)
-    (folder / "deep/loop").symlink_to(folder)  # `glob` would follow two of them for ever
     found = find_pictures([str(folder)])
     names = ["a.JPG", "b.png", "deep/c.webp", "set[1]/f.png"]
     assert [str(f.relative_to(folder)) for f in found.files] == names and set(found.files.values()) == {folder}
     assert found.others == {".txt": 1} and not found.one
     assert find_pictures([f"{folder}/**/*.webp"]).files == {folder / "deep/c.webp": folder}
     assert list(find_pictures([f"{folder}/**/[ac].*"]).files) == [folder / "a.JPG", folder / "deep/c.webp"]
-    assert list(find_pictures([f"{folder}/d*/**/*.webp"]).files) == [folder / "deep/c.webp"]
     assert list(find_pictures([f"{folder}/set[1]/*.png"]).files) == [folder / "set[1]/f.png"]
     one = find_pictures([str(folder / "b.png")])
     assert one.one and one.files == {folder / "b.png": folder}
@@ -336,6 +334,8 @@ def test_finding_and_placing(tmp_path):
     # several sources, one of them twice
     both = placed([folder / "b.png", folder / "deep", folder / "b.png"], out)[0]
     assert list(both.values()) == [f"{out}/b.png", f"{out}/c.webp"]
+    (folder / "deep/loop").symlink_to(folder)  # `glob` would follow two of them for ever
+    assert list(find_pictures([f"{folder}/d*/**/*.webp"]).files) == [folder / "deep/c.webp"]
 
 
 def test_formats_that_are_only_read_become_png(tmp_path):
