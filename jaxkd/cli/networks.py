@@ -185,7 +185,7 @@ def grid(text: str | None) -> tuple[int, int] | None:
         return None
     match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text)
     if match is None:
-        raise ConfigError(f'--old-grid="{text}" is no grid. Give rows and columns of patches, e.g. --old-grid=2x8.')
+        raise ConfigError(f'--old-grid="{text}" is not a grid. Give rows and columns of patches, e.g. --old-grid=2x8.')
     return int(match[1]), int(match[2])
 
 

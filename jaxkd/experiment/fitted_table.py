@@ -52,7 +52,7 @@ class FittedTable:
             dropped.append(self.columns[least].name)
         yield table
         if dropped:
-            yield f"Left out for want of room: {', '.join(dropped)}."
+            yield f"Columns left out to fit the terminal: {', '.join(dropped)}."
 
     def _table(self, kept: Sequence[int]) -> Table:
         table = Table(title=self.title, title_justify="left")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
+import re
+import socket
 from functools import cache
 from typing import Any
 
@@ -11,8 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-HEARTBEAT_SECONDS = 40  # without a sign of life, after which a process counts as dead
+from jaxkd.errors import TopologyError, check_range
 
+_LOG = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS = 40  # without a sign of life, after which a process counts as dead
+_ADDRESS, _BIND = "JAX_COORDINATOR_ADDRESS", "JAX_COORDINATOR_BIND_ADDRESS"
 
 _LOST = ("gloo", "nccl", "connection closed by peer", "connection reset", "coordination service", "heartbeat")
 
@@ -28,22 +36,118 @@ def initialize_distributed(wanted: bool | None = None) -> None:
     Args:
       wanted: True joins (JAX finds the coordinator on TPU pods, Slurm and Open MPI, or in JAX_COORDINATOR_ADDRESS,
         JAX_NUM_PROCESSES and JAX_PROCESS_ID); None joins only where JAX_COORDINATOR_ADDRESS is set; False never does.
+        Process 0 listens on JAX_COORDINATOR_BIND_ADDRESS, else on the coordinator's address.
+
+    Raises:
+      TopologyError: one of these variables is missing or impossible, or process 0 cannot listen on its address.
     """
     if wanted is None:
-        wanted = "JAX_COORDINATOR_ADDRESS" in os.environ
+        wanted = _ADDRESS in os.environ
     if not wanted or jax.distributed.is_initialized():
         return
-    address, count, index = (
-        os.environ.get(name) for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    count = _whole_number("JAX_NUM_PROCESSES", least=1)
+    index = _whole_number("JAX_PROCESS_ID", least=0, below=count)
+    address = os.environ.get(_ADDRESS)
+    try:
+        jax.distributed.initialize(
+            coordinator_address=address,
+            coordinator_bind_address=_bind_address(index),
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            num_processes=count,
+            process_id=index,
+        )
+    except ValueError as error:
+        if None not in (address, count, index):
+            raise
+        raise TopologyError(
+            f"JAX does not find the other processes ({error}). Set {_ADDRESS}=HOST:PORT, JAX_NUM_PROCESSES and "
+            "JAX_PROCESS_ID, or start without --distributed."
+        ) from error
+
+
+def _whole_number(name: str, *, least: int, below: int | None = None) -> int | None:
+    text = os.environ.get(name)
+    if not text:
+        return None
+    value = int(text) if re.fullmatch(r"\d{1,9}", text) else text
+    check_range(name, value, least, below=below, whole=True, error=TopologyError)
+    return int(value)
+
+
+def _bind_address(index: int | None) -> str | None:
+    """The address that process 0 listens on: JAX would take all interfaces of the machine, also the public ones.
+
+    Args:
+      index: of this process; None where JAX finds it out.
+    """
+    given = {name: _host_and_port(name) for name in (_BIND, _ADDRESS) if name in os.environ}
+    if not given:
+        return None
+    name, (host, port) = next(iter(given.items()))
+    text = os.environ[name]
+    if index:
+        return text
+    try:
+        # "[::]" is any address of both versions of IP; a machine may have no IPv6.
+        flags = socket.AI_PASSIVE
+        found = socket.getaddrinfo(None if host == "::" else host, port, type=socket.SOCK_STREAM, flags=flags)
+    except (OSError, UnicodeError) as error:  # the latter for a name that is too long
+        found, refused = [], error
+    else:
+        refused = _why_not_listen(found)
+    if refused is not None and index == 0:
+        missing = not found or getattr(refused, "errno", None) == errno.EADDRNOTAVAIL
+        advice = (
+            f"Start process 0 on the machine that has it, or set {_BIND}=[::]:{port} where others reach this machine "
+            "at that address (NAT, containers)"
+            if missing
+            else "Choose another port"
+        )
+        raise TopologyError(
+            f'{name}="{text}" is where process 0 listens, and this machine cannot listen there '
+            f"({getattr(refused, 'strerror', None) or refused}). {advice}."
+        )
+    loopback = bool(found) and all(where[0].startswith("127.") or where[0] == "::1" for *_, where in found)
+    if name == _BIND or not loopback or re.match(r"127\.|::1$|(ip6-)?(localhost|loopback)\b", host):
+        return text
+    # Debian's /etc/hosts has the machine's own name beside 127.0.1.1.
+    _LOG.warning(
+        '%s="%s" is %s on this machine, where other machines cannot reach it, so process 0 listens on all interfaces. '
+        "Set %s to listen on one.",
+        name,
+        text,
+        found[0][4][0],
+        _BIND,
     )
-    jax.distributed.initialize(
-        coordinator_address=address,
-        # JAX would listen on all interfaces of the machine, also the public ones.
-        coordinator_bind_address=os.environ.get("JAX_COORDINATOR_BIND_ADDRESS") or address,
-        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        num_processes=int(count) if count else None,
-        process_id=int(index) if index else None,
-    )
+    return f"[::]:{port}"
+
+
+def _host_and_port(name: str) -> tuple[str, int]:
+    """Host, without the brackets of IPv6, and port of an environment variable that is set."""
+    text = os.environ[name]
+    found = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^:\[\]\s]+)):(\d{1,5})", text)
+    if found is None or not 0 < int(found[3]) < 2**16:
+        raise TopologyError(
+            f'{name}="{text}" is not a host and a port. Write both, e.g. {name}=10.0.0.1:1234 or [fd00::1]:1234.'
+        )
+    return found[1] or found[2], int(found[3])
+
+
+def _why_not_listen(found: list[Any]) -> OSError | None:
+    """The error with which this machine refuses to listen on each address of `socket.getaddrinfo`; None: on one it can.
+
+    JAX prints it and raises another one without it.
+    """
+    refused = None
+    for family, kind, _, _, where in found:
+        try:
+            with socket.socket(family, kind) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a run that has just ended used it
+                probe.bind(where)
+            return None
+        except OSError as error:
+            refused = error
+    return refused
 
 
 def is_main_host() -> bool:

@@ -121,7 +121,8 @@ class Progress:
         self._last_line = time.monotonic()
         if self._console is not None:
             encoding = getattr(self._console.file, "encoding", None) or "utf-8"
-            text = printable(text).encode(encoding, "replace").decode(encoding)
+            plain = getattr(self._console.file, "errors", None) == "jaxkd"  # the handler of cli/console.py
+            text = printable(text).encode(encoding, "jaxkd" if plain else "replace").decode(encoding)
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _rate(self, title: str, done: int, total: int) -> str:

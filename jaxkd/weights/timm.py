@@ -99,7 +99,7 @@ def _as_it_was(model: nn.Module, old_grid: Size | None) -> nn.Module | None:
             f"old_grid={old_grid} was given, but this {type(model).__name__} has no grid of patches. Leave it out."
         )
     if not (isinstance(old_grid, tuple | list) and len(old_grid) == 2 and all(_is_count(n) for n in old_grid)):
-        raise ConfigError(f"old_grid={old_grid!r} is no grid. Give rows and columns of patches, e.g. old_grid=(2, 8).")
+        raise ConfigError(f"old_grid={old_grid!r} is not a grid. Give its rows and columns, e.g. old_grid=(2, 8).")
     return model.clone(img_size=tuple(int(n) * p for n, p in zip(old_grid, model.patch_size, strict=True)))
 
 

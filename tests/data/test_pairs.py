@@ -181,7 +181,7 @@ def test_small_images_of_another_scale_are_refused_at_once(read_pairs):
 def test_names_that_match(caplog):
     assert match_names(["a.png", "s/b.jpg"], ["s/b.png", "a.png"], 4) == ["a.png", "s/b.png"]
     assert match_names(["0001.png"], ["0001x4.png", "0002x4.png"], 4) == ["0001x4.png"]
-    assert "1 of 2 images in LR belong to no large one" in caplog.text
+    assert "1 of 2 images in LR have no matching large image" in caplog.text
     assert match_names(["0001_s012.png"], ["0001x3_s012.png"], 3) == ["0001x3_s012.png"]
     assert match_names(["0001_s012.png"], ["0001_s012.png"], 3) == ["0001_s012.png"]
     assert match_names(["matrix4.png"], ["matrix4x4.png"], 4) == ["matrix4x4.png"]
@@ -293,6 +293,7 @@ BASICSR = {"original/a.png": 26, "GTmod12/a.png": 24, "LRbicx2/a.png": 12, "LRbi
 SELFEXSR = {
     f"image_SRF_{s}/a_SRF_{s}_{k}.png": 24 // (s if k == "LR" else 1) for s in (2, 3) for k in ("HR", "LR", "A+")
 }
+SMALL = ("Set5_LR", "DIV2K_train_LR_wild", "LR_bicubic_X2_sub", "x_LRBI_x3", "LQ", "LRx8")
 RCAN = {f"HR/Set5/x{s}/a_HR_x{s}.png": 24 for s in (2, 3)}
 
 
@@ -306,6 +307,8 @@ RCAN = {f"HR/Set5/x{s}/a_HR_x{s}.png": 24 for s in (2, 3)}
         (SELFEXSR, "?lr=.", "image_SRF_2/a_SRF_2_HR.png", "image_SRF_2/a_SRF_2_LR.png"),
         (SELFEXSR, "/image_SRF_3", "image_SRF_3/a_SRF_3_HR.png", ""),
         (RCAN, "", "HR/Set5/x2/a_HR_x2.png", ""),
+        *(({f"{n}/a.png": 24}, f"/{n}", f"{n}/a.png", "") for n in ("data_lr1e-4", "lr_0.2", "LRCN", "results_LR/HR")),
+        ({"results_LR/HR/a.png": 24}, "/results_LR", "results_LR/HR/a.png", ""),
         ({"a_HR.png": 24, "a_LR2.png": 12, "a_LR4.png": 6}, "", "a_HR.png", ""),
         ({"HR/a.png": 24, "X2/a.png": 12}, "?lr=X2", "HR/a.png", "X2/a.png"),
         ({"original/a.png": 24, "X4/a.png": 6}, "", "original/a.png", ""),
@@ -329,7 +332,8 @@ def test_layouts_of_the_field(tmp_path, picture, files, spec, hr, lr):
         ({"a.png": 24, "ax2.png": 12}, "", 'holds small images beside its large ones: "ax2.png"'),
         ({"a.png": 24, "X4/a.png": 6}, "", "holds small images beside its large ones"),
         ({"LRbicx2/a.png": 12, "LRbicx3/a.png": 8}, "", "holds small images only"),
-        ({"LRbicx2/a.png": 12}, "/LRbicx2", "is a folder of small images by its name"),
+        ({"LRbicx2/a.png": 12}, "/LRbicx2", "is a folder of small images by its name.*rename it or move them .*/HR"),
+        *(({f"{n}/a.png": 12}, f"/{n}", "small images by its name") for n in SMALL),
         ({"LR_bicubic/X2/a.png": 12}, "/LR_bicubic/X2", "is a folder of small images by its name"),
         ({"big/a.png": 24, "half/a.png": 12}, "", "one is 2 times as large as the other"),
         ({f"image_SRF_{s}/a_HR.png": 24 for s in (3, 4)}, "", "for the scales 3, 4, and none for 2"),

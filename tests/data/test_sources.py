@@ -12,6 +12,7 @@ from PIL import Image
 
 from jaxkd.data import check_same_classes, open_source
 from jaxkd.data.sources.labels import PackedNames, order_classes
+from jaxkd.data.sources.shards import MANIFEST
 from jaxkd.errors import ConfigError, DataError
 
 
@@ -33,14 +34,14 @@ def test_a_val_split_with_fewer_classes_keeps_the_labels_of_train(folder):
     assert [val.label(i) for i in range(len(val))] == [1, 1]
 
 
-def test_a_class_that_is_empty_in_val_only_is_named_and_counts_for_nothing(folder, caplog):
+def test_a_class_that_is_empty_in_val_only_is_named_and_ignored(folder, caplog):
     root = folder()
     (root / "train" / "emu").mkdir()
     (root / "val" / "emu").mkdir()
     Image.new("RGB", (4, 4)).save(root / "train" / "emu" / "a.png")
     val = open_source(str(root), "val")
     assert val.class_names == ("cat", "dog", "emu") and val.class_counts.tolist() == [2, 2, 0]
-    assert "1 of 3 class folders" in caplog.text and "emu" in caplog.text
+    assert "1 of 3 class folders" in caplog.text and "are ignored" in caplog.text and "emu" in caplog.text
 
 
 NUMBERED = ["1", "10", "2", "Class9", "class10"]
@@ -61,6 +62,17 @@ def test_numbered_classes_are_ordered_as_in_timm_with_a_warning(tmp_path, caplog
     assert text.class_names == ("1", "10", "2", "Class9", "class10") and not caplog.text  # train has said it
     with pytest.raises(ConfigError, match='class_order="size".*natural'):
         open_source(str(tmp_path), "val", class_order="size")
+
+
+@pytest.mark.parametrize("source", ["embedded:digits", "tfds:mnist", "shards"])
+def test_an_order_of_class_folders_that_there_are_not(tmp_path, source):
+    (tmp_path / "shards" / "val").mkdir(parents=True)
+    (tmp_path / "shards" / "val" / MANIFEST).write_text("{}")
+    spec, words = source, 'class_order="text" orders class folders.* Leave it out.$'
+    if source == "shards":
+        spec, words = str(tmp_path / source), r"shards keep the order .*jaxkd.shards --class-order=text\).$"
+    with pytest.raises(ConfigError, match=words):
+        open_source(spec, "val", class_order="text")
 
 
 @pytest.mark.parity

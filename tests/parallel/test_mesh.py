@@ -1,6 +1,7 @@
 """Meshes, batches and the table of partitions, without any second device."""
 
 import re
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -172,19 +173,99 @@ def test_axes_are_named_in_one_place():
     assert len(files) > 100 and [file for file in files if literal.search(file.read_text())] == []
 
 
-def test_nobody_is_joined_unless_asked(monkeypatch):
+@pytest.fixture
+def joined(monkeypatch):
+    """The arguments that JAX is given: addresses, count and index."""
     calls = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda **kwargs: calls.append(kwargs))
-    monkeypatch.delenv("JAX_COORDINATOR_ADDRESS", raising=False)
+    names = ("coordinator_address", "coordinator_bind_address", "num_processes", "process_id")
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **kwargs: calls.append(tuple(kwargs[n] for n in names)))
+    for name in ("COORDINATOR_ADDRESS", "COORDINATOR_BIND_ADDRESS", "NUM_PROCESSES", "PROCESS_ID"):
+        monkeypatch.delenv(f"JAX_{name}", raising=False)
+    return calls
+
+
+def name_processes(monkeypatch, address, count="4", index="0", bind=None):
+    values = {"COORDINATOR_ADDRESS": address, "NUM_PROCESSES": count, "PROCESS_ID": index}
+    for name, value in (values | ({"COORDINATOR_BIND_ADDRESS": bind} if bind else {})).items():
+        monkeypatch.setenv(f"JAX_{name}", value)
+
+
+def test_nobody_is_joined_unless_asked(joined, monkeypatch):
     parallel.initialize_distributed()
     parallel.initialize_distributed(False)
-    assert calls == []
+    assert joined == []
     parallel.initialize_distributed(True)
-    assert calls == [{"coordinator_address": None, "num_processes": None, "process_id": None}]
-    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "host:1234")
-    monkeypatch.setenv("JAX_NUM_PROCESSES", "4")
-    monkeypatch.setenv("JAX_PROCESS_ID", "0")
+    assert joined == [(None, None, None, None)]
+    name_processes(monkeypatch, "127.0.0.1:1234")
     parallel.initialize_distributed()
-    assert calls[1:] == [{"coordinator_address": "host:1234", "num_processes": 4, "process_id": 0}]
+    assert joined[1:] == [("127.0.0.1:1234", "127.0.0.1:1234", 4, 0)]
     parallel.initialize_distributed(False)
-    assert len(calls) == 2
+    assert len(joined) == 2
+
+
+def resolved_to(monkeypatch, address):
+    kind = socket.SOCK_STREAM
+    monkeypatch.setattr(socket, "getaddrinfo", lambda h, port, **_: [(socket.AF_INET, kind, 6, "", (address, port))])
+
+
+def test_process_0_does_not_listen_on_the_loopback_address_of_its_own_name(joined, monkeypatch, caplog):
+    resolved_to(monkeypatch, "127.0.1.1")
+    name_processes(monkeypatch, "node7:29411")
+    parallel.initialize_distributed()
+    assert joined.pop() == ("node7:29411", "[::]:29411", 4, 0) and '"node7:29411" is 127.0.1.1' in caplog.text
+    caplog.clear()
+    for address, index, bind in (("localhost:29411", "0", None), ("node7:29411", "1", None), ("a:1", "0", "b:29411")):
+        name_processes(monkeypatch, address, index=index, bind=bind)
+        parallel.initialize_distributed()
+        assert joined.pop() == (address, bind or address, 4, int(index)) and not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (("10.0.0.1",), '"10.0.0.1" is not a host and a port. Write both'),
+        (("",), "is not a host and a port"),
+        (("host:99999",), "is not a host and a port"),
+        (("fd00::1:80",), "is not a host and a port"),
+        (("a:1", "4", "0", "b"), 'BIND_ADDRESS="b" is not a host and a port'),
+        (("a:1", "abc"), "JAX_NUM_PROCESSES='abc' is out of range. Give a whole number, at least 1"),
+        (("a:1", "4", "4"), "JAX_PROCESS_ID=4 is out of range. Give a whole number, at least 0 and below 4"),
+        (("192.0.2.1:29411",), r"cannot listen there \(Cannot assign requested address\).*or set JAX_COORDINATOR_BIND"),
+        (("no host.invalid:1",), "is not a host"),
+    ],
+)
+def test_processes_that_cannot_be_joined(joined, monkeypatch, given, text):
+    name_processes(monkeypatch, *given)
+    with pytest.raises(TopologyError, match=text):
+        parallel.initialize_distributed()
+    assert joined == []
+
+
+def test_a_port_in_use_and_a_name_that_nobody_knows(joined, monkeypatch):
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        name_processes(monkeypatch, f"127.0.0.1:{busy.getsockname()[1]}")
+        with pytest.raises(TopologyError, match=r"cannot listen there \(Address already in use\). Choose another port"):
+            parallel.initialize_distributed()
+
+    def unknown(*_, **__):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    name_processes(monkeypatch, "nodee7:1234")
+    with pytest.raises(TopologyError, match=r"Name or service not known\). Start process 0 on the machine that has it"):
+        parallel.initialize_distributed()
+    assert joined == []
+
+
+def test_jax_finds_no_other_processes(monkeypatch):
+    for name in ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID"):
+        monkeypatch.delenv(f"JAX_{name}", raising=False)
+
+    def refuse(**_):
+        raise ValueError("Number of processes must be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", refuse)
+    with pytest.raises(TopologyError, match=r"must be defined\.\)\. Set JAX_COORDINATOR_ADDRESS=HOST:PORT"):
+        parallel.initialize_distributed(True)

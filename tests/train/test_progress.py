@@ -6,6 +6,7 @@ import time
 import pytest
 from rich.console import Console
 
+from jaxkd.cli.console import replace_characters
 from jaxkd.train import progress as progress_module
 from jaxkd.train.progress import Progress, TrainProgress, duration, shorten
 
@@ -30,6 +31,15 @@ def lines_of(every_seconds: float) -> list[str]:
 def test_a_log_file_gets_a_line_now_and_then_and_what_stays():
     assert lines_of(0.0) == ["toy step 1/10 [loss] 1.0", "toy step 2/10 [loss] 0.5", "epoch 1: [bold]"]
     assert lines_of(3600.0) == ["toy step 1/10 [loss] 1.0", "epoch 1: [bold]"]
+
+
+def test_an_ascii_log_file_gets_other_signs():
+    replace_characters()
+    for errors, line in (("jaxkd", "loss 1.0 - 5 images/s \\xe9"), ("strict", "loss 1.0 ? 5 images/s ?")):
+        file = io.TextIOWrapper(io.BytesIO(), "ascii", errors)
+        Progress(Console(file=file, width=200)).say("loss 1.0 · 5 images/s é")
+        file.flush()
+        assert file.buffer.getvalue().decode().rstrip() == line
 
 
 def test_a_terminal_gets_a_bar():

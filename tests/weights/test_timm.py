@@ -200,7 +200,7 @@ def test_a_named_grid_is_resized_or_refused(as_many):
     with pytest.raises(WeightMismatchError, match=r"which is not that of 3 x 4 positions"):
         weights.from_timm(model, state, old_grid=(3, 4), resize=True)
     for odd in ((4,), "4x4", (0, 4), 4):
-        with pytest.raises(ConfigError, match="is no grid"):
+        with pytest.raises(ConfigError, match="is not a grid"):
             weights.from_timm(model, state, old_grid=odd, resize=True)
 
 

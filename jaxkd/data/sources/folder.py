@@ -49,15 +49,15 @@ class FolderSource:
         # The split that defines the labels warns, not each of them.
         names = order_classes(found if first else _class_folders(reference), class_order, where=folder if first else "")
         found = order_classes(found, class_order)
-        unknown = [n for n in found if n not in set(names)]
+        labels = {name: label for label, name in enumerate(names)}
+        unknown = [n for n in found if n not in labels]
         if unknown:
             raise DataError(
                 f'"{folder}" has the class '
-                f'"{unknown[0]}"{f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""}, which "{reference}" has '
-                f"not.{did_you_mean(unknown[0], names)} Give both splits the same class folders: labels "
+                f'"{unknown[0]}"{f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""}, which "{reference}" '
+                f"does not have.{did_you_mean(unknown[0], names)} Give both splits the same class folders: labels "
                 "are the sorted class names of the training split."
             )
-        labels = {name: label for label, name in enumerate(names)}
         paths: list[str] = []
         counts = []
         empty: list[str] = []
@@ -76,7 +76,7 @@ class FolderSource:
             raise DataError(f'"{folder}" holds no images in its {len(found)} class folders. Put images into them.')
         if empty:
             _LOG.warning(
-                '%d of %d class folders of "%s" hold no images and count for nothing: %s.',
+                '%d of %d class folders of "%s" hold no images and are ignored: %s.',
                 len(empty),
                 len(found),
                 folder,

@@ -63,8 +63,9 @@ def check_same_classes(recorded: Sequence[str], names: Sequence[str], weights: s
             f'"{names[label]}" there and "{recorded[label]}" in the weights. Choose the other class order (natural or '
             "text), or train again."
         )
-    missing = [n for n in recorded if n not in set(names)]
-    other = [n for n in names if n not in set(recorded)]
+    known, trained = set(names), set(recorded)
+    missing = [n for n in recorded if n not in known]
+    other = [n for n in names if n not in trained]
     raise DataError(
         f'The classes of "{data}" are not those that "{weights}" were trained on: '
         f"{f'it lacks {first_few(missing, 4)}' if missing else ''}{' and ' if missing and other else ''}"

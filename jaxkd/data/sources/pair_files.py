@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -85,7 +86,8 @@ def _folder(spec: str, scale: int, split: str) -> PairFiles:
     lr_folder = folder if lr_name == "." else _lr_folder(root, lr_name, scale, split)
     small = image_files(lr_folder)
     if lr_folder == folder:
-        small = [n for n in small if n not in set(names)]
+        large = set(names)
+        small = [n for n in small if n not in large]
     lr = match_names(names, small, scale, str(folder), str(lr_folder))
     return PairFiles(hr, [os.path.join(lr_folder, n) for n in lr])
 
@@ -164,13 +166,13 @@ def match_names(hr: Sequence[str], lr: Sequence[str], scale: int, hr_folder: str
             f'"{stem}x{scale}.*", or remove the large ones.'
         )
     if len(set(matched)) < len(matched):
-        twice = next(n for n in matched if matched.count(n) > 1)
+        twice = next(n for n, count in Counter(matched).items() if count > 1)
         raise DataError(
             f'The small image "{twice}" in "{lr_folder}" belongs to several images in "{hr_folder}" whose names differ '
             "only in the ending. Rename or remove one of them."
         )
     if len(lr) > len(matched):
-        _LOG.warning("%d of %d images in %s belong to no large one", len(lr) - len(matched), len(lr), lr_folder)
+        _LOG.warning("%d of %d images in %s have no matching large image", len(lr) - len(matched), len(lr), lr_folder)
     return matched
 
 

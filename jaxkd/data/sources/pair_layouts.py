@@ -26,6 +26,11 @@ from jaxkd.errors import DataError
 _LOG = logging.getLogger(__name__)
 _LARGE = re.compile(r"(?:^|[_\-. ])(?:HR|GT)(?:$|[_\-. ]|mod\d+|x?\d)|^originals?$|^high[_-]?res", re.IGNORECASE)
 _SMALL = re.compile(r"(?:^|[_\-. ])(?:LR|LQ)(?:$|[_\-. ]|bi|bd|dn|x?\d)|^low[_-]?res", re.IGNORECASE)
+_SMALL_FOLDER = re.compile(  # "Set5_LR", "LRbicx2", "DIV2K_train_LR_wild"; not a learning rate ("data_lr1e-4")
+    r"(?:^|[_\-. ])(?:LR|LQ)(?:[_\-. ]?(?:bic|bicubic|bi|bd|dn|mild|wild|difficult|unknown))?(?:[_\-. ]?x?[2348])?"
+    r"(?:[_\-. ]sub)?$|^low[_-]?res",
+    re.IGNORECASE,
+)
 _SUFFIX = re.compile(r"(.+)[_\-](HR|GT|LR|LQ|LRBI|LRBD|LRDN)(?:[_\-]?x?\d+)?", re.IGNORECASE)  # of a file's stem
 _SCALE = re.compile(r"(?:^|[_\-])(?:x|SRF_)(\d+)$", re.IGNORECASE)
 _FOLLOWED_BY_SCALE = re.compile(r"(.+?)_?[xX]\d+")
@@ -78,10 +83,12 @@ def large_images(folder: Path, names: Sequence[str], scale: int) -> tuple[Path, 
 def refuse_small_folder(folder: Path) -> None:
     """Raises DataError for a folder that is named as one of small images, such as LRbicx2 or LR_bicubic/X4."""
     name, above = folder.name, folder.absolute().parent.name
-    if (_SMALL.search(name) and not _LARGE.search(name)) or (_SCALE.fullmatch(name) and _SMALL.search(above)):
+    small = _SMALL_FOLDER.search(name) and not _LARGE.search(name)
+    if small or (_SCALE.fullmatch(name) and _SMALL_FOLDER.search(above)):
         raise DataError(
             f'"{folder}" is a folder of small images by its name, and large ones are needed. Name the folder of the '
-            f'large images; add "?lr={name}" to read the small ones from here.'
+            f'large images; add "?lr={name}" to read the small ones from here. If it holds the large images, rename it '
+            f"or move them into {folder}{os.sep}HR."
         )
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from jaxkd.config.paths import user_path
 from jaxkd.data.sources.digits import DigitsSource
 from jaxkd.data.sources.folder import FolderSource
+from jaxkd.data.sources.labels import CLASS_ORDERS
 from jaxkd.data.sources.shards import MANIFEST, ShardSource, is_shards
 from jaxkd.data.sources.tfds import TFDS, TfdsSource
 from jaxkd.errors import ConfigError, DataError, check_choice, did_you_mean
@@ -117,14 +118,17 @@ def open_source(spec: str, split: str, *, exif: bool = False, class_order: str =
         was given.
       split: "train" or "val".
       exif: turn images as their EXIF orientation says; timm and torchvision do not.
-      class_order: of the class folders, see `labels.order_classes`; shards keep the order that they were made with.
+      class_order: of the class folders, see `labels.order_classes`.
 
     Raises:
+      ConfigError: `class_order` is not the default, and the source has no class folders.
       DataError: the data set does not exist, is empty, or is arranged otherwise.
     """
     check_choice("split", split, SPLITS, error=DataError)
+    check_choice("class_order", class_order, CLASS_ORDERS)
     opener = registered_opener(spec)
     if opener is not None:
+        _refuse_order(spec, class_order, "")
         return opener(spec, split, exif=exif)
     if spec.startswith(EMBEDDED):
         raise DataError(
@@ -140,6 +144,8 @@ def _open_folder(root: Path, split: str, *, exif: bool, class_order: str) -> Sou
             f"{root.resolve().parent}."
         )
     if is_shards(root / split):
+        made = f"shards keep the order that they were made with (python -m jaxkd.shards --class-order={class_order})"
+        _refuse_order(str(root), class_order, f"; {made}")
         return ShardSource(root, split, exif=exif)
     others = [s for s in SPLITS if is_shards(root / s)]
     if others and not (root / split).is_dir():
@@ -149,6 +155,14 @@ def _open_folder(root: Path, split: str, *, exif: bool, class_order: str) -> Sou
             f"--out={root}."
         )
     return FolderSource(root, split, exif=exif, class_order=class_order)
+
+
+def _refuse_order(spec: str, class_order: str, hint: str) -> None:
+    if class_order != CLASS_ORDERS[0]:
+        raise ConfigError(
+            f'class_order="{class_order}" orders class folders, and the data source "{spec}" has none. Leave it out'
+            f"{hint}."
+        )
 
 
 register_source("embedded:digits", lambda spec, split, *, exif: DigitsSource(split))

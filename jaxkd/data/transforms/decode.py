@@ -66,7 +66,7 @@ def decode_rgb(data: bytes, name: str, *, exif: bool = False) -> Image.Image:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         if reason.startswith("cannot identify image file"):  # goes on with the address of a buffer
-            reason = "it is no image format that Pillow knows"
+            reason = "Pillow does not know this format"
         raise DataError(
             f'The file "{name}" cannot be read as an image ({reason}). Remove it or fetch it again.'
         ) from None
