@@ -72,7 +72,15 @@ class CheckpointError(JaxkdError):
 
 
 class DamagedCheckpointError(CheckpointError):
-    """A file of a checkpoint is missing or is not as it was written."""
+    """A file of a checkpoint is missing or is not as it was written.
+
+    Attributes:
+      finding: the first sentence of the message: which checkpoint, and what is wrong with it.
+    """
+
+    def __init__(self, finding: str, advice: str = ""):
+        super().__init__(f"{finding} {advice}".strip())
+        self.finding = finding
 
 
 class StorageError(JaxkdError):
@@ -105,10 +113,22 @@ STORAGE_ADVICE = {
     **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV), "Repair the disk or its connection"),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "Raise the limit of open files (ulimit -n)"),
 }
+# Errors that only a file system has; the others also come from sockets, devices and programs that do not exist.
+_ONLY_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
+_ONLY_STORAGE += (errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG)
 # Libraries in C++ raise their own exceptions around the words of the operating system.
 _STORAGE_WORDS = {
     os.strerror(number): number for number in STORAGE_ADVICE if number not in (errno.ENOENT, errno.EEXIST)
 }
+_OUT_OF_MEMORY = ("resource_exhausted", "out of memory", "out_of_memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error`, or what it was raised from, says that a device or the machine has no memory left."""
+    return any(
+        isinstance(one, MemoryError) or any(words in str(one).lower() for words in _OUT_OF_MEMORY)
+        for one in _causes(error)
+    )
 
 
 def storage_error(
@@ -126,14 +146,19 @@ def storage_error(
         text = str(one)
         if isinstance(one, OSError) and one.errno in STORAGE_ADVICE:
             number, reason, found = one.errno, os.strerror(one.errno), one.filename2 or one.filename
+            named = isinstance(found, str | bytes) and (number != errno.ENOENT or os.sep in os.fsdecode(found))
+            if number not in _ONLY_STORAGE and not named:
+                continue  # of a socket, or a program such as nvcc
         elif isinstance(one, ValueError) and "embedded null" in text:
             number, reason, found = errno.ENAMETOOLONG, "the name holds a NUL character", None
         else:
             reason = next((words for words in _STORAGE_WORDS if words in text), "")
             if not reason:
                 continue
-            number, paths = _STORAGE_WORDS[reason], re.findall(r'"(/[^"]+)"', text)
-            found = paths[0] if paths else None
+            number, paths = _STORAGE_WORDS[reason], re.findall(r"""(?:"(/[^"]+)"|'(/[^']+)')""", text)
+            found = max(paths[0]) if paths else None
+            if number not in _ONLY_STORAGE and not found:
+                continue
         found = os.fsdecode(found) if isinstance(found, bytes | str) else path
         where = f'"{found}"'.replace("\0", "\\0") if found else "A file"
         return StorageError(

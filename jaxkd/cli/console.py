@@ -14,10 +14,11 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
-from jaxkd.errors import ConfigError, JaxkdError, PeerLostError, TopologyError, first_few, storage_error
+from jaxkd.errors import ConfigError, JaxkdError, TopologyError, first_few, storage_error
 
 Main = Callable[..., int]
 
@@ -110,22 +111,38 @@ def command(stopped: str = "stopped.", *, resumable: bool = False) -> Callable[[
             except KeyboardInterrupt as stop:
                 print(f"jaxkd: {stopped}", file=sys.stderr)
                 return 3 if resumable else 128 + (stop.args[0] if stop.args else signal.SIGINT)
-            except PeerLostError as error:
-                print(f"jaxkd: {error}", file=sys.stderr, flush=True)
-                os._exit(2)  # JAX would wait for the other process at the end, and abort
             except JaxkdError as error:
                 message = str(error)
             except Exception as error:
                 refused = storage_error(error, continues=resumable) or device_error(error)
                 if refused is None:
+                    if _in_distributed_run():
+                        traceback.print_exc()
+                        _leave(1)
                     raise
                 message = str(refused)
             print(f"jaxkd: {message}", file=sys.stderr)
+            if _in_distributed_run():
+                _leave(2)
             raise SystemExit(2)
 
         return guarded
 
     return decorate
+
+
+def _in_distributed_run() -> bool:
+    """Whether this process has joined others; imports no JAX."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
+
+
+def _leave(code: int) -> None:
+    """Ends this process at once: at the usual end JAX would wait for the others for minutes, and abort."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def refuse_options(given: Mapping[str, Any], why: str) -> None:

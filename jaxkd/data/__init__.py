@@ -9,7 +9,7 @@ from jaxkd.data.pipeline.eval import EvalBatches, EvalPreprocess, eval_preproces
 from jaxkd.data.pipeline.patches import PatchConfig, PatchPipeline
 from jaxkd.data.pipeline.prefetch import Prefetcher
 from jaxkd.data.pipeline.train import AugmentConfig, TrainPipeline, TrainTransform
-from jaxkd.data.sources.labels import check_same_classes
+from jaxkd.data.sources.labels import check_same_classes, order_classes
 from jaxkd.data.sources.pairs import Pair, PairSource, open_pairs
 from jaxkd.data.sources.registry import Source, open_source, register_source
 from jaxkd.data.transforms.crops import INTERPOLATIONS

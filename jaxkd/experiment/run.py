@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -26,8 +27,10 @@ from jaxkd.errors import DamagedCheckpointError, JaxkdError, PeerLostError, stor
 from jaxkd.experiment.build import Experiment, build
 from jaxkd.experiment.lock import WorkdirLock
 from jaxkd.experiment.sweep import run_stages
-from jaxkd.experiment.workdir import check_teacher, claim_workdir
+from jaxkd.experiment.workdir import check_classes, check_teacher, claim_workdir
 from jaxkd.report.training_statistics import draw_tables, write_tables
+
+_LOG = logging.getLogger(__name__)
 
 
 def run(config: ConfigDict, workdir: str | Path, *, console: Console | None = None) -> dict[str, Any]:
@@ -65,9 +68,23 @@ def _kept(workdir: Path) -> str:
 
 def run_one(config: ConfigDict, workdir: Path, console: Console | None, *, title: str = "") -> dict[str, Any]:
     """One training run; see `run`."""
-    with storage_errors(workdir), WorkdirLock(workdir, wanted=parallel.is_main_host()) as lock:
+    with storage_errors(workdir), WorkdirLock(workdir, wanted=parallel.is_main_host()) as lock, _peer_loss(workdir):
         lock.acquire(make=False)  # a run in progress is noticed before data and weights are read
         return _run_locked(config, workdir, lock, console, title)
+
+
+@contextlib.contextmanager
+def _peer_loss(workdir: Path) -> Iterator[None]:
+    """Turns what JAX raises where another process has died, anywhere in a run, into one PeerLostError."""
+    try:
+        yield
+    except Exception as error:
+        if not parallel.is_peer_loss(error):
+            raise
+        raise PeerLostError(
+            f"Another process of this run ended or cannot be reached ({' '.join(str(error).split())[:120]}). "
+            f"{_kept(workdir)}. Start all processes again with the same command; it continues."
+        ) from error
 
 
 def _run_locked(
@@ -93,11 +110,12 @@ def _run_locked(
     )
     state, clock, resumed = _restore_or_init(experiment, checkpoints, workdir, console)
     log_run_summary(console, experiment, workdir, resumed=resumed)
+    continued = any((workdir / "tensorboard").glob("events*"))  # also of a run that ended before its first checkpoint
     writer = train.MetricWriter(
         workdir,
         tensorboard=config.log.tensorboard,
         active=parallel.is_main_host(),
-        purge_step=None if resumed is None else resumed + 1,
+        purge_step=(resumed or 0) + 1 if continued else None,
     )
     evaluate, lost = experiment.make_evaluator(writer), False
     title = title or workdir.name
@@ -110,12 +128,7 @@ def _run_locked(
             state, scores = _train(experiment, state, clock, checkpoints, writer, evaluate, console, title)
     except Exception as error:
         lost = parallel.is_peer_loss(error)
-        if not lost:
-            raise
-        raise PeerLostError(
-            f"Another process of this run ended or cannot be reached ({' '.join(str(error).split())[:120]}). "
-            f"{_kept(workdir)}. Start all processes again with the same command; it continues."
-        ) from None
+        raise
     finally:
         writer.close()
         if not lost:  # else Orbax would wait for the other process
@@ -143,7 +156,11 @@ def _restore_or_init(
             if experiment.config.checkpoint.on_damage != "previous" or len(done) == 1:
                 raise
             moved = checkpoints.set_aside(done[-1])
-            _say(console, f"{error} Moved to {moved}, as checkpoint.on_damage=previous; step {done[-2]} is tried.")
+            _say(
+                console,
+                f"{error.finding} Moved to {moved}, as checkpoint.on_damage=previous; the run continues from step "
+                f"{done[-2]}.",
+            )
             continue
         if not checkpoints.has_checksums(done[-1]):
             _say(
@@ -152,6 +169,7 @@ def _restore_or_init(
                 "it would not be noticed.",
             )
         check_teacher(meta["task"], experiment.task.metadata(), workdir)
+        check_classes(meta, experiment.class_names, experiment.config, workdir)
         experiment.pipeline.set_state(position)
         return state, train.Clock(**meta["clock"]), done[-1]
     return experiment.init_state(), train.Clock(), None
@@ -160,6 +178,8 @@ def _restore_or_init(
 def _say(console: Console | None, text: str) -> None:
     if console is not None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
+    elif parallel.is_main_host():  # a caller from Python, who gave no console
+        _LOG.warning(text)
 
 
 def _train(

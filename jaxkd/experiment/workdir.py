@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from jaxkd import parallel, train
+from jaxkd import data, parallel, train
 from jaxkd.data.files import write_atomic
 from jaxkd.errors import CheckpointError
 from jaxkd.train.run_folder import checkpoint_config
@@ -33,11 +34,9 @@ def claim_workdir(config: ConfigDict, workdir: Path) -> None:
             "Choose a new --workdir."
         )
     try:
-        if started and not path.exists() and parallel.is_main_host():
-            path.touch()
         if started:
             _check_same_run(config, workdir)
-            if path.stat().st_size and path.read_bytes().strip(b"\0 \n\r\t"):
+            if path.exists() and path.read_bytes().strip(b"\0 \n\r\t"):
                 return
         workdir.mkdir(parents=True, exist_ok=True)
         if parallel.is_main_host():
@@ -55,6 +54,18 @@ def _check_same_run(config: ConfigDict, workdir: Path) -> None:
             f'--workdir="{workdir}" belongs to another run. Choose a new --workdir, or use the old config. They '
             f"differ in: {differing}."
         )
+
+
+def check_classes(meta: dict, names: Sequence[str], config: ConfigDict, workdir: Path) -> None:
+    """Raises DataError unless a checkpoint (its meta) was trained on the classes `names`, in their order.
+
+    A run from before data.class_order existed recorded no classes and sorted class folders as text.
+    """
+    recorded = meta.get("classes", ())
+    ordered = list(names) == data.order_classes(names, config.data.class_order)  # else they are no folders' names
+    if not recorded and ordered and "class_order" not in meta.get("config", {}).get("data", {}):
+        recorded = data.order_classes(names, "text")
+    data.check_same_classes(recorded, names, str(workdir), config.data.source)
 
 
 def check_teacher(saved: dict, now: dict, workdir: Path) -> None:

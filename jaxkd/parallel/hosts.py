@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxkd.errors import TopologyError, check_range
+from jaxkd.errors import JaxkdError, TopologyError, check_range
 
 _LOG = logging.getLogger(__name__)
 
@@ -26,8 +26,13 @@ _LOST = ("gloo", "nccl", "connection closed by peer", "connection reset", "coord
 
 
 def is_peer_loss(error: BaseException) -> bool:
-    """Whether `error` is what JAX raises where another process of this run has died."""
-    return jax.process_count() > 1 and any(words in str(error).lower() for words in _LOST)
+    """Whether `error` is what JAX raises where another process of this run has died.
+
+    User errors are none, whatever they say, and neither are the operating system's: those come from downloads.
+    """
+    if isinstance(error, JaxkdError | OSError) or jax.process_count() == 1:
+        return False
+    return any(words in str(error).lower() for words in _LOST)
 
 
 def initialize_distributed(wanted: bool | None = None) -> None:

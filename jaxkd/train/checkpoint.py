@@ -22,11 +22,20 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from jaxkd.errors import CheckpointError, ConfigError, DamagedCheckpointError, JaxkdError, did_you_mean
-from jaxkd.parallel import is_main_host, tree_shardings
+from jaxkd.errors import (
+    CheckpointError,
+    ConfigError,
+    DamagedCheckpointError,
+    JaxkdError,
+    did_you_mean,
+    is_out_of_memory,
+    storage_error,
+)
+from jaxkd.parallel import is_main_host, is_peer_loss, tree_shardings
 from jaxkd.train.manifest import find_damage, has_manifest, write_manifest
 from jaxkd.train.members import Value, best_member, to_json
 from jaxkd.train.run_folder import FOLDER, checkpoint_steps, find_run, read_config
+from jaxkd.train.scores import read_scores, repair_scores
 from jaxkd.train.state import TrainState
 
 PyTree = Any
@@ -69,18 +78,11 @@ class Checkpoints:
             async_options=ocp.AsyncOptions(post_finalization_callback=self._add_manifest),
         )
         self._open = lambda: ocp.CheckpointManager(self._folder, options=options)
-        self._repair_scores()
+        if is_main_host():
+            repair_scores(self._folder.parent)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("jaxkd: scores of the checkpoints repaired")
         self._manager = self._open()
-
-    def _repair_scores(self) -> None:
-        """Replaces scores that are no JSON object by none: Orbax reads all of them when it opens the folder."""
-        for step in checkpoint_steps(self._folder.parent) if is_main_host() else ():
-            path = self._folder / str(step) / "metrics" / "metrics"
-            try:
-                if path.exists() and not isinstance(json.loads(path.read_bytes()), dict):
-                    path.write_text("{}")
-            except (ValueError, RecursionError):
-                path.write_text("{}")
 
     def _add_manifest(self) -> None:
         """Runs in Orbax's thread when all of a checkpoint is written and it does not have its name yet."""
@@ -123,6 +125,8 @@ class Checkpoints:
 
         Raises:
           DamagedCheckpointError: a file of the checkpoint is missing or damaged.
+          CheckpointError: its files are as they were written and hold something else than this run restores.
+          Exception: what the disk, the memory or another process refused is raised as it came.
         """
         older = [s for s in self.steps() if s < step]
         rest = f"from step {older[-1]}" if older else "from the start, as there is no other checkpoint"
@@ -145,7 +149,9 @@ class Checkpoints:
         }
         if placed.ema is not None:
             items["ema"] = ocp.args.StandardRestore(placed.ema)
-        with _reading(self._folder / str(step), advice):
+        # Several processes must agree on damage: only checksums, which the first one compares, can say it there.
+        checked = self.has_checksums(step) or jax.process_count() > 1
+        with _reading(self._folder / str(step), advice, checked=checked):
             got = self._manager.restore(step, args=ocp.args.Composite(**items))
         rest = got["rest"]
         state = TrainState(rest["step"], got["params"], rest["mutable"], rest["opt_state"], got.get("ema"))
@@ -157,9 +163,21 @@ class Checkpoints:
 
     def _check(self, step: int, advice: str) -> None:
         """Compares the checksums on one host; all hosts raise where it finds damage."""
-        damage = find_damage(self._folder / str(step)) if is_main_host() else ""
-        if jax.process_count() > 1 and bool(multihost_utils.broadcast_one_to_all(np.bool_(bool(damage)))):
-            damage = damage or "see the first host"
+        damage, failed = "", None
+        if is_main_host():
+            try:
+                damage = find_damage(self._folder / str(step))
+            except OSError as error:  # the others must not wait for this one
+                failed = error
+        if jax.process_count() > 1:
+            found = multihost_utils.broadcast_one_to_all(np.array([bool(damage), failed is not None]))
+            damage = damage or ("see the first host" if found[0] else "")
+            if found[1] and failed is None:
+                raise CheckpointError(
+                    f'The first host could not read the checkpoint "{self._folder / str(step)}". See its message.'
+                )
+        if failed is not None:
+            raise failed
         if damage:
             raise _damaged(self._folder / str(step), damage, advice)
 
@@ -186,22 +204,39 @@ class Checkpoints:
 
 
 @contextlib.contextmanager
-def _reading(folder: Path, advice: str) -> Iterator[None]:
-    """Turns whatever Orbax, TensorStore or JSON raise over a damaged checkpoint into one DamagedCheckpointError."""
+def _reading(folder: Path, advice: str, *, checked: bool) -> Iterator[None]:
+    """Turns whatever Orbax, TensorStore or JSON raise over a checkpoint into one CheckpointError.
+
+    What the disk, the memory or another process refused stays as it is: it says nothing about the checkpoint.
+
+    Args:
+      folder: of the checkpoint.
+      advice: the last sentence of the message.
+      checked: whether its files have their checksums, so that damage cannot be the cause.
+    """
     try:
         yield
     except JaxkdError:
         raise
     except Exception as error:  # the three have no common type
-        reason = (str(error).strip().splitlines() or [""])[0][:200]
-        raise _damaged(folder, f"{type(error).__name__}: {reason}", advice) from error
+        missing = isinstance(error, FileNotFoundError)
+        if is_out_of_memory(error) or is_peer_loss(error) or (storage_error(error) is not None and not missing):
+            raise
+        reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+        if not checked:
+            raise _damaged(folder, reason, advice) from error
+        raise CheckpointError(
+            f'The checkpoint "{folder}" cannot be restored ({reason}). Its files have their checksums, so that another '
+            f"version of jaxkd or another config wrote it. Use that one, or another work directory. {advice}"
+        ) from error
 
 
 def _damaged(folder: Path, reason: str, advice: str) -> DamagedCheckpointError:
     return DamagedCheckpointError(
-        f'The checkpoint "{folder}" cannot be read ({reason}). A file of it is missing or damaged (a killed run leaves '
-        "none of that behind, a bad disk does), or another version of jaxkd wrote it. Restore the folder, use that "
-        f"version, or move the folder out of the work directory. {advice}"
+        f'The checkpoint "{folder}" cannot be read ({reason}).',
+        "A file of it is missing or damaged (a killed run leaves none of that behind, a bad disk does), or another "
+        "version of jaxkd wrote it. Restore the folder, use that version, or move the folder out of the work "
+        f"directory. {advice}",
     )
 
 
@@ -250,31 +285,27 @@ def load_run_weights(
             f'"{path}" is not a work directory of jaxkd, which holds config.json and a folder `{FOLDER}`. '
             "Give the --workdir of an earlier run."
         )
-    manager = ocp.CheckpointManager((run / FOLDER).absolute(), options=ocp.CheckpointManagerOptions(read_only=True))
-    try:
-        steps = sorted(manager.all_steps())
-        if not steps:
-            raise CheckpointError(
-                f'"{run}" holds no finished checkpoint. Continue it with its own command, or point to another run.'
-            )
-        name = Path(path).name
-        wanted = step or (name if name.isdigit() and Path(path).parent.name == FOLDER else "last")
-        chosen = _choose_step(manager, run, steps, wanted, best_metric)
-        item = "ema" if variant == "ema" else "params"
-        if not (run / FOLDER / str(chosen) / item).is_dir():
-            raise CheckpointError(
-                f'"{run}" (step {chosen}) has no moving average of the weights. The run was made with ema.decay=0. '
-                "Ask for the raw weights instead."
-            )
-        folder, others = run / FOLDER / str(chosen), [s for s in steps if s != chosen]
-        advice = f"Or ask for another step: {', '.join(map(str, others))}." if others else "There is no other."
+    steps = checkpoint_steps(run)
+    if not steps:
+        raise CheckpointError(
+            f'"{run}" holds no finished checkpoint. Continue it with its own command, or point to another run.'
+        )
+    name = Path(path).name
+    wanted = step or (name if name.isdigit() and Path(path).parent.name == FOLDER else "last")
+    chosen = _choose_step(run, steps, wanted, best_metric)
+    item = "ema" if variant == "ema" else "params"
+    if not (run / FOLDER / str(chosen) / item).is_dir():
+        raise CheckpointError(
+            f'"{run}" (step {chosen}) has no moving average of the weights. The run was made with ema.decay=0. '
+            "Ask for the raw weights instead."
+        )
+    folder, others = run / FOLDER / str(chosen), [s for s in steps if s != chosen]
+    advice = f"Or ask for another step: {', '.join(map(str, others))}." if others else "There is no other."
+    with _reading(folder, advice, checked=has_manifest(folder)):
         damage = find_damage(folder, (item,))
         if damage:
             raise _damaged(folder, damage, advice)
-        with _reading(folder, advice):
-            restored = restore_item(folder / item)
-    finally:
-        manager.close()
+        restored = restore_item(folder / item)
     config = read_config(run)
     kind = _moving_average(config, chosen) if item == "ema" else "raw weights"
     said = f"step {chosen} of {run} ({kind})"
@@ -283,11 +314,10 @@ def load_run_weights(
     return {"params": restored["student"]}, config, said
 
 
-def _choose_step(manager: ocp.CheckpointManager, run: Path, steps: list[int], wanted: str, best_metric: str) -> int:
+def _choose_step(run: Path, steps: list[int], wanted: str, best_metric: str) -> int:
     """The step that `wanted` names: a number, "last" or "best"."""
     if wanted == "best":
-        with _reading(run / FOLDER, "Or ask for the last."):
-            rows = {s: manager.metrics(s) or {} for s in steps}
+        rows = {s: read_scores(run, s) for s in steps}
         if not best_metric:
             psnr = [k for row in rows.values() for k in row if "psnr" in k and not k.startswith("ema_")]
             best_metric = psnr[0] if psnr else "top1"

@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from jaxkd.data.files import write_atomic
+
 FILE = "checksums.json"
 ALGORITHM = "sha256"
 # Orbax writes the time of completion into the second one after the checksums; no array depends on it.
@@ -39,12 +41,46 @@ def has_manifest(folder: Path) -> bool:
     return (folder / FILE).is_file()
 
 
+def is_as_written(folder: Path, name: str) -> bool:
+    """Whether a file of a checkpoint has its checksum; True where the checkpoint has no checksum of it.
+
+    Raises:
+      OSError: the file cannot be read.
+    """
+    digest = _listed(folder).get(name)
+    return digest is None or _digests([folder / name]) == [digest]
+
+
+def replace_digest(folder: Path, name: str) -> None:
+    """Writes the checksum of a file that was changed on purpose, unless the checkpoint has no checksum of it.
+
+    Raises:
+      OSError: the file cannot be read, or the checksums cannot be written.
+    """
+    files = _listed(folder)
+    if name in files:
+        content = {"algorithm": ALGORITHM, "files": files | {name: _digests([folder / name])[0]}}
+        write_atomic(folder / FILE, json.dumps(content, indent=1))
+
+
+def _listed(folder: Path) -> dict[str, str]:
+    """File name -> checksum; {} without checksums, or where their file is damaged, which `find_damage` says."""
+    try:
+        content = json.loads((folder / FILE).read_bytes())
+        return dict(content["files"]) if content["algorithm"] == ALGORITHM else {}
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+
+
 def find_damage(folder: Path, items: Iterable[str] = ()) -> str:
     """The first file of a checkpoint that is not as it was written, in words; "" if all are, or without checksums.
 
     Args:
       folder: of the checkpoint.
       items: look only at the files in these folders of it; () is all.
+
+    Raises:
+      OSError: a file that exists cannot be read, which need not be damage: no permission, too many open files.
     """
     if not has_manifest(folder):
         return ""
@@ -53,7 +89,7 @@ def find_damage(folder: Path, items: Iterable[str] = ()) -> str:
         if content["algorithm"] != ALGORITHM:
             return f"{FILE} names the checksum {content['algorithm']!r}, which is not known"
         files = {str(name): str(digest) for name, digest in content["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{FILE} is no list of checksums ({type(error).__name__})"
     wanted = tuple(items)
     names = sorted(name for name in files if not wanted or name.split("/")[0] in wanted)
@@ -62,10 +98,7 @@ def find_damage(folder: Path, items: Iterable[str] = ()) -> str:
         return f"the file {missing[0]} is missing"
     if not files or {name.split("/")[0] for name in names} < set(wanted):
         return f"{FILE} lacks files"
-    try:
-        digests = _digests([folder / name for name in names])
-    except OSError as error:
-        return f"a file cannot be read ({error})"
+    digests = _digests([folder / name for name in names])
     changed = [name for name, digest in zip(names, digests, strict=True) if digest != files[name]]
     return f"the file {changed[0]} is not as it was written" if changed else ""
 

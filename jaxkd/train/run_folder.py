@@ -15,8 +15,9 @@ from jaxkd.errors import CheckpointError
 from jaxkd.train.manifest import find_damage
 
 FOLDER = "checkpoints"
-# Fields that may differ between a run and its continuation: none of them changes what is computed.
-FREE_FIELDS = ("data.workers", "log.", "checkpoint.", "dynamics.", "eval.batch_size")
+CLASS_ORDER = "data.class_order"  # runs from before it existed used "text"; their class names are compared instead
+# Fields that may differ between a run and its continuation: none of them changes what a step computes.
+FREE_FIELDS = ("data.workers", "train.steps", "log.", "checkpoint.", "dynamics.", "eval.batch_size")
 
 
 def find_run(path: str | Path) -> Path | None:
@@ -48,38 +49,49 @@ def checkpoint_config(run: Path) -> dict[str, Any] | None:
     """The config in the newest checkpoint of `run` whose copy of it is undamaged; None if there is none."""
     for step in reversed(checkpoint_steps(run)):
         folder = run / FOLDER / str(step)
-        if find_damage(folder, ("meta",)):
-            continue
         try:
+            if find_damage(folder, ("meta",)):
+                continue
             config = json.loads((folder / "meta" / "metadata").read_bytes()).get("config")
         except (OSError, ValueError, AttributeError, RecursionError):
             continue
-        if isinstance(config, dict):
+        if _is_config(config):
             return config
     return None
+
+
+def _is_config(content: Any) -> bool:
+    """Whether `content` has the form of a config: an object of fields without dots in their names, plugins a list."""
+    try:
+        plugins = ConfigDict(content).get("plugins") or ()
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return False
+    return isinstance(content, dict) and isinstance(plugins, list | tuple) and all(isinstance(p, str) for p in plugins)
 
 
 def read_config(run: Path) -> dict[str, Any]:
     """The resolved config of a work directory; its plugins are imported, so that its networks are registered.
 
-    An empty config.json, which a power cut leaves, is replaced by the copy in the newest checkpoint.
+    In the place of a config.json that is empty, as after a power cut, or missing stands the newest checkpoint's copy.
 
     Raises:
-      CheckpointError: config.json is missing, is no JSON object, or says something else than the newest checkpoint.
+      CheckpointError: config.json and its copy are missing, it is no JSON object of fields, or it says something else
+        than the newest checkpoint.
       ConfigError: a plugin cannot be imported.
     """
     path, saved = run / "config.json", checkpoint_config(run)
     try:
-        content = path.read_bytes()
+        content = b"" if saved is not None and not path.exists() else path.read_bytes()
         config = saved if saved is not None and not content.strip(b"\0 \n\r\t") else json.loads(content)
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f'"{path}" cannot be read ({" ".join(str(error).split())}). Restore the file, or use another work '
             "directory."
         ) from None
-    if not isinstance(config, dict):
+    if not _is_config(config):
         raise CheckpointError(
-            f'"{path}" holds no config, one JSON object of fields. Restore the file, or use another work directory.'
+            f'"{path}" holds no config, one JSON object of fields, whose plugins are a list of names. Restore the '
+            "file, or use another work directory."
         )
     if saved is not None and config is not saved:
         differing = differing_fields(config, saved, "in config.json", "in the checkpoint")
@@ -89,7 +101,7 @@ def read_config(run: Path) -> dict[str, Any]:
                 f"the run wrote it. Restore config.json, or empty it to take the checkpoint's. They differ in: "
                 f"{differing}."
             )
-    import_plugins(config.get("plugins", ()))
+    import_plugins(config.get("plugins") or ())
     return config
 
 
@@ -101,6 +113,7 @@ def differing_fields(one: Any, other: Any, place: str, other_place: str, *, most
         f"{k}: {first.get(k, defaults.get(k))!r} {place}, {second.get(k, defaults.get(k))!r} {other_place}"
         for k in sorted(first.keys() | second.keys())
         if not k.startswith(FREE_FIELDS)
+        and not (k == CLASS_ORDER and (k not in first or k not in second))
         and _jsonable(first.get(k, defaults.get(k))) != _jsonable(second.get(k, defaults.get(k)))
     ]
     more = f"; and {len(rows) - most} more" if len(rows) > most else ""
