@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 import jaxkd
 from jaxkd import models
 from jaxkd.config.fields import ARGS, base, flatten
-from jaxkd.errors import ConfigError, DataError, check_choice, check_range
+from jaxkd.errors import ConfigError, DataError, check_choice, check_range, is_out_of_memory, storage_error
 
 
 @pytest.mark.parametrize(
@@ -76,6 +76,33 @@ def test_choices_that_exist():
     check_choice("scale", 4, (2, 3, 4))
     with pytest.raises(DataError, match="; a is usual.$"):
         check_choice("mode", "x", ("a", "b"), hint="a is usual", error=DataError)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(28, "No space left on device"), '"/run" cannot be read or written (No space left on device)'),
+        (PermissionError(13, "Permission denied", "/data/a.png"), '"/data/a.png" cannot be'),
+        (FileNotFoundError(2, "No such file or directory", "data/a.png"), '"data/a.png" cannot be'),
+        (ValueError('INTERNAL: Error opening "/a/b": Permission denied'), '"/a/b" cannot be'),
+        (ValueError("[Errno 20] Not a directory: '/a/c'"), '"/a/c" cannot be'),
+        (RuntimeError("Too many open files [OS error 24]"), "limit of open files"),
+        (FileNotFoundError(2, "No such file or directory", "nvcc"), ""),
+        (PermissionError(13, "Permission denied"), ""),  # of a socket
+        (PermissionError(1, "Operation not permitted"), ""),
+        (RuntimeError("CUDA error: No such device"), ""),
+        (RuntimeError("INTERNAL: bind: Permission denied"), ""),
+    ],
+)
+def test_what_a_file_system_refused_is_told_from_sockets_devices_and_programs(error, words):
+    found = storage_error(error, path="/run")
+    assert words in str(found) if words else found is None
+
+
+def test_out_of_memory():
+    wrapped = ValueError("the restore failed")
+    wrapped.__cause__ = RuntimeError("RESOURCE_EXHAUSTED: 3 GiB")
+    assert is_out_of_memory(wrapped) and is_out_of_memory(MemoryError()) and not is_out_of_memory(ValueError("3"))
 
 
 PACKAGE = Path(jaxkd.__file__).parent

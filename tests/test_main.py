@@ -13,7 +13,9 @@ from pictures import noisy_classes
 from random_weights import random_variables
 
 from jaxkd import main, models, weights
+from jaxkd.cli import console
 from jaxkd.config.validate import validate
+from jaxkd.errors import DataError
 from jaxkd.experiment.lock import WorkdirLock
 from jaxkd.experiment.sweep import stage_configs
 
@@ -243,6 +245,29 @@ def test_a_teacher_of_more_classes_is_to_be_fine_tuned_first(complaint, images, 
     assert f"--config.student.weights={path} --config.student.new_head=True" in text and "args.depth=3" in text
     text = complaint([*argv, "--config.distill.preset=spectral"])
     assert text.endswith("add --config.teacher.new_head=True.")
+
+
+@pytest.mark.parametrize(("error", "code"), [(DataError("no such image"), 2), (KeyError("a bug"), 1)])
+def test_an_error_in_one_of_several_processes_does_not_wait_for_the_others(monkeypatch, capsys, error, code):
+    import jax
+
+    class Left(BaseException):
+        pass
+
+    def leave(number):
+        raise Left(number)
+
+    @console.command()
+    def failing():
+        raise error
+
+    with pytest.raises((SystemExit, KeyError)):
+        failing()
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(Left) as left:
+        failing()
+    assert left.value.args == (code,) and str(error) in capsys.readouterr().err
 
 
 def test_a_damaged_config_of_a_run(complaint, images, tmp_path):

@@ -110,12 +110,11 @@ def _run_locked(
     )
     state, clock, resumed = _restore_or_init(experiment, checkpoints, workdir, console)
     log_run_summary(console, experiment, workdir, resumed=resumed)
-    continued = any((workdir / "tensorboard").glob("events*"))  # also of a run that ended before its first checkpoint
     writer = train.MetricWriter(
         workdir,
         tensorboard=config.log.tensorboard,
         active=parallel.is_main_host(),
-        purge_step=(resumed or 0) + 1 if continued else None,
+        first_step=(resumed or 0) + 1,
     )
     evaluate, lost = experiment.make_evaluator(writer), False
     title = title or workdir.name

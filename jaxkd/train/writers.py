@@ -24,17 +24,19 @@ class MetricWriter:
       workdir: of the run.
       tensorboard: whether event files are written.
       active: False writes nothing, on every host but the first.
-      purge_step: the first step that a continued run writes; None for a new run.
+      first_step: that will be written; TensorBoard drops what earlier event files hold from it on, also those of a run
+        that ended before its first checkpoint.
 
     Raises:
       OSError: here and in every method, if the disk refuses it.
     """
 
-    def __init__(self, workdir: Path, *, tensorboard: bool = True, active: bool = True, purge_step: int | None = None):
+    def __init__(self, workdir: Path, *, tensorboard: bool = True, active: bool = True, first_step: int = 1):
         self._file = _open_lines(Path(workdir) / "metrics.jsonl") if active else None
         self._events = None
         if active and tensorboard:
-            self._events = EventFile(Path(workdir) / "tensorboard", purge_step=purge_step)
+            folder = Path(workdir) / "tensorboard"
+            self._events = EventFile(folder, purge_step=first_step if any(folder.glob("events*")) else None)
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Writes `values` of `step`; `kind` is "train" or "eval" and prefixes the TensorBoard tags.

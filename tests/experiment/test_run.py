@@ -15,9 +15,10 @@ from stopping import run_stopped
 
 from jaxkd import distill, models, train, weights
 from jaxkd.config import fields
-from jaxkd.errors import CheckpointError, ConfigError
+from jaxkd.errors import CheckpointError, ConfigError, DataError
 from jaxkd.experiment import run as run_module
 from jaxkd.experiment.classification import build_task, resolve
+from jaxkd.experiment.workdir import check_classes
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
@@ -142,7 +143,9 @@ def test_a_damaged_checkpoint_stops_a_run_or_is_set_aside(tmp_path, capsys):
         run_module.run(config(**change), tmp_path / "run")
     again = {**change, "checkpoint.on_damage": "previous"}
     result = run_module.run(config(**again), tmp_path / "run", console=Console(width=200))
-    assert "Moved to" in capsys.readouterr().out and [*(tmp_path / "run" / "damaged").glob("4-*")]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "as it was written). Moved to" in said and "continues from step 3" in said and "Restore" not in said
+    assert [*(tmp_path / "run" / "damaged").glob("4-*")]
     assert result["images_trained"] == whole["images_trained"] == 4 * 512
     assert_trees_equal(final_params(tmp_path / "run"), expected)  # step 4 was made and saved again
 
@@ -168,6 +171,23 @@ def test_a_damaged_checkpoint_stops_a_run_or_is_set_aside(tmp_path, capsys):
     path.write_text("")
     with pytest.raises(CheckpointError, match="belongs to another run.*weight_decay: 0.05 there, 0.5 now"):
         run_module.run(config(**{**change, "optimizer.weight_decay": 0.5}), tmp_path / "run")
+
+
+def test_other_classes_are_noticed_on_resume(tmp_path):
+    names = ("a1", "a2", "a10")
+    check_classes({"classes": list(names), "config": {}}, names, config(), tmp_path)
+    new, old = {"data": {"class_order": "natural"}}, {"data": {}}  # old: from before the field existed
+    check_classes({"config": new}, names, config(), tmp_path)
+    check_classes({"config": old}, ("a1", "a2"), config(), tmp_path)  # one order, whatever it is called
+    check_classes({"config": old}, ("b", "a"), config(), tmp_path)  # of no folders
+    check_classes({}, (), config(), tmp_path)
+    text = config(**{"data.class_order": "text"})
+    check_classes({"config": old}, ("a1", "a10", "a2"), text, tmp_path)
+    for meta in ({"config": old}, {"config": new, "classes": ["a1", "a10", "a2"]}):
+        with pytest.raises(DataError, match=r'another order.*label 1 is "a2" there and "a10" in'):
+            check_classes(meta, names, config(), tmp_path)
+    assert train.differing_fields(old, text, "there", "now").count("class_order") == 0
+    assert "class_order" in train.differing_fields(new, text, "there", "now")
 
 
 def test_the_best_score_of_a_population_is_that_of_its_best_member(tmp_path):

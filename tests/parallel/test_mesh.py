@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from jaxkd import models, parallel
-from jaxkd.errors import TopologyError
+from jaxkd.errors import DataError, TopologyError
 from jaxkd.parallel.sharding import PARAMETER_RULES, partition_of
 
 PACKAGE = Path(parallel.__file__).parents[1]
@@ -171,6 +171,21 @@ def test_axes_are_named_in_one_place():
     literal = re.compile(r"(PartitionSpec\(|\bP\()[^)\n]*[\"']|\bmesh\.shape\[[\"']")
     files = [file for file in PACKAGE.rglob("*.py") if file.parent.name != "parallel"]
     assert len(files) > 100 and [file for file in files if literal.search(file.read_text())] == []
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer [127.0.0.1]:1"), True),
+        (RuntimeError("INTERNAL: the loss has another shape"), False),
+        (DataError('"/data/gloo-heartbeat" is not a folder.'), False),
+        (ConnectionResetError(104, "Connection reset by peer"), False),  # of a download
+    ],
+)
+def test_the_loss_of_a_process_is_told_from_other_errors(monkeypatch, error, lost):
+    assert not parallel.is_peer_loss(error)  # alone
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert parallel.is_peer_loss(error) == lost
 
 
 @pytest.fixture

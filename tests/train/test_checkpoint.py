@@ -17,7 +17,7 @@ import pytest
 from toy import Toy
 
 from jaxkd import parallel, train
-from jaxkd.errors import CheckpointError, ConfigError
+from jaxkd.errors import CheckpointError, ConfigError, DamagedCheckpointError
 
 FROZEN = {"student": {"dense": {"kernel": False, "bias": True}}, "projectors": {}}
 TX = train.make_optimizer(1e-2, clip_norm=1.0, frozen=FROZEN)
@@ -233,11 +233,79 @@ def test_a_checkpoint_of_an_older_version_has_no_checksums_and_can_be_read(run, 
     assert "without checksums" in train.load_run_weights(run)[2]
 
 
-def test_scores_that_cannot_be_read_do_not_stop_a_run(run):
-    (run / "checkpoints" / "2" / "metrics" / "metrics").write_text('{"to')
+@pytest.mark.parametrize(
+    "refused",
+    [
+        OSError(24, "Too many open files"),
+        PermissionError(13, "Permission denied", "/run/checkpoints/3/params/a"),
+        RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 3 GiB"),
+    ],
+)
+def test_what_the_machine_refuses_is_no_damage(run, mesh, monkeypatch, refused):
+    import orbax.checkpoint as ocp
+
     checkpoints = train.Checkpoints(run)
-    assert checkpoints.steps() == [1, 2, 3]
+
+    def refuse(*_, **__):
+        raise refused
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.CheckpointManager, "restore", refuse)
+        for checksums in (True, False):
+            with pytest.raises(type(refused)) as raised:
+                checkpoints.restore(3, abstract(), mesh)
+            assert raised.value is refused
+            if checksums:
+                (run / "checkpoints" / "3" / "checksums.json").rename(run / "kept")
+        refused = KeyError("other")
+        with pytest.raises(DamagedCheckpointError, match="cannot be read"):
+            checkpoints.restore(3, abstract(), mesh)
+        (run / "kept").rename(run / "checkpoints" / "3" / "checksums.json")
+        with pytest.raises(CheckpointError, match="cannot be restored.*have their checksums") as raised:
+            checkpoints.restore(3, abstract(), mesh)
+        assert not isinstance(raised.value, DamagedCheckpointError)
+        refused = PermissionError(13, "Permission denied", "/run/checkpoints/3/checksums.json")
+        patch.setattr(Path, "open", refuse)  # while the checksums are compared
+        with pytest.raises(PermissionError):
+            checkpoints.restore(3, abstract(), mesh)
     checkpoints.close()
+
+
+@pytest.mark.parametrize("content", ['{"to', '{"top1": 10.0}', "[]", ""])
+def test_damaged_scores_are_taken_from_the_log_so_that_the_best_stays_the_best(run, mesh, assert_same, caplog, content):
+    writer = train.MetricWriter(run, tensorboard=False)
+    writer.write("eval", 1, {"epoch": 0.5, "top1": 90.0})
+    writer.close()
+    for step in (1, 2):
+        (run / "checkpoints" / str(step) / "metrics" / "metrics").write_text(content)
+    assert_same(train.load_run_weights(run, step="best")[0]["params"], state_of(1).params["student"])
+    checkpoints = train.Checkpoints(run, keep_last=1)
+    assert json.loads((run / "checkpoints" / "1" / "metrics" / "metrics").read_text()) == {"top1": 90.0}
+    said = [r.getMessage() for r in caplog.records if "were damaged" in r.getMessage()]
+    # the second file holds what step 2 had
+    assert len(said) == (1 if "10.0" in content else 2) and "taken from metrics.jsonl" in said[0]
+    assert_same(checkpoints.restore(1, abstract(), mesh)[0], state_of(1))
+    save(checkpoints, 4)
+    assert checkpoints.steps() == [1, 4]
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("content", ['{"a.b": 1}', '{"a": {"b.c": 1}}', '{"plugins": 5}', '{"plugins": [5]}', "5"])
+def test_a_config_of_another_form_is_refused_in_words(run, content):
+    (run / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match="config.json.* holds no config"):
+        train.read_config(run)
+
+
+def test_a_missing_config_is_that_of_the_newest_checkpoint(tmp_path):
+    checkpoints = train.Checkpoints(tmp_path)
+    saved = {"student": {"name": "toy"}, "train": {"steps": 3}}
+    checkpoints.save(state_of(1), data={}, meta={"config": saved})
+    checkpoints.close()
+    assert train.read_config(tmp_path) == saved
+    longer = {"student": {"name": "toy"}, "train": {"steps": 9}}  # which changes no step
+    (tmp_path / "config.json").write_text(json.dumps(longer))
+    assert train.read_config(tmp_path) == longer
 
 
 @pytest.mark.parametrize("payload", ["params", "rest"])

@@ -106,12 +106,13 @@ def test_a_continued_run_makes_tensorboard_drop_the_steps_that_it_writes_again(t
     first = train.MetricWriter(tmp_path)
     for step in range(1, 6):
         first.write("train", step, {"loss": 1.0})
-    again = train.MetricWriter(tmp_path, purge_step=4)  # while the first file has no end, as after a kill
+    again = train.MetricWriter(tmp_path, first_step=4)  # while the first file has no end, as after a kill
     again.write("train", 4, {"loss": 2.0})
-    paths = sorted((tmp_path / "tensorboard").iterdir())
-    assert len(paths) == 2  # not one that replaced the other within a second
+    train.MetricWriter(tmp_path).close()  # as after a run that ended before its first checkpoint
+    paths = sorted((tmp_path / "tensorboard").iterdir(), key=lambda p: int(p.name.rpartition(".")[2]))
+    assert len(paths) == 3  # none that replaced another within a second
     starts = [[e.step for e in events_of(p) if e.WhichOneof("what") == "session_log"] for p in paths]
-    assert starts == [[], [4]]
+    assert starts == [[], [4], [1]]
     assert [e.step for e in events_of(paths[0]) if e.summary.value] == [1, 2, 3, 4, 5]  # on the disk at once
     first.close()
     again.close()

@@ -171,7 +171,7 @@ def run(
     if statistics is not None:
         observed = train.compile_train_step(task, tx, mesh, abstract, **how, statistics=statistics)
         observation = train.Observation(observed, every, ("a", "b"))
-    writer = train.MetricWriter(workdir)
+    writer = train.MetricWriter(workdir, first_step=int(state.step) + 1)
     try:
         state, scores = train.train_loop(
             train.compile_train_step(task, tx, mesh, abstract, **how),
