@@ -1,7 +1,7 @@
 """Conversion between BasicSR's state dicts of MDBN and EDSR and jaxkd's parameters: exact inverses, bit for bit.
 
 The names, e.g. `body.0.baseblock1.uconv1.weight`, are lines of the table in `rules.py`; BasicSR's files put them under
-`params` and, for the moving average, `params_ema` (see `formats.choose`).
+`params` and, for the moving average, `params_ema` (see `candidates.choose`).
 """
 
 from __future__ import annotations

@@ -28,10 +28,19 @@ BASICSR = ("params", "params_ema")
 _FIRST = ("state_dict", "model", "student", "params", "model_state_dict", "module", "net", "network", "weights")
 
 # A part of a container's name or prefix that says that it holds a moving average.
-_EMA = re.compile(r"(?:^|_)(?:ema|swa)\d*(?:_|$)|^teacher(?:_|$)|^(?:momentum|target|averaged|shadow)_", re.I)
+_EMA = re.compile(r"(?:^|_)(?:ema|swa)\d*(?:_|$)|^(?:momentum|target|averaged|shadow)_", re.I)
 
-# Containers of a trainer's state, whose arrays are no weights though they may have the weights' names.
-_TRAINER_STATE = re.compile(r"optim|exp_avg|sched|scaler|grad", re.I)
+# One that says so only beside a student of the same shapes (DINO, Mean Teacher); the teacher of a distillation is
+# another network.
+_TEACHER = re.compile(r"(?:^|\.)teacher(?=[_.]|$)", re.I)
+
+# Containers of a trainer's state, whose arrays are no weights though they may have the weights' names: whole words,
+# also in camelCase, so that "upscaler" and "upgraded_model" are none of them.
+_TRAINER_STATE = re.compile(
+    r"(?:^|[^A-Za-z]|(?<=[a-z])(?=[A-Z]))"
+    r"(?i:optim(?:i[sz]er)?s?|exp_avgs?|sched(?:uler)?s?|lrscheduler|(?:grad)?scalers?|grad(?:ient)?s?)"
+    r"(?=[^A-Za-z]|[A-Z]|$)"
+)
 
 # Parts of a network that only pre-training needs; beside a backbone that fits they are left out and named.
 _PRETRAINING = re.compile(
@@ -51,7 +60,8 @@ class Candidate:
       is_ema: whether the label says that they are a moving average.
       state: name -> array, the names as the network's.
       left_out: names beside the network's.
-      misfits: how many names or shapes differ from the network's, its classifier aside.
+      misfits: how many names or shapes differ from the network's, but for its classifier and what `resize` changes.
+      replaceable: how many arrays of its classifier, or that `resize` changes, are absent or of another shape.
     """
 
     label: str
@@ -59,6 +69,7 @@ class Candidate:
     state: State
     left_out: list[str]
     misfits: int
+    replaceable: int
 
     @property
     def description(self) -> str:
@@ -96,24 +107,35 @@ def choose(content: Nested, expected: Mapping[str, Shape], variant: str | None, 
         )
     most = max(len(c.state.keys() & expected.keys()) for c in found)
     found = [c for c in found if 2 * len(c.state.keys() & expected.keys()) >= most]
-    found.sort(key=_rank)
-    fitting = [c for c in found if not c.misfits]
-    of_variant = [[c for c in pool if variant is None or c.is_ema == (variant == "ema")] for pool in (fitting, found)]
-    if not of_variant[1]:
+    _mark_teachers(found)
+    # Where no name is the network's, the container with most arrays is the network that the file was made for.
+    found.sort(key=(lambda c: (c.misfits, c.replaceable, _rank(c))) if most else (lambda c: (-len(c.state), _rank(c))))
+    found_of_variant = [c for c in found if variant is None or c.is_ema == (variant == "ema")]
+    if not found_of_variant:
         meant = "moving average of the weights" if variant == "ema" else "raw weights beside the moving average"
         held = [c.label or "one set of weights" for c in found]
         raise WeightSourceError(
             f'variant="{variant}", but "{origin}" holds no {meant}: there is only {", ".join(held)}. Leave '
             "variant out to load it."
         )
-    pool = of_variant[0] or of_variant[1]
+    fitting = [c for c in found_of_variant if not c.misfits]
+    pool = [c for c in fitting if not c.replaceable] or fitting or found_of_variant
     by_kind = {kind: [c for c in pool if c.is_ema == (kind == "ema")] for kind in VARIANTS}
     is_basicsr = tuple(c[0].label for c in by_kind.values() if c) == BASICSR
     chosen = by_kind["ema"] if is_basicsr or not by_kind["raw"] else by_kind["raw"]
-    best = min(chosen, key=lambda c: c.misfits)
+    best = chosen[0]
     if not best.misfits:
         _log_choice(best, chosen, by_kind, variant, origin)
     return best
+
+
+def _mark_teachers(found: list[Candidate]) -> None:
+    """Says of each teacher with the arrays of a student, in name and shape, that it is a moving average."""
+    shapes = [{name: tuple(array.shape) for name, array in c.state.items()}.items() for c in found]
+    students = [s for c, s in zip(found, shapes, strict=True) if re.search(r"(?:^|\.)student(?=[_.]|$)", c.label, re.I)]
+    for candidate, own in zip(found, shapes, strict=True):
+        if _TEACHER.search(candidate.label) and any(own <= student for student in students):
+            candidate.is_ema = True
 
 
 def _rank(candidate: Candidate) -> int:
@@ -136,8 +158,9 @@ def _log_choice(
             "average was" if best.is_ema else "raw ones were",
         )
     elif variant is None and best.is_ema:
-        _log.warning('"%s" holds only a moving average ("%s"), which was taken.', origin, best.label)
-    others = [c for c in chosen if c is not best and not c.misfits and not _same(c.state, best.state)]
+        _log.warning('"%s" holds only a moving average ("%s") that fits, which was taken.', origin, best.label)
+    rivals = [c for c in chosen[1:] if (c.misfits, c.replaceable) == (0, best.replaceable)]
+    others = [c for c in rivals if not _same(c.state, best.state)]
     if others:
         _log.warning(
             '"%s" holds several sets of weights that fit: "%s" was taken and not %s. To take another, save it alone.',
@@ -170,7 +193,7 @@ def _levels(content: Nested, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple
 
 def _candidates(path: tuple[str, ...], arrays: State, expected: Mapping[str, Shape]) -> list[Candidate]:
     """The candidates of one container: one for each prefix behind which the network's names begin."""
-    averaged = any(name.rpartition(".")[2] == "n_averaged" for name in arrays)  # torch.optim.swa_utils
+    averaged = _averaged(arrays)
     state = to_timm_names({name: array for name, array in arrays.items() if not BUFFERS.search(name)})
     counts: Counter[str] = Counter()
     for name in state:
@@ -182,13 +205,23 @@ def _candidates(path: tuple[str, ...], arrays: State, expected: Mapping[str, Sha
     return [_candidate(path, prefix, prefixes, state, expected, averaged) for prefix in prefixes]
 
 
+def _averaged(arrays: State) -> set[int]:
+    """`id` of the arrays of every `torch.optim.swa_utils.AveragedModel`, which counts its updates in `n_averaged`."""
+    averaged = set()
+    for counter in (name for name in arrays if name.rpartition(".")[2] == "n_averaged"):
+        parent = counter.removesuffix("n_averaged")
+        inside = [n for n in arrays if n.startswith(f"{parent}module.")] or [n for n in arrays if n.startswith(parent)]
+        averaged |= {id(arrays[name]) for name in inside}
+    return averaged
+
+
 def _candidate(
     path: tuple[str, ...],
     prefix: str,
     prefixes: list[str],
     state: State,
     expected: Mapping[str, Shape],
-    averaged: bool,
+    averaged: set[int],
 ) -> Candidate:
     """The arrays behind `prefix`, with a classifier that stands before it, and how they differ from the network's."""
     others = tuple(p for p in prefixes if p != prefix and p.startswith(prefix))
@@ -213,19 +246,28 @@ def _candidate(
         for n, shape in expected.items()
         if not HEAD.match(n) and (n not in own or (tuple(own[n].shape) != tuple(shape) and not is_resizable(n)))
     ]
+    replaceable = [n for n, shape in expected.items() if n not in own or tuple(own[n].shape) != tuple(shape)]
     words = [*path, *parts]
+    # Most of them, because some arrays of another format are new ones and some may be shared with the raw weights.
+    is_averaged = 2 * sum(id(array) in averaged for array in own.values()) > len(own)
     return Candidate(
         label=".".join(words),
-        is_ema=averaged or any(_EMA.search(word) for word in words),
+        is_ema=is_averaged or any(_EMA.search(word) for word in words),
         state={n: a for n, a in own.items() if n not in left_out},
         left_out=[*left_out, *sorted(outside)],
         misfits=len(extra) - len(left_out) + len(wrong),
+        replaceable=len(set(replaceable) - set(wrong)),
     )
 
 
-def require_numbers(state: State, subject: str) -> None:
-    """Raises WeightSourceError for the first entry that is no array of floating-point numbers."""
-    for name, value in state.items():
+def require_numbers(state: State, expected: Mapping[str, Shape], subject: str) -> State:
+    """`state`, whose other arrays have shapes alone where they cannot be read.
+
+    Raises:
+      WeightSourceError: an array that the network expects holds no floating-point numbers.
+    """
+    for name in (n for n in state if n in expected):
+        value = state[name]
         reason = value.reason if isinstance(value, Unreadable) else ""
         if isinstance(value, np.ndarray) and value.dtype.kind != "f":
             reason = f"has the type {value.dtype.name}, and weights are floating-point numbers"
@@ -234,3 +276,5 @@ def require_numbers(state: State, subject: str) -> None:
                 f'{subject} cannot be used: the tensor "{name}" {reason}. Save the weights as float32, float16 or '
                 "bfloat16."
             )
+    unreadable = {n: np.broadcast_to(np.float32(0), a.shape) for n, a in state.items() if isinstance(a, Unreadable)}
+    return state | unreadable

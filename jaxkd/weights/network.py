@@ -184,11 +184,11 @@ def _load_file(
         facts.log_differences(model, subject)
         if facts.grid and hasattr(model, "grid_size"):
             fitting = {"old_grid": facts.grid} | _given(fitting)
-    candidates.require_numbers(chosen.state, subject)
+    state = candidates.require_numbers(chosen.state, expected, subject)
     try:
-        return _from_state(model, chosen.state, subject, fitting), origin
+        return _from_state(model, state, subject, fitting), origin
     except WeightMismatchError as error:
-        hint = formats.unsupported(chosen.state)
+        hint = formats.unsupported(state)
         if not hint:
             raise
         first, *diff = str(error).split("\n", 1)

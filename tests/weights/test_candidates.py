@@ -79,6 +79,45 @@ def test_the_set_that_fits_is_taken_and_not_its_neighbour():
     assert choose({"model": other, "backup": RAW}, None) == 0
 
 
+@pytest.mark.parametrize(("variant", "number"), [(None, 0), ("raw", 0), ("ema", 1)])
+def test_the_counter_of_an_average_says_nothing_of_the_weights_beside_it(variant, number):
+    state = {"model.w": RAW["w"], "ema_model.n_averaged": np.array(5), "ema_model.module.w": EMA["w"]}
+    assert choose({"state_dict": state}, variant) == number
+
+
+@pytest.mark.parametrize("fits", ["student", "model_ema", "backup"])
+def test_of_two_the_one_with_the_right_classifier_and_grid_is_taken(fits):
+    expected = {"w": (1,), "head.weight": (10, 4), "pos_embed": (1, 5, 4)}
+    for wrong in ({"head.weight": (1000, 4)}, {"pos_embed": (1, 10, 4)}):
+        content = {
+            name: RAW | {n: np.zeros(shape, np.float32) for n, shape in ({"w": (1,)} | shapes).items()}
+            for name, shapes in (("model", expected | wrong), (fits, expected))
+        }
+        assert candidates.choose(content, expected, None, "x.pth").label == fits
+
+
+def test_a_teacher_is_a_moving_average_only_of_a_student_of_its_shapes():
+    other = {"w": np.full(2, 7, np.float32)}
+    for checkpoint in ({"teacher": RAW}, {"student": other, "teacher": RAW}):
+        assert choose(checkpoint, "raw") == 0
+        with pytest.raises(WeightSourceError, match="holds no moving average"):
+            choose({"teacher": RAW}, "ema")
+
+
+@pytest.mark.parametrize("name", ["upscaler", "rescaler", "upgraded_model", "degrade", "optimus"])
+def test_a_network_whose_name_is_like_a_trainers_state_is_found(name):
+    assert choose({name: RAW}, None) == 0
+    assert choose({f"{name}.w": RAW["w"]}, None) == 0
+
+
+@pytest.mark.parametrize(
+    "name", "optimizer optimizer_states optimizerG lr_schedulers GradScaler amp_scaler exp_avg_sq grads".split()
+)
+def test_a_trainers_state_is_no_network(name):
+    with pytest.raises(WeightSourceError, match="holds no weights"):
+        choose({name: RAW}, None)
+
+
 # --- containers and prefixes of a real network
 
 
@@ -174,6 +213,14 @@ def test_a_dense_float_array_is_asked_for_in_words(vit, monkeypatch):
         with pytest.raises(WeightSourceError, match=rf'the tensor "norm\.weight" {why}'):
             load(vit, monkeypatch, {**vit[1], "norm.weight": bad})
         assert_same(load(vit, monkeypatch, {"model": vit[1], "stats": {"m": bad}}), vit[1])  # where nobody needs it
+        with pytest.raises(WeightMismatchError, match="does not fit this"):  # the cause, and not the array beside it
+            load(vit, monkeypatch, {**vit[1], "blocks.2.norm1.weight": bad})
+
+
+def test_a_file_of_another_network_is_described_by_its_weights_and_not_by_its_metrics(vit, monkeypatch):
+    content = {"metrics": {"acc": np.ones((), np.float32)}, "state_dict": {f"x.{i}": EMA["w"] for i in range(3)}}
+    with pytest.raises(WeightMismatchError, match=r"its first is x\.0"):
+        load(vit, monkeypatch, content)
 
 
 # --- damage
