@@ -64,8 +64,8 @@ class FileFacts:
             mine = getattr(model, name, None)
             if name in self.args and mine is not None and not _equal(self.args[name], mine):
                 _log.warning(
-                    "%s was made with %s=%s (%s), and this network has %s=%s: its outputs will differ. Say %s=%s for "
-                    "the file's own.",
+                    "%s was made with %s=%s (%s), and this network has %s=%s: its outputs will differ. Create it with "
+                    "%s=%s (--model-arg=%s=%s) for the file's own.",
                     subject,
                     name,
                     self.args[name],
@@ -74,6 +74,8 @@ class FileFacts:
                     mine,
                     name,
                     self.args[name],
+                    name,
+                    str(self.args[name]).replace(" ", ""),
                 )
 
     def log_other_colours(self, spec: ModelSpec, subject: str) -> None:
@@ -81,7 +83,8 @@ class FileFacts:
         for name in ("mean", "std"):
             if name in self.preprocessing and not np.allclose(self.preprocessing[name], getattr(spec, name), atol=1e-4):
                 _log.warning(
-                    "%s was trained with %s=%s (%s), and %s normalises images with %s. Take another tag.",
+                    "%s was trained with %s=%s (%s), and %s normalises images with %s. Name the tag that the file "
+                    "belongs to: models.create(NAME.TAG), --model=NAME.TAG.",
                     subject,
                     name,
                     self.preprocessing[name],
@@ -131,10 +134,18 @@ def read_facts(path: Path) -> FileFacts | None:
     if any(f"jaxkd.{name}" in texts for name in _KEYS):
         return _from_metadata(texts, path)
     folder = path if path.is_dir() else path.parent
-    config = _read_json(folder / "config.json")
-    if config is None or config.get("model_type") not in _FAMILIES:
+    source = folder / "config.json"
+    # One of timm's files, or of a run, may lie beside it too.
+    if not source.is_file() or not readers.mentions(path, _TRANSFORMERS_NAME):
         return None
-    return _from_transformers(config, _read_json(folder / "preprocessor_config.json") or {}, folder / "config.json")
+    config = _read_json(source)
+    family = config.get("model_type")
+    if not isinstance(family, str) or family not in _FAMILIES:
+        return None
+    images = folder / "preprocessor_config.json"
+    facts = _from_transformers(config, _read_json(images) if images.is_file() else {}, source)
+    _log.info('"%s" describes the network of "%s": %s.', source, path, facts.model)
+    return facts
 
 
 def _from_metadata(texts: Mapping[str, str], path: Path) -> FileFacts:
@@ -189,13 +200,27 @@ _CHECKS = {
 }
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """The object of a JSON file, or None where there is no such thing."""
+# A name in every file of the networks of `_FAMILIES`, below any prefix.
+_TRANSFORMERS_NAME = "embeddings.patch_embeddings.projection.weight"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object of a JSON file.
+
+    Raises:
+      WeightSourceError: it is no such file.
+    """
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
+        if isinstance(content, dict):
+            return content
+        reason = f"it holds a {type(content).__name__} and no object"
+    except (OSError, ValueError, RecursionError) as error:
+        reason = str(error)
+    raise WeightSourceError(
+        f'"{path}" belongs to the weights beside it and cannot be read ({reason}). Fetch it again, or move it away and '
+        "describe the network with --model and --model-arg."
+    )
 
 
 # model_type of transformers -> (name, its defaults of the arguments that config.json may leave out).
@@ -249,7 +274,7 @@ def _from_transformers(config: Mapping[str, Any], images: Mapping[str, Any], pat
             if family == "dinov2_with_registers":
                 args["reg_tokens"] = config["num_register_tokens"]
         grid = tuple(size // patch for size, patch in zip(args["img_size"], args["patch_size"], strict=True))
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
         raise WeightSourceError(
             f'"{path}" describes a {family} that jaxkd cannot build ({type(error).__name__}: {error}). Check its '
             "fields, or move it away and describe the network with --model and --model-arg."
@@ -258,8 +283,14 @@ def _from_transformers(config: Mapping[str, Any], images: Mapping[str, Any], pat
     for key, given in (("mean", images.get("image_mean")), ("std", images.get("image_std"))):
         if isinstance(given, list) and given and all(map(_is_number, given)):
             preprocessing[key] = tuple(map(float, given))
-    if images.get("resample") in _RESAMPLING:
-        preprocessing["interpolation"] = _RESAMPLING[images["resample"]]
+    if any(number <= 0 for number in preprocessing.get("std", ())):
+        raise WeightSourceError(
+            f'"{path.with_name("preprocessor_config.json")}" has image_std={images["image_std"]}, by which images '
+            "cannot be divided. Fetch it again, or correct it to three numbers above 0."
+        )
+    resample = images.get("resample")
+    if isinstance(resample, int) and resample in _RESAMPLING:
+        preprocessing["interpolation"] = _RESAMPLING[resample]
     # Its labels are words for people, not the names of folders that a run of jaxkd records.
     return FileFacts(name, args, grid, (), preprocessing, origin=path.name)
 

@@ -164,7 +164,9 @@ def _load_run(
         return saved, origin
     # Through the state dict, so that a run's weights obey the same checks, resizes and diffs as a file's.
     state = to_timm(trained, saved)
-    return _from_state(model, state, subject, {"old_grid": _grid(trained)} | _given(fitting)), origin
+    return _from_state(
+        model, state, subject, _made_for(_grid(trained), getattr(trained, "window_size", None), fitting)
+    ), origin
 
 
 def _load_file(
@@ -183,7 +185,7 @@ def _load_file(
     if facts is not None:
         facts.log_differences(model, subject)
         if facts.grid and hasattr(model, "grid_size"):
-            fitting = {"old_grid": facts.grid} | _given(fitting)
+            fitting = _made_for(facts.grid, facts.args.get("window_size"), fitting)
     state = candidates.require_numbers(chosen.state, expected, subject)
     try:
         return _from_state(model, state, subject, fitting), origin
@@ -201,8 +203,9 @@ def _from_state(model: nn.Module, state: StateDict, subject: str, fitting: dict[
     return from_timm(model, state, origin=subject, **fitting)
 
 
-def _given(fitting: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in fitting.items() if value is not None}
+def _made_for(grid: tuple[int, int] | None, window: Any, fitting: dict[str, Any]) -> dict[str, Any]:
+    """`fitting` with the grid and window that the weights were made for, where it does not say another grid."""
+    return {"old_grid": grid, "old_window": window} | {k: v for k, v in fitting.items() if v is not None}
 
 
 def _grid(model: nn.Module) -> tuple[int, int] | None:

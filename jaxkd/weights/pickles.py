@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import decimal
-import fractions
+import itertools
 import pathlib
 import types
 import uuid
@@ -24,6 +23,7 @@ import numpy as np
 from jaxkd.errors import WeightSourceError
 
 MAX_DEPTH = 50  # of nested containers; the deepest checkpoint of a trainer known to us has 6
+MAX_ITEMS = 1_000_000  # of all dicts together, and of one list, set or range that a function builds
 
 
 class Unreadable:
@@ -72,13 +72,18 @@ def read_pickle(path: Path) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(data_classes):
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except _TooManyItems:
+        raise _too_many(path) from None
     except Exception as error:  # pickle, zip, and RuntimeError for everything else
         raise _refusal(torch, path, error) or error from None
     if not isinstance(content, dict):
         raise WeightSourceError(
             f'"{path}" holds a {type(content).__name__} and not a dict of arrays. Save the model.state_dict() instead.'
         )
-    return _plain(content, torch, path, 0, set())
+    try:
+        return _Plain(torch, path).convert(content)
+    except _TooManyItems:
+        raise _too_many(path) from None
 
 
 def _data_classes() -> list[Any]:
@@ -88,9 +93,12 @@ def _data_classes() -> list[Any]:
     numpy_functions = [multiarray.scalar, multiarray._reconstruct]
     dtypes = {type(np.dtype(code)) for code in np.typecodes["All"]}
     # PyTorch fills lists and dicts only, so their relatives are read as these.
-    relatives = [(_as_dict, "collections.defaultdict"), (_as_list, "collections.deque")]
-    containers = [argparse.Namespace, types.SimpleNamespace, *relatives, list, frozenset]
-    values = [range, slice, decimal.Decimal, fractions.Fraction, uuid.UUID]
+    relatives = [(_as_dict, "collections.defaultdict"), (_as_list, "collections.deque"), (_as_list, "builtins.list")]
+    relatives += [(_as_frozenset, "builtins.frozenset"), (_as_range, "builtins.range")]
+    # The value of "1e300000" as a fraction takes minutes, so these stay texts.
+    relatives += [(_as_text, "decimal.Decimal"), (_as_text, "fractions.Fraction")]
+    containers = [argparse.Namespace, types.SimpleNamespace, *relatives]
+    values = [slice, uuid.UUID]
     times = [datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone]
     paths = [(pathlib.PurePosixPath, f"pathlib{module}.{name}") for module in ("", "._local") for name in _PATHS]
     old_names = [(function, f"numpy.core.multiarray.{function.__name__}") for function in numpy_functions]
@@ -102,8 +110,37 @@ def _as_dict(factory: Any = None) -> dict[Any, Any]:
     return {}
 
 
+# A few bytes may ask for any number of items, so the functions that build them count.
+
+
 def _as_list(items: Iterable[Any] = (), maximum: int | None = None) -> list[Any]:
-    return list(items)
+    return list(_few(items))
+
+
+def _as_frozenset(items: Iterable[Any] = ()) -> frozenset[Any]:
+    return frozenset(_few(items))
+
+
+def _as_range(start: int, stop: int | None = None, step: int = 1) -> range:
+    start, stop = (0, start) if stop is None else (start, stop)
+    if step and abs(stop - start) // abs(step) > MAX_ITEMS:
+        raise _TooManyItems
+    return range(start, stop, step)
+
+
+def _as_text(*parts: Any) -> str:
+    return "/".join(map(str, parts))
+
+
+def _few(items: Iterable[Any]) -> list[Any]:
+    few = list(itertools.islice(items, MAX_ITEMS + 1))
+    if len(few) > MAX_ITEMS:
+        raise _TooManyItems
+    return few
+
+
+class _TooManyItems(Exception):
+    """A pickle would fill the memory."""
 
 
 # A path of another operating system is text here, so all of them become pure paths.
@@ -150,16 +187,42 @@ def too_deep(path: Path) -> WeightSourceError:
     )
 
 
-def _plain(value: Any, torch: Any, path: Path, depth: int, above: set[int]) -> Any:
+def _too_many(path: Path) -> WeightSourceError:
+    return WeightSourceError(
+        f'"{path}" asks for more than {MAX_ITEMS:,} items in its containers, which no state dict has. Save the '
+        "network's state_dict() alone."
+    )
+
+
+class _Plain:
     """Nested dicts with tensors and arrays -> the same with checked NumPy arrays."""
-    if isinstance(value, dict):
-        if depth > MAX_DEPTH or id(value) in above:
-            raise too_deep(path)
-        inner = above | {id(value)}
-        return {str(name): _plain(item, torch, path, depth + 1, inner) for name, item in value.items()}
-    if isinstance(value, torch.Tensor):
-        return _from_tensor(value.detach(), torch)
-    return checked_array(value) if isinstance(value, np.ndarray) else value
+
+    def __init__(self, torch: Any, path: Path):
+        self.torch, self.path, self.items = torch, path, 0
+        self.arrays: dict[int, Any] = {}  # a tensor under many names is converted once
+
+    def convert(self, value: Any, depth: int = 0, above: frozenset[int] = frozenset()) -> Any:
+        """`value`, below the dicts whose ids are `above`.
+
+        Raises:
+          WeightSourceError: dicts are nested without end.
+          _TooManyItems: dicts that hold others twice would have too many items when they are written out.
+        """
+        if isinstance(value, dict):
+            if depth > MAX_DEPTH or id(value) in above:
+                raise too_deep(self.path)
+            self.items += len(value)
+            if self.items > MAX_ITEMS:
+                raise _TooManyItems
+            inner = above | {id(value)}
+            return {str(name): self.convert(item, depth + 1, inner) for name, item in value.items()}
+        if isinstance(value, self.torch.Tensor | np.ndarray):
+            if id(value) not in self.arrays:
+                is_tensor = isinstance(value, self.torch.Tensor)
+                array = _from_tensor(value.detach(), self.torch) if is_tensor else checked_array(value)
+                self.arrays[id(value)] = array
+            return self.arrays[id(value)]
+        return value
 
 
 def _from_tensor(tensor: Any, torch: Any) -> np.ndarray | Unreadable:

@@ -8,6 +8,7 @@ Floating-point arrays come back as fp32, whatever the file holds.
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,19 @@ def read_metadata(path: Path) -> dict[str, str]:
             return dict(file.metadata() or {})
     except Exception as error:  # as in `_read_safetensors`
         raise _damaged(path, error) from error
+
+
+def mentions(path: Path, name: str) -> bool:
+    """Whether a file or folder of weights, or the index of one, has an array whose name ends with `name`.
+
+    Every format holds names as plain text, so that nothing is read but bytes.
+    """
+    path = _in_folder(path) if path.is_dir() else path
+    with path.open("rb") as file:
+        if not path.stat().st_size:
+            return False
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(name.encode()) >= 0
 
 
 def _read_npz(path: Path) -> Nested:

@@ -86,8 +86,8 @@ def _resized(model: nn.Module, old: nn.Module | None, key: str, array: np.ndarra
     return None
 
 
-def _as_it_was(model: nn.Module, old_grid: Size | None) -> nn.Module | None:
-    """`model` for images of `old_grid` patches; None for no old grid.
+def _as_it_was(model: nn.Module, old_grid: Size | None, old_window: Any) -> nn.Module | None:
+    """`model` for images of `old_grid` patches, with windows of `old_window` if not None; None for no old grid.
 
     Raises:
       ConfigError: the network has no grid, or `old_grid` is no pair of positive numbers.
@@ -100,7 +100,19 @@ def _as_it_was(model: nn.Module, old_grid: Size | None) -> nn.Module | None:
         )
     if not (isinstance(old_grid, tuple | list) and len(old_grid) == 2 and all(_is_count(n) for n in old_grid)):
         raise ConfigError(f"old_grid={old_grid!r} is not a grid. Give its rows and columns, e.g. old_grid=(2, 8).")
-    return model.clone(img_size=tuple(int(n) * p for n, p in zip(old_grid, model.patch_size, strict=True)))
+    old = model.clone(img_size=tuple(int(n) * p for n, p in zip(old_grid, model.patch_size, strict=True)))
+    if old_window is None or not hasattr(model, "window_size"):
+        return old
+    try:
+        return old.clone(window_size=old_window)
+    except ConfigError:  # of a network with other stages, which does not fit anyway
+        return old
+
+
+def _explains(old: nn.Module, key: str, array: np.ndarray) -> bool:
+    """Whether a bias table has as many rows as the windows of `old` give it."""
+    height, width = old.block_window(int(key.split(".")[1]))
+    return array.ndim == 2 and array.shape[0] == (2 * height - 1) * (2 * width - 1)
 
 
 def _is_count(value: Any) -> bool:
@@ -108,34 +120,45 @@ def _is_count(value: Any) -> bool:
 
 
 def _fit_to_grid(
-    model: nn.Module, given: StateDict, expected: Mapping[str, Shape], old_grid: Size | None, resize: bool, origin: str
+    model: nn.Module,
+    given: StateDict,
+    expected: Mapping[str, Shape],
+    made_for: nn.Module | None,
+    resize: bool,
+    origin: str,
 ) -> StateDict:
     """`given` with arrays of the network's image size, where `resize` allows it.
+
+    Args:
+      model, given, expected, resize, origin: see `from_timm`.
+      made_for: the network as it was when the arrays were made, if known.
 
     Raises:
       WeightMismatchError: the file's grid is another one, or may be, and nothing says what to do.
     """
-    old = _as_it_was(model, old_grid)
     fitted = dict(given)
     for name in (n for n in expected if n in given and is_resizable(n)):
-        array, same = given[name], given[name].shape == expected[name]
+        array, same, old = given[name], given[name].shape == expected[name], made_for
+        if old is not None and name != "pos_embed" and not _explains(old, name, array):
+            old = None  # it had another window, which is taken to be square
         moved = old is not None and _geometry(old, name) != _geometry(model, name)
         if same and old is None:
             _check_ambiguous_grid(model, name, array, resize, origin)
         elif moved and not resize:
             raise WeightMismatchError(
                 f"{origin} was made for {_geometry(old, name)}, and {name} has as many positions as this network, with "
-                f"{_geometry(model, name)}. Add resize=True to interpolate it, or create the network for that grid."
+                f"{_geometry(model, name)}. Add resize=True (--resize) to interpolate it, or create the "
+                "network for that grid."
                 if same
                 else f"{origin} was made for {_geometry(old, name)} and this network has {_geometry(model, name)}. Add "
-                "resize=True to interpolate position embeddings and relative-bias tables."
+                "resize=True (--resize) to interpolate position embeddings and relative-bias tables."
             )
         elif resize and (moved or not same):
             resized = _resized(model, old, name, array, expected[name])
             if resized is None and old is not None:
                 raise WeightMismatchError(
                     f"{origin} has {name} of shape {array.shape}, which is not that of {_geometry(old, name)}. Give "
-                    "the old_grid that it was made for."
+                    "the old_grid that it was made for, e.g. old_grid=(2, 8) (--old-grid=2x8)."
                 )
             if resized is not None:
                 fitted[name] = resized
@@ -165,12 +188,13 @@ def _check_ambiguous_grid(model: nn.Module, name: str, array: np.ndarray, resize
     if resize and side and grid[0] != grid[1]:
         raise WeightMismatchError(
             f"{origin} does not say whether its pos_embed {array.shape} is of {grid[0]} x {grid[1]} or of {side} x "
-            f"{side} positions, which are as many. Say which: old_grid=({side}, {side}) or old_grid={grid}."
+            f"{side} positions, which are as many. Say which: old_grid=({side}, {side}) (--old-grid={side}x{side}) or "
+            f"old_grid={grid} (--old-grid={grid[0]}x{grid[1]})."
         )
     if (resize and grid[0] * grid[1] > 1) or (side and grid[0] != grid[1]):
         _log.warning(
             "%s: pos_embed %s was kept as %d x %d positions. If it was made for another grid with as many, say so with "
-            "resize=True and old_grid=(rows, columns).",
+            "resize=True and old_grid=(rows, columns) (--resize --old-grid=2x8).",
             origin,
             array.shape,
             *grid,
@@ -204,11 +228,13 @@ def _hints(expected: Mapping[str, Shape], given: Mapping[str, Shape], resize: bo
     elif heads:
         hints.append("new_head=True leaves the file's classifier out.")
     if sizes and not resize:
-        hints.append("resize=True interpolates position embeddings and relative-bias tables to this image size.")
+        hints.append(
+            "resize=True interpolates position embeddings and relative-bias tables to this image size (--resize)."
+        )
     elif sizes:
         hints.append(
             "resize=True takes old grids and windows to be square, and these cannot be: say old_grid=(rows, columns), "
-            "the grid of patches that they were made for."
+            "the grid of patches that they were made for (--old-grid=2x8)."
         )
     return " ".join(hints)
 
@@ -219,6 +245,7 @@ def from_timm(
     *,
     resize: bool = False,
     old_grid: Size | None = None,
+    old_window: Any = None,
     new_head: bool = False,
     key: jax.Array | None = None,
     origin: str = "The state dict",
@@ -230,6 +257,8 @@ def from_timm(
       state_dict: PyTorch names and layouts; buffers that follow from the configuration are ignored.
       resize: interpolate `pos_embed` and relative-bias tables to the network's image size.
       old_grid: (rows, columns) of patches that the state dict was made for; None: where `resize` needs it, a square.
+      old_window: window_size of the Swin that the state dict was made for; None: the network's own. Only beside
+        `old_grid`; a table that neither gives is taken to be of a square window.
       new_head: replace a classifier that is absent or of another size by a new one, drawn with `key`; drop one that
         the network does not have.
       key: needed where `new_head` draws one.
@@ -246,7 +275,7 @@ def from_timm(
     entries = manifest(model)
     given = {k: np.asarray(v) for k, v in state_dict.items() if not BUFFERS.search(k)}
     expected = {k: e.shape for k, e in entries.items()}
-    given = _fit_to_grid(model, given, expected, old_grid, resize, origin)
+    given = _fit_to_grid(model, given, expected, _as_it_was(model, old_grid, old_window), resize, origin)
     fresh: dict[str, jax.Array] = {}
     if new_head:
         heads, file_heads = ({k for k in side if HEAD.match(k)} for side in (expected, given))

@@ -111,7 +111,8 @@ def test_a_network_whose_name_is_like_a_trainers_state_is_found(name):
 
 
 @pytest.mark.parametrize(
-    "name", "optimizer optimizer_states optimizerG lr_schedulers GradScaler amp_scaler exp_avg_sq grads".split()
+    "name",
+    ["optimizer", "optimizer_states", "optimizerG", "lr_schedulers", "GradScaler", "amp_scaler", "exp_avg_sq", "grads"],
 )
 def test_a_trainers_state_is_no_network(name):
     with pytest.raises(WeightSourceError, match="holds no weights"):

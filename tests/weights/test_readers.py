@@ -206,6 +206,31 @@ def _data(torch) -> dict:
     return times | numbers | containers | others
 
 
+class Call:
+    """Pickled as the call of a function."""
+
+    def __init__(self, *call):
+        self.call = call
+
+    def __reduce__(self):
+        return self.call
+
+
+def test_a_small_pickle_cannot_fill_the_memory(tmp_path, torch):
+    import fractions
+
+    bombs = [Call(range, (0, 10**11)), Call(range, (10**30,)), Call(range, (0, -(10**11), -1))]
+    shared = {}
+    for _ in range(40):
+        shared = {"a": shared, "b": shared}
+    for bomb in (*bombs, shared):
+        torch.save({"x": bomb, "w": torch.zeros(1)}, tmp_path / "m.pth")
+        with pytest.raises(WeightSourceError, match=r"asks for more than 1,000,000 items"):
+            read(tmp_path / "m.pth")
+    torch.save({"x": Call(fractions.Fraction, ("1e300000",)), "w": torch.zeros(1)}, tmp_path / "m.pth")
+    assert read(tmp_path / "m.pth")["x"] == "1e300000"
+
+
 def test_numbers_of_numpy_and_plain_containers_are_data(tmp_path, torch):
     torch.save({"model": {"a": torch.tensor(A)}, **_data(torch)}, tmp_path / "m.pth")
     got = read(tmp_path / "m.pth")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from random_weights import random_variables
+from safetensors.numpy import save_file
 
 from jaxkd import models, weights
 from jaxkd.errors import ConfigError, WeightMismatchError, WeightSourceError
@@ -165,6 +166,34 @@ def test_a_grid_that_cannot_be_square_is_named_and_not_guessed(golden_state):
         weights.from_timm(model, state, resize=True)
 
 
+@pytest.mark.parametrize("options", [{}, {"old_grid": (14, 14)}, {"old_grid": (14, 14), "old_window": 7}])
+def test_a_swin_of_another_window_is_resized_whatever_is_known_of_it(options):
+    sizes = {"embed_dim": 8, "depths": (1, 1), "num_heads": (1, 1), "num_classes": 2}
+    old, new = (
+        models.create("swin_tiny_patch4_window7_224", img_size=size, window_size=window, **sizes)
+        for size, window in ((56, 7), (64, 8))
+    )
+    name = "layers.0.blocks.0.attn.relative_position_bias_table"
+    state = weights.to_timm(old, random_variables(old, size=56))
+    got = weights.to_timm(new, weights.from_timm(new, state, resize=True, **options))[name]
+    expected = weights.resize_relative_bias_table(state[name], old_window=(7, 7), new_window=(8, 8))
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_an_oblong_window_of_a_file_is_read_from_its_facts(tmp_path):
+    sizes = {"embed_dim": 8, "depths": (1,), "num_heads": (1,), "num_classes": 2, "img_size": 32}
+    old, new = (
+        weights.build_network("swin_tiny_patch4_window7_224", sizes | {"window_size": window})
+        for window in ((2, 8), (8, 8))
+    )
+    state = weights.to_timm(old.model, random_variables(old.model, size=32))
+    save_file(state, tmp_path / "m.safetensors", metadata=weights.to_metadata(old))
+    name = "layers.0.blocks.0.attn.relative_position_bias_table"
+    got = weights.to_timm(new.model, weights.load(new.model, tmp_path / "m.safetensors", resize=True))[name]
+    expected = weights.resize_relative_bias_table(state[name], old_window=(2, 8), new_window=(8, 8))
+    np.testing.assert_array_equal(got, expected)
+
+
 @pytest.fixture
 def as_many():
     """A network of 2 x 8 patches, and the state dict of one of 4 x 4 with the same shapes."""
@@ -197,7 +226,7 @@ def test_a_named_grid_is_resized_or_refused(as_many):
     got = weights.from_timm(model, state, old_grid=(4, 4), resize=True)["params"]["pos_embed"]
     np.testing.assert_array_equal(got, expected)
     assert np.abs(expected - state["pos_embed"]).max() > 0.01
-    with pytest.raises(WeightMismatchError, match=r"which is not that of 3 x 4 positions"):
+    with pytest.raises(WeightMismatchError, match=r"which is not that of 3 x 4 positions.*--old-grid=2x8"):
         weights.from_timm(model, state, old_grid=(3, 4), resize=True)
     for odd in ((4,), "4x4", (0, 4), 4):
         with pytest.raises(ConfigError, match="is not a grid"):

@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pytest
 from random_weights import random_variables
+from safetensors.numpy import save_file
 
 from jaxkd import models, weights
 from jaxkd.errors import WeightMismatchError, WeightSourceError
@@ -167,12 +168,13 @@ CONFIG |= {
     "id2label": {str(i): "x" for i in range(5)},
 }
 CONFIG |= {"architectures": ["ViTForImageClassification"]}
+NAMED = {"vit.embeddings.patch_embeddings.projection.weight": np.zeros(1, np.float32)}
 
 
 def test_the_config_beside_a_file_gives_the_network_its_grid_and_its_preprocessing(tmp_path, caplog):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.1, 0.2, 0.3], "resample": 2}))
-    np.savez(tmp_path / "m.npz")
+    np.savez(tmp_path / "m.npz", **NAMED)
     facts = weights.read_facts(tmp_path)
     model = models.create(facts.model, **facts.args)
     assert facts.grid == (4, 8) == model.grid_size and model.num_classes == 5 and model.norm_eps == 1e-12
@@ -200,8 +202,51 @@ def other_state(model):
 )
 def test_an_odd_config_is_one_sentence(tmp_path, odd):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG | odd))
-    np.savez(tmp_path / "m.npz")
+    np.savez(tmp_path / "m.npz", **NAMED)
     with pytest.raises(WeightSourceError, match="describes a vit that jaxkd cannot build"):
+        weights.read_facts(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["m.safetensors", "m.npz", "m.pth"])
+def test_a_config_is_of_a_file_with_the_names_of_transformers_only(tmp_path, name):
+    def write(state):
+        if name == "m.pth":
+            torch = pytest.importorskip("torch")
+            torch.save({k: torch.tensor(v) for k, v in state.items()}, tmp_path / name)
+        else:
+            (np.savez if name == "m.npz" else lambda path, **kw: save_file(kw, path))(tmp_path / name, **state)
+
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    write({"patch_embed.proj.weight": np.zeros(1, np.float32)})
+    assert weights.read_facts(tmp_path / name) is None
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG)[:40])
+    assert weights.read_facts(tmp_path / name) is None
+    write(NAMED)
+    with pytest.raises(WeightSourceError, match=r'config\.json" belongs to the weights beside it and cannot be read'):
+        weights.read_facts(tmp_path / name)
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    assert weights.read_facts(tmp_path / name).model == "vit_base_patch16_224"
+
+
+@pytest.mark.parametrize(
+    ("config", "images", "text"),
+    [
+        ({"model_type": ["vit"]}, {}, None),
+        ({}, {"resample": [3]}, None),
+        ({"architectures": 5}, {}, "describes a vit that jaxkd cannot build"),
+        ({"image_size": float("inf")}, {}, "describes a vit that jaxkd cannot build"),
+        ({}, {"image_std": [0.5, 0, 0.5]}, r"image_std=\[0.5, 0, 0.5\], by which images cannot be divided"),
+    ],
+)
+def test_values_of_a_wrong_kind_are_passed_over_or_one_sentence(tmp_path, config, images, text):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | config))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(images))
+    np.savez(tmp_path / "m.npz", **NAMED)
+    if text is None:
+        facts = weights.read_facts(tmp_path)
+        assert facts is None or facts.preprocessing == {}
+        return
+    with pytest.raises(WeightSourceError, match=text):
         weights.read_facts(tmp_path)
 
 
