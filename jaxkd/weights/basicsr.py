@@ -15,9 +15,11 @@ import numpy as np
 from flax import linen as nn
 
 from jaxkd.errors import WeightMismatchError
+from jaxkd.models.edsr import EDSR
 from jaxkd.models.mdbn import MDBN
 from jaxkd.models.sr_base import Upscaler
 from jaxkd.weights.merging import merge_branches, split_branches
+from jaxkd.weights.rules import COLOUR_SHIFT
 from jaxkd.weights.timm import StateDict, from_timm, to_timm
 
 PyTree = Any
@@ -60,7 +62,7 @@ def from_basicsr(model: nn.Module, state_dict: Mapping[str, np.ndarray], *, orig
 
     Args:
       model: an MDBN, merged or not, or an EDSR.
-      state_dict: PyTorch names and layouts.
+      state_dict: PyTorch names and layouts, perhaps with EDSR-PyTorch's `sub_mean.bias`.
       origin: what the error calls the state dict.
 
     Returns:
@@ -68,12 +70,13 @@ def from_basicsr(model: nn.Module, state_dict: Mapping[str, np.ndarray], *, orig
 
     Raises:
       WeightMismatchError: missing, unused or misshapen keys, all of them in one diff in PyTorch's names; or another
-        kind of network.
+        kind of network; or an EDSR of another mean colour or range.
     """
     _require_upscaler(model)
     if isinstance(model, MDBN) and model.merged:
         plain = model.clone(merged=False)
         return merge_branches(plain, from_basicsr(plain, state_dict, origin=origin))[1]
+    state_dict = _without_colour_shift(model, state_dict, origin)
     try:
         return from_timm(model, state_dict, origin=origin)
     except WeightMismatchError as error:
@@ -84,6 +87,31 @@ def from_basicsr(model: nn.Module, state_dict: Mapping[str, np.ndarray], *, orig
         args = ", ".join(f"{k}={v}" for k, v in found[1].items())
         hint = f'It has the arrays of models.create("{found[0]}", {args}).'
         raise WeightMismatchError("\n".join([f"{first} {hint}", *diff])) from None
+
+
+def _without_colour_shift(
+    model: nn.Module, state_dict: Mapping[str, np.ndarray], origin: str
+) -> Mapping[str, np.ndarray]:
+    """`state_dict` without the shift by the mean colour, which is to be the network's.
+
+    Raises:
+      WeightMismatchError: it is another one.
+    """
+    state = {name: array for name, array in state_dict.items() if name != COLOUR_SHIFT}
+    shift = np.asarray(state_dict.get(COLOUR_SHIFT, ()))
+    if shift.shape != (3,) or not isinstance(model, EDSR):
+        return state
+    own = -np.asarray(model.rgb_mean) * model.img_range
+    if not np.allclose(shift, own, rtol=1e-3, atol=1e-3):
+        img_range = 255.0 if np.abs(shift).max() > 1 else 1.0
+        mean = tuple(round(float(colour), 4) + 0.0 for colour in -shift / img_range)
+        text = str(mean).replace(" ", "")
+        raise WeightMismatchError(
+            f"{origin} subtracts another mean colour than this EDSR: {COLOUR_SHIFT} is {shift.tolist()}, and "
+            f"-rgb_mean * img_range is {own.round(4).tolist()}. Create the network with img_range={img_range}, "
+            f'rgb_mean={mean} (--model-arg=img_range={img_range} --model-arg="rgb_mean={text}").'
+        )
+    return state
 
 
 def to_basicsr(model: nn.Module, variables: PyTree) -> StateDict:

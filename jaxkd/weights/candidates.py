@@ -19,7 +19,7 @@ from jaxkd.errors import ConfigError, Shape, WeightSourceError, did_you_mean, fi
 from jaxkd.weights.formats import State, to_timm_names
 from jaxkd.weights.pickles import Unreadable
 from jaxkd.weights.readers import Nested
-from jaxkd.weights.rules import BUFFERS, HEAD, is_resizable
+from jaxkd.weights.rules import BUFFERS, COLOUR_SHIFT, HEAD, is_resizable
 
 VARIANTS = ("raw", "ema")
 BASICSR = ("params", "params_ema")
@@ -239,7 +239,7 @@ def _candidate(
                 own[name] = state[above]
                 outside.discard(above)
                 break
-    extra = [n for n in own if n not in expected and not HEAD.match(n)]
+    extra = [n for n in own if n not in expected and n != COLOUR_SHIFT and not HEAD.match(n)]
     left_out = [n for n in extra if _PRETRAINING.match(n)]
     wrong = [
         n

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxkd.weights.rules import COLOUR_SHIFT
+
 # Arrays by name; `pickles.Unreadable` in the place of an array that no network can use.
 State = dict[str, Any]
 
@@ -188,8 +190,9 @@ _EDSR_NAMES = (
 
 
 def _edsr_pytorch(state: State) -> State:
-    """EDSR-PyTorch, the first release of EDSR in PyTorch; its constant colour shifts are arguments here."""
-    return {_replaced(_EDSR_NAMES, n): a for n, a in state.items() if not re.match(r"(sub|add)_mean\.", n)}
+    """EDSR-PyTorch, the first release of EDSR in PyTorch; of its constant colour shifts one is kept to be compared."""
+    kept = {n: a for n, a in state.items() if n == COLOUR_SHIFT or not re.match(r"(sub|add)_mean\.", n)}
+    return {_replaced(_EDSR_NAMES, n): a for n, a in kept.items()}
 
 
 # (a name that only this format has, its conversion), in the order in which they are applied.

@@ -49,6 +49,10 @@ BUFFERS = re.compile(
     r"n_averaged)$"
 )
 
+# Of EDSR-PyTorch's files: the constant that its first layer adds to an image, minus mean colour times range. Here both
+# are arguments of the network, with which it is compared.
+COLOUR_SHIFT = "sub_mean.bias"
+
 # The classifier, which `new_head` may replace.
 HEAD = re.compile(r"^(head|head_dist|head\.fc)\.(weight|bias)$")
 

@@ -258,8 +258,18 @@ def test_edsr_of_edsr_pytorch(scale, tmp_path):
     names |= {f"upsample.{i}": f"tail.0.{i}" for i in (0, 2)}
     names |= {f"body.{i}.conv{j}": f"body.{i}.body.{2 * (j - 1)}" for i in range(2) for j in (1, 2)}
     renamed = {f"{names[k.rpartition('.')[0]]}.{k.rpartition('.')[2]}": v for k, v in expected.items()}
-    renamed |= {f"{n}_mean.{p}": np.zeros(3, np.float32) for n in ("sub", "add") for p in ("weight", "bias")}
-    assert set(to_timm_names(renamed)) == set(expected)
-    np.savez(tmp_path / "edsr.npz", **renamed)
+    renamed |= {f"{n}_mean.weight": np.eye(3, dtype=np.float32)[..., None, None] for n in ("sub", "add")}
+    mean = np.float32([0.4488, 0.4371, 0.4040])
+    renamed |= {"sub_mean.bias": -255 * mean, "add_mean.bias": 255 * mean}
+    assert set(to_timm_names(renamed)) == {*expected, "sub_mean.bias"}
+    np.savez(tmp_path / "edsr.npz", **{f"model.{k}": v for k, v in renamed.items()})
     got = weights.to_basicsr(model, weights.load(model, tmp_path / "edsr.npz"))
     assert all(np.array_equal(got[k], expected[k]) for k in expected)
+    for shift, words in (
+        (-mean, r'img_range=1\.0 --model-arg="rgb_mean=\(0\.4488,0\.4371,0\.404\)"'),
+        (0 * mean, r'img_range=1\.0 --model-arg="rgb_mean=\(0\.0,0\.0,0\.0\)"'),
+        (-255 * (mean + np.float32(0.1)), r'img_range=255\.0 --model-arg="rgb_mean=\(0\.5488,0\.5371,0\.504\)"'),
+    ):
+        np.savez(tmp_path / "edsr.npz", **renamed | {"sub_mean.bias": shift})
+        with pytest.raises(WeightMismatchError, match=r"subtracts another mean colour .*" + words):
+            weights.load(model, tmp_path / "edsr.npz")
