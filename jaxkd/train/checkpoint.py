@@ -212,7 +212,7 @@ def _reading(folder: Path, advice: str, *, checked: bool) -> Iterator[None]:
     Args:
       folder: of the checkpoint.
       advice: the last sentence of the message.
-      checked: whether its files have their checksums, so that damage cannot be the cause.
+      checked: whether damage was looked for and not found, so that it cannot be the cause.
     """
     try:
         yield
@@ -226,8 +226,8 @@ def _reading(folder: Path, advice: str, *, checked: bool) -> Iterator[None]:
         if not checked:
             raise _damaged(folder, reason, advice) from error
         raise CheckpointError(
-            f'The checkpoint "{folder}" cannot be restored ({reason}). Its files have their checksums, so that another '
-            f"version of jaxkd or another config wrote it. Use that one, or another work directory. {advice}"
+            f'The checkpoint "{folder}" cannot be restored ({reason}). None of its files is known to be damaged, so that '
+            f"another version of jaxkd or another config wrote it. Use that one, or another work directory. {advice}"
         ) from error
 
 

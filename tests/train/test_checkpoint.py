@@ -261,7 +261,7 @@ def test_what_the_machine_refuses_is_no_damage(run, mesh, monkeypatch, refused):
         with pytest.raises(DamagedCheckpointError, match="cannot be read"):
             checkpoints.restore(3, abstract(), mesh)
         (run / "kept").rename(run / "checkpoints" / "3" / "checksums.json")
-        with pytest.raises(CheckpointError, match="cannot be restored.*have their checksums") as raised:
+        with pytest.raises(CheckpointError, match="cannot be restored.*known to be damaged") as raised:
             checkpoints.restore(3, abstract(), mesh)
         assert not isinstance(raised.value, DamagedCheckpointError)
         refused = PermissionError(13, "Permission denied", "/run/checkpoints/3/checksums.json")
