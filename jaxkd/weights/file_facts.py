@@ -12,6 +12,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,8 +145,19 @@ def read_facts(path: Path) -> FileFacts | None:
         return None
     images = folder / "preprocessor_config.json"
     facts = _from_transformers(config, _read_json(images) if images.is_file() else {}, source)
-    _log.info('"%s" describes the network of "%s": %s.', source, path, facts.model)
+    _log_use(source, path, facts.model)
     return facts
+
+
+@cache  # a command reads the facts of one file several times
+def _log_use(source: Path, path: Path, model: str) -> None:
+    _log.warning(
+        '"%s" says that "%s" is a %s, its arguments, its classes and its preprocessing, which were used where nothing '
+        "else was asked for.",
+        source,
+        path,
+        model,
+    )
 
 
 def _from_metadata(texts: Mapping[str, str], path: Path) -> FileFacts:
