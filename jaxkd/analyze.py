@@ -51,6 +51,12 @@ def _parser() -> argparse.ArgumentParser:
         "--per-class", type=int, default=0, help="first N files of each folder (published: 1); 0: all (*)"
     )
     images.add_argument("--max-images", type=int, default=0, help="first N images; 0: all")
+    images.add_argument(
+        "--class-order",
+        choices=("natural", "text"),
+        default="natural",
+        help="labels of class folders, as in evaluate (*)",
+    )
     images.add_argument("--small-images", action="store_true", help="super-resolution: they are small already")
     images.add_argument("--crop-pct", type=float, default=0.0, help="default: each network's own (*)")
     images.add_argument("--interpolation", default="", help="default: each network's own (*)")
@@ -119,7 +125,9 @@ def _analyze_features(
     stream = _picked(pipeline.StreamOptions, args, entropy_range=ranges, ranks=not args.no_ranks, gradients=gradients)
     summary = _picked(pipeline.SummaryOptions, args)
     options = _picked(pipeline.AnalysisOptions, args, stream=stream, summary=summary, compare=not args.no_compare)
-    source, labelled = open_images(args.images, per_class=args.per_class, max_images=args.max_images)
+    source, labelled = open_images(
+        args.images, per_class=args.per_class, max_images=args.max_images, class_order=args.class_order
+    )
     mesh = parallel.make_mesh()
     shared = {name: getattr(args, name) for name in ("layers", "gradients", "image_size", "resize", "seed", "layout")}
     with console.progress() as progress:

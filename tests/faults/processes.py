@@ -109,6 +109,11 @@ def complete(workdir: Path) -> str:
     return differences(workdir)
 
 
+def _traceback(output: str) -> str:
+    at = output.index("Traceback")
+    return output[max(0, at - 200) : at + 2000]
+
+
 def kill(rng: random.Random, folder: Path) -> str:
     """One to three times kill -9."""
     seconds = undisturbed()[1]
@@ -128,7 +133,7 @@ def stop(rng: random.Random, folder: Path) -> str:
     process.send_signal(number)
     output = finish(process)
     if "Traceback" in output:
-        return f"{number.name}: a traceback: {output[-500:]}"
+        return f"{number.name}: a traceback: {_traceback(output)}"
     return complete(folder / "run")
 
 
@@ -146,7 +151,7 @@ def full_disk(rng: random.Random, folder: Path) -> str:
     )
     output = finish(process)
     if "Traceback" in output:
-        return f"{limit} bytes: a traceback: {output[-700:]}"
+        return f"{limit} bytes: a traceback: {_traceback(output)}"
     if process.returncode not in (0, 2):
         return f"{limit} bytes: exit code {process.returncode}: {output[-300:]}"
     return complete(folder / "run")
@@ -160,7 +165,7 @@ def two_at_once(rng: random.Random, folder: Path) -> str:
     outputs = [finish(process) for process in processes]
     codes = [process.returncode for process in processes]
     if any("Traceback" in output for output in outputs):
-        return f"a traceback: {max(outputs, key=lambda o: 'Traceback' in o)[-500:]}"
+        return f"a traceback: {_traceback(max(outputs, key=lambda o: 'Traceback' in o))}"
     if sorted(codes) not in ([0, 2], [0, 0]):
         return f"exit codes {codes}: {outputs[0][-200:]} {outputs[1][-200:]}"
     if codes == [0, 0] and "were done before" not in outputs[1] + outputs[0]:
