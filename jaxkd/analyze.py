@@ -34,7 +34,7 @@ from jaxkd.errors import check_range
 NOT_OF_BRANCHES = (  # options that nothing reads for super-resolution networks
     *("resize", "image_size", "layout", "per_class", "crop_pct", "interpolation", "batch_size", "low_memory", "layers"),
     *("entropy_range", "bins", "gradients", "no_ranks", "permutations", "bootstrap", "permutation_images", "saliency"),
-    *("last", "no_compare"),
+    *("last", "no_compare", "class_order"),
 )
 LEAST = {"batch_size": 1, "bins": 2}  # smallest values; 0 of other numbers
 

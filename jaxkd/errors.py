@@ -208,7 +208,8 @@ def check_range(
       hint: added to the advice, e.g. "published recipes use 0.1".
       error: the type of the exception.
     """
-    number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    number = number and (isinstance(value, Integral) or math.isfinite(value))  # whole numbers may be too large to float
     bounds = [
         (words, bound, fits)
         for words, bound, fits in (

@@ -226,7 +226,7 @@ def _reading(folder: Path, advice: str, *, checked: bool) -> Iterator[None]:
         if not checked:
             raise _damaged(folder, reason, advice) from error
         raise CheckpointError(
-            f'The checkpoint "{folder}" cannot be restored ({reason}). None of its files is known to be damaged, so that '
+            f'The checkpoint "{folder}" cannot be restored ({reason}). None of its files is known to be damaged, so '
             f"another version of jaxkd or another config wrote it. Use that one, or another work directory. {advice}"
         ) from error
 

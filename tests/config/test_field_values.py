@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIG = f"--config={ROOT / 'configs' / 'supervised.py'}:deit_tiny_patch16_224"
 ODD = (
     *("", "0x10", "x", "1_000", str(2**63), "~nosuchuser", "nan", "inf", "-1", "1e-9", "None", "True", "()", "(1,2)"),
-    *("{}", "'a'", "1e400", "-0.0", "\x00", "é🙂", "[[[", "0", "1.5"),
+    *("{}", "'a'", "1e400", "-0.0", "\x00", "é🙂", "[[[", "0", "1.5", "9" * 400),
 )
 
 
