@@ -70,7 +70,10 @@ def test_an_order_of_class_folders_that_there_are_not(tmp_path, source):
     (tmp_path / "shards" / "val" / MANIFEST).write_text("{}")
     spec, words = source, 'class_order="text" orders class folders.* Leave it out.$'
     if source == "shards":
-        spec, words = str(tmp_path / source), r"shards keep the order .*jaxkd.shards --class-order=text\).$"
+        spec, words = (
+            str(tmp_path / source),
+            r"shards keep the order .*--class-order=text of python -m jaxkd.shards\).$",
+        )
     with pytest.raises(ConfigError, match=words):
         open_source(spec, "val", class_order="text")
 

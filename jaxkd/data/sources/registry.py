@@ -144,7 +144,7 @@ def _open_folder(root: Path, split: str, *, exif: bool, class_order: str) -> Sou
             f"{root.resolve().parent}."
         )
     if is_shards(root / split):
-        made = f"shards keep the order that they were made with (python -m jaxkd.shards --class-order={class_order})"
+        made = f"shards keep the order that they were made with (--class-order={class_order} of python -m jaxkd.shards)"
         _refuse_order(str(root), class_order, f"; {made}")
         return ShardSource(root, split, exif=exif)
     others = [s for s in SPLITS if is_shards(root / s)]
