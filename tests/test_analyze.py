@@ -29,6 +29,7 @@ def pictures(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_two_networks_side_by_side(pictures, tmp_path, capsys):
     out = tmp_path / "out"
     assert analyze.main([*CAIT, "--label=teacher", *DEIT, f"--images={pictures}", f"--out={out}", *FEW]) == 0

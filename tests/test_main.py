@@ -195,6 +195,7 @@ main.main(sys.argv[2:])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("limit", "file"), [(100, "parameters.txt"), (12_000, "checkpoints/")])
 def test_a_full_disk(images, tmp_path, limit, file):
     argv = supervised(images, tmp_path / "run", "--config.train.steps=2", "--config.checkpoint.every_steps=1")
@@ -207,6 +208,7 @@ def test_a_full_disk(images, tmp_path, limit, file):
     assert main.main(argv) == 0  # the same command, once there is room
 
 
+@pytest.mark.slow
 def test_a_platform_without_a_device_and_a_terminal_without_characters(tmp_path):
     command = [sys.executable, "-m", "jaxkd.main", f"--config={ROOT}/configs/supervised.py:embedded"]
     command += [f"--workdir={tmp_path}/run", "--config.train.steps=1", "--config.data.workers=0"]

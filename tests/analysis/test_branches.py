@@ -210,6 +210,7 @@ def mdbn():
     return "mdbn $x_1$", taps
 
 
+@pytest.mark.slow
 def test_everything_is_on_disk_and_survives_odd_names(mdbn, tmp_path):
     results = results_of(mdbn, ("edsr", {f"block_{i}": noise(2, 12, 10, 3) for i in range(8)}))
     paths = write_branches(results, tmp_path / "out")

@@ -47,6 +47,7 @@ def test_a_part_that_fails_keeps_its_error_and_what_it_printed(program, result, 
     assert part["status"] == "failed" and part.get("result") == result and words in part["error"][-1]
 
 
+@pytest.mark.slow
 def test_a_part_that_takes_too_long_ends_with_its_children_and_leaves_its_partial_result(tmp_path):
     import gpu_part
 

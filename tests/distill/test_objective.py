@@ -137,6 +137,7 @@ def test_schedules_follow_the_step_and_ce_follows_alpha():
         np.testing.assert_allclose(loss, terms["kl_weighted"] + terms["ce_weighted"] + terms["mse_weighted"], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["soft+spectral", "hard+mse"])
 def test_the_mask_leaves_out_examples_in_value_and_gradient(name):
     student, teacher, batch = random_case(batch=4)

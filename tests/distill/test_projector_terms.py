@@ -121,6 +121,7 @@ def test_projector_and_running_mean_train_are_saved_and_resume(tmp_path, teacher
     assert {"ce", "projected", "projected_weighted"} <= set(rows[-1])
 
 
+@pytest.mark.slow
 def test_frozen_students_keep_their_projectors_trainable(tmp_path, teacher_file):
     frozen = {"student.freeze": ("*",), "distill.terms": ({"loss": "projected"},), "train.steps": 2}
     run_module.run(config(teacher_file, **frozen), tmp_path / "run")

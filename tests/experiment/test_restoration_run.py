@@ -72,6 +72,7 @@ def test_training_scores_raw_and_average_and_continues_bit_for_bit(folder, tmp_p
     assert np.mean(scores) == pytest.approx(whole["metrics"]["ema_val/psnr_y_crop2"], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_loss_falls_and_unreadable_patches_do_not_count(folder):
     task = restoration.build_task(config_of(folder))
     params, _ = task.init(jax.random.key(0))

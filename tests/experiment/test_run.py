@@ -107,6 +107,7 @@ def test_a_run_that_was_killed_and_continued_is_the_uninterrupted_one(tmp_path):
     assert differences(tmp_path / "whole", tmp_path / "killed") == []
 
 
+@pytest.mark.slow
 def test_a_work_directory_describes_its_run(tmp_path, teacher_file):
     result = run_module.run(with_teacher(teacher_file, **{"log.tensorboard": True}), tmp_path / "run")
     saved = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -128,6 +129,7 @@ def test_a_work_directory_describes_its_run(tmp_path, teacher_file):
     assert [*(tmp_path / "run" / "tensorboard").glob("events*")]
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_stops_a_run_or_is_set_aside(tmp_path, capsys):
     from rich.console import Console
 

@@ -9,6 +9,7 @@ import pytest
 from tests.faults import __main__ as faults
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in faults.KINDS if kind not in faults.SLOW])
 def test_nothing_is_lost(kind, tmp_path):
     for seed in range(5):

@@ -221,6 +221,7 @@ def test_parameters_that_depend_on_the_images_start_from_black_ones():
     assert models.init_variables(Scaled(), jax.random.key(0), (1, 4, 4, 3))["params"]["scale"] == 2.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_first_parameters_are_those_of_init(tiny, family):
     model, key = tiny(family), jax.random.key(1)

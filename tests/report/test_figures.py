@@ -47,6 +47,7 @@ def drawn(plan: str, results: dict):
         return next(p for p in figures.PLANS if p.name == plan).draw(results)
 
 
+@pytest.mark.slow
 def test_every_figure_is_a_png_and_a_pdf(two):
     _, out = two
     assert [f.name for f in out] == [p.name for p in figures.PLANS]

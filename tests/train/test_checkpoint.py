@@ -105,6 +105,7 @@ def test_dictionaries_are_those_of_that_moment_though_the_run_changes_them(tmp_p
     assert json.loads((tmp_path / "checkpoints/1/metrics/metrics").read_text())["top1"] == 50.0
 
 
+@pytest.mark.slow
 def test_the_last_the_best_and_every_nth_are_kept(tmp_path):
     scores = {1: 5.0, 2: 90.0, 3: 7.0, 4: 80.0, 5: 1.0, 6: 2.0, 7: 3.0, 8: 4.0, 9: 0.0}
     kept = {

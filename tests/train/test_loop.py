@@ -339,6 +339,7 @@ SCRIPT = """
 """
 
 
+@pytest.mark.slow
 def test_sigterm_ends_a_process_well_and_the_same_command_continues(tmp_path, assert_same):
     command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(tmp_path / "run"), str(Path(toy.__file__).parent)]
     process = subprocess.Popen(

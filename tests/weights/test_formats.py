@@ -49,6 +49,7 @@ def microsoft(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("headless", [False, True])
 def test_microsofts_swin_loads_as_timms(golden_state, headless):
     model, state, data = golden_state("swin_nonsquare", **({"num_classes": 0, "global_pool": ""} if headless else {}))
