@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -28,11 +27,16 @@ ARGS = (
     *("--config.eval.every_steps=20", "--config.log.every_steps=4", "--config.optimizer.reference_batch=0"),
     *("--config.ema.decay=0.9", "--config.schedule.warmup_epochs=1"),
 )
+LIMITED = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 END = 300.0  # seconds after which a process counts as hanging
 
 
-def start(workdir: Path, **options: object) -> subprocess.Popen:
-    """The run as a process, with its output in one pipe."""
+def start(workdir: Path, *, limit: int | None = None) -> subprocess.Popen:
+    """The run as a process, with its output in one pipe; no file of it may grow beyond `limit` bytes."""
     env = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(_cache()),
@@ -40,9 +44,9 @@ def start(workdir: Path, **options: object) -> subprocess.Popen:
         "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
     }
     command = [sys.executable, "-m", "jaxkd.main", *ARGS, f"--workdir={workdir}"]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
-    )
+    if limit is not None:
+        command = [sys.executable, "-c", LIMITED, str(limit), *command]
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def finish(process: subprocess.Popen) -> str:
@@ -146,9 +150,7 @@ def full_disk(rng: random.Random, folder: Path) -> str:
         time.sleep(rng.uniform(0.5, 0.9) * seconds)
         process.kill()
         finish(process)
-    process = start(
-        folder / "run", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-    )
+    process = start(folder / "run", limit=limit)
     output = finish(process)
     if "Traceback" in output:
         return f"{limit} bytes: a traceback: {_traceback(output)}"
