@@ -218,14 +218,25 @@ def ended_by_signals() -> Iterator[None]:
         signal.signal(number, signal.SIG_DFL)
         raise KeyboardInterrupt(number)
 
+    def repeat(unraisable: Any) -> None:
+        # Python drops an exception that a signal raises inside a finaliser or a callback: the signal would be lost.
+        if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+            return report(unraisable)
+        number = unraisable.exc_value.args[0] if unraisable.exc_value.args else signal.SIGINT
+        if number in caught:
+            signal.signal(number, stop)
+        threading.Timer(0.05, os.kill, (os.getpid(), number)).start()  # from outside, when the finaliser is done
+
     caught = []
     if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
         names = (n for n in ("SIGTERM", "SIGHUP") if hasattr(signal, n))
         caught = [s for s in map(signal.Signals.__getitem__, names) if signal.getsignal(s) == signal.SIG_DFL]
     for number in caught:
         signal.signal(number, stop)
+    report, sys.unraisablehook = sys.unraisablehook, repeat
     try:
         yield
     finally:
+        sys.unraisablehook = report
         for number in caught:
             signal.signal(number, signal.SIG_DFL)

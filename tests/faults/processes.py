@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 import random
@@ -13,8 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import jax
-import numpy as np
+from tests import killing
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 40
@@ -64,44 +64,22 @@ def _cache() -> Path:
 
 
 @functools.cache
-def undisturbed() -> tuple[dict[str, np.ndarray], float]:
-    """(everything that the last checkpoint of a run without faults holds, seconds that the run took)."""
+def undisturbed() -> tuple[Path, float]:
+    """(work directory of a run without faults, seconds that the run took)."""
     folder = Path(tempfile.mkdtemp(prefix="faults-reference-"))
-    try:
-        first = start(folder / "warm")  # compiles
-        assert finish(first) is not None and first.returncode == 0
-        begin = time.monotonic()
-        process = start(folder / "run")
-        output = finish(process)
-        assert process.returncode == 0, output[-1000:]
-        return contents(folder / "run"), time.monotonic() - begin
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def contents(workdir: Path) -> dict[str, np.ndarray]:
-    """Parameters, optimiser, moving average, images and steps of the last checkpoint, by path."""
-    import json
-
-    from jaxkd.train.checkpoint import restore_item
-
-    steps = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
-    folder = workdir / "checkpoints" / str(steps[-1])
-    found = {"step": np.int64(steps[-1])}
-    for item in ("params", "rest", "ema"):
-        for path, leaf in jax.tree_util.tree_leaves_with_path(restore_item(folder / item)):
-            found[item + jax.tree_util.keystr(path)] = np.asarray(leaf)
-    meta = json.loads((folder / "meta" / "metadata").read_text())
-    return found | {"images": np.int64(meta["clock"]["images"])}
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    first = start(folder / "warm")  # compiles
+    assert finish(first) is not None and first.returncode == 0
+    begin = time.monotonic()
+    process = start(folder / "run")
+    output = finish(process)
+    assert process.returncode == 0, output[-1000:]
+    return folder / "run", time.monotonic() - begin
 
 
 def differences(workdir: Path) -> str:
     """What the finished run in `workdir` holds otherwise than the undisturbed one, or ""."""
-    expected, found = undisturbed()[0], contents(workdir)
-    if expected.keys() != found.keys():
-        return f"other parts: {sorted(expected.keys() ^ found.keys())[:4]}"
-    wrong = [k for k in expected if not np.array_equal(expected[k], found[k], equal_nan=True)]
-    return f"differs in {len(wrong)} of {len(expected)} arrays, {wrong[0]}" if wrong else ""
+    return ", ".join(killing.differences(undisturbed()[0], workdir)[:4])
 
 
 def complete(workdir: Path) -> str:
