@@ -162,7 +162,7 @@ def base() -> ConfigDict:
     config.checkpoint.keep_last = 2
     config.checkpoint.keep_best = 1
     config.checkpoint.keep_every_epochs = 0
-    config.checkpoint.on_damage = "error"  # what a damaged newest checkpoint does; "previous": the last good one
+    config.checkpoint.on_damage = "error"  # where the newest checkpoint is damaged; "previous": use the last good one
 
     config.log = ConfigDict({"every_steps": 50, "tensorboard": True})
     config.dynamics = _dynamics()

@@ -94,7 +94,7 @@ def _jpeg_is_whole(image: Image.Image, path: Path, length: int) -> bool:
 
 
 def _riff_is_whole(image: Image.Image, path: Path, length: int) -> bool:
-    """Whether a WebP is as long as it says; True of other formats."""
+    """Whether a WebP file has the length that its header declares; True for other formats."""
     with open(path, "rb") as file:
         head = file.read(8)
     return head[:4] != b"RIFF" or struct.unpack("<I", head[4:])[0] + 8 <= length

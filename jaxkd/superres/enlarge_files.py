@@ -139,7 +139,7 @@ def enlarge_file(
 
 
 def _canvas(mode: str, height: int, width: int) -> Image.Image | np.ndarray:
-    """An empty result: memory of Pillow's, which needs no second one to write from, or an array for what it lacks."""
+    """An empty result: a Pillow image, or an array where Pillow has no such mode."""
     if mode in sixteen_bits.MODES:
         return np.zeros((height, width, sixteen_bits.MODES[mode]), np.uint16)
     return Image.new(mode, (width, height))

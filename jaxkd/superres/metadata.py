@@ -1,4 +1,4 @@
-"""Metadata of a picture file, that is all beside its pixels, read from any format and written to any that can hold it.
+"""Metadata of a picture file (all except its pixels), read from any format and written to any that can hold it.
 
 | kind                    | PNG           | JPEG           | WebP           | TIFF
 | ----------------------- | ------------- | -------------- | -------------- | ---------
@@ -102,7 +102,7 @@ def read(image: Image.Image) -> Metadata:
 
 
 def _unread_chunks(path: str) -> tuple[str, ...]:
-    """Names of what a PNG file has and Pillow does not give: some chunks, and all but the last text of a keyword."""
+    """Names of the parts of a PNG file that Pillow does not return: some chunks, and repeated texts of a keyword."""
     lost, keywords = [], Counter()
     with open(path, "rb") as file:
         for name, size in chunks_of_png(file):

@@ -1,4 +1,4 @@
-"""The state dict of a training checkpoint that fits a network, whatever it is called and whatever stands before it.
+"""The state dict in a training checkpoint that fits a network, under any container name and any prefix.
 
 A candidate is a container of the file ("state_dict", "model_ema", ...) and a prefix of its names ("module.", "net.",
 "backbone.", ...) behind which the names of the network are found. Of several that fit, `variant` chooses between raw
@@ -130,7 +130,7 @@ def choose(content: Nested, expected: Mapping[str, Shape], variant: str | None, 
 
 
 def _mark_teachers(found: list[Candidate]) -> None:
-    """Says of each teacher with the arrays of a student, in name and shape, that it is a moving average."""
+    """Marks each teacher that has the arrays of a student, in name and shape, as a moving average."""
     shapes = [{name: tuple(array.shape) for name, array in c.state.items()}.items() for c in found]
     students = [s for c, s in zip(found, shapes, strict=True) if re.search(r"(?:^|\.)student(?=[_.]|$)", c.label, re.I)]
     for candidate, own in zip(found, shapes, strict=True):
@@ -147,7 +147,7 @@ def _rank(candidate: Candidate) -> int:
 def _log_choice(
     best: Candidate, chosen: list[Candidate], by_kind: dict[str, list[Candidate]], variant: str | None, origin: str
 ) -> None:
-    """Says which of several candidates was taken, and what was left out of it."""
+    """Logs which of several candidates was taken, and what was left out of it."""
     if variant is None and by_kind["raw"] and by_kind["ema"]:
         _log.warning(
             '"%s" holds raw weights ("%s") and their moving average ("%s"); the %s taken. '

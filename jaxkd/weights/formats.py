@@ -58,7 +58,7 @@ def unsupported(state: State) -> str:
 
 
 def _unwrapped(state: State) -> State:
-    """Without the wrappers' parts, but where two names would become one."""
+    """Names without the parts that wrappers add, unless two names would become one."""
     short = {name: _WRAPPERS.sub("", name) for name in state}
     counts = Counter(short.values())
     return {(short[name] if counts[short[name]] == 1 else name): array for name, array in state.items()}
