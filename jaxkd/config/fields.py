@@ -146,7 +146,8 @@ def base() -> ConfigDict:
     config.schedule.min_lr = 1e-5
     config.schedule.steps = 0  # length of the schedule, and of the run; 0: train.epochs
 
-    config.ema = ConfigDict({"decay": 0.99996})  # 0: off
+    # decay 0: off; warmup: min(decay, (1 + t) / (10 + t)) after t optimiser steps, for short runs
+    config.ema = ConfigDict({"decay": 0.99996, "warmup": False})
 
     config.train = ConfigDict()
     config.train.epochs = 300

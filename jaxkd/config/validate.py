@@ -144,6 +144,7 @@ UNREAD: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], bool], str], ...] = 
     ),
     (("student.old_grid",), lambda c: not c.student.resize, "student.resize=False, which keeps the grid"),
     (("teacher.old_grid",), lambda c: not c.teacher.resize, "teacher.resize=False, which keeps the grid"),
+    (("ema.warmup",), lambda c: c.ema.decay == 0, "ema.decay=0, which keeps no moving average"),
     (("dynamics.",), lambda c: c.dynamics.every_steps == 0, "dynamics.every_steps=0, which computes no statistics"),
     (("dynamics.rank_images",), lambda c: not c.dynamics.ranks, "dynamics.ranks=False, which computes no ranks"),
     (

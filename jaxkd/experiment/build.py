@@ -85,6 +85,7 @@ class Experiment(Components):
             self.abstract_state,
             accumulate=self.config.optimizer.accumulate,
             ema_decay=self.config.ema.decay,
+            ema_warmup=self.config.ema.warmup,
             statistics=self.statistics if statistics else None,
         )
 

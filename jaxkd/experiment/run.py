@@ -125,6 +125,7 @@ def _run_locked(
             scores = evaluate(state)  # says the result again
         else:
             state, scores = _train(experiment, state, clock, checkpoints, writer, evaluate, console, title)
+            _warn_of_average(console, config, int(state.step))
     except Exception as error:
         lost = parallel.is_peer_loss(error)
         raise
@@ -222,6 +223,13 @@ def _train(
             return train.train_loop(experiment.compile_step(), state, batches, loop)
     finally:
         batches.close()
+
+
+def _warn_of_average(console: Console | None, config: ConfigDict, steps: int) -> None:
+    """Says so where more than 1 % of the moving average after `steps` steps are the initial weights."""
+    warning = train.initial_share_warning(config.ema.decay, steps, warmup=config.ema.warmup)
+    if warning and parallel.is_main_host():
+        _say(console, f"{warning} Take the raw weights, or set a smaller ema.decay or ema.warmup=True.")
 
 
 def _checkpoint_meta(experiment: Experiment, clock: train.Clock) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from jaxkd.train.checkpoint import Checkpoints, load_run_weights, recorded_class
 from jaxkd.train.evaluation import evaluate
 from jaxkd.train.loop import Loop, LoopSettings, Observation, train_loop
 from jaxkd.train.members import best_member, to_json
+from jaxkd.train.moving_average import initial_share_warning
 from jaxkd.train.optimizer import Schedule, decay_mask, make_optimizer, make_schedule, timm_epoch_rates
 from jaxkd.train.preemption import StopRequest
 from jaxkd.train.progress import TrainProgress

@@ -34,13 +34,13 @@ from jaxkd.errors import (
 from jaxkd.parallel import is_main_host, is_peer_loss, tree_shardings
 from jaxkd.train.manifest import find_damage, has_manifest, write_manifest
 from jaxkd.train.members import Value, best_member, to_json
+from jaxkd.train.moving_average import initial_share, initial_share_warning
 from jaxkd.train.run_folder import FOLDER, checkpoint_steps, find_run, read_config
 from jaxkd.train.scores import read_scores, repair_scores
 from jaxkd.train.state import TrainState
 
 PyTree = Any
 VARIANTS = ("raw", "ema")
-INITIAL_SHARE = 0.01  # of the initial weights in a moving average, above which it is warned of
 _LOG = logging.getLogger(__name__)
 
 
@@ -342,16 +342,13 @@ def _choose_step(run: Path, steps: list[int], wanted: str, best_metric: str) -> 
 
 def _moving_average(config: dict[str, Any], step: int) -> str:
     """Words for the average after `step` steps; a log too where more than 1 % of it are the initial weights."""
-    share = float(config.get("ema", {}).get("decay") or 0) ** step
-    if share <= INITIAL_SHARE:
+    how = config.get("ema", {})
+    decay, warmup = float(how.get("decay") or 0), bool(how.get("warmup", False))
+    warning = initial_share_warning(decay, step, warmup=warmup)
+    if not warning:
         return "moving average"
-    _LOG.warning(
-        "The moving average at step %d still holds %.0f %% of the initial weights (ema.decay ** step). Take "
-        "--variant=raw, or train longer or with a smaller ema.decay.",
-        step,
-        100 * share,
-    )
-    return f"moving average, {100 * share:.0f} % of it the initial weights"
+    _LOG.warning("%s Take --variant=raw, or train longer or with a smaller ema.decay.", warning)
+    return f"moving average, {100 * initial_share(decay, step, warmup=warmup):.0f} % of it the initial weights"
 
 
 def restore_item(folder: Path) -> PyTree:

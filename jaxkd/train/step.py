@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from jaxkd.parallel import batch_sharding, batch_spec, replicated, tree_shardings
+from jaxkd.train.moving_average import warmed_decay
 from jaxkd.train.state import TrainState
 from jaxkd.train.task import Batch, Task
 
@@ -63,6 +64,7 @@ def train_step(
     *,
     accumulate: int = 1,
     ema_decay: float = 0.0,
+    ema_warmup: bool = False,
     statistics: Statistics | None = None,
 ) -> Callable[[TrainState, Batch, jax.Array, PyTree], tuple[TrainState, dict[str, Any]]]:
     """The un-jitted step `(state, batch, key, constants) -> (state, metrics)`; `compile_train_step` jits it.
@@ -74,6 +76,7 @@ def train_step(
       accumulate: micro-batches per optimiser step; gradients, terms and losses are their mean, each weighed by the
         number of its examples that count (an unreadable image does not).
       ema_decay: decay of the moving average per optimiser step; 0 when it is off.
+      ema_warmup: a smaller decay in the first steps, see `moving_average.warmed_decay`.
       statistics: what else to compute of the parameters before the update, on the batch (of several micro-batches, the
         first) and with the key of its loss; it lands in `metrics["statistics"]` and changes nothing else.
     """
@@ -118,7 +121,8 @@ def train_step(
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema is not None:
-            ema = jax.tree.map(lambda e, p: e + (1.0 - ema_decay) * (p - e), ema, params)
+            decay = warmed_decay(ema_decay, state.step) if ema_warmup else ema_decay
+            ema = jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), ema, params)
         return TrainState(state.step + 1, params, mutable, opt_state, ema), metrics
 
     return step_fn
@@ -132,6 +136,7 @@ def compile_train_step(
     *,
     accumulate: int = 1,
     ema_decay: float = 0.0,
+    ema_warmup: bool = False,
     statistics: Statistics | None = None,
 ) -> Callable[[TrainState, Batch, jax.Array, PyTree], tuple[TrainState, dict[str, Any]]]:
     """`train_step` as one jitted function: state donated, batch split over the mesh, metrics replicated.
@@ -140,7 +145,15 @@ def compile_train_step(
     """
     shardings = tree_shardings(state, mesh)
     return jax.jit(
-        train_step(task, tx, mesh, accumulate=accumulate, ema_decay=ema_decay, statistics=statistics),
+        train_step(
+            task,
+            tx,
+            mesh,
+            accumulate=accumulate,
+            ema_decay=ema_decay,
+            ema_warmup=ema_warmup,
+            statistics=statistics,
+        ),
         in_shardings=(shardings, batch_sharding(mesh), replicated(mesh), tree_shardings(task.constants, mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,

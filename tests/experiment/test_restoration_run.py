@@ -45,8 +45,9 @@ def config_of(folder, **changes):
 
 
 @pytest.mark.slow
-def test_training_scores_raw_and_average_and_continues_bit_for_bit(folder, tmp_path):
+def test_training_scores_raw_and_average_and_continues_bit_for_bit(folder, tmp_path, caplog):
     whole = run_module.run(config_of(folder), tmp_path / "whole")
+    assert "The moving average at step 6 still holds 2 % of the initial weights" in caplog.text  # 0.5 ** 6
     assert whole["finished"] and whole["step"] == 6
     for name in ("val/psnr_y_crop2", "val/ssim_y_crop2", "ema_val/psnr_y_crop2", "ema_val/ssim_y_crop2"):
         assert np.isfinite(whole["metrics"][name]), name

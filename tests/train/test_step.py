@@ -7,6 +7,7 @@ import pytest
 from toy import BATCH, Toy, draw
 
 from jaxkd import parallel, train
+from jaxkd.train.moving_average import initial_share
 from jaxkd.train.state import non_finite_paths
 
 
@@ -15,13 +16,14 @@ def mesh():
     return parallel.make_mesh()
 
 
-def begin(mesh, task, tx, *, accumulate=1, ema_decay=0.0):
+def begin(mesh, task, tx, *, accumulate=1, ema_decay=0.0, **options):
     """(step function, state) at step 0."""
 
     def start():
         return train.create_state(*task.init(jax.random.key(0, impl="rbg")), tx, ema=ema_decay > 0)
 
-    fn = train.compile_train_step(task, tx, mesh, jax.eval_shape(start), accumulate=accumulate, ema_decay=ema_decay)
+    how = {"accumulate": accumulate, "ema_decay": ema_decay, **options}
+    fn = train.compile_train_step(task, tx, mesh, jax.eval_shape(start), **how)
     return fn, parallel.put_on_mesh(start(), mesh)
 
 
@@ -139,6 +141,24 @@ def test_the_moving_average_by_hand(mesh):
         expected = 0.9 * expected + 0.1 * np.asarray(state.params["student"]["dense"]["kernel"], np.float64)
     np.testing.assert_allclose(state.ema["student"]["dense"]["kernel"], expected, rtol=1e-6, atol=1e-7)
     assert np.abs(state.ema["student"]["dense"]["kernel"] - state.params["student"]["dense"]["kernel"]).max() > 1e-3
+
+
+def test_the_warm_up_of_the_moving_average_by_hand(mesh):
+    fn, state = begin(mesh, Toy(), train.make_optimizer(0.1), ema_decay=0.2, ema_warmup=True)
+    expected = jax.device_get(state.params)["student"]["dense"]["kernel"].astype(np.float64)
+    for n, decay in enumerate((1 / 10, 2 / 11, 0.2, 0.2)):  # the third would be 3 / 12
+        state, _ = fn(state, draw(n), key(), Toy().constants)
+        new = np.asarray(state.params["student"]["dense"]["kernel"], np.float64)
+        expected = decay * expected + (1 - decay) * new
+    np.testing.assert_allclose(state.ema["student"]["dense"]["kernel"], expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(("decay", "steps"), [(0.999, 3), (0.999, 400), (0.3, 1), (0.3, 9), (0.05, 2), (0.9, 85)])
+def test_share_of_the_initial_weights_in_the_average(decay, steps):
+    decays = [min(decay, (1 + t) / (10 + t)) for t in range(steps)]
+    assert initial_share(decay, steps, warmup=True) == pytest.approx(np.prod(decays), rel=1e-9)
+    assert initial_share(decay, steps) == pytest.approx(np.prod([decay] * steps), rel=1e-9)
+    assert initial_share(0.0, steps) == initial_share(0.0, 0) == 0
 
 
 def test_noise_depends_on_key_and_step_only(mesh):
