@@ -56,6 +56,8 @@ def _data() -> ConfigDict:
     # A folder with train/<label>/* and val/<label>/*, a folder of shards, "tfds:NAME" or "embedded:digits".
     config.source = ""
     config.class_order = "natural"  # of class folders: 1, 2, 10 as in timm; "text": 1, 10, 2 as in torchvision
+    config.per_class = 0  # training images of each class, drawn by subset_seed; 0: all
+    config.subset_seed = 0  # of that choice alone; a smaller subset lies inside a larger one of the same seed
     config.workers = 8  # processes that decode; 0 decodes in this one
     config.repeats = 1  # copies of an image in an epoch, each augmented differently; 3: repeated augmentation
     config.max_broken = 0.01  # share of unreadable images above which a run fails; fewer are skipped and named

@@ -21,6 +21,7 @@ from jaxkd.errors import ConfigError, WeightMismatchError
 from jaxkd.experiment import auto_pairs
 from jaxkd.experiment.components import Components, Evaluator
 from jaxkd.experiment.objective import build_objective
+from jaxkd.experiment.workdir import save_subset
 
 PyTree = Any
 
@@ -35,6 +36,9 @@ def build_components(
     if open_data:
         opened = functools.partial(data.open_source, config.data.source, class_order=config.data.class_order)
         sources = {split: opened(split) for split in ("train", "val")}
+        sources["train"] = data.take_subset(
+            sources["train"], config.data.per_class, config.data.subset_seed, where=config.data.source
+        )
     classes = len(sources["train"].class_names) if sources else _published_classes(config)
     build = functools.partial(build_task, num_classes=classes, load=load)
     config, chosen = resolve(config, num_classes=classes), None
@@ -53,21 +57,28 @@ def build_components(
     if not sources:
         return Components(**known, summary=(objective,))
     height, width = task.student.image_size
+    chosen_images = f" ({config.data.per_class} of each class)" if config.data.per_class else ""
+
+    def save_inputs(workdir: Path) -> None:
+        auto_pairs.save_pairs(chosen, workdir)
+        save_subset(sources["train"], workdir)
+
     return Components(
         **known,
         summary=(
             objective,
-            f"{len(sources['train']):,} training and {len(sources['val']):,} validation images of "
+            f"{len(sources['train']):,} training{chosen_images} and {len(sources['val']):,} validation images of "
             f"{config.data.source}, {classes} classes, {height}x{width}",
         ),
         class_names=sources["train"].class_names,
         pipeline=build_train_pipeline(config, sources["train"], task.student),
         train_images=len(sources["train"]),
+        subset=data.subset_facts(sources["train"]),
         val_images=len(sources["val"]),
         make_evaluator=lambda writer: build_evaluator(
             config, task, sources["val"], eval_batch, train.compile_eval_step(task, mesh), mesh
         ),
-        save_inputs=lambda workdir: auto_pairs.save_pairs(chosen, workdir),
+        save_inputs=save_inputs,
     )
 
 

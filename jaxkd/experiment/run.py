@@ -27,7 +27,7 @@ from jaxkd.errors import DamagedCheckpointError, JaxkdError, PeerLostError, stor
 from jaxkd.experiment.build import Experiment, build
 from jaxkd.experiment.lock import WorkdirLock
 from jaxkd.experiment.sweep import run_stages
-from jaxkd.experiment.workdir import check_classes, check_teacher, claim_workdir
+from jaxkd.experiment.workdir import check_classes, check_subset, check_teacher, claim_workdir
 from jaxkd.report.training_statistics import draw_tables, write_tables
 
 _LOG = logging.getLogger(__name__)
@@ -170,6 +170,7 @@ def _restore_or_init(
             )
         check_teacher(meta["task"], experiment.task.metadata(), workdir)
         check_classes(meta, experiment.class_names, experiment.config, workdir)
+        check_subset(meta.get("subset"), experiment.subset, experiment.config, workdir)
         experiment.pipeline.set_state(position)
         return state, train.Clock(**meta["clock"]), done[-1]
     return experiment.init_state(), train.Clock(), None
@@ -237,6 +238,7 @@ def _checkpoint_meta(experiment: Experiment, clock: train.Clock) -> dict[str, An
         "task": experiment.task.metadata(),
         "clock": asdict(clock),  # a copy, as it is written in the background while the clock goes on
         "classes": list(experiment.class_names),
+        **({} if experiment.subset is None else {"subset": experiment.subset}),
         "config": json.loads(json.dumps(experiment.config.to_dict(), default=str)),
         "versions": {"jaxkd": __version__, "jax": jax.__version__, "python": platform.python_version()},
     }

@@ -13,6 +13,8 @@ from jaxkd.data.files import write_atomic
 from jaxkd.errors import CheckpointError
 from jaxkd.train.run_folder import checkpoint_config
 
+SUBSET = "subset.json"
+
 
 def has_checkpoints(workdir: Path) -> bool:
     """Whether a run in `workdir` has finished a checkpoint, from which it would continue."""
@@ -66,6 +68,27 @@ def check_classes(meta: dict, names: Sequence[str], config: ConfigDict, workdir:
     if not recorded and ordered and "class_order" not in meta.get("config", {}).get("data", {}):
         recorded = data.order_classes(names, "text")
     data.check_same_classes(recorded, names, str(workdir), config.data.source)
+
+
+def save_subset(source: data.Source, workdir: Path) -> None:
+    """Writes which images a subset holds, once the run has claimed the directory; a continued run keeps its file."""
+    path = workdir / SUBSET
+    if not isinstance(source, data.Subset):
+        if not has_checkpoints(workdir):  # of an abandoned start
+            path.unlink(missing_ok=True)
+    elif not (path.exists() and has_checkpoints(workdir)):
+        data.save_subset(source, path)
+
+
+def check_subset(saved: dict | None, now: dict | None, config: ConfigDict, workdir: Path) -> None:
+    """Raises CheckpointError unless a checkpoint (its facts of the subset) was trained on the same images."""
+    if saved == now:
+        return
+    before, present = (f"{f['images']} of {f['of']}" if f else "all" for f in (saved, now))
+    raise CheckpointError(
+        f'The checkpoint in "{workdir}" was trained on another choice of images of {config.data.source} ({before} '
+        f"there, {present} now; {workdir / SUBSET} lists them). Restore the old data, or choose a new --workdir."
+    )
 
 
 def check_teacher(saved: dict, now: dict, workdir: Path) -> None:

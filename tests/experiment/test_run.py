@@ -18,7 +18,7 @@ from jaxkd.config import fields
 from jaxkd.errors import CheckpointError, ConfigError, DataError
 from jaxkd.experiment import run as run_module
 from jaxkd.experiment.classification import build_task, resolve
-from jaxkd.experiment.workdir import check_classes
+from jaxkd.experiment.workdir import check_classes, check_subset
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
@@ -190,6 +190,23 @@ def test_other_classes_are_noticed_on_resume(tmp_path):
             check_classes(meta, names, config(), tmp_path)
     assert train.differing_fields(old, text, "there", "now").count("class_order") == 0
     assert "class_order" in train.differing_fields(new, text, "there", "now")
+
+
+def test_a_run_on_few_images_records_them_and_refuses_others_on_resume(tmp_path):
+    small = config(**{"data.per_class": 20, "train.batch_size": 64, "train.epochs": 2, "schedule.warmup_epochs": 0})
+    result = run_module.run(small, tmp_path / "run")
+    assert (result["train_images"], result["step"]) == (200, 6)
+    listed = json.loads((tmp_path / "run" / "subset.json").read_text())
+    meta = json.loads((tmp_path / "run" / "checkpoints" / "6" / "meta" / "metadata").read_text())
+    assert len(listed["records"]) == 200 and meta["subset"]["sha256"] == listed["sha256"]
+    with pytest.raises(CheckpointError, match="data.subset_seed: 0 there, 1 now"):
+        run_module.run(fields.change(small, {"data.subset_seed": 1}).lock(), tmp_path / "run")
+    facts = {"images": 200, "of": 1438, "sha256": listed["sha256"]}
+    check_subset(facts, dict(facts), small, tmp_path)
+    with pytest.raises(
+        CheckpointError, match="another choice of images of embedded:digits .200 of 1438 there, all now"
+    ):
+        check_subset(facts, None, small, tmp_path)
 
 
 def test_the_best_score_of_a_population_is_that_of_its_best_member(tmp_path):
