@@ -65,7 +65,7 @@ else
   analysis=(--count=1000 --batch-size=64)
 fi
 part goldens 30 110 benchmarks/gpu_goldens.py
-part step_time 60 200 benchmarks/step_time.py "${step[@]}" --peer=torch --out="$(partial step_time)"
+part step_time 60 200 benchmarks/step_time.py "${step[@]}" --peer=torch --forms=eager,compile_blocks --out="$(partial step_time)"
 part trace 40 90 benchmarks/step_trace.py "${step[@]}"
 part superres 30 100 benchmarks/superres.py "${superres[@]}" --peer=torch --no-compile --no-memory
 part analysis 40 200 benchmarks/gpu_analysis.py "${analysis[@]}" --out="$(partial analysis)"

@@ -2,8 +2,9 @@
 
 Needs the extra `parity`. Weights, images, labels, losses, decay groups, moving average and threads are those of the
 JAX step; the spectral loss is the published one with its FFT. Images arrive prepared (normalised, erased, mixed), which
-the JAX step does itself: that work counts against jaxkd. Two forms: eager with autocast, as most people run it, and
-torch.compile of the teacher's forward pass and of the student's loss.
+the JAX step does itself: that work counts against jaxkd. Three forms: eager with autocast, as most people run it;
+torch.compile of each block, which compiles in seconds; and torch.compile of the teacher's forward pass and of the
+student's loss, which takes minutes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from jaxkd.errors import ConfigError
 
 PyTree = Any
 TERMS = ("ce", "kl", "spectral", "mse")
-FORMS = ("eager", "compile")
+FORMS = ("eager", "compile_blocks", "compile")
 
 
 class TorchPeer:
@@ -76,6 +77,10 @@ class TorchPeer:
             torch._dynamo.reset()
             self._teacher = torch.compile(self._teacher, dynamic=False)  # compiled for its shapes, as XLA does
             self._loss = torch.compile(self._loss, dynamic=False)
+        elif form == "compile_blocks":
+            torch._dynamo.reset()
+            for block in (*_blocks(teacher), *_blocks(student)):
+                block.compile(dynamic=False)
 
     def _build_optimizer(self, student: Any, rate: float) -> None:
         config, kept = self.config, student.no_weight_decay()
@@ -219,6 +224,12 @@ class TorchPeer:
         self.torch.cuda.reset_peak_memory_stats()
         self.train_step()
         return (self.torch.cuda.max_memory_allocated() - self._held) / 2**20
+
+
+def _blocks(model: Any) -> list[Any]:
+    """Transformer blocks of a network of timm; those of one class share a compiled program."""
+    stages = model.layers if hasattr(model, "layers") else [model]
+    return [b for stage in stages for b in (*stage.blocks, *getattr(stage, "blocks_token_only", ()))]
 
 
 def check_mirrored(config: ConfigDict, task: Any) -> None:

@@ -13,7 +13,8 @@ stderr. Fields of the config are changed as on the command line of jaxkd.main (-
 All programs run in turns in one process, so that whatever else the machine does falls on all of them. Ratios are the
 result; absolute times are of this machine at this time. With --peer=torch, a ratio above 1 says that jaxkd is faster;
 the peer is given prepared images in the whole step too, so that both compute the same loss, which is checked. Its form
-"compile" is torch.compile, which takes minutes. On a GPU the peak memory of both frameworks' train steps is reported.
+"compile_blocks" is torch.compile of each block, "compile" of both whole networks, which takes minutes. On a GPU the
+peak memory of both frameworks' train steps is reported.
 FLOP are 2 for each multiply-add of matrix products and convolutions (`jaxkd.models.flops`), the same for every form.
 
 With --out, the object is also written to a file as soon as the whole step is timed, and again when more is known: a run
@@ -73,7 +74,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Any]:
     parser.add_argument("--batch-size", type=int, default=8, help="images a step (8)")
     parser.add_argument("--repeats", "--steps", type=int, default=10, help="timed calls of each program (10)")
     parser.add_argument("--peer", choices=("torch",), help="also time PyTorch with timm's networks")
-    parser.add_argument("--forms", default="eager", help="of the peer: eager, compile or eager,compile (eager)")
+    parser.add_argument("--forms", default="eager", help="of the peer, by commas: eager, compile_blocks, compile (eager)")
     parser.add_argument("--out", default="", help="file that is rewritten whenever more is known")
     options, rest = parser.parse_known_args(argv)
     if options.batch_size < 1 or options.repeats < 1:
@@ -82,8 +83,11 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Any]:
             "out for 8 and 10."
         )
     forms = options.forms.split(",")
-    if not set(forms) <= {"eager", "compile"}:
-        raise ConfigError(f'--forms="{options.forms}" names an unknown form. Give eager, compile or eager,compile.')
+    if not set(forms) <= {"eager", "compile_blocks", "compile"}:
+        raise ConfigError(
+            f'--forms="{options.forms}" names an unknown form. Give eager, compile_blocks, compile or several of them, '
+            "separated by commas."
+        )
     try:
         from jaxkd import main
     except ModuleNotFoundError as error:
@@ -434,10 +438,11 @@ def _stages(options: argparse.Namespace, config: Any) -> Iterator[tuple[Measurem
     """The measurement with more and more programs, the most important ones first, and whether it has all of them."""
     measurement = Measurement(build_step(options, config))
     yield measurement, False
-    forms = [form for form in ("eager", "compile") if options.peer and form in options.forms.split(",")]
-    if "eager" in forms:
-        measurement.add_peer("eager")
-        yield measurement, False
+    forms = options.forms.split(",") if options.peer else []
+    for form in ("eager", "compile_blocks"):
+        if form in forms:
+            measurement.add_peer(form)
+            yield measurement, False
     measurement.add_parts()
     if "compile" in forms:  # compiles for minutes
         yield measurement, False
