@@ -74,7 +74,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Any]:
     parser.add_argument("--batch-size", type=int, default=8, help="images a step (8)")
     parser.add_argument("--repeats", "--steps", type=int, default=10, help="timed calls of each program (10)")
     parser.add_argument("--peer", choices=("torch",), help="also time PyTorch with timm's networks")
-    parser.add_argument("--forms", default="eager", help="of the peer, by commas: eager, compile_blocks, compile (eager)")
+    parser.add_argument("--forms", default="eager", help="of the peer: eager, compile_blocks, compile (eager)")
     parser.add_argument("--out", default="", help="file that is rewritten whenever more is known")
     options, rest = parser.parse_known_args(argv)
     if options.batch_size < 1 or options.repeats < 1:
