@@ -1,7 +1,15 @@
 """Losses as pure array functions: computed in at least fp32, one value per example, with an optional mask."""
 
 from jaxkd.losses.features import feature_mse, pool_channels
-from jaxkd.losses.logits import cross_entropy, hard, kl
+from jaxkd.losses.logits import (
+    cross_entropy,
+    decoupled_kl,
+    dist,
+    distillation_token,
+    hard,
+    kl,
+    standardized_kl,
+)
 from jaxkd.losses.restoration import charbonnier, fft_l1, l1
 
 # This name hides the module of the same name: users type losses.spectral(...). `from jaxkd.losses.spectral import

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 
@@ -77,4 +79,37 @@ def check_logits(student: tuple[int, ...], teacher: tuple[int, ...]) -> None:
         raise ShapeError(
             f"The student's logits have shape {student} and the teacher's {teacher}, but both must be the same (batch, "
             "classes). Give both networks the same num_classes and the same images."
+        )
+
+
+def check_parameters(owner: str, params: Mapping[str, jax.Array], shapes: Mapping[str, tuple[int | None, ...]]) -> None:
+    """Checks trained parameters of a loss.
+
+    Args:
+      owner: of the parameters, in the error message, e.g. "mgd".
+      params: name -> array.
+      shapes: name -> shape; None is a free size.
+
+    Raises:
+      ShapeError: a missing name or another shape.
+    """
+    for name, wanted in shapes.items():
+        if name not in params:
+            raise ShapeError(f"{owner} has no parameter {name}; given are {sorted(params)}. Pass {sorted(shapes)}.")
+        given = tuple(jnp.shape(params[name]))
+        if len(given) != len(wanted) or any(w not in (None, g) for w, g in zip(wanted, given, strict=True)):
+            sizes = ", ".join("any" if w is None else str(w) for w in wanted)
+            raise ShapeError(
+                f"{name} of {owner} has shape {given}, but these features need ({sizes}). Kernels are (..., in, out); "
+                "make them for the channels of this student and this teacher."
+            )
+
+
+def check_same_width(loss: str, student: tuple[int, ...], teacher: tuple[int, ...]) -> None:
+    """Checks two features with all axes equal, the channels too."""
+    check_features(student, teacher, names=("student feature", "teacher feature"))
+    if student[-1] != teacher[-1]:
+        raise ShapeError(
+            f"{loss} compares channel by channel, but the student has {student[-1]} channels and the teacher "
+            f"{teacher[-1]}. Project the student's feature to {teacher[-1]} channels first."
         )
