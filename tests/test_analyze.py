@@ -127,6 +127,7 @@ def failing(argv, capsys):
         (["--model=no_such_module:f"], "cannot be imported"),
         ([*DEIT, "--intrpolation=x"], "was not understood"),
         ([*DEIT, "--layers=attn_*"], "holds attention"),
+        ([*DEIT, "--layers=value_0"], '"value_0" holds attention'),
         ([*DEIT, "--entropy-range=-inf:inf"], "is not a range"),
         ([*DEIT, "--seed=-1"], "--seed=-1 is out of range"),
         (["--model=mdbn_x2"], "--permutations=2 was given, but mdbn_x2 is a super-resolution network"),

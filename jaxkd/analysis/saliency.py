@@ -253,7 +253,8 @@ def layer_gradient_maps(gradients: Mapping[str, jax.Array]) -> dict[str, jax.Arr
 
     Args:
       gradients: tap -> (B, h, w, C); (B, C), e.g. `cls_block_i` and `pre_logits`, or (B, P, C), e.g. `prefix_i`.
-        Attention (`attn_i`) has no place in the image, but its (B, H, N, N) looks like a map: leave it out.
+        Attention (`attn_i`, `query_i`, `key_i`, `value_i`) has no place in the image, but its (B, H, N, N) and (B, H,
+        N, D) look like maps: leave it out.
 
     Returns:
       tap -> (B, h, w) mean of |gradient| over channels. Features without a grid have no place in the image and give

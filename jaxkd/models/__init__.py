@@ -1,4 +1,11 @@
 """Networks as pure functions of parameters and images that also return the features named in `taps`."""
 
-from jaxkd.models.contract import ModelSpec, abstract_call, abstract_variables, depth_taps, init_variables
+from jaxkd.models.contract import (
+    ATTENTION_TAPS,
+    ModelSpec,
+    abstract_call,
+    abstract_variables,
+    depth_taps,
+    init_variables,
+)
 from jaxkd.models.registry import arguments, create, list_models, register, spec, tap_names

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxkd.models.contract import TapRecorder, require_counts, require_heads
+from jaxkd.models.contract import ATTENTION_TAPS, Features, Offsets, TapRecorder, require_counts, require_heads
 from jaxkd.models.layers import (
     LINEAR_INIT,
     MLP,
@@ -88,13 +88,13 @@ class Block(TransformerBlock):
         return [parameter(self, f"gamma_{i}", scale, (channels,)).astype(self.dtype) for i in (1, 2)]
 
     @nn.compact
-    def __call__(self, x: jax.Array, attn_offset: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        """(B, N, C) -> (B, N, C) and attention (B, H, N, N)."""
+    def __call__(self, x: jax.Array, offsets: Offsets | None = None) -> tuple[jax.Array, Features]:
+        """(B, N, C) -> (B, N, C) and what `Attention` returns beside it."""
         gamma_1, gamma_2 = self.factors(x.shape[-1])
         drop_path = DropPath(self.drop_path, self.deterministic)
-        y, probs = self.attention(TalkingHeadAttention)(self.layer_norm(1)(x), attn_offset)
+        y, inner = self.attention(TalkingHeadAttention)(self.layer_norm(1)(x), offsets)
         x = x + drop_path(gamma_1 * y)
-        return x + drop_path(gamma_2 * self.feed_forward(self.layer_norm(2)(x))), probs
+        return x + drop_path(gamma_2 * self.feed_forward(self.layer_norm(2)(x))), inner
 
 
 class ClassBlock(Block):
@@ -115,8 +115,9 @@ class ClassBlock(Block):
 class Cait(Transformer):
     """CaiT with timm's arguments; those of all transformers are described in `Transformer`.
 
-    Features are in `dtype`: `block_i` (B, h, w, C), `attn_i` (B, H, N, N) in fp32 (the softmax' result, between the two
-    mixings of heads), `cls_block_i` (B, C), `pre_logits` (B, C) in fp32. global_pool="" keeps 1 + N tokens.
+    Features are in `dtype`: `block_i` (B, h, w, C), `query_i` (before the scaling), `key_i` and `value_i` (B, H, N, D),
+    `attn_i` (B, H, N, N) in fp32 (the softmax' result, between the two mixings of heads), `cls_block_i` (B, C),
+    `pre_logits` (B, C) in fp32. global_pool="" keeps 1 + N tokens.
 
     Attributes:
       depth: blocks over the patch tokens; depth_token_only: class-attention blocks after them.
@@ -141,7 +142,7 @@ class Cait(Transformer):
 
     def tap_names(self) -> tuple[str, ...]:
         """Every name that `taps` and `offsets` accept, in depth order."""
-        blocks = (f"{kind}_{i}" for i in range(self.depth) for kind in ("attn", "block"))
+        blocks = (f"{kind}_{i}" for i in range(self.depth) for kind in (*ATTENTION_TAPS, "block"))
         return (*blocks, *(f"cls_block_{i}" for i in range(self.depth_token_only)), "pre_logits")
 
     def forward(self, images: jax.Array, tap: TapRecorder, train: bool) -> jax.Array:
@@ -153,8 +154,7 @@ class Cait(Transformer):
         block_type = self.block_type(Block, train, num_heads=self.num_heads, init_values=self.init_values)
         for i in range(self.depth):
             block = block_type(drop_path=self.drop_path_rate, name=f"blocks_{i}")
-            x, probs = block(x, tap.offsets.get(f"attn_{i}"))
-            tap.record(f"attn_{i}", probs)
+            x = tap.block(block, x, f"{{}}_{i}")
             x = tap.tokens(i, x, self.grid_size, 0)
         cls_token = parameter(self, "cls_token", LINEAR_INIT, (1, 1, self.embed_dim)).astype(self.dtype)
         cls_token = jnp.broadcast_to(cls_token, (x.shape[0], 1, self.embed_dim))

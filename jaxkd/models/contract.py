@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,9 @@ from jaxkd.errors import ConfigError, ShapeError, TapError, check_range, did_you
 
 Features = dict[str, jax.Array]
 Offsets = Mapping[str, jax.Array]
+
+# Features inside a self-attention, in the order of their computation. A network adds its own index: `query_0`.
+ATTENTION_TAPS = ("query", "key", "value", "attn")
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,20 @@ class TapRecorder:
         """Records `value` if `name` was requested; the caller has already added the offset."""
         if name in self.taps:
             self.features[name] = value
+
+    def block(self, block: Callable[..., tuple[jax.Array, Features]], x: jax.Array, name: str) -> jax.Array:
+        """Runs a block of self-attention and records its ATTENTION_TAPS.
+
+        Args:
+          block: (x, offsets by kind) -> (output, features by kind).
+          x: its input.
+          name: of its taps, with {} for the kind: "{}_3" or "stage_0.block_3.{}".
+        """
+        named = {kind: name.format(kind) for kind in ATTENTION_TAPS}
+        x, inner = block(x, {kind: self.offsets[tap] for kind, tap in named.items() if tap in self.offsets})
+        for kind, tap in named.items():
+            self.record(tap, inner[kind])
+        return x
 
     def tokens(self, index: int, x: jax.Array, grid: tuple[int, int], num_prefix: int) -> jax.Array:
         """Records `block_{index}` and `prefix_{index}` of a token sequence.

@@ -17,7 +17,7 @@ import numpy as np
 from flax import linen as nn
 
 from jaxkd.errors import check_choice
-from jaxkd.models.contract import add_offset, require
+from jaxkd.models.contract import ATTENTION_TAPS, Features, Offsets, add_offset, require
 
 Initializer = Callable[..., jax.Array]
 
@@ -239,7 +239,7 @@ class MLP(nn.Module):
 
 
 def split_heads(qkv: jax.Array, num_heads: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(..., N, 3C) of one fused product -> queries (scaled by D^-1/2), keys and values, each (..., H, N, D).
+    """(..., N, 3C) of one fused product -> queries, keys and values, each (..., H, N, D).
 
     The heads become a batch axis here and return in `merge_heads`, so that the products in between are plain batched
     ones, forwards and backwards.
@@ -247,7 +247,7 @@ def split_heads(qkv: jax.Array, num_heads: int) -> tuple[jax.Array, jax.Array, j
     *lead, tokens, channels3 = qkv.shape
     head_dim = channels3 // 3 // num_heads
     q, k, v = jnp.moveaxis(qkv.reshape(*lead, tokens, 3, num_heads, head_dim), (-3, -2), (0, -3))
-    return q * jnp.asarray(head_dim**-0.5, qkv.dtype), k, v
+    return q, k, v
 
 
 def merge_heads(x: jax.Array) -> jax.Array:
@@ -281,26 +281,32 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, offset: jax.Array | None = None, bias: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array]:
+        self, x: jax.Array, offsets: Offsets | None = None, bias: jax.Array | None = None
+    ) -> tuple[jax.Array, Features]:
         """Attends within the last axis but one, that is within each example or window.
 
         Args:
           x: (..., N, C).
-          offset: (..., H, N, N), added to the softmax' result.
+          offsets: any of the names below -> array of its shape, added to it.
           bias: added to the logits (..., H, N, N).
 
         Returns:
-          (..., N, C), and the softmax' result (..., H, N, N) in fp32: its rows sum to one.
+          (..., N, C), and by the names ATTENTION_TAPS: "query" (before the scaling by D^-1/2), "key" and "value",
+          (..., H, N, D) in `dtype`, and "attn", the softmax' result (..., H, N, N) in fp32, whose rows sum to one.
         """
+        offsets = offsets or {}
+
+        def shifted(value: jax.Array, name: str) -> jax.Array:
+            return add_offset(value, offsets[name], name) if name in offsets else value
+
         channels = x.shape[-1]
         qkv = Linear(3 * channels, self.qkv_bias, self.dtype, name="qkv")(x)
-        q, k, v = split_heads(qkv, self.num_heads)
-        logits = jnp.einsum("...nd,...md->...nm", q, k, preferred_element_type=jnp.float32)
-        probs = softmax(self.mix_logits(logits if bias is None else logits + bias))
-        if offset is not None:
-            probs = add_offset(probs, offset, "attn")
+        q, k, v = map(shifted, split_heads(qkv, self.num_heads), ("query", "key", "value"))
+        scaled = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
+        logits = jnp.einsum("...nd,...md->...nm", scaled, k, preferred_element_type=jnp.float32)
+        probs = shifted(softmax(self.mix_logits(logits if bias is None else logits + bias)), "attn")
         weights = Dropout(self.attn_drop, self.deterministic)(self.mix_probs(probs.astype(self.dtype)))
         out = merge_heads(jnp.einsum("...nm,...md->...nd", weights, v))
         out = Linear(channels, dtype=self.dtype, name="proj")(out)
-        return Dropout(self.proj_drop, self.deterministic)(out), probs
+        inner = dict(zip(ATTENTION_TAPS, (q, k, v, probs), strict=True))
+        return Dropout(self.proj_drop, self.deterministic)(out), inner

@@ -2,7 +2,7 @@
 
 Liu et al. 2021; semantics of timm/models/swin_transformer.py, where a stage starts with its downsampling.
 Legend: B batch, h w grid, a b window height and width, W windows per image, N = a b tokens per window, C channels,
-H heads.
+H heads, D channels per head.
 """
 
 from __future__ import annotations
@@ -14,7 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jaxkd.models.contract import TapRecorder, require, require_counts, require_heads, size_pair
+from jaxkd.models.contract import (
+    ATTENTION_TAPS,
+    Features,
+    Offsets,
+    TapRecorder,
+    require,
+    require_counts,
+    require_heads,
+    size_pair,
+)
 from jaxkd.models.layers import (
     LINEAR_INIT,
     Attention,
@@ -38,9 +47,9 @@ class WindowAttention(Attention, kw_only=True):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, offset: jax.Array | None = None, bias: np.ndarray | None = None
-    ) -> tuple[jax.Array, jax.Array]:
-        """(B, W, N, C) -> (B, W, N, C) and attention (B, W, H, N, N); see `Attention`.
+        self, x: jax.Array, offsets: Offsets | None = None, bias: np.ndarray | None = None
+    ) -> tuple[jax.Array, Features]:
+        """(B, W, N, C) -> (B, W, N, C) and features (B, W, H, N, D or N); see `Attention`.
 
         Args:
           bias: (W, N, N) mask that is added to the learned bias, or None.
@@ -51,7 +60,7 @@ class WindowAttention(Attention, kw_only=True):
         )
         learned = table[relative_position_index(self.window).reshape(-1)].reshape(tokens, tokens, self.num_heads)
         learned = learned.transpose(2, 0, 1)[None]
-        return super().__call__(x, offset, learned if bias is None else learned + bias[:, None])
+        return super().__call__(x, offsets, learned if bias is None else learned + bias[:, None])
 
 
 class Block(TransformerBlock):
@@ -61,8 +70,8 @@ class Block(TransformerBlock):
     shift: Size
 
     @nn.compact
-    def __call__(self, x: jax.Array, attn_offset: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        """(B, h, w, C) -> (B, h, w, C) and attention (B, W, H, N, N)."""
+    def __call__(self, x: jax.Array, offsets: Offsets | None = None) -> tuple[jax.Array, Features]:
+        """(B, h, w, C) -> (B, h, w, C) and what `WindowAttention` returns beside it."""
         _, h, w, _ = x.shape
         drop_path = DropPath(self.drop_path, self.deterministic)
         y = self.layer_norm(1)(x)
@@ -73,14 +82,14 @@ class Block(TransformerBlock):
         if pad_h or pad_w:
             y = jnp.pad(y, ((0, 0), (0, pad_h), (0, pad_w), (0, 0)))
         padded = (h + pad_h, w + pad_w)
-        y, probs = self.attention(WindowAttention, window=self.window)(
-            partition(y, self.window), attn_offset, shift_mask(padded, self.window, self.shift)
+        y, inner = self.attention(WindowAttention, window=self.window)(
+            partition(y, self.window), offsets, shift_mask(padded, self.window, self.shift)
         )
         y = merge(y, self.window, padded)[:, :h, :w]
         if any(self.shift):
             y = jnp.roll(y, self.shift, axis=(1, 2))
         x = x + drop_path(y)
-        return x + drop_path(self.feed_forward(self.layer_norm(2)(x))), probs
+        return x + drop_path(self.feed_forward(self.layer_norm(2)(x))), inner
 
 
 class PatchMerging(nn.Module):
@@ -129,9 +138,7 @@ class Stage(nn.Module):
             window, shift = window_and_shift(x.shape[1:3], self.window, shifted=j % 2 == 1)
             name = f"stage_{self.index}.block_{j}"
             block = self.block(window=window, shift=shift, drop_path=drop_path, name=f"blocks_{j}")
-            x, probs = block(x, tap.offsets.get(f"{name}.attn"))
-            tap.record(f"{name}.attn", probs)
-            x = tap(name, x)
+            x = tap(name, tap.block(block, x, f"{name}.{{}}"))
         return tap(f"stage_{self.index}", x)
 
 
@@ -139,8 +146,8 @@ class SwinTransformer(Transformer):
     """Swin with timm's arguments; those of all transformers are described in `Transformer`.
 
     Features are in `dtype`: `stage_i` and `stage_i.block_j` (B, h, w, C) before the next downsampling and without the
-    final norm, `stage_i.block_j.attn` (B, W, H, N, N) in fp32, `pre_logits` (B, C) in fp32. global_pool="" keeps the
-    grid.
+    final norm, `stage_i.block_j.query` (before the scaling), `.key` and `.value` (B, W, H, N, D), and in fp32
+    `stage_i.block_j.attn` (B, W, H, N, N) and `pre_logits` (B, C). global_pool="" keeps the grid.
 
     Attributes:
       embed_dim: C of the first stage; each later one has twice the channels.
@@ -200,7 +207,8 @@ class SwinTransformer(Transformer):
         names = []
         for i, depth in enumerate(self.depths):
             for j in range(depth):
-                names += [f"stage_{i}.block_{j}.attn", f"stage_{i}.block_{j}"]
+                block = f"stage_{i}.block_{j}"
+                names += [*(f"{block}.{kind}" for kind in ATTENTION_TAPS), block]
             names.append(f"stage_{i}")
         return (*names, "pre_logits")
 

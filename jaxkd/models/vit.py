@@ -1,7 +1,7 @@
 """ViT and DeiT, plain and with a distillation token, and the image towers of MAE, DINO, DINOv2 and CLIP.
 
 Dosovitskiy et al. 2021 (ViT), Touvron et al. 2021 (DeiT); semantics of timm/models/vision_transformer.py and deit.py.
-Legend: B batch, P prefix tokens, h w patch grid, N = P + h w tokens, C channels, H heads.
+Legend: B batch, P prefix tokens, h w patch grid, N = P + h w tokens, C channels, H heads, D channels per head.
 """
 
 from __future__ import annotations
@@ -10,7 +10,15 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxkd.models.contract import Features, Offsets, TapRecorder, require, require_counts, require_heads
+from jaxkd.models.contract import (
+    ATTENTION_TAPS,
+    Features,
+    Offsets,
+    TapRecorder,
+    require,
+    require_counts,
+    require_heads,
+)
 from jaxkd.models.layers import (
     LINEAR_INIT,
     Dropout,
@@ -29,24 +37,25 @@ class Block(TransformerBlock):
     """Attention and MLP, each with LayerScale (if any) and stochastic depth."""
 
     @nn.compact
-    def __call__(self, x: jax.Array, attn_offset: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        """(B, N, C) -> (B, N, C) and attention (B, H, N, N)."""
+    def __call__(self, x: jax.Array, offsets: Offsets | None = None) -> tuple[jax.Array, Features]:
+        """(B, N, C) -> (B, N, C) and what `Attention` returns beside it."""
 
         def scaled(branch: jax.Array, name: str) -> jax.Array:
             return branch if not self.init_values else LayerScale(self.init_values, self.dtype, name=name)(branch)
 
         drop_path = DropPath(self.drop_path, self.deterministic)
-        y, probs = self.attention()(self.layer_norm(1)(x), attn_offset)
+        y, inner = self.attention()(self.layer_norm(1)(x), offsets)
         x = x + drop_path(scaled(y, "ls1"))
-        return x + drop_path(scaled(self.feed_forward(self.layer_norm(2)(x)), "ls2")), probs
+        return x + drop_path(scaled(self.feed_forward(self.layer_norm(2)(x)), "ls2")), inner
 
 
 class VisionTransformer(Transformer):
     """A vision transformer with timm's arguments; those of all transformers are described in `Transformer`.
 
     `__call__` is the composition of `embed`, `encode` and `classify`, which a subclass can override or call one by one
-    from its own compact method. Features are in `dtype`: `block_i` (B, h, w, C), `prefix_i` (B, P, C), and in fp32
-    `attn_i` (B, H, N, N) and `pre_logits` (B, C) (of a distilled ViT the mean of both tokens).
+    from its own compact method. Features are in `dtype`: `block_i` (B, h, w, C), `prefix_i` (B, P, C), `query_i`
+    (before the scaling), `key_i` and `value_i` (B, H, N, D), and in fp32 `attn_i` (B, H, N, N) and `pre_logits` (B, C)
+    (of a distilled ViT the mean of both tokens).
 
     Attributes:
       init_values: LayerScale's initial factor; None for no LayerScale.
@@ -92,7 +101,7 @@ class VisionTransformer(Transformer):
 
     def tap_names(self) -> tuple[str, ...]:
         """Every name that `taps` and `offsets` accept, in depth order."""
-        kinds = ("attn", "prefix", "block") if self.num_prefix_tokens else ("attn", "block")
+        kinds = (*ATTENTION_TAPS, "prefix", "block") if self.num_prefix_tokens else (*ATTENTION_TAPS, "block")
         return (*(f"{kind}_{i}" for i in range(self.depth) for kind in kinds), "pre_logits")
 
     def embed(self, images: jax.Array, train: bool) -> jax.Array:
@@ -154,8 +163,7 @@ class VisionTransformer(Transformer):
         )
         for i, drop_path in enumerate(drop_path_rates(self.drop_path_rate, self.depth)):
             block = block_type(drop_path=drop_path, name=f"blocks_{i}")
-            x, probs = block(x, tap.offsets.get(f"attn_{i}"))
-            tap.record(f"attn_{i}", probs)
+            x = tap.block(block, x, f"{{}}_{i}")
             x = tap.tokens(i, x, self.grid_size, self.num_prefix_tokens)
         return x
 

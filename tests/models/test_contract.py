@@ -20,32 +20,37 @@ FAMILIES = ["deit", "distilled", "cait", "swin"]
 
 def test_tap_names_are_in_depth_order(tiny):
     assert models.tap_names(tiny("deit", depth=2)) == (
-        *("attn_0", "prefix_0", "block_0", "attn_1", "prefix_1", "block_1"),
+        *("query_0", "key_0", "value_0", "attn_0", "prefix_0", "block_0"),
+        *("query_1", "key_1", "value_1", "attn_1", "prefix_1", "block_1"),
         "pre_logits",
     )
     assert models.tap_names(tiny("deit", depth=1, class_token=False, global_pool="avg")) == (
-        *("attn_0", "block_0"),
+        *("query_0", "key_0", "value_0", "attn_0", "block_0"),
         "pre_logits",
     )
     assert models.tap_names(tiny("cait", depth=2)) == (
-        *("attn_0", "block_0", "attn_1", "block_1"),
+        *("query_0", "key_0", "value_0", "attn_0", "block_0"),
+        *("query_1", "key_1", "value_1", "attn_1", "block_1"),
         *("cls_block_0", "cls_block_1", "pre_logits"),
     )
     assert models.tap_names(tiny("swin", depths=(1, 1))) == (
-        *("stage_0.block_0.attn", "stage_0.block_0", "stage_0"),
-        *("stage_1.block_0.attn", "stage_1.block_0", "stage_1", "pre_logits"),
+        *(f"stage_0.block_0.{kind}" for kind in models.ATTENTION_TAPS),
+        *("stage_0.block_0", "stage_0"),
+        *(f"stage_1.block_0.{kind}" for kind in models.ATTENTION_TAPS),
+        *("stage_1.block_0", "stage_1", "pre_logits"),
     )
 
 
 EXPECTED_SHAPES = {
-    "deit": {"block_1": (2, 4, 4, 24), "prefix_0": (2, 1, 24), "attn_1": (2, 3, 17, 17), "pre_logits": (2, 24)},
+    "deit": {"block_1": (2, 4, 4, 24), "prefix_0": (2, 1, 24), "value_0": (2, 3, 17, 8), "attn_1": (2, 3, 17, 17)},
     "distilled": {"block_1": (2, 4, 4, 24), "prefix_0": (2, 2, 24), "attn_1": (2, 3, 18, 18), "pre_logits": (2, 24)},
-    "cait": {"block_1": (2, 4, 4, 24), "attn_1": (2, 3, 16, 16), "cls_block_1": (2, 24), "pre_logits": (2, 24)},
+    "cait": {"block_1": (2, 4, 4, 24), "key_1": (2, 3, 16, 8), "attn_1": (2, 3, 16, 16), "cls_block_1": (2, 24)},
     "swin": {
         "stage_0": (2, 9, 9, 8),
         "stage_0.block_1": (2, 9, 9, 8),
         "stage_1": (2, 5, 5, 16),
         "stage_0.block_1.attn": (2, 9, 1, 9, 9),
+        "stage_0.block_1.query": (2, 9, 1, 9, 8),
         "stage_1.block_0.attn": (2, 4, 2, 9, 9),  # a 5 x 5 grid is padded to 6 x 6
         "pre_logits": (2, 16),
     },
@@ -99,7 +104,10 @@ def test_the_gradient_at_a_zero_offset_is_the_gradient_of_the_layer(tiny, random
 
     _, gradients = loss({n: jnp.zeros_like(features[n]) for n in names})
     for name in names:
+        # Half of it is the gradient itself, so that small gradients stand out of the rounding of the loss.
         direction = rng.normal(size=features[name].shape)
+        halves = (direction, np.asarray(gradients[name]))
+        direction = sum(half / max(np.linalg.norm(half), 1e-30) for half in halves)
         direction = jnp.asarray(direction / np.linalg.norm(direction), jnp.float32)
         zeros = {n: jnp.zeros_like(features[n]) for n in names}
         step = 1e-2

@@ -118,8 +118,10 @@ def test_attention_by_hand():
             "proj": {"kernel": eye, "bias": np.ones(4, np.float32)},
         }
     }
-    y, probs = Attention(num_heads=1, qkv_bias=False).apply(variables, jnp.asarray(x))
+    y, inner = Attention(num_heads=1, qkv_bias=False).apply(variables, jnp.asarray(x))
     logits = x[0] @ x[0].T / 2
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(probs[0, 0], expected, atol=1e-6)
+    np.testing.assert_allclose(inner["attn"][0, 0], expected, atol=1e-6)
+    for name, factor in (("query", 1), ("key", 1), ("value", 2)):  # none of them is scaled
+        np.testing.assert_allclose(inner[name][0, 0], factor * x[0], atol=1e-6)
     np.testing.assert_allclose(y[0], expected @ (2 * x[0]) + 1, atol=1e-5)

@@ -98,11 +98,27 @@ def by_picture(windows: np.ndarray) -> np.ndarray:
     return windows.reshape(2, -1, *windows.shape[1:])
 
 
+def attention_hooks(name: str, block, batched=np.array) -> Hooks:
+    """Queries, keys and values of a block: the thirds of the fused product, split into heads."""
+
+    def part(index: int, heads: int):
+        def convert(qkv: np.ndarray) -> np.ndarray:
+            *lead, tokens, channels = qkv.shape
+            thirds = qkv.reshape(*lead, tokens, 3, heads, channels // 3 // heads)
+            return batched(np.moveaxis(thirds[..., index, :, :], -2, -3))
+
+        return convert
+
+    kinds = enumerate(("query", "key", "value"))
+    return {name.format(kind): (block.attn.qkv, False, part(i, block.attn.num_heads)) for i, kind in kinds}
+
+
 def vit_hooks(module) -> Hooks:
     hooks: Hooks = {"pre_logits": (module.head, True, np.array)}
     for i, block in enumerate(module.blocks):
         hooks[f"block_{i}"] = (block, False, patches)
         hooks[f"attn_{i}"] = (block.attn.attn_drop, True, np.array)
+        hooks |= attention_hooks(f"{{}}_{i}", block)
         hooks[f"prefix_{i}"] = (block, False, lambda x: x[:, :1])
     return hooks
 
@@ -112,6 +128,7 @@ def cait_hooks(module) -> Hooks:
     for i, block in enumerate(module.blocks):
         hooks[f"block_{i}"] = (block, False, patches)
         hooks[f"attn_{i}"] = (block.attn.proj_w, True, lambda x: x.transpose(0, 3, 1, 2))
+        hooks |= attention_hooks(f"{{}}_{i}", block)
     for i, block in enumerate(module.blocks_token_only):
         hooks[f"cls_block_{i}"] = (block, False, lambda x: x[:, 0])
     return hooks
@@ -124,6 +141,7 @@ def swin_hooks(module) -> Hooks:
         for j, block in enumerate(stage.blocks):
             hooks[f"stage_{i}.block_{j}"] = (block, False, np.array)
             hooks[f"stage_{i}.block_{j}.attn"] = (block.attn.attn_drop, True, by_picture)
+            hooks |= attention_hooks(f"stage_{i}.block_{j}.{{}}", block, by_picture)
     return hooks
 
 

@@ -132,11 +132,11 @@ def network_features(
     blank = jax.ShapeDtypeStruct((1, *network.image_size, 3), jnp.float32)
     shapes = jax.eval_shape(lambda c, x: apply(c, x)[1], constants, blank)
     order = tuple(t for t in models.tap_names(model) if t in taps)
-    attention = [t for t in order if t.startswith("attn_") or ".attn" in t]
+    attention = [t for t in order if t.split(".")[-1].split("_")[0] in models.ATTENTION_TAPS]
     if attention:
         raise TapError(
-            f'The layer "{attention[0]}" holds attention, (batch, heads, tokens, tokens). Leave it out, or use a '
-            "function of your own."
+            f'The layer "{attention[0]}" holds attention, (batch, heads, tokens, tokens or channels). Leave it out, or '
+            "use a function of your own."
         )
     split = parallel.batch_sharding(mesh)
     forward = jax.jit(lambda c, images: apply(c, normalise(images))[1], in_shardings=(None, split), out_shardings=split)
