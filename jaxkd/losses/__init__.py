@@ -1,6 +1,14 @@
 """Losses as pure array functions: computed in at least fp32, one value per example, with an optional mask."""
 
-from jaxkd.losses.features import feature_mse, pool_channels
+from jaxkd.losses.features import (
+    attention_transfer,
+    feature_cosine,
+    feature_mse,
+    normalized_mse,
+    nst,
+    pool_channels,
+)
+from jaxkd.losses.generation import mgd, mgd_mask, vitkd_generation, vitkd_mask
 from jaxkd.losses.logits import (
     cross_entropy,
     decoupled_kl,
@@ -9,6 +17,16 @@ from jaxkd.losses.logits import (
     hard,
     kl,
     standardized_kl,
+)
+from jaxkd.losses.projected import (
+    hint,
+    project,
+    simkd,
+    simkd_logits,
+    simkd_project,
+    vid,
+    vid_variance,
+    vitkd_mimic,
 )
 from jaxkd.losses.restoration import charbonnier, fft_l1, l1
 
