@@ -80,15 +80,15 @@ def build(model: Upscaler, variables: Any) -> Any:
                 steps += [conv(feat, feat * factor**2), nn.PixelShuffle(factor)]
             self.upsample = nn.Sequential(*steps)
             self.conv_last = conv(feat, 3)
-            mean = torch.tensor(model.rgb_mean if edsr else (0.0, 0.0, 0.0)).view(1, 3, 1, 1)
+            mean = torch.tensor(model.rgb_mean).view(1, 3, 1, 1)
             self.register_buffer("mean", mean, persistent=False)
 
         def forward(self, x):
-            if edsr:
+            if model.shifts_colours:
                 x = (x - self.mean) * model.img_range
             x = self.conv_first(x)
             x = self.conv_last(self.upsample(x + self.conv_after_body(self.body(x))))
-            return x / model.img_range + self.mean if edsr else x
+            return x / model.img_range + self.mean if model.shifts_colours else x
 
     network = Network().eval()
     state = {k: torch.from_numpy(np.array(v)) for k, v in weights.to_basicsr(model, variables).items()}

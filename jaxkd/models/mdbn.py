@@ -1,7 +1,8 @@
 """MDBN, the multi-depth branch network (Tian et al. 2024, arXiv 2309.17334; semantics of the authors' MDBN_arch.py).
 
 A base block sends its input through two convolutions (the deep branch, meant for fine structure) and through one (the
-shallow branch, meant for smooth content), and adds the two. Two base blocks and a skip make a residual block.
+shallow branch, meant for smooth content), and adds the two. Two base blocks and a skip make a residual block. The
+published network computes on images in [0, 1] without subtracting a mean, which are the defaults here.
 """
 
 from __future__ import annotations

@@ -16,11 +16,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from jaxkd.errors import check_range
+from jaxkd.errors import check_choice, check_range
+from jaxkd.models import bicubic
 from jaxkd.models.contract import TappedNetwork, TapRecorder, require, require_counts
 from jaxkd.models.layers import parameter, patch_init
 
 RGB = 3
+BLACK = (0.0, 0.0, 0.0)
+GLOBAL_SKIPS = ("", "bicubic")
 SCALES = {2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}  # scale -> the upsamplings that make it, as in BasicSR
 
 
@@ -118,6 +121,10 @@ def enlarge_by_strips(
     return jnp.concatenate(parts, axis=1)[:, 1:]  # the first row is of the zeros above the image
 
 
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 class Upscaler(TappedNetwork):
     """A network that enlarges images; a subclass defines the residual blocks.
 
@@ -134,6 +141,10 @@ class Upscaler(TappedNetwork):
       strip_pixels: number of input pixels that the last upsampling and the last convolution process at a time (see
         `enlarge_by_strips`); 0: all. For inference, where `superres.tiling` sets it; a backward pass would store the
         maps anyway.
+      img_range: the convolutions compute on images in [0, img_range].
+      rgb_mean: colour in [0, 1] that is subtracted before the first convolution and added after the last.
+      global_skip: "bicubic" adds the bicubic enlargement of the input to the output (in the place of `rgb_mean`, which
+        the enlargement holds), so that the convolutions learn what it lacks. An option of jaxkd, in neither paper.
     """
 
     scale: int = 4
@@ -143,6 +154,9 @@ class Upscaler(TappedNetwork):
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
     strip_pixels: int = 0
+    img_range: float = 1.0
+    rgb_mean: tuple[float, float, float] = BLACK
+    global_skip: str = ""
 
     def __post_init__(self):
         require(
@@ -152,10 +166,23 @@ class Upscaler(TappedNetwork):
         require_counts(num_feat=self.num_feat, num_block=self.num_block)
         check_range("strip_pixels", self.strip_pixels, 0, whole=True)
         require(
-            isinstance(self.res_scale, int | float) and math.isfinite(self.res_scale),
+            _is_finite(self.res_scale),
             f"res_scale={self.res_scale!r} is not a finite number. Use e.g. 1.0.",
         )
+        self.rgb_mean = tuple(self.rgb_mean) if isinstance(self.rgb_mean, list) else self.rgb_mean
+        require(
+            isinstance(self.rgb_mean, tuple) and len(self.rgb_mean) == RGB and all(map(_is_finite, self.rgb_mean)),
+            f"rgb_mean={self.rgb_mean!r} is not a colour. Give three numbers in [0, 1] for R, G and B, e.g. "
+            f"(0.4488, 0.4371, 0.404), or {BLACK} for none.",
+        )
+        check_range("img_range", self.img_range, above=0, hint="255.0 for 8-bit images, 1.0 for no scaling")
+        check_choice("global_skip", self.global_skip, GLOBAL_SKIPS)
         super().__post_init__()
+
+    @property
+    def shifts_colours(self) -> bool:
+        """Whether the convolutions see other numbers than the images."""
+        return self.img_range != 1 or any(self.rgb_mean)
 
     @property
     def in_chans(self) -> int:
@@ -176,7 +203,8 @@ class Upscaler(TappedNetwork):
         """
         # conv_first, the blocks, conv_after_body and the first upsampling reach one input pixel each. All later ones
         # together reach one more: each sees one pixel further on a grid at least twice as fine, and half of (one pixel
-        # plus what the finer grids see, again at most one) is one whole pixel at the edge of a source pixel.
+        # plus what the finer grids see, again at most one) is one whole pixel at the edge of a source pixel. The global
+        # skip reads less, 2.
         return 3 + self.num_block * self.convolutions_per_block + 1
 
     def tap_names(self) -> tuple[str, ...]:
@@ -185,11 +213,17 @@ class Upscaler(TappedNetwork):
 
     def _preprocess(self, images: jax.Array) -> jax.Array:
         """Images in fp32 -> the input of the first convolution."""
-        return images
+        if not self.shifts_colours:
+            return images
+        return (images - jnp.asarray(self.rgb_mean, jnp.float32)) * self.img_range
 
-    def _postprocess(self, images: jax.Array) -> jax.Array:
-        """Output of the last convolution in fp32 -> images."""
-        return images
+    def _postprocess(self, y: jax.Array, images: jax.Array) -> jax.Array:
+        """Output of the last convolution, and the images that went in, both in fp32 -> enlarged images."""
+        if self.shifts_colours:
+            y = y / self.img_range
+        if self.global_skip:
+            return y + bicubic.enlarge(images, self.scale)
+        return y + jnp.asarray(self.rgb_mean, jnp.float32) if self.shifts_colours else y
 
     def _block(self, index: int, x: jax.Array, tap: TapRecorder) -> jax.Array:
         """(B, H, W, C) -> (B, H, W, C) through residual block `index`, whose inner features it records."""
@@ -197,7 +231,8 @@ class Upscaler(TappedNetwork):
 
     def forward(self, images: jax.Array, tap: TapRecorder, train: bool) -> jax.Array:
         """(B, H, W, 3) -> (B, s H, s W, 3) in fp32; `train` has no effect."""
-        first = Conv3x3(self.num_feat, self.dtype, name="conv_first")(self._preprocess(images.astype(jnp.float32)))
+        images = images.astype(jnp.float32)
+        first = Conv3x3(self.num_feat, self.dtype, name="conv_first")(self._preprocess(images))
         x = first
         for i in range(self.num_block):
             x = tap(f"block_{i}", self._block(i, x, tap))
@@ -216,4 +251,4 @@ class Upscaler(TappedNetwork):
             x = enlarge_by_strips(x, enlarge, finish, factor, rows=max(1, self.strip_pixels // x.shape[2]))
         else:
             x = finish(pixel_shuffle(enlarge(x), factor))
-        return self._postprocess(x)
+        return self._postprocess(x, images)

@@ -195,6 +195,9 @@ def test_internal_fields_are_no_arguments(name, field):
         ("mdbn_x4", {"num_classes": 10}, '"num_classes" is not an argument of mdbn_x4. It takes: num_feat, num_block'),
         ("edsr_x4", {"img_range": 0}, "img_range=0 is out of range"),
         ("edsr_x4", {"rgb_mean": (0.5, 0.5)}, r"rgb_mean=\(0\.5, 0\.5\) is not a colour"),
+        ("mdbn_x4", {"rgb_mean": (0.5, "a", 0.5)}, "is not a colour"),
+        ("mdbn_x4", {"img_range": -1.0}, r"img_range=-1\.0 is out of range"),
+        ("mdbn_x8", {"global_skip": "bilinear"}, 'global_skip="bilinear" is not possible.*Use one of: "bicubic"'),
     ],
 )
 def test_impossible_arguments_are_errors(name, kwargs, message):

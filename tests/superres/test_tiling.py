@@ -61,11 +61,14 @@ def test_tiled_is_the_whole(mdbn, picture, tile):
 
 
 @pytest.mark.parametrize(
-    ("name", "size"),
-    [("mdbn_x2", (1, 1)), ("mdbn_x3", (1, 57)), ("mdbn_x4", (24, 41)), ("mdbn_x8", (20, 3)), ("edsr_x3", (19, 23))],
+    ("name", "size", "skip"),
+    [
+        *(("mdbn_x2", (1, 1), ""), ("mdbn_x3", (1, 57), ""), ("mdbn_x4", (24, 41), ""), ("mdbn_x8", (20, 3), "")),
+        *(("edsr_x3", (19, 23), ""), ("mdbn_x4", (24, 41), "bicubic"), ("edsr_x2", (1, 40), "bicubic")),
+    ],
 )
-def test_every_scale_and_size(name, size):
-    model, variables = network(name)
+def test_every_scale_and_size(name, size, skip):
+    model, variables = network(name, global_skip=skip)
     image = np.random.default_rng(1).random((*size, 3), np.float32)
     want = whole(model, variables, image)
     got = Enlarger(model, variables, tile=2 * model.receptive_field + 4)(image)

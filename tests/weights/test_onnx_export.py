@@ -44,6 +44,9 @@ def images(batch: int, height: int, width: int) -> np.ndarray:
         ("edsr_x2", {"res_scale": 0.1}),
         ("edsr_x3", {}),
         ("edsr_x4", {"img_range": 1.0, "rgb_mean": (0.0, 0.0, 0.0)}),
+        ("mdbn_x3", {"global_skip": "bicubic"}),
+        ("mdbn_x4", {"img_range": 255.0, "rgb_mean": (0.45, 0.4, 0.3), "global_skip": "bicubic"}),
+        ("mdbn_x2", {"img_range": 10.0, "rgb_mean": (0.45, 0.4, 0.3)}),
     ],
 )
 def test_one_file_computes_the_network_at_every_size(tmp_path, name, kwargs):

@@ -32,12 +32,20 @@ assert not any(name.startswith(("jaxkd", "flax")) for name in sys.modules)
 
 
 @cache
-def made(name: str):
+def made(name: str, **args):
     """A small network with random variables, without the time that compiling its initialisation takes."""
-    model = models.create(name, num_feat=4, num_block=1)
+    model = models.create(name, num_feat=4, num_block=1, **args)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 2, 2, 3))))
     rng = np.random.default_rng(0)
     return model, jax.tree.map(lambda x: rng.normal(0, 0.15, x.shape).astype(np.float32), shapes)
+
+
+def test_range_and_bicubic_skip_at_three_sizes():
+    model, variables = made("mdbn_x2", img_range=255.0, rgb_mean=(0.45, 0.4, 0.3), global_skip="bicubic")
+    call = load_stablehlo(to_stablehlo(model, variables))
+    for size in SIZES:
+        images = np.random.default_rng(size[1]).uniform(size=(*size, 3)).astype(np.float32)
+        np.testing.assert_allclose(call(images), enlarged(model, variables, images), rtol=1e-5, atol=1e-5)
 
 
 def enlarged(model, variables, images):

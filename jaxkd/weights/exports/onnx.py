@@ -19,6 +19,7 @@ import numpy as np
 from flax import linen as nn
 
 from jaxkd.errors import ConfigError
+from jaxkd.models import bicubic
 from jaxkd.models.edsr import EDSR
 from jaxkd.models.mdbn import BASE_BLOCKS, MDBN
 from jaxkd.models.sr_base import RGB, SCALES
@@ -50,6 +51,11 @@ class _Graph:
         """An fp32 array of the file, stored once per name."""
         if name not in self.arrays:
             self.arrays[name] = self._numpy.from_array(np.ascontiguousarray(value, np.float32), name)
+        return name
+
+    def integers(self, name: str, values: Sequence[int]) -> str:
+        """An int64 array of the file, which operators take as an argument."""
+        self.arrays[name] = self._numpy.from_array(np.array(values, np.int64), name)
         return name
 
     def conv(self, x: str, name: str) -> str:
@@ -87,8 +93,8 @@ def _edsr_block(graph: _Graph, x: str, name: str, res_scale: float) -> str:
 
 
 def _preprocess(graph: _Graph, model: nn.Module) -> str:
-    """The input of the first convolution: of EDSR with its mean subtracted and in its range."""
-    if not isinstance(model, EDSR):
+    """The input of the first convolution: with the mean subtracted and in the network's range."""
+    if not model.shifts_colours:
         return INPUT
     mean = graph.constant("rgb_mean", np.reshape(model.rgb_mean, (1, RGB, 1, 1)))
     centred = graph.node("Sub", [INPUT, mean], "image.centred")
@@ -97,10 +103,31 @@ def _preprocess(graph: _Graph, model: nn.Module) -> str:
 
 def _postprocess(graph: _Graph, x: str, model: nn.Module) -> str:
     """The output of the last convolution as an image, under the graph's name for it."""
-    if not isinstance(model, EDSR):
-        return graph.node("Identity", [x], OUTPUT)
-    unit = graph.node("Div", [x, "img_range"], "enlarged.centred")
-    return graph.node("Add", [unit, "rgb_mean"], OUTPUT)
+    if model.shifts_colours:
+        x = graph.node("Div", [x, "img_range"], "enlarged.centred")
+    if model.global_skip:
+        return graph.node("Add", [x, _bicubic(graph, model.scale)], OUTPUT)
+    if model.shifts_colours:
+        return graph.node("Add", [x, "rgb_mean"], OUTPUT)
+    return graph.node("Identity", [x], OUTPUT)
+
+
+def _bicubic(graph: _Graph, scale: int) -> str:
+    """The input enlarged as by `models.bicubic`: mirrored by two pixels, then one convolution for each colour."""
+    pads = graph.integers("bicubic.pads", (0, 0, 1, 1, 0, 0, 1, 1))
+    x = graph.node("Pad", [INPUT, pads], "bicubic.padded", mode="edge")
+    for axis, name in ((2, "rows"), (3, "columns")):
+        ends = []
+        for end, start in (("first", 2), ("last", -3)):
+            where = (("start", start), ("stop", start + 1), ("axis", axis))
+            bounds = [graph.integers(f"bicubic.{name}.{end}.{k}", (v,)) for k, v in where]
+            ends.append(graph.node("Slice", [x, *bounds], f"bicubic.{name}.{end}"))
+        x = graph.node("Concat", [ends[0], x, ends[1]], f"bicubic.{name}", axis=axis)
+    weights = bicubic.phase_weights(scale)
+    kernel = np.einsum("py,qx->pqyx", weights, weights).reshape(scale**2, 1, *(weights.shape[1],) * 2)
+    kernel = graph.constant("bicubic.weight", np.tile(kernel, (RGB, 1, 1, 1)))
+    x = graph.node("Conv", [x, kernel], "bicubic.phases", kernel_shape=[weights.shape[1]] * 2, group=RGB)
+    return graph.node("DepthToSpace", [x], "bicubic", blocksize=scale, mode="CRD")
 
 
 def to_onnx(model: nn.Module, variables: PyTree, metadata: Mapping[str, str] | None = None) -> Any:
