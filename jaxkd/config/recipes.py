@@ -10,10 +10,17 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxkd.config.fields import change
-from jaxkd.errors import ConfigError
+from jaxkd.errors import ConfigError, did_you_mean
 
 # SpectralKD's eight layers, student <-> teacher, for 12 against 24 blocks (papers: SpectralKD, recipe).
 DEIT_CAIT_PAIRS = ((0, 0), (1, 1), (6, 18), (7, 19), (8, 20), (9, 21), (10, 22), (11, 23))
+# Stages of the super-resolution control -> arguments in which the network differs from its published form.
+CONTROL: dict[str, dict[str, Any]] = {
+    "mdbn": {},
+    "mdbn_range": {"img_range": 255.0, "rgb_mean": (0.4488, 0.4371, 0.4040)},  # EDSR's
+    "mdbn_skip": {"global_skip": "bicubic"},
+    "edsr": {},
+}
 
 
 def published(config: ConfigDict) -> ConfigDict:
@@ -34,15 +41,18 @@ def published(config: ConfigDict) -> ConfigDict:
     return change(config, changes)
 
 
-def super_resolution(config: ConfigDict, name: str, *, embedded: bool = False, control: bool = False) -> ConfigDict:
+def super_resolution(
+    config: ConfigDict, name: str, *, embedded: bool = False, control: str | None = None
+) -> ConfigDict:
     """MDBN's protocol (its options/train files) for the network `name`; `embedded` shrinks it to minutes on a CPU.
 
     Args:
       config: `base()`.
       name: "mdbn_x4" and so on.
       embedded: photographs inside scikit-image and a small network.
-      control: MDBN and then EDSR-baseline in the same way, as two stages. At full size that has 16 blocks as published,
-        9 % fewer parameters than MDBN x4; embedded as many blocks as give equally many parameters.
+      control: stages of `CONTROL` to train in the same way after one another, "mdbn_range+edsr"; "": all four. At full
+        size EDSR has 16 blocks as published, 9 % fewer parameters than MDBN x4; embedded as many blocks as give equally
+        many parameters.
     """
     changes = {
         "task": "restoration",
@@ -77,18 +87,33 @@ def super_resolution(config: ConfigDict, name: str, *, embedded: bool = False, c
             "eval.every_steps": 250,
             "checkpoint.every_steps": 250,
         }
-    if control:
-        kind, _, scale = name.partition("_")
-        if kind != "mdbn" or scale == "x8":
-            raise ConfigError(
-                f'":control" was given for {name}. It compares MDBN with EDSR-baseline, which is built for x2, x3 and '
-                "x4. Leave network= out, and choose one of these scales."
-            )
-        other = {"name": "edsr", "student.name": f"edsr_{scale}"}
-        if embedded:  # a block of MDBN has six 3x3 convolutions, one of EDSR two
-            other["student.args.num_block"] = 3 * changes["student.args.num_block"]
-        changes["stages"] = ({"name": "mdbn", "student.name": name}, other)
+    if control is not None:
+        changes["stages"] = _control_stages(control, name, changes.get("student.args.num_block"))
     return change(config, changes)
+
+
+def _control_stages(wanted: str, name: str, blocks: int | None) -> tuple[dict[str, Any], ...]:
+    """The stages of the control for the MDBN `name`; `blocks` of it where that is not the published number."""
+    kind, _, scale = name.partition("_")
+    if kind != "mdbn" or scale == "x8":
+        raise ConfigError(
+            f'":control" was given for {name}. It compares MDBN with EDSR-baseline, which is built for x2, x3 and '
+            "x4. Leave network= out, and choose one of these scales."
+        )
+    chosen = wanted.split("+") if wanted else list(CONTROL)
+    stages = []
+    for stage in chosen:
+        if stage not in CONTROL or chosen.count(stage) > 1:
+            raise ConfigError(
+                f'":control={wanted}" names "{stage}" twice or as no stage of it.{did_you_mean(stage, CONTROL)} Join '
+                f"some of these with +: {', '.join(CONTROL)}."
+            )
+        changes = {"name": stage, "student.name": f"{stage.partition('_')[0]}_{scale}"}
+        changes |= {f"student.args.{k}": v for k, v in CONTROL[stage].items()}
+        if stage == "edsr" and blocks:  # a block of MDBN has six 3x3 convolutions, one of EDSR two
+            changes["student.args.num_block"] = 3 * blocks
+        stages.append(changes)
+    return tuple(stages)
 
 
 def digits(config: ConfigDict, student: dict[str, Any]) -> ConfigDict:

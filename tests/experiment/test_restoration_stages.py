@@ -147,7 +147,7 @@ def control(*words: str):
     spec = importlib.util.spec_from_file_location("mdbn_x4", ROOT / "configs" / "mdbn_x4.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.get_config(",".join(("control", *words)))
+    return module.get_config(",".join(words))
 
 
 def parameters(config) -> int:
@@ -166,24 +166,42 @@ def parameters(config) -> int:
         (("scale=2",), ("mdbn_x2", "edsr_x2"), (1_517_571, 1_369_859)),
     ],
 )
-def test_control_trains_both_alike(tmp_path, words, names, counts):
-    config = control(*words)
+def test_control_trains_all_alike(tmp_path, words, names, counts):
+    config = control("control", *words)
     if "embedded" not in words:
         config = fields.change(config, {"data.source": "/data"}).lock()
-    pair = sweep.stage_configs(config, tmp_path)
-    assert list(pair) == ["mdbn", "edsr"]
-    assert tuple(one.student.name for one in pair.values()) == names
-    assert tuple(parameters(one) for one in pair.values()) == counts
-    one, two = (fields.flatten(c) for c in pair.values())
-    assert {k for k in one if one[k] != two[k]} <= {"student.name", "student.args.num_block"}
-    for each in pair.values():
+    stages = sweep.stage_configs(config, tmp_path)
+    assert list(stages) == ["mdbn", "mdbn_range", "mdbn_skip", "edsr"]
+    assert tuple(one.student.name for one in stages.values()) == (*(names[0],) * 3, names[1])
+    assert tuple(parameters(one) for one in stages.values()) == (*(counts[0],) * 3, counts[1])
+    first = fields.flatten(stages["mdbn"])
+    for each in map(fields.flatten, stages.values()):
+        assert {k for k in each if each[k] != first.get(k)} <= {
+            *("student.name", "student.args.num_block"),
+            *("student.args.img_range", "student.args.rgb_mean", "student.args.global_skip"),
+        }
+    for each in stages.values():
         validate(each)
+    plain, ranged, skipping, edsr = (
+        models.create(one.student.name, **{k: v for k, v in one.student.args.items() if v is not None})
+        for one in stages.values()
+    )
+    assert (ranged.img_range, ranged.rgb_mean) == (edsr.img_range, edsr.rgb_mean) != (plain.img_range, plain.rgb_mean)
+    assert skipping == plain.clone(global_skip="bicubic") and ranged.global_skip == edsr.global_skip == ""
+
+
+def test_stages_of_the_control_are_selected_in_order(tmp_path):
+    config = fields.change(control("control=edsr+mdbn_range"), {"data.source": "/data"}).lock()
+    assert list(sweep.stage_configs(config, tmp_path)) == ["edsr", "mdbn_range"]
+    for wrong in ("mdbn_rang", "mdbn+mdbn", "mdbn+"):
+        with pytest.raises(ConfigError, match=r"Join some of these with \+: mdbn, mdbn_range, mdbn_skip, edsr"):
+            control(f"control={wrong}")
 
 
 @pytest.mark.parametrize("words", [("scale=8",), ("network=edsr",)])
 def test_control_without_a_counterpart_is_refused(words):
     with pytest.raises(ConfigError, match="':control'|:control"):
-        control(*words)
+        control("control", *words)
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +221,7 @@ def small(tmp_path_factory):
         "ema.decay": 0.5,
         "log.tensorboard": False,
     }
-    return fields.change(recipes.super_resolution(fields.base(), "mdbn_x2", control=True), changes).lock()
+    return fields.change(recipes.super_resolution(fields.base(), "mdbn_x2", control="mdbn+edsr"), changes).lock()
 
 
 def test_both_runs_are_compared_at_the_end(small, tmp_path):

@@ -1,0 +1,148 @@
+"""Tables of the super-resolution control, in Markdown, from what benchmarks/gpu_superres_control.sh left.
+
+    python benchmarks/superres_control_table.py results [--keep=benchmarks/results/control-h100-2026-11-27.json]
+    python benchmarks/superres_control_table.py benchmarks/results/control-h100-2026-11-27.json
+
+Reads the folder of the runs, or a file that --keep wrote, which holds their scores, curves and times and no pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from results_table import table
+
+WORDS = {
+    "mdbn": "MDBN as published: [0, 1], no mean",
+    "mdbn_range": "MDBN, range and mean of EDSR",
+    "mdbn_skip": "MDBN as published + bicubic skip",
+    "edsr": "EDSR-baseline",
+}
+WARM = "-warmup"
+Runs = dict[str, dict[str, Any]]
+
+
+def read_runs(folder: Path) -> dict[str, Any]:
+    """`{"about": {...}, "runs": {"mdbn-seed0": {"seed", "stage", "scores", "curve", ...}}}` of a folder of runs."""
+    about = folder / "about.txt"
+    lines = about.read_text().splitlines() if about.exists() else []
+    out: dict[str, Any] = {"about": dict(line.split(": ", 1) for line in lines if ": " in line), "runs": {}}
+    for path in sorted(folder.glob("*/config.json")):
+        config = json.loads(path.read_text())
+        result = _read(path.with_name("result.json"))
+        scores = {v: _read(path.with_name(f"scores_{v}.json")) for v in ("raw", "ema")}
+        rows = [json.loads(line) for line in path.with_name("metrics.jsonl").read_text().splitlines()]
+        out["runs"][path.parent.name] = {
+            "stage": path.parent.name.partition("-")[0],
+            "seed": config["seed"],
+            "steps": result.get("step"),
+            "parameters": result.get("parameters"),
+            "seconds": result.get("seconds"),
+            "device": result.get("device"),
+            "ema": config["ema"],
+            "scores": {v: found.get("metrics") for v, found in scores.items() if found},
+            "bicubic": scores["raw"].get("bicubic"),
+            "curve": [{k: row[k] for k in row if k == "step" or "psnr" in k} for row in rows if row["kind"] == "eval"],
+        }
+    return out
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() and path.stat().st_size else {}
+
+
+def lines(results: dict[str, Any]) -> Iterator[str]:
+    """The text: means over seeds with every seed, differences by seed, and the two moving averages."""
+    runs: Runs = {name: run for name, run in results["runs"].items() if run["scores"].get("raw")}
+    yield ", ".join(f"{k} {v}" for k, v in results["about"].items() if k != "runs")
+    missing = [name for name in results["about"].get("runs", "").split() if name not in runs]
+    if missing:
+        yield f"Not finished or not scored: {', '.join(missing)}."
+    if not runs:
+        return
+    first = next(iter(runs.values()))
+    sets = list(dict.fromkeys(name.partition("/")[0] for name in first["bicubic"]))
+    yield ""
+    yield "PSNR in dB / SSIM at the last step, raw weights: mean over the seeds (PSNR of each seed)."
+    yield ""
+    rows = [("bicubic", None, None, *(_cell([first["bicubic"]], s) for s in sets))]
+    plain = {name: run for name, run in runs.items() if WARM not in name}
+    for stage, words in WORDS.items():
+        mine = [run for run in plain.values() if run["stage"] == stage]
+        if mine:
+            scores = [run["scores"]["raw"] for run in mine]
+            size = f"{mine[0]['parameters'] / 1e6:.2f} M"
+            rows.append((words, size, mine[0]["steps"], *(_cell(scores, s) for s in sets)))
+    yield from table(("network", "parameters", "steps", *sets), rows)
+    yield from _differences(plain, sets)
+    yield from _averages(runs, sets[0])
+
+
+def _scores(scores: dict[str, Any], name: str) -> tuple[float, float]:
+    found = {kind: next(v for k, v in scores.items() if k.startswith(f"{name}/{kind}")) for kind in ("psnr", "ssim")}
+    return float(found["psnr"]), float(found["ssim"])
+
+
+def _cell(scores: list[dict[str, Any]], name: str) -> str:
+    psnr, ssim = zip(*(_scores(one, name) for one in scores), strict=True)
+    text = f"{mean(psnr):.2f} / {mean(ssim):.4f}"
+    return text if len(psnr) == 1 else f"{text} ({', '.join(f'{p:.2f}' for p in psnr)})"
+
+
+def _differences(runs: Runs, sets: list[str]) -> Iterator[str]:
+    """PSNR of one network less that of another with the same seed, for the pairs that answer a question."""
+    by = {(run["stage"], run["seed"]): run["scores"]["raw"] for run in runs.values()}
+    rows = []
+    for one, other, question in (
+        ("edsr", "mdbn", "as published: range, mean and blocks"),
+        ("mdbn_range", "mdbn", "range and mean, same network"),
+        ("edsr", "mdbn_range", "blocks, same range and mean"),
+        ("mdbn_skip", "mdbn", "bicubic skip, same network"),
+    ):
+        seeds = [seed for stage, seed in by if stage == one and (other, seed) in by]
+        if seeds:
+            gaps = [[_scores(by[one, s], n)[0] - _scores(by[other, s], n)[0] for s in seeds] for n in sets]
+            rows.append((f"{one} - {other}", question, *(", ".join(f"{gap:+.2f}" for gap in g) for g in gaps)))
+    if rows:
+        yield ""
+        yield "Difference in PSNR (dB), seed by seed:"
+        yield ""
+        yield from table(("difference", "what differs", *sets), rows)
+
+
+def _averages(runs: Runs, name: str) -> Iterator[str]:
+    rows = [
+        (
+            run_name,
+            f"{run['ema']['decay']}{', warm-up' if run['ema'].get('warmup') else ''}",
+            *(f"{_scores(run['scores'][v], name)[0]:.2f}" if v in run["scores"] else None for v in ("raw", "ema")),
+        )
+        for run_name, run in runs.items()
+    ]
+    yield ""
+    yield f"Moving average, PSNR on {name}:"
+    yield ""
+    yield from table(("run", "decay", "raw", "moving average"), rows)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="folder of runs, or a kept file")
+    parser.add_argument("--keep", type=Path, help="also write scores, curves and times as JSON")
+    options = parser.parse_args(argv)
+    results = read_runs(options.source) if options.source.is_dir() else json.loads(options.source.read_text())
+    if options.keep:
+        options.keep.write_text(json.dumps(results, indent=1) + "\n")
+    print("\n".join(lines(results)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

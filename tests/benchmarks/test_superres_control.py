@@ -1,0 +1,103 @@
+"""benchmarks/gpu_superres_control.sh at a size of seconds, and the tables of its results."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pictures import smooth_pictures
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+
+
+def control(out: Path, *options: str, **variables: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        ["bash", "benchmarks/gpu_superres_control.sh", *options],
+        cwd=ROOT,
+        env=os.environ | {"OUT": str(out), "PYTHON": sys.executable, "JAX_PLATFORMS": "cpu"} | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_wrong_option_or_missing_data_run_nothing(tmp_path):
+    done = control(tmp_path / "out", "--tinny", DATA=str(tmp_path))
+    assert done.returncode == 2 and "--tinny" in done.stderr
+    done = control(tmp_path / "out", "--tiny", DATA=str(tmp_path))
+    assert done.returncode == 2 and "sr_t91 is missing" in done.stderr and not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.slow
+def test_one_run_leaves_its_scores_and_no_time_starts_none(tmp_path):
+    pictures = smooth_pictures(tmp_path, train=4, val=1)
+    data = tmp_path / "carry"
+    data.mkdir()
+    for name, split in (
+        ("t91", "train"),
+        ("bsd200_train", "train"),
+        ("set5", "val"),
+        ("set14", "val"),
+        ("bsd100", "val"),
+    ):
+        (data / f"sr_{name}").symlink_to(pictures / split)
+    out = tmp_path / "out"
+    done = control(out, "--tiny", DATA=str(data), RUNS="mdbn_skip-seed1 edsr-seed7")
+    assert done.returncode == 0, done.stderr
+    config = json.loads((out / "mdbn_skip-seed1" / "config.json").read_text())
+    assert config["seed"] == 1 and config["student"]["args"]["global_skip"] == "bicubic"
+    scores = [json.loads((out / "mdbn_skip-seed1" / f"scores_{v}.json").read_text()) for v in ("raw", "ema")]
+    assert [set(s["images"]) for s in scores] == [{"Set5", "Set14", "BSD100"}] * 2
+    assert scores[0]["metrics"] != scores[1]["metrics"]
+    assert f"| {scores[0]['metrics']['Set5/psnr_y_crop4']:.2f} / " in done.stdout
+    assert [p.name for p in out.iterdir() if p.is_dir()] == ["mdbn_skip-seed1"]
+    late = control(tmp_path / "late", "--tiny", DATA=str(data), BUDGET="0")
+    assert late.returncode == 0 and "Not finished or not scored: mdbn-seed0, mdbn_range-seed0" in late.stdout
+
+
+def one_run(stage: str, seed: int, psnr: float, **more) -> dict:
+    scores = {f"Set5/{k}_y_crop4": v for k, v in (("psnr", psnr), ("ssim", psnr / 40))}
+    average = {name: value - 1 for name, value in scores.items()}
+    return {
+        "stage": stage,
+        "seed": seed,
+        "steps": 4000,
+        "parameters": 1_665_283,
+        "ema": {"decay": 0.999},
+        "scores": {"raw": scores, "ema": average},
+        "bicubic": {"Set5/psnr_y_crop4": 28.43, "Set5/ssim_y_crop4": 0.8111},
+        **more,
+    }
+
+
+def test_tables_show_means_seeds_differences_and_what_is_missing():
+    import superres_control_table
+
+    runs = {
+        "mdbn-seed0": one_run("mdbn", 0, 29.0),
+        "mdbn-seed1": one_run("mdbn", 1, 30.0),
+        "edsr-seed1": one_run("edsr", 1, 31.25),
+        "mdbn_range-seed0": one_run("mdbn_range", 0, 30.5),
+        "mdbn_range-warmup-seed0": one_run("mdbn_range", 0, 33.0, ema={"decay": 0.999, "warmup": True}),
+        "edsr-seed0": one_run("edsr", 0, 0.0, scores={}),
+    }
+    about = {"device": "H100", "runs": " ".join(runs)}
+    text = "\n".join(superres_control_table.lines({"about": about, "runs": runs}))
+    assert "| bicubic |  |  | 28.43 / 0.8111 |" in text
+    assert "| MDBN as published: [0, 1], no mean | 1.67 M | 4000 | 29.50 / 0.7375 (29.00, 30.00) |" in text
+    assert "| MDBN, range and mean of EDSR | 1.67 M | 4000 | 30.50 / 0.7625 |" in text, (
+        "the warm-up is a run of its own"
+    )
+    assert "| edsr - mdbn | as published: range, mean and blocks | +1.25 |" in text
+    assert "| mdbn_range - mdbn | range and mean, same network | +1.50 |" in text and "edsr - mdbn_range" not in text
+    assert "| mdbn_range-warmup-seed0 | 0.999, warm-up | 33.00 | 32.00 |" in text
+    assert "Not finished or not scored: edsr-seed0." in text
