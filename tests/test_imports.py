@@ -35,7 +35,8 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
     )
 )
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
-READS_RESULTS_ONLY = {"errors", "config", "analysis", "report"}  # all that `report` may import: never a network
+# All that `report` may import, never a network; `data` for files that are complete or absent.
+READS_RESULTS_ONLY = {"errors", "config", "analysis", "data", "report"}
 
 
 def unit_of(parts: tuple[str, ...]) -> str:

@@ -110,7 +110,10 @@ def command(stopped: str = "stopped.", *, resumable: bool = False) -> Callable[[
                     return main(*args, **options)
             except KeyboardInterrupt as stop:
                 print(f"jaxkd: {stopped}", file=sys.stderr)
-                return 3 if resumable else 128 + (stop.args[0] if stop.args else signal.SIGINT)
+                code = 3 if resumable else 128 + (stop.args[0] if stop.args else signal.SIGINT)
+                if _in_distributed_run():
+                    _leave(code)
+                return code
             except JaxkdError as error:
                 message = str(error)
             except Exception as error:

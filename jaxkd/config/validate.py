@@ -234,19 +234,20 @@ def check_stages(config: ConfigDict) -> None:
         )
 
 
+def has_type_of(value: Any, default: Any) -> bool:
+    """Whether a field with this default may hold `value`, by its type."""
+    if isinstance(default, tuple):
+        return isinstance(value, tuple | list)
+    if isinstance(default, float):
+        return _is_number(value)
+    return default is None or type(value) is type(default)
+
+
 def _check_types(known: dict[str, Any], given: dict[str, Any]) -> None:
     """Checks that each value is of its field's kind; the changes of a stage and files of a run have no types."""
     for name, default in known.items():
         value = given[name]
-        if default is None or name.startswith(ARGS):
-            continue
-        if isinstance(default, tuple):
-            fits = isinstance(value, tuple | list)
-        elif isinstance(default, float):
-            fits = _is_number(value)
-        else:
-            fits = type(value) is type(default)
-        if not fits:
+        if not name.startswith(ARGS) and not has_type_of(value, default):
             raise ConfigError(
                 f"{name}={value!r} is of the wrong type. Give a value of type {kind_of(name)}, such as the default "
                 f"{default!r}."

@@ -15,11 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxkd.errors import JaxkdError, TopologyError, check_range
+from jaxkd.errors import JaxkdError, PeerLostError, TopologyError, check_range
+from jaxkd.parallel import peer_watch
 
 _LOG = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 40  # without a sign of life, after which a process counts as dead
+JOIN_SECONDS = 300  # in which all processes must have started
 _ADDRESS, _BIND = "JAX_COORDINATOR_ADDRESS", "JAX_COORDINATOR_BIND_ADDRESS"
 
 _LOST = ("gloo", "nccl", "connection closed by peer", "connection reset", "coordination service", "heartbeat")
@@ -43,8 +45,11 @@ def initialize_distributed(wanted: bool | None = None) -> None:
         JAX_NUM_PROCESSES and JAX_PROCESS_ID); None joins only where JAX_COORDINATOR_ADDRESS is set; False never does.
         Process 0 listens on JAX_COORDINATOR_BIND_ADDRESS, else on the coordinator's address.
 
+    Once joined, a process whose peers die ends with code 2 and one sentence; see `peer_watch`.
+
     Raises:
       TopologyError: one of these variables is missing or impossible, or process 0 cannot listen on its address.
+      PeerLostError: not all processes joined in `JOIN_SECONDS`.
     """
     if wanted is None:
         wanted = _ADDRESS in os.environ
@@ -54,19 +59,29 @@ def initialize_distributed(wanted: bool | None = None) -> None:
     index = _whole_number("JAX_PROCESS_ID", least=0, below=count)
     address = os.environ.get(_ADDRESS)
     try:
-        jax.distributed.initialize(
-            coordinator_address=address,
-            coordinator_bind_address=_bind_address(index),
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            num_processes=count,
-            process_id=index,
-        )
+        with peer_watch.ended_in_words():
+            jax.distributed.initialize(
+                coordinator_address=address,
+                coordinator_bind_address=_bind_address(index),
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+                initialization_timeout=JOIN_SECONDS,
+                num_processes=count,
+                process_id=index,
+            )
     except ValueError as error:
         if None not in (address, count, index):
             raise
         raise TopologyError(
             f"JAX does not find the other processes ({error}). Set {_ADDRESS}=HOST:PORT, JAX_NUM_PROCESSES and "
             "JAX_PROCESS_ID, or start without --distributed."
+        ) from error
+    except RuntimeError as error:
+        if not any(words in str(error).lower() for words in ("bad_cast", "deadline", "unavailable")):
+            raise
+        raise PeerLostError(
+            f"The {count or 'other'} processes of this run did not all meet at {address or 'the coordinator'} within "
+            f"{JOIN_SECONDS} seconds. Start all of them at about the same time, each with its own JAX_PROCESS_ID from "
+            "0 and the same coordinator, which the others must be able to reach."
         ) from error
 
 

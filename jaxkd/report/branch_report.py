@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxkd.analysis.branches import BRANCHES, branched, higher_in_deep, mean_differentiation, mean_of, subjects
+from jaxkd.data.files import write_atomic
 from jaxkd.report.branch_figures import crops_in_words, draw_branches
 from jaxkd.report.html import DASH, Section, Table, figure_sections, made_section, side_by_side, write_page
 from jaxkd.report.plan import Figure
@@ -34,9 +35,8 @@ def write_branches(results: Results, folder: str | Path, *, figures: bool = True
       The paths written.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     written = [folder / name for name in NAMES]
-    written[0].write_text(json.dumps(results, allow_nan=False), encoding="utf-8")
+    write_atomic(written[0], json.dumps(results, allow_nan=False))
     write_csv(written[1], HEADER, _scalars(results))
     write_csv(written[2], [*PLACE, "cycles_per_pixel", "amplitude"], _profiles(results))
     if figures:

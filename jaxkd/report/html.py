@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxkd.data.files import write_atomic
 from jaxkd.report import figures as all_figures
 from jaxkd.report.depth_figures import statistic_title
 from jaxkd.report.plan import Figure
@@ -86,8 +87,7 @@ def write_page(path: Path, title: str, facts: Iterable[str], sections: Iterable[
     page = load_template(TEMPLATES / "page.html", filters).render(
         title=title, facts=" · ".join(f for f in facts if f), sections=[s for s in sections if s]
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    write_atomic(path, page)
     return path
 
 

@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from jaxkd.data.files import atomic_file
+from jaxkd.report import style
+
 COLOURS = "inferno"
 NOT_FINITE = (0.35, 0.47, 0.58)
 # A few pixels hold most of a gradient; the rest would be black if the largest were white (SmoothGrad, section 3.2).
@@ -55,7 +58,7 @@ def draw_saliency(
             axis.spines[:].set_visible(False)
     axes[0][0].set_title("image", fontsize=10)
     figure.supxlabel(caption, fontsize=8, color="#555555", wrap=True)
-    figure.savefig(path, dpi=130)
+    style.write_figure(figure, path, dpi=130)
 
 
 def draw_layer_animation(image: np.ndarray, maps: Mapping[str, np.ndarray], path: Path) -> None:
@@ -75,7 +78,9 @@ def draw_layer_animation(image: np.ndarray, maps: Mapping[str, np.ndarray], path
     # One palette for all: with one for each frame, the unchanged image would flicker.
     palette = Image.fromarray(np.concatenate([np.asarray(f) for f in frames])).quantize(dither=Image.Dither.NONE)
     frames = [f.quantize(palette=palette, dither=Image.Dither.NONE) for f in frames]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=FRAME_MILLISECONDS, loop=0, disposal=1)
+    options = {"save_all": True, "duration": FRAME_MILLISECONDS, "loop": 0, "disposal": 1}
+    with atomic_file(path) as temporary:
+        frames[0].save(temporary, format="GIF", append_images=frames[1:], **options)
 
 
 def write_saliency(found: Iterable[Any], folder: Path) -> list[dict[str, Any]]:

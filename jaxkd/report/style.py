@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxkd.data.files import atomic_file
 from jaxkd.report.results import Results, images_in_words, label_of, seed_in_words, shorten
 
 DPI = 160
@@ -143,6 +144,12 @@ def frequency_map(axis: Any, picture: np.ndarray, **options: Any) -> Any:
     return heat_map(axis, picture, extent=extent, aspect="auto" if h != w else "equal", **options)
 
 
+def write_figure(figure: Any, path: Path, **options: Any) -> None:
+    """Writes a matplotlib figure in the format of the ending of `path`, whole or not at all."""
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format=path.suffix.removeprefix("."), **options)
+
+
 def save(figure: Any, folder: Path, name: str) -> tuple[Path, Path]:
     """Writes `name`.png and `name`.pdf below `folder`; the files hold no date, so equal results give equal bytes."""
     png, pdf = folder / f"{name}.png", folder / f"{name}.pdf"
@@ -150,8 +157,9 @@ def save(figure: Any, folder: Path, name: str) -> tuple[Path, Path]:
     figure.draw_without_rendering()  # finds the places of everything, once for both files
     figure.set_layout_engine("none")
     box = figure.get_tightbbox().padded(0.08)
-    figure.savefig(png, dpi=DPI, bbox_inches=box, metadata={"Software": None})
-    figure.savefig(pdf, bbox_inches=box, metadata={"CreationDate": None, "Producer": None, "Creator": "jaxkd"})
+    undated = {"CreationDate": None, "Producer": None, "Creator": "jaxkd"}
+    write_figure(figure, png, dpi=DPI, bbox_inches=box, metadata={"Software": None})
+    write_figure(figure, pdf, bbox_inches=box, metadata=undated)
     return png, pdf
 
 

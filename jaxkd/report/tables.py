@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxkd.data.files import atomic_file
 from jaxkd.report.results import (
     THRESHOLDS,
     Results,
@@ -76,7 +77,7 @@ def write_tables(results: Results, folder: Path) -> list[Path]:
 
 def write_csv(path: Path, header: Row, rows: Iterable[Row]) -> Path:
     """Writes a CSV file; numbers that are not finite and None are empty cells."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows([[_cell(v) for v in row] for row in rows])

@@ -35,7 +35,7 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path, *, caption: s
     axes[0].legend(loc="lower right")
     if caption:
         figure.supxlabel(caption, fontsize=8, color="#555555")
-    figure.savefig(path, dpi=130)
+    style.write_figure(figure, path, dpi=130)
 
 
 def read_bicubic(workdir: Path) -> dict[str, float]:
@@ -88,7 +88,7 @@ def draw_scores(
     text = "\n".join(textwrap.fill(part, width) for part in (caption, said.strip()) if part)
     if text:
         figure.supxlabel(text, fontsize=8, color="#555555")
-    figure.savefig(path, dpi=130)
+    style.write_figure(figure, path, dpi=130)
 
 
 def _draw_set(axis: Any, name: str, runs: Mapping[str, Sequence[Mapping[str, Any]]], bicubic: float | None) -> int:

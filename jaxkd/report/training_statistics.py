@@ -7,7 +7,6 @@ run cannot leave a table with a row missing or twice.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,8 +46,7 @@ def write_tables(rows: Rows, folder: Path) -> list[Path]:
         table = ([row["step"], row.get("epoch"), *_cells(row, name, layers)] for row in rows)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{name}.csv"
-        write_csv(path.with_suffix(f".{os.getpid()}.tmp"), ["step", "epoch", *layers], table).replace(path)
-        written.append(path)
+        written.append(write_csv(path, ["step", "epoch", *layers], table))
     return written
 
 
@@ -110,7 +108,7 @@ def _draw(name: str, values: list[list[float]], rows: Rows, layers: tuple[str, .
     axes[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     if caption:
         figure.supxlabel(caption, fontsize=8, color="#555555")
-    figure.savefig(path, dpi=130)
+    style.write_figure(figure, path, dpi=130)
 
 
 def _epoch(row: dict[str, Any]) -> str:

@@ -343,7 +343,8 @@ def _choose_step(run: Path, steps: list[int], wanted: str, best_metric: str) -> 
 def _moving_average(config: dict[str, Any], step: int) -> str:
     """Words for the average after `step` steps; a log too where more than 1 % of it are the initial weights."""
     how = config.get("ema", {})
-    decay, warmup = float(how.get("decay") or 0), bool(how.get("warmup", False))
+    decay = min(max(how.get("decay", 0), 0), 1)  # a file may say anything
+    warmup = bool(how.get("warmup", False))
     warning = initial_share_warning(decay, step, warmup=warmup)
     if not warning:
         return "moving average"

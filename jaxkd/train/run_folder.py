@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from jaxkd.config.fields import base, flatten
 from jaxkd.config.paths import user_path
 from jaxkd.config.plugins import import_plugins
+from jaxkd.config.validate import has_type_of
 from jaxkd.errors import CheckpointError
 from jaxkd.train.manifest import find_damage
 
@@ -55,18 +56,34 @@ def checkpoint_config(run: Path) -> dict[str, Any] | None:
             config = json.loads((folder / "meta" / "metadata").read_bytes()).get("config")
         except (OSError, ValueError, AttributeError, RecursionError):
             continue
-        if _is_config(config):
+        if not _why_no_config(config):
             return config
     return None
 
 
-def _is_config(content: Any) -> bool:
-    """Whether `content` has the form of a config: an object of fields without dots in their names, plugins a list."""
+def _why_no_config(content: Any) -> str:
+    """The reason why `content` is no config, an object of fields of their types without dots in their names; or ""."""
     try:
-        plugins = ConfigDict(content).get("plugins") or ()
+        given = ConfigDict(content)
+        plugins = given.get("plugins") or ()
     except (ValueError, TypeError, AttributeError, RecursionError):
-        return False
-    return isinstance(content, dict) and isinstance(plugins, list | tuple) and all(isinstance(p, str) for p in plugins)
+        return "it is not one JSON object of fields"
+    if not isinstance(plugins, list | tuple) or not all(isinstance(p, str) for p in plugins):
+        return "its plugins are not a list of names"
+    return _wrong_field(given, base(), "")
+
+
+def _wrong_field(given: ConfigDict, known: ConfigDict, prefix: str) -> str:
+    """Words on the first field of `given` whose value is of another type; a field may be absent."""
+    for name in (n for n in known if n in given):
+        value, default = given.get(name), known.get(name)
+        if isinstance(value, ConfigDict) and isinstance(default, ConfigDict):
+            wrong = _wrong_field(value, default, f"{prefix}{name}.")
+            if wrong:
+                return wrong
+        elif isinstance(default, ConfigDict) or not has_type_of(value, default):
+            return f"{prefix}{name}={value!r} is of the wrong type"
+    return ""
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -88,11 +105,8 @@ def read_config(run: Path) -> dict[str, Any]:
             f'"{path}" cannot be read ({" ".join(str(error).split())}). Restore the file, or use another work '
             "directory."
         ) from None
-    if not _is_config(config):
-        raise CheckpointError(
-            f'"{path}" holds no config, one JSON object of fields, whose plugins are a list of names. Restore the '
-            "file, or use another work directory."
-        )
+    if wrong := _why_no_config(config):
+        raise CheckpointError(f'"{path}" holds no config: {wrong}. Restore the file, or use another work directory.')
     if saved is not None and config is not saved:
         differing = differing_fields(config, saved, "in config.json", "in the checkpoint")
         if differing:

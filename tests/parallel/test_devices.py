@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import distil
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from jaxkd import parallel
+from jaxkd.parallel import peer_watch
 
 HERE = Path(__file__).resolve().parent
 
@@ -169,3 +171,63 @@ def test_hosts_stop_after_the_same_step_though_only_one_is_asked(tmp_path):
     state, scores, _ = toy.run(tmp_path / "alone", step + 4, task=toy.Toy(noise=0.0), log_every=50, eval_every=10**6)
     assert float(loss) == pytest.approx(scores["loss"], rel=1e-4)
     assert int(state.step) == step + 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [1, 0], ids=["another process", "the coordinator"])
+def test_a_process_whose_peer_is_killed_ends_with_one_sentence(tmp_path, victim):
+    root = HERE.parent.parent
+    network = {"img_size": 16, "patch_size": 8, "depth": 1, "embed_dim": 12, "num_heads": 2}
+    argv = [f"--config={root}/configs/supervised.py:deit_tiny_patch16_224", "--config.data.source=embedded:digits"]
+    argv += [f"--config.student.args.{name}={value}" for name, value in network.items()]
+    argv += ["--config.data.workers=0", "--config.train.batch_size=32", "--config.train.steps=1000000"]
+    argv += ["--config.checkpoint.every_steps=20", f"--workdir={tmp_path / 'run'}"]
+    command, port = [sys.executable, "-m", "jaxkd.main", *argv], free_port()
+    both = [
+        subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment(1, **more), cwd=root
+        )
+        for more in (distributed(0, port), distributed(1, port))
+    ]
+    try:
+        deadline = time.monotonic() + 240
+        while not list((tmp_path / "run" / "checkpoints").glob("[0-9]*")):
+            assert time.monotonic() < deadline and [p.poll() for p in both] == [None, None]
+            time.sleep(0.2)
+        both[victim].kill()
+        errors = both[1 - victim].communicate(timeout=60)[1]
+        assert both[1 - victim].returncode == 2, errors
+    finally:
+        for p in both:
+            p.kill()
+    said = [line for line in errors.splitlines() if line.startswith("jaxkd: ")]
+    assert len(said) == 1 and "Another process of this run ended or cannot be reached" in said[0], errors
+    assert "Traceback" not in errors and "check failure" not in errors.lower() and "terminate called" not in errors
+
+
+IDLE = """
+    import os, time
+    from jaxkd import parallel
+    parallel.hosts.HEARTBEAT_SECONDS = 10
+    parallel.initialize_distributed()
+    print("joined", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [1, 0], ids=["another process", "the coordinator"])
+def test_a_process_that_waits_ends_too(victim):
+    """No collective operation fails here: only JAX's coordination service knows."""
+    port, command = free_port(), [sys.executable, "-c", textwrap.dedent(IDLE)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen(command, env=environment(1, **distributed(i, port)), **pipes) for i in (0, 1)]
+    try:
+        assert [p.stdout.readline() for p in both] == ["joined\n"] * 2
+        both[victim].kill()
+        errors = both[1 - victim].communicate(timeout=60)[1]
+        assert both[1 - victim].returncode == 2, errors
+    finally:
+        for p in both:
+            p.kill()
+    assert [line for line in errors.splitlines() if line] == [peer_watch.MESSAGE]

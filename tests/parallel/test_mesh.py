@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from jaxkd import models, parallel
-from jaxkd.errors import DataError, TopologyError
+from jaxkd.errors import DataError, PeerLostError, TopologyError
 from jaxkd.parallel.sharding import PARAMETER_RULES, partition_of
 
 PACKAGE = Path(parallel.__file__).parents[1]
@@ -272,6 +272,22 @@ def test_a_port_in_use_and_a_name_that_nobody_knows(joined, monkeypatch):
     with pytest.raises(TopologyError, match=r"Name or service not known\). Start process 0 on the machine that has it"):
         parallel.initialize_distributed()
     assert joined == []
+
+
+def test_processes_that_do_not_all_start(monkeypatch):
+    name_processes(monkeypatch, "127.0.0.1:1234", index="1")
+    for text, kind in (
+        ("std::bad_cast", PeerLostError),
+        ("DEADLINE_EXCEEDED", PeerLostError),
+        ("a bug", RuntimeError),
+    ):
+
+        def refuse(text=text, **_):
+            raise RuntimeError(text)
+
+        monkeypatch.setattr(jax.distributed, "initialize", refuse)
+        with pytest.raises(kind, match="The 4 processes of this run did not all meet at 127.0.0.1:1234|a bug"):
+            parallel.initialize_distributed()
 
 
 def test_jax_finds_no_other_processes(monkeypatch):

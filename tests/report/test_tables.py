@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import csv
+import errno
 import math
+import os
 
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
 from synthetic_results import make, make_broken
 
-from jaxkd.report import tables
+from jaxkd.report import html, saliency_figures, style, tables, training_curves, training_statistics
 
 
 def read(path):
@@ -95,3 +100,35 @@ def test_undefined_is_empty_and_absent_writes_no_file(tmp_path):
     assert [i for i, r in enumerate(ranks) if r["rank"] == ""] == [2]
     assert not {r["statistic"] for r in rows} & {"gradient"}
     assert tables.write_tables({"models": [{"label": "m"}]}, tmp_path / "none") == []
+
+
+def test_files_of_a_report_are_whole_or_not_replaced(tmp_path, monkeypatch):
+    """A file system that is full, or a process that is killed, when a file has been written in part."""
+    results = make(2)
+    saliency = dict(images=np.zeros((1, 8, 8, 3)), maps={"map": np.ones((1, 8, 8))}, labels=["a"], caption="")
+    drawn = np.zeros((8, 8, 3)), {"block_0": np.ones((2, 2)), "block_1": np.ones((2, 2))}
+    rows = [{"step": 1, "epoch": 1.0, "top1": 50.0, "loss": 1.0}]
+    statistics = [{"step": 1, "layers": ["block_0"], "entropy": [1.0]}]
+
+    def write_all():
+        yield lambda: tables.write_tables(results, tmp_path)
+        yield lambda: html.write_report(results, [], tmp_path / "report.html")
+        yield lambda: style.save(Figure(layout="constrained"), tmp_path, "figure")
+        yield lambda: saliency_figures.draw_saliency(path=tmp_path / "saliency.png", **saliency)
+        yield lambda: saliency_figures.draw_layer_animation(*drawn, tmp_path / "saliency.gif")
+        yield lambda: training_curves.draw_curves({"run": rows}, tmp_path / "curves.png", caption="")
+        yield lambda: training_statistics.write_tables(statistics, tmp_path / "dynamics")
+
+    for write in write_all():
+        write()
+    files = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+    assert {p.suffix for p in files} == {".csv", ".html", ".png", ".pdf", ".gif"}
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    for write in write_all():
+        with pytest.raises(OSError, match="No space left"):
+            write()
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == files

@@ -291,11 +291,24 @@ def test_damaged_scores_are_taken_from_the_log_so_that_the_best_stays_the_best(r
     checkpoints.close()
 
 
-@pytest.mark.parametrize("content", ['{"a.b": 1}', '{"a": {"b.c": 1}}', '{"plugins": 5}', '{"plugins": [5]}', "5"])
-def test_a_config_of_another_form_is_refused_in_words(run, content):
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"a.b": 1}', "it is not one JSON object of fields"),
+        ('{"a": {"b.c": 1}}', "it is not one JSON object of fields"),
+        ("5", "it is not one JSON object of fields"),
+        ('{"plugins": 5}', "its plugins are not a list of names"),
+        ('{"plugins": [5]}', "its plugins are not a list of names"),
+        ('{"ema": 5}', "ema=5 is of the wrong type"),
+        ('{"ema": {"decay": "0.9"}}', "ema.decay='0.9' is of the wrong type"),
+        ('{"student": []}', r"student=\(\) is of the wrong type|student=\[\] is of the wrong type"),
+        ('{"student": {"args": 1}}', "student.args=1 is of the wrong type"),
+    ],
+)
+def test_a_config_of_another_form_is_refused_in_words(run, content, words):
     (run / "config.json").write_text(content)
-    with pytest.raises(CheckpointError, match="config.json.* holds no config"):
-        train.read_config(run)
+    with pytest.raises(CheckpointError, match=f"config.json.* holds no config: ({words})"):
+        train.load_run_weights(run, variant="ema")
 
 
 def test_a_missing_config_is_that_of_the_newest_checkpoint(tmp_path):
