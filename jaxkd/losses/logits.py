@@ -192,7 +192,7 @@ def standardized_kl(
       student_logits: (B, K), any float type; computed in at least fp32.
       teacher_logits: (B, K); the gradient is not stopped here.
       temperature: T, above 0.
-      eps: added to the standard deviation, at least 0.
+      eps: added to the standard deviation, above 0.
       ddof: 1 for the published code, 0 for the paper.
       where: (B,) bool; False gives exactly 0 and no gradient, even where the example holds NaN.
 
@@ -200,11 +200,11 @@ def standardized_kl(
       (B,) in nats times T^2.
 
     Raises:
-      ConfigError: a temperature that is not above 0, a negative eps, another ddof.
+      ConfigError: a temperature or eps that is not above 0, another ddof.
       ShapeError: logits that differ in shape, or a single class.
     """
     check_range("temperature", temperature, above=0, hint="the published recipe uses 2")
-    check_range("eps", eps, 0, hint="the published code uses 1e-7")
+    check_range("eps", eps, above=0, hint="the published code uses 1e-7")
     check_choice("ddof", ddof, (0, 1), hint="1 is the published code")
     check_logits(student_logits.shape, teacher_logits.shape)
     classes = student_logits.shape[1]

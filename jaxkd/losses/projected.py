@@ -118,6 +118,8 @@ def vid(
     check_range("eps", eps, above=0, hint="the published code uses 1e-5")
     check_features(student.shape, teacher.shape)
     wide = teacher.shape[-1]
+    if not kernels:
+        raise ShapeError(f"vid has no kernels. Pass one or more; ({student.shape[-1]}, {wide}) is the simplest.")
     sizes = [student.shape[-1], *(jnp.shape(kernel)[-1] for kernel in kernels[:-1]), wide]
     named = {f"kernels[{i}]": kernel for i, kernel in enumerate(kernels)}
     check_parameters("vid", named, {name: pair for name, *pair in zip(named, sizes, sizes[1:], strict=False)})

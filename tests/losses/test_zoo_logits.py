@@ -70,6 +70,17 @@ def test_distillation_token_golden(name):
     zoo_cases.check(name, call, lambda x: {"base": call(x, None, alpha=0.0), "kd": call(x, None, alpha=1.0)})
 
 
+def test_half_precision_is_computed_in_fp32():
+    logits = jax.ShapeDtypeStruct((4, 5), jnp.bfloat16)
+    for loss in (
+        lambda x: losses.decoupled_kl(x, x, LABELS),
+        lambda x: losses.standardized_kl(x, x),
+        lambda x: losses.dist(x, x),
+        lambda x: losses.distillation_token(x, x, x, LABELS, kind="soft"),
+    ):
+        assert jax.eval_shape(loss, logits).dtype == jnp.float32
+
+
 def finite_with_slope(loss, *arrays):
     """Value and gradients of `loss`, after checking that both are finite."""
 
@@ -102,16 +113,23 @@ def test_decoupled_kl_of_two_classes_has_no_second_part():
     np.testing.assert_array_equal(gradient, 0.0)
 
 
+def test_the_logit_of_the_label_does_not_change_the_second_part():
+    """The label is taken out; subtracting 1000 from its logit would leave it in where it is larger by more."""
+    shift = 5000.0 * jax.nn.one_hot(LABELS, 5)
+    loss = jax.jit(lambda s, t: losses.decoupled_kl(s, t, LABELS, alpha=0.0, temperature=1.0))
+    np.testing.assert_allclose(loss(LOGITS + shift, LOGITS[::-1] + shift), loss(LOGITS, LOGITS[::-1]), rtol=1e-5)
+
+
 def test_decoupled_kl_of_all_parts_is_kl():
     """KL = TCKD + (1 - p_y) NCKD of the teacher: with beta = 1 - p_y of a row, that row is the KL."""
     student, teacher = LOGITS, LOGITS[::-1]
     rest = 1.0 - float(jax.nn.softmax(teacher)[1, LABELS[1]])
-    value = losses.decoupled_kl(student, teacher, LABELS, beta=rest, temperature=1.0)
-    np.testing.assert_allclose(value[1], losses.kl(student, teacher)[1], rtol=1e-5)
+    loss = jax.jit(lambda s, t: losses.decoupled_kl(s, t, LABELS, beta=rest, temperature=1.0) - losses.kl(s, t))
+    np.testing.assert_allclose(loss(student, teacher)[1], 0.0, atol=1e-5)
 
 
 def test_a_label_outside_is_nan():
-    value = losses.decoupled_kl(LOGITS, -LOGITS, jnp.array([-1, 5, 0, 4]))
+    value = jax.jit(losses.decoupled_kl)(LOGITS, -LOGITS, jnp.array([-1, 5, 0, 4]))
     np.testing.assert_array_equal(np.isnan(value), [True, True, False, False])
 
 
