@@ -4,12 +4,14 @@
 """
 
 from jaxkd.analysis.activation import activation_max, activation_mean, gradient_magnitude, kurtosis, massive_share
+from jaxkd.analysis.comparisons import holm, mean_interval, paired_comparison
 from jaxkd.analysis.entropy import channel_entropy, entropy_map
 from jaxkd.analysis.layer_selection import suggest_pairs, suggest_stages
 from jaxkd.analysis.layer_statistics import LayerStatistic, register_layer_statistic
 from jaxkd.analysis.lowrank import (
     captured_energy,
     dataset_pca,
+    effective_rank,
     energy_ranks,
     image_energies,
     participation_ratio,

@@ -159,6 +159,22 @@ def stable_rank(energies: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
     return xp.sum(share, axis=-1)
 
 
+def effective_rank(energies: np.ndarray) -> np.ndarray:
+    """exp of the Shannon entropy of the shares of energy (Roy and Vetterli 2007, of energies as in the other ranks).
+
+    Args:
+      energies: (..., K) >= 0 in any order, such as the eigenvalues of a covariance; computed in float64.
+
+    Returns:
+      (...), between 1 and K: K for equal energies; 0 where there is no energy, NaN where an energy is NaN.
+    """
+    energies = np.asarray(energies, np.float64)
+    total = energies.sum(axis=-1, keepdims=True)
+    share = energies / np.where(total == 0, 1.0, total)
+    entropy = -np.sum(share * np.log(np.where(share == 0, 1.0, share)), axis=-1)
+    return np.where(total[..., 0] == 0, 0.0, np.exp(entropy))
+
+
 # ------------------------------------------------------------------------------------------- PCA of a data set
 
 

@@ -113,6 +113,20 @@ def _dynamics() -> ConfigDict:
     return config
 
 
+def _study() -> ConfigDict:
+    """Grid of runs that `python -m jaxkd.study` trains and compares; docs/studies/README.md describes it."""
+    config = ConfigDict()
+    # ({"name", "members": ({"name", <dotted changes>}, ...), and perhaps "part", "changes": {...}, "seeds"}, ...)
+    config.groups = ()
+    config.seeds = (0, 1, 2)  # of groups that do not name their own
+    # ({"name", "a": "group/member", "b": "group/member"}, ...); those of one "family" share Holm's correction
+    config.comparisons = ()
+    config.shared_batches = False  # all seeds of a group see the same batches, so that they can share one program
+    config.images = 2000  # validation images for the similarity of last layers; 0: not measured
+    config.scale = ""  # words for a reduced scale, repeated in tables and figures
+    return config
+
+
 def base() -> ConfigDict:
     """Every field of a training config; leaf files change values and lock it, they never add fields."""
     config = ConfigDict()
@@ -169,6 +183,8 @@ def base() -> ConfigDict:
 
     config.log = ConfigDict({"every_steps": 50, "tensorboard": True})
     config.dynamics = _dynamics()
+
+    config.study = _study()
 
     # Runs after one another, each a dict of dotted changes with a "name"; a later one may take "stage:<name>" as
     # weights.

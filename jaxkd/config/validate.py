@@ -48,7 +48,7 @@ BOUNDS: tuple[tuple[dict[str, float], tuple[str, ...]], ...] = (
             *("train.steps", "eval.batch_size", "eval.every_steps", "dynamics.every_steps"),
             *("optimizer.reference_batch", "schedule.warmup_epochs", "schedule.steps"),
             *("checkpoint.keep_best", "checkpoint.keep_every_epochs"),
-            *("checkpoint.every_steps", "checkpoint.every_epochs", "data.per_class"),
+            *("checkpoint.every_steps", "checkpoint.every_epochs", "data.per_class", "study.images"),
         ),
     ),
     ({"least": 0, "most": 2**32 - 1}, ("seed", "data.subset_seed")),
@@ -173,6 +173,7 @@ UNREAD: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], bool], str], ...] = 
         lambda c: c.task == "restoration",
         'task="restoration"',
     ),
+    (("study.",), lambda c: not c.study.groups, "a config without study.groups"),
     (("train.epochs",), lambda c: c.schedule.steps > 0, "schedule.steps above 0, which is the length of the run"),
     (("eval.every_epochs",), lambda c: c.eval.every_steps > 0, "eval.every_steps above 0"),
     (("schedule.warmup_lr",), lambda c: c.schedule.warmup_epochs == 0, "schedule.warmup_epochs=0"),
@@ -321,6 +322,11 @@ def _check_fields(known: dict[str, Any], given: dict[str, Any]) -> None:
 
 def _check_requirements(config: ConfigDict) -> None:
     """Checks for what every run needs: a student, data, checkpoints, and a teacher where one is read."""
+    if config.study.groups:
+        raise ConfigError(
+            f"study.groups={tuple(config.study.groups)!r:.80} declares a study of several runs. Start it with python "
+            "-m jaxkd.study and the same options, or leave study.groups out to train one run."
+        )
     if config.checkpoint.every_epochs == 0 and config.checkpoint.every_steps == 0:
         raise ConfigError(
             "checkpoint.every_epochs=0 and checkpoint.every_steps=0 save nothing before the end, so a killed run would "

@@ -217,3 +217,10 @@ def test_memory_map(tmp_path):
 def test_errors(call, error, says):
     with pytest.raises(error, match=re.escape(says)):
         call()
+
+
+def test_the_effective_rank_of_known_spectra():
+    assert lowrank.effective_rank(np.ones(7)) == pytest.approx(7.0)
+    # shares 1/2, 1/4, 1/4: entropy 1.5 ln 2, so 2^1.5 directions
+    np.testing.assert_allclose(lowrank.effective_rank([[4.0, 2.0, 2.0, 0.0], [0.0, 9.0, 0.0, 0.0]]), [2**1.5, 1.0])
+    assert lowrank.effective_rank(np.zeros(3)) == 0.0 and np.isnan(lowrank.effective_rank([1.0, np.nan]))

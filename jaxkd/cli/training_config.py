@@ -1,0 +1,143 @@
+"""Command lines of commands that train: --config with its overrides, --workdir, and what errors say of them."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import itertools
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from jaxkd.config.fields import ARGS, base, change, flatten, kind_of
+from jaxkd.config.paths import user_path
+from jaxkd.config.plugins import add_plugin_folder
+from jaxkd.config.validate import forget_unread
+from jaxkd.errors import ConfigError, JaxkdError, did_you_mean
+
+USAGE = "python -m jaxkd.main --config=configs/deit_cait.py:embedded --workdir=runs/first_light"
+
+
+def parse(argv: Sequence[str]) -> tuple[ConfigDict, str, bool | None]:
+    """(config, workdir, distributed) of a command line."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "a config file, perhaps with :arguments", flag_values=values)
+    flags.DEFINE_string("workdir", "", "where checkpoints and metrics go", flag_values=values)
+    flags.DEFINE_bool("distributed", None, "join the other processes of a pod or cluster", flag_values=values)
+    paths = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
+    paths += [b for a, b in itertools.pairwise(argv) if a == "--config"]
+    if not paths:
+        raise ConfigError(f"No --config was given. For example: {USAGE}")
+    file = paths[0].split(":", 1)[0]
+    if file.startswith("~"):
+        known = str(user_path(file, "--config"))
+        argv = [a.replace(file, known, 1) if a == paths[0] or a == f"--config={paths[0]}" else a for a in argv]
+        file = known
+    if not Path(file).is_file():
+        folder = Path(file).parent if Path(file).parent.is_dir() else Path("configs")
+        there = sorted(str(p) for p in folder.glob("*.py"))
+        raise ConfigError(
+            f'--config="{file}" is not a file.{did_you_mean(file, there)} A config is a Python file with get_config(). '
+            f"Here are: {', '.join(there) or 'none; run this from the project folder'}."
+        )
+    argv, network_args = _split_network_args(argv)
+    sys_argv, sys.argv = sys.argv, ["jaxkd", *argv]  # where ml_collections looks for overrides, whatever it is given
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            rest = values(sys.argv)
+    except JaxkdError:
+        raise
+    except (ImportError, NameError, SyntaxError) as error:
+        raise ConfigError(
+            f'The config file "{file}" cannot be run: {type(error).__name__}: {error}. Correct it, or start '
+            "from configs/supervised.py."
+        ) from None
+    except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
+        raise _flag_error(argv, error) from None
+    finally:
+        sys.argv = sys_argv
+    if rest[1:]:
+        raise ConfigError(f'"{rest[1]}" is not an option; options start with two dashes. For example: {USAGE}')
+    if not values.workdir:
+        raise ConfigError(f"No --workdir was given. For example: {USAGE}")
+    given = _given_fields(argv)
+    config = change(values.config, network_args).lock()
+    if config.plugins:
+        add_plugin_folder(Path(file).parent)
+    if given & {"distill.preset", "distill.terms"}:
+        config = forget_unread(config, given)
+    return config, str(user_path(values.workdir, "--workdir")), values.distributed
+
+
+def _given_fields(argv: Sequence[str]) -> set[str]:
+    """Fields that a command line sets, without its --config."""
+    return {a.split("=", 1)[0].removeprefix("--config.") for a in argv if a.startswith("--config.")}
+
+
+@contextlib.contextmanager
+def explain_recipe(config: ConfigDict, argv: Sequence[str]) -> Iterator[None]:
+    """Adds to a user error which of the fields that its message names were set by the config file, not by `argv`."""
+    try:
+        yield
+    except JaxkdError as error:
+        known, values, given = flatten(base()), flatten(config), _given_fields(argv)
+        named = dict.fromkeys(re.findall(r"\b[a-z0-9_]+(?:\.[a-z0-9_]+)+", str(error)))
+        set_here = [f for f in named if f in values and f not in given and values[f] != known.get(f)]
+        # A stage may have another value than the config that it changes.
+        set_here = [f for f in set_here if f"{f}=" not in str(error) or f"{f}={values[f]!r}" in str(error)]
+        if not set_here or given.isdisjoint(values):
+            raise
+        words = ", ".join(f"{f}={values[f]!r}" for f in set_here)
+        error.args = (f"{error} The config file set {words}; --config.{set_here[0]}=VALUE changes it.",)
+        raise
+
+
+def _split_network_args(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """(the other arguments, {"student.args.depth": 3, ...}): a config has no fields for a constructor's arguments."""
+    rest, found = [], {}
+    words = iter(argv)
+    for word in words:
+        name, equals, text = word.partition("=")
+        field = name.lstrip("-").removeprefix("config.")
+        if not (name.startswith("-") and field.startswith(ARGS) and field not in ARGS):
+            rest.append(word)
+            continue
+        text = text if equals else next(words, "")
+        try:
+            found[field] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            found[field] = {"true": True, "false": False}.get(text.lower(), text)
+    return rest, found
+
+
+def _flag_error(argv: Sequence[str], error: Exception) -> ConfigError:
+    """The paragraph for what absl and ml_collections raise: it names the option, the nearest field and the type."""
+    known = flatten(base())
+    for arg in argv:
+        name, _, value = arg.removeprefix("--").partition("=")
+        if name.startswith("config."):
+            field = name.removeprefix("config.")
+            if field not in known:
+                return ConfigError(
+                    f"--{name} is not a field of the config.{did_you_mean(field, known)} jaxkd/config/fields.py "
+                    "lists every field."
+                )
+            if str(error).find(value) >= 0 and name in str(error):
+                kind = kind_of(field)
+                return ConfigError(
+                    f'--{name}="{value}" has a value of the wrong type. Give a value of type {kind}, such as the '
+                    f"default {known[field]!r}."
+                )
+        elif name not in ("config", "workdir", "distributed") and arg.startswith("--"):
+            return ConfigError(
+                f'"{arg}" is not an option.{did_you_mean(name, ("config", "workdir", "distributed"))} There are '
+                f"--config, --config.<field>, --workdir and --distributed. For example: {USAGE}"
+            )
+    text = " ".join(str(error).split())
+    return ConfigError(f"The command line or the config file was not understood: {text}. For example: {USAGE}")

@@ -1,0 +1,68 @@
+"""Trains and compares the runs of a study: a declared grid over seeds, with intervals and paired tests.
+
+    python -m jaxkd.study --config=configs/studies/encoding_mismatch.py --workdir=runs/mismatch --dry-run
+    python -m jaxkd.study --config=configs/studies/encoding_mismatch.py --workdir=runs/mismatch --budget-minutes=60
+
+The same command continues a study that was stopped. The work directory holds results.csv (a row for each run),
+comparisons.csv, study.md and study.png, rewritten after each run; docs/studies/README.md says how to declare a study.
+--config.<field>=VALUE changes a field of all runs, unless the study sets it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from jaxkd.cli import console
+from jaxkd.cli.training_config import explain_recipe, parse
+from jaxkd.errors import check_range
+
+
+def _parser() -> console.Parser:
+    parser = console.Parser(
+        prog="python -m jaxkd.study", description=__doc__, epilog="--config and --config.<field> as in jaxkd.main."
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and its cost, train nothing")
+    parser.add_argument(
+        "--budget-minutes", type=float, default=0.0, metavar="N", help="start nothing that would not end in this time"
+    )
+    parser.add_argument("--no-population", action="store_true", help="train each run in a program of its own")
+    parser.add_argument(
+        "--tflops", type=float, default=0.0, metavar="RATE", help="10^12 operations a second, to plan before a run"
+    )
+    return parser
+
+
+@console.command("stopped; what was saved stays, and the same command continues.", resumable=True)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; exit code 0: all ran, or all that the budget allowed; 2 user error; 3 stopped before the end."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv:
+        argv = ["--help"]
+    options, rest = _parser().parse_known_args(argv)
+    check_range("--budget-minutes", options.budget_minutes, 0)
+    check_range("--tflops", options.tflops, 0)
+    config, workdir, _ = parse(rest)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from rich.console import Console
+
+    from jaxkd.experiment.study.runner import run_study
+
+    console.quiet()
+    output = Console(width=None if sys.stdout.isatty() else 140)
+    with explain_recipe(config, rest):
+        result = run_study(
+            config,
+            workdir,
+            console=output,
+            budget_minutes=options.budget_minutes,
+            population=not options.no_population,
+            dry_run=options.dry_run,
+            tflops=options.tflops,
+        )
+    return 3 if result["stopped"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
