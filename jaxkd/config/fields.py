@@ -47,6 +47,10 @@ def _distill() -> ConfigDict:
     config.temperature = placeholder(object)  # a number
     config.feature_weight = placeholder(object)  # or a schedule: {"schedule": "linear", "from": ..., "to": ...}
     config.spectral_method = ""  # "fft" or "closed"; "" is the faster
+    # Of the terms' parameters, such as projectors: the peak rate, for optimizer.reference_batch and in the shape of the
+    # student's schedule; 0: as the student.
+    config.projector_learning_rate = 0.0
+    config.projector_weight_decay = placeholder(float)  # None: optimizer.weight_decay
     return config
 
 

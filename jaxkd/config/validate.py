@@ -59,7 +59,7 @@ BOUNDS: tuple[tuple[dict[str, float], tuple[str, ...]], ...] = (
         {"least": 0, "most": 1e4},
         (
             *("optimizer.weight_decay", "schedule.warmup_lr", "schedule.min_lr", "data.mix.mixup", "data.mix.cutmix"),
-            "restoration.fft_weight",
+            *("restoration.fft_weight", "distill.projector_learning_rate"),
         ),
     ),
     ({"least": 0}, ("optimizer.clip_norm",)),
@@ -112,6 +112,11 @@ UNREAD: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], bool], str], ...] = 
         ("distill.alpha", "distill.temperature", "distill.feature_weight", "distill.spectral_method"),
         lambda c: bool(c.distill.terms),
         "an objective of distill.terms, which have weights and arguments of their own",
+    ),
+    (
+        ("distill.projector_learning_rate", "distill.projector_weight_decay"),
+        lambda c: not c.distill.terms,
+        "an objective without distill.terms, whose terms have no parameters",
     ),
     (("distill.pairs",), lambda c: not c.distill.terms and _lacks(1)(c), "a preset without a feature term"),
     (("distill.pairs",), _terms_ignore("pairs"), "an objective whose distill.terms compare no pairs of layers"),
@@ -276,6 +281,8 @@ def _check_values(known: dict[str, Any], given: dict[str, Any]) -> None:
             raise ConfigError(
                 f"{name}={tuple(grid)!r} is not a grid. Give () or rows and columns of patches, for example (2, 8)."
             )
+    if given["distill.projector_weight_decay"] is not None:
+        check_range("distill.projector_weight_decay", given["distill.projector_weight_decay"], 0, 1e4)
     if 0 < given["eval.crop_pct"] < LEAST_CROP:
         raise ConfigError(
             f"eval.crop_pct={given['eval.crop_pct']!r} is out of range. Give a number from {LEAST_CROP} to 1, or 0 for "

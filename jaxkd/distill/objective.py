@@ -16,9 +16,10 @@ PyTree = Any
 # (output, features) as `model.apply` returns it; the output of a network with two heads may be a pair.
 ModelOutput = tuple[Any, Mapping[str, jax.Array]]
 Batch = Mapping[str, jax.Array]
-TermFn = Callable[[ModelOutput, ModelOutput | None, Batch], jax.Array]
-# (params, mutable, student, teacher, batch) -> ((B,) values, mutable)
-StatefulTermFn = Callable[[PyTree, PyTree, ModelOutput, ModelOutput | None, Batch], tuple[jax.Array, PyTree]]
+# (student, teacher, batch) -> (B,) values, or () for a loss of the whole batch
+TermFn = Callable[..., jax.Array]
+# (params, mutable, student, teacher, batch) -> (values, mutable)
+StatefulTermFn = Callable[..., tuple[jax.Array, PyTree]]
 # (key, student shapes, teacher shapes) -> (params, mutable); shapes are ModelOutputs of `jax.ShapeDtypeStruct`
 TermInit = Callable[[jax.Array, ModelOutput, ModelOutput | None], tuple[PyTree, PyTree]]
 
@@ -30,14 +31,17 @@ class Term:
     Attributes:
       name: the name it is logged under.
       weight: a number, a function step -> scalar, or a schedule as `weight_schedule` takes it.
-      fn: (student (output, features), teacher (output, features) or None, batch) -> (B,), one value per example. It
-        should pass `batch.get("mask")` on as `where`, so that excluded examples have no gradient even if they hold NaN.
-        With `init`: (params, mutable, student, teacher, batch) -> ((B,), mutable).
+      fn: (student (output, features), teacher (output, features) or None, batch) -> (B,), one value per example, or a
+        scalar for a loss that compares the examples of a batch with each other. It should pass `batch.get("mask")` on
+        as `where`, so that excluded examples have no gradient even if they hold NaN; a scalar must honour it itself.
+        With `init`: (params, mutable, student, teacher, batch) -> (values, mutable). With `needs_key` also `key=`.
       needs_teacher: whether `fn` reads the teacher.
       compares_logits: whether `fn` compares the logits of student and teacher, so that their classes must agree.
       pairs: (student tap, teacher tap) whose features `fn` compares.
       init: (key, student shapes, teacher shapes) -> (params, mutable) of a term with parameters, such as a projector,
         or state, such as a running mean; the shapes are those of a batch of one. None for a term without either.
+      needs_key: whether `fn` takes `key=`, a random key of its own in every step and micro-batch.
+      frozen: whether the parameters of `init` keep their initial values.
     """
 
     name: str
@@ -47,11 +51,17 @@ class Term:
     compares_logits: bool = False
     pairs: tuple[tuple[str, str], ...] = ()
     init: TermInit | None = None
+    needs_key: bool = False
+    frozen: bool = False
 
 
 @dataclass(frozen=True, eq=False)  # compared and hashed by identity, as weights may be dicts
 class Objective:
     """loss = sum over terms of weight(step) * (mean of the term over the examples that count).
+
+    A term that compares the examples of a batch with each other gives one number for them. Under jit that is of the
+    global batch, whatever the mesh; with gradient accumulation it is of each micro-batch, and the step's mean over
+    micro-batches weighs them by their examples that count.
 
     Attributes:
       terms: of unique names.
@@ -110,6 +120,24 @@ class Objective:
         """Whether any term has parameters or state."""
         return any(t.init is not None for t in self.terms)
 
+    @property
+    def has_frozen(self) -> bool:
+        """Whether any term has parameters that do not train."""
+        return any(t.frozen and t.init is not None for t in self.terms)
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether any term draws random numbers."""
+        return any(t.needs_key for t in self.terms)
+
+    def frozen(self, params: Mapping[str, PyTree]) -> dict[str, PyTree]:
+        """Tree of bool like `params` of `init`, True where a term is frozen."""
+        return {
+            term.name: jax.tree.map(lambda _, frozen=term.frozen: frozen, params[term.name])
+            for term in self.terms
+            if term.init is not None
+        }
+
     def init(
         self, key: jax.Array, shapes: tuple[ModelOutput, ModelOutput | None]
     ) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
@@ -136,6 +164,8 @@ class Objective:
         teacher_out: ModelOutput | None,
         batch: Batch,
         step: int | jax.Array,
+        *,
+        key: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array], PyTree]:
         """The loss of one batch.
 
@@ -147,13 +177,14 @@ class Objective:
           batch: "label" (B,) integers or (B, K) probabilities, and optionally "mask" (B,) bool, False for examples that
             do not count.
           step: optimiser step that the weights are read at.
+          key: of this step and micro-batch, where `needs_key`; the term at place i draws with `fold_in(key, i)`.
 
         Returns:
           The scalar to minimise; for each term `name` (mean, unweighted) and `name_weighted`, whose sum over the terms
           is the loss, all 0 if no example counts; and the new mutable state.
 
         Raises:
-          ConfigError: a term needs a teacher and there is none.
+          ConfigError: a term needs a teacher or a key and there is none.
         """
         if teacher_out is None and self.needs_teacher:
             names = ", ".join(t.name for t in self.terms if t.needs_teacher)
@@ -161,26 +192,34 @@ class Objective:
                 f"The objective was called without a teacher, but its terms {names} compare with one. Pass the "
                 'teacher\'s output, or use an objective without such terms, e.g. distill.preset("none").'
             )
+        if key is None and self.needs_key:
+            names = ", ".join(t.name for t in self.terms if t.needs_key)
+            raise ConfigError(
+                f"The objective was called without a key, but its terms {names} draw random numbers. Pass "
+                "key=jax.random.fold_in(key, step)."
+            )
         mask = batch.get("mask")
         total: jax.Array = jnp.zeros((), jnp.float32)
         logged: dict[str, jax.Array] = {}
         changed: dict[str, PyTree] = {}
-        for term, weight in zip(self.terms, self._weights, strict=True):
+        for index, (term, weight) in enumerate(zip(self.terms, self._weights, strict=True)):
+            name, options = term.name, {"key": jax.random.fold_in(key, index)} if term.needs_key else {}
             if term.init is None:
-                values = term.fn(student_out, teacher_out, batch)
+                values = term.fn(student_out, teacher_out, batch, **options)
             else:
-                name = term.name
-                values, changed[name] = term.fn(params[name], mutable[name], student_out, teacher_out, batch)
+                values, changed[name] = term.fn(params[name], mutable[name], student_out, teacher_out, batch, **options)
             mean = masked_mean(values, mask)
             weighted = weight(step) * mean
-            logged[term.name] = mean
-            logged[f"{term.name}_weighted"] = weighted
+            logged[name] = mean
+            logged[f"{name}_weighted"] = weighted
             total = total + weighted
         return total, logged, changed
 
 
 def masked_mean(values: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Mean of (B,) values where (B,) bool `mask` is True; 0 if that is nowhere."""
+    """Mean of (B,) values where (B,) bool `mask` is True, 0 if that is nowhere; a scalar of a batch as it is."""
+    if values.ndim == 0:
+        return values
     if mask is None:
         return jnp.mean(values)
     return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.maximum(jnp.sum(mask, dtype=values.dtype), 1.0)

@@ -7,9 +7,10 @@ from typing import Any
 
 from jaxkd.config import presets
 from jaxkd.distill.objective import Objective
+from jaxkd.distill.pair_features import as_pairs
 from jaxkd.distill.pairing import Pair
 from jaxkd.distill.schedules import weight_schedule
-from jaxkd.distill.terms import as_pairs, build_objective
+from jaxkd.distill.terms import build_objective
 from jaxkd.errors import ConfigError
 
 PRESETS = presets.PRESETS

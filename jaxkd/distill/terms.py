@@ -8,7 +8,10 @@ A term is a function `(student, teacher, batch, *, arguments) -> (B,)` and its r
 
 Its keyword-only arguments are what a config may set. Three of them are filled in where the config leaves them out:
 `pairs`, the resolved `distill.pairs`; `smoothing`, the run's `label_smoothing`; and `class_head`, whether another term
-teaches the second head of a student with two.
+teaches the second head of a student with two. A term of pairs may also be given `resize` and `projector`, which act on
+its features before the function sees them, and a term with parameters may be given `frozen`.
+
+The terms of this package are in `logit_terms`, `feature_terms` and `relation_terms`; docs/objectives.md lists them.
 """
 
 from __future__ import annotations
@@ -19,15 +22,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import jax
+from jaxkd.distill.objective import Objective, Term
+from jaxkd.distill.pair_features import PreparedPairs, as_pairs, check_resize, pairs_of_kind
+from jaxkd.distill.projectors import read_projector
+from jaxkd.errors import ConfigError, UnknownNameError, check_choice, did_you_mean
 
-from jaxkd import losses
-from jaxkd.distill.objective import Batch, ModelOutput, Objective, Term, TermFn
-from jaxkd.distill.pairing import Pair
-from jaxkd.errors import ConfigError, TapError, UnknownNameError, check_range, did_you_mean
-from jaxkd.losses.spectral import DEFAULT_METHOD, check_method
-
-_ENTRY_KEYS = ("loss", "weight", "name")  # of an entry of `distill.terms`; the others are arguments of the loss
+_ENTRY_KEYS = ("loss", "weight", "name")  # of every entry of `distill.terms`; the others depend on the loss
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,25 @@ class RegisteredTerm:
     init: Callable[..., Any] | None
     # called with the arguments before anything compiles, to raise ConfigError for a value out of range
     check: Callable[..., None] | None
+    needs_key: bool  # whether `fn` takes `key=`
+    taps: str  # the tap of each block that it reads, in place of the block's output: "attn"; "" for the output
+    projector: str  # the heads in front of it where the config names none
+    maps: bool  # whether it takes `projector` and `resize`
 
     @property
     def arguments(self) -> dict[str, inspect.Parameter]:
-        """Keyword-only arguments of `fn` by name."""
+        """Keyword-only arguments of `fn` by name, without the key."""
         given = inspect.signature(self.fn).parameters
-        return {name: p for name, p in given.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+        return {name: p for name, p in given.items() if p.kind is inspect.Parameter.KEYWORD_ONLY and name != "key"}
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Further keys that an entry of this term may hold, besides its arguments."""
+        options: tuple[str, ...] = ()
+        if self.maps and "pairs" in self.arguments:
+            options = ("resize",) if self.init else ("resize", "projector")
+        options = (*options, "frozen") if self.init or options else options
+        return tuple(name for name in options if name not in self.arguments)
 
 
 TERMS: dict[str, RegisteredTerm] = {}
@@ -59,6 +72,10 @@ def register_term(
     compares_logits: bool = False,
     init: Callable[..., Any] | None = None,
     check: Callable[..., None] | None = None,
+    needs_key: bool = False,
+    taps: str = "",
+    projector: str = "",
+    maps: bool = True,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """A decorator that registers a function as the term `name`; see the module.
 
@@ -67,8 +84,14 @@ def register_term(
       needs_teacher: whether the function reads the teacher.
       compares_logits: whether it compares logits, so that both networks need the same classes.
       init: for a term with parameters or state; takes the same arguments as the function, which then is
-        `(params, mutable, student, teacher, batch, *, arguments) -> ((B,), mutable)`.
+        `(params, mutable, student, teacher, batch, *, arguments) -> (values, mutable)`.
       check: takes the same arguments and raises ConfigError where they make no sense.
+      needs_key: whether the function also takes `key=`, a random key of its own in every step; no config sets it.
+      taps: for a function that reads another tap of the paired blocks than their output, its name before the number:
+        with "attn", `distill.pairs="last"` pairs the attentions of the last blocks.
+      projector: the heads of a term whose config names none; see `projectors`.
+      maps: False for a function whose features are no maps, tokens or vectors with channels last, so that it takes
+        neither `projector` nor `resize`.
 
     Raises:
       ConfigError: the name is taken.
@@ -79,7 +102,7 @@ def register_term(
             raise ConfigError(
                 f'The term "{name}" is registered already, by {TERMS[name].fn.__module__}. Choose another name.'
             )
-        TERMS[name] = RegisteredTerm(fn, needs_teacher, compares_logits, init, check)
+        TERMS[name] = RegisteredTerm(fn, needs_teacher, compares_logits, init, check, needs_key, taps, projector, maps)
         return fn
 
     return register
@@ -132,7 +155,8 @@ def _entry(entry: Any, index: int) -> dict[str, Any]:
             f'{where} has the loss "{entry["loss"]}", which is not registered.{did_you_mean(entry["loss"], TERMS)} '
             f"Choose one of {', '.join(TERMS)}, or register it with distill.register_term."
         )
-    accepted = (*_ENTRY_KEYS, *TERMS[entry["loss"]].arguments)
+    kind = TERMS[entry["loss"]]
+    accepted = (*_ENTRY_KEYS, *kind.arguments, *kind.options)
     for key in entry:
         if key not in accepted:
             raise ConfigError(
@@ -146,7 +170,7 @@ def _term(entry: dict[str, Any], index: int, filled_in: dict[str, Any]) -> Term:
     kind = TERMS[entry["loss"]]
     where = f'distill.terms[{index}] (loss "{entry["loss"]}")'
     accepted = kind.arguments
-    given = {key: value for key, value in entry.items() if key not in _ENTRY_KEYS}
+    given = {key: value for key, value in entry.items() if key in accepted}
     if "pairs" in given:
         given["pairs"] = as_pairs(given["pairs"])
     given = {key: value for key, value in filled_in.items() if key in accepted} | given
@@ -160,95 +184,35 @@ def _term(entry: dict[str, Any], index: int, filled_in: dict[str, Any]) -> Term:
         )
     if kind.check is not None:
         kind.check(**given)
-    name = str(entry.get("name", entry["loss"]))
+    pairs = pairs_of_kind(given.get("pairs", ()), kind.taps)
+    fn, init = _functions(kind, given | {"pairs": pairs} if pairs else given, entry)
+    frozen = entry.get("frozen", False) if "frozen" in kind.options else False
+    check_choice(f"{where}: frozen", frozen, (True, False))
+    if frozen and init is None:
+        raise ConfigError(f"{where} is frozen, but has no parameters. Give it a projector, or leave frozen out.")
     return Term(
-        name,
+        str(entry.get("name", entry["loss"])),
         entry.get("weight", 1.0),
-        partial(kind.fn, **given),
+        fn,
         needs_teacher=kind.needs_teacher,
         compares_logits=kind.compares_logits,
-        pairs=given.get("pairs", ()),
-        init=None if kind.init is None else partial(kind.init, **given),
+        pairs=pairs,
+        init=init,
+        needs_key=kind.needs_key,
+        frozen=frozen,
     )
 
 
-def as_pairs(pairs: Any) -> tuple[Pair, ...]:
-    """`pairs` as a tuple of (student tap, teacher tap)."""
-    pairs = tuple(pairs)
-    if not all(isinstance(p, tuple | list) and len(p) == 2 and all(isinstance(tap, str) for tap in p) for p in pairs):
-        raise ConfigError(
-            f"pairs={pairs!r} are not pairs of taps. Pass what distill.resolve_pairs(pairs, student_taps, "
-            "teacher_taps) returns."
-        )
-    return tuple((student, teacher) for student, teacher in pairs)
-
-
-def feature_mean(student: ModelOutput, teacher: ModelOutput, batch: Batch, *, loss: TermFn, pairs: tuple[Pair, ...]):
-    """(B,) mean over `pairs` of a loss on features."""
-    for side, output, taps in (
-        ("student", student, [p[0] for p in pairs]),
-        ("teacher", teacher, [p[1] for p in pairs]),
-    ):
-        for tap in taps:
-            if tap not in output[1]:
-                raise TapError(
-                    f'The objective reads "{tap}" of the {side}, which returned {sorted(output[1]) or "no features"}. '
-                    f"Call apply with taps=objective.{side}_taps."
-                )
-    values = [loss(student[1][s], teacher[1][t], where=batch.get("mask")) for s, t in pairs]
-    return sum(values[1:], start=values[0]) / len(values)
-
-
-def _head(output: Any, index: int | None) -> jax.Array:
-    """One head of a network with two, by index, or their mean; the output itself of a network with one."""
-    if not isinstance(output, tuple | list):
-        return output
-    return sum(output[1:], start=output[0]) / len(output) if index is None else output[index]
-
-
-def _check_smoothing(*, smoothing: Any, **_: Any) -> None:
-    check_range("smoothing", smoothing, 0, below=1)
-
-
-def _check_temperature(*, temperature: Any = 1.0, **_: Any) -> None:
-    check_range("temperature", temperature, above=0)
-
-
-def _check_spectral(*, method: str = DEFAULT_METHOD, **_: Any) -> None:
-    check_method(method)
-
-
-@register_term("ce", needs_teacher=False, check=_check_smoothing)
-def cross_entropy(
-    student: ModelOutput, teacher: ModelOutput | None, batch: Batch, *, smoothing: float = 0.1, class_head: bool = False
-) -> jax.Array:
-    """Label-smoothed cross-entropy of the class head, or of the mean of both heads where no term compares logits."""
-    logits = _head(student[0], 0 if class_head else None)
-    return losses.cross_entropy(logits, batch["label"], smoothing=smoothing, where=batch.get("mask"))
-
-
-@register_term("kl", compares_logits=True, check=_check_temperature)
-def kl(student: ModelOutput, teacher: ModelOutput, batch: Batch, *, temperature: float = 1.0) -> jax.Array:
-    """T^2 KL from the teacher's to the student's distribution."""
-    student_logits, teacher_logits = _head(student[0], 1), _head(teacher[0], None)
-    return losses.kl(student_logits, teacher_logits, temperature=float(temperature), where=batch.get("mask"))
-
-
-@register_term("hard", compares_logits=True)
-def hard(student: ModelOutput, teacher: ModelOutput, batch: Batch) -> jax.Array:
-    """Cross-entropy to the teacher's first class."""
-    return losses.hard(_head(student[0], 1), _head(teacher[0], None), where=batch.get("mask"))
-
-
-@register_term("spectral", check=_check_spectral)
-def spectral(
-    student: ModelOutput, teacher: ModelOutput, batch: Batch, *, pairs: tuple[Pair, ...], method: str = DEFAULT_METHOD
-) -> jax.Array:
-    """Mean over pairs of the SpectralKD loss; `method` is "closed" or "fft"."""
-    return feature_mean(student, teacher, batch, loss=partial(losses.spectral, method=method), pairs=pairs)
-
-
-@register_term("mse")
-def mse(student: ModelOutput, teacher: ModelOutput, batch: Batch, *, pairs: tuple[Pair, ...]) -> jax.Array:
-    """Mean over pairs of the MSE between features."""
-    return feature_mean(student, teacher, batch, loss=losses.feature_mse, pairs=pairs)
+def _functions(
+    kind: RegisteredTerm, given: dict[str, Any], entry: dict[str, Any]
+) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
+    """`fn` and `init` of a Term, with the heads and the resizing of its entry."""
+    options = {"resize": "", "projector": kind.projector} | {k: v for k, v in entry.items() if k in kind.options}
+    resize, projector = options["resize"], read_projector(options["projector"])
+    check_resize(resize)
+    if not resize and projector is None:
+        return partial(kind.fn, **given), None if kind.init is None else partial(kind.init, **given)
+    rest = {key: value for key, value in given.items() if key != "pairs"}
+    init = None if kind.init is None else partial(kind.init, **rest)
+    term = PreparedPairs(partial(kind.fn, **rest), given["pairs"], resize=resize, projector=projector, init=init)
+    return (term.stateless, None) if kind.init is None and projector is None else (term.stateful, term.init)

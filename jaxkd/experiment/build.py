@@ -131,6 +131,7 @@ def build(
         eps=config.optimizer.eps,
         clip_norm=config.optimizer.clip_norm,
         frozen=task.frozen,
+        **projector_settings(config),
     )
 
     def create(key: jax.Array) -> train.TrainState:
@@ -161,6 +162,16 @@ def loop_settings(config: ConfigDict, steps_per_epoch: int) -> train.LoopSetting
         eval_every=config.eval.every_steps or max(1, round(config.eval.every_epochs * steps_per_epoch)),
         checkpoint_every=tuple(e for e in every if e),
     )
+
+
+def projector_settings(config: ConfigDict) -> dict[str, float]:
+    """Arguments of `train.make_optimizer` for the parameters of the terms; {} where they train as the student does."""
+    settings, own = config.distill, {}
+    if settings.projector_learning_rate:
+        own["projector_rate"] = settings.projector_learning_rate / config.optimizer.learning_rate
+    if settings.projector_weight_decay is not None:
+        own["projector_decay"] = settings.projector_weight_decay
+    return own
 
 
 def build_schedule(config: ConfigDict, settings: train.LoopSettings) -> train.Schedule:

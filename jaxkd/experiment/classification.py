@@ -133,7 +133,7 @@ def build_task(config: ConfigDict, *, num_classes: int, load: bool = True) -> ta
         return tasks.ClassificationTask(student, objective, frozen=frozen, **_on_device(config))
     teacher = _network(config.teacher, config.precision.compute, False, like=student)
     objective = build_objective(config, student_taps, models.tap_names(teacher.model))
-    tasks.check_networks(student, teacher, objective)
+    tasks.check_networks(student, teacher, objective, mixed=mixes(config))
     if config.teacher.new_head and objective.compares_logits:
         names = ", ".join(term.name for term in objective.terms if term.compares_logits)
         raise ConfigError(

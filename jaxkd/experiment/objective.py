@@ -48,6 +48,13 @@ def build_objective(
             'task="distillation" is set, but no term of distill.terms reads the teacher. Set '
             '--config.task=classification, or add a term such as {"loss": "kl"}.'
         )
+    defaults = {"projector_learning_rate": 0.0, "projector_weight_decay": None}
+    own = [name for name, default in defaults.items() if settings[name] != default]
+    if own and not objective.has_variables:
+        raise ConfigError(
+            f"distill.{own[0]}={settings[own[0]]!r} is set, but no term of distill.terms has parameters. Leave it out, "
+            'or give a term a projector, e.g. {"loss": "mse", "projector": "linear"}.'
+        )
     return objective
 
 

@@ -46,11 +46,15 @@ class ClassificationTask(Task):
 
     @cached_property
     def frozen(self) -> PyTree | None:
-        """Tree of bool like the parameters; parameters of the objective always train."""
-        if self._frozen_student is None:
+        """Tree of bool like the parameters; those of the objective train unless their term is frozen."""
+        student = self._frozen_student
+        if student is None and not self.objective.has_frozen:
             return None
+        if student is None:
+            shapes = models.abstract_variables(self.student.model, (1, *self.student.image_size, 3))
+            student = jax.tree.map(lambda _: False, shapes["params"])
         projectors, _ = jax.eval_shape(self._init_objective, jax.random.key(0))
-        return {"student": self._frozen_student, "projectors": jax.tree.map(lambda _: False, projectors)}
+        return {"student": student, "projectors": self.objective.frozen(projectors)}
 
     def init(self, key: jax.Array) -> tuple[PyTree, PyTree]:
         """Random student parameters, or the given ones, and parameters and state of the objective."""
@@ -103,11 +107,20 @@ class ClassificationTask(Task):
         return Inputs(images, batch, self.teacher_forward(images, constants))
 
     def compare(
-        self, params: PyTree, mutable: PyTree, inputs: Inputs, output: ModelOutput, step: jax.Array
+        self,
+        params: PyTree,
+        mutable: PyTree,
+        inputs: Inputs,
+        output: ModelOutput,
+        step: jax.Array,
+        key: jax.Array,
     ) -> tuple[jax.Array, dict[str, jax.Array], PyTree]:
         """The objective of student and teacher."""
         state = mutable.get("projectors", {})
-        loss, terms, state = self.objective(params["projectors"], state, output, inputs.teacher, inputs.batch, step)
+        options = {"key": jax.random.fold_in(key, 2)} if self.objective.needs_key else {}
+        loss, terms, state = self.objective(
+            params["projectors"], state, output, inputs.teacher, inputs.batch, step, **options
+        )
         return loss, terms, {**mutable, "projectors": state} if state else mutable
 
     def evaluate(self, params: PyTree, mutable: PyTree, batch: Batch, constants: PyTree) -> Metrics:

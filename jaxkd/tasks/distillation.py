@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -9,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd import models, weights
-from jaxkd.distill import ModelOutput, Objective, Teacher, check_pairs
-from jaxkd.errors import ConfigError
+from jaxkd.distill import ModelOutput, Objective, Teacher, Term, check_pairs
+from jaxkd.errors import ConfigError, JaxkdError, ShapeError
 from jaxkd.tasks.classification import ClassificationTask, abstract_output
 from jaxkd.weights.network import Network
 
@@ -31,9 +32,9 @@ class DistillationTask(ClassificationTask):
         super().__init__(student, objective, **options)
         self.teacher = teacher
         # A student with a distillation token learns the teacher from that token's own head, as in DeiT.
-        self._two_heads = bool(getattr(student.model, "distillation_token", False))
+        self._two_heads = _two_heads(student)
         self._teacher = Teacher(teacher.model, teacher.spec.mean, teacher.spec.std, student.spec.mean, student.spec.std)
-        check_networks(student, teacher, objective)
+        check_networks(student, teacher, objective, mixed=self.mix is not None)
         self.constants = teacher.variables if teacher.variables is not None else _random_variables(teacher)
         self._fingerprint = weights.fingerprint(self.constants)
 
@@ -65,8 +66,22 @@ def _random_variables(teacher: Network) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.02, leaf.shape), leaf.dtype), shapes)
 
 
-def check_networks(student: Network, teacher: Network, objective: Objective) -> None:
-    """Checks that `objective` can compare the two networks; needs no weights and compiles nothing."""
+def _two_heads(network: Network) -> bool:
+    return bool(getattr(network.model, "distillation_token", False))
+
+
+def check_networks(student: Network, teacher: Network, objective: Objective, *, mixed: bool = False) -> None:
+    """Checks that `objective` can compare the two networks; needs no weights and compiles nothing.
+
+    Args:
+      student: the network that learns.
+      teacher: the network that is read.
+      objective: its terms are traced with the shapes of both networks' outputs.
+      mixed: whether the labels are probabilities, because images are mixed.
+
+    Raises:
+      ConfigError, ShapeError, TapError: a term that does not fit the networks.
+    """
     if objective.compares_logits and student.num_classes != teacher.num_classes:
         raise ConfigError(
             f"The student has {student.num_classes} classes and the teacher {teacher.num_classes}, and their logits "
@@ -78,8 +93,30 @@ def check_networks(student: Network, teacher: Network, objective: Objective) -> 
             f"The student takes {student.image_size} images and the teacher {teacher.image_size}, but both see the "
             "same batch. Set teacher.args.img_size (with teacher.resize=True if its position embeddings must follow)."
         )
-    shapes = [
-        {name: tuple(value.shape) for name, value in abstract_output(network, taps)[1].items()} if taps else {}
-        for network, taps in ((student, objective.student_taps), (teacher, objective.teacher_taps))
-    ]
-    check_pairs(objective.pairs, *shapes)
+    options = {"distilled": True} if _two_heads(student) else {}
+    outputs = (
+        abstract_output(student, objective.student_taps, **options),
+        abstract_output(teacher, objective.teacher_taps),
+    )
+    label = jax.ShapeDtypeStruct((1, student.num_classes), jnp.float32) if mixed else jax.ShapeDtypeStruct((1,), int)
+    for term in objective.terms:
+        _check_term(term, outputs, {"label": label})
+
+
+def _check_term(term: Term, outputs: tuple[ModelOutput, ModelOutput], batch: dict[str, jax.ShapeDtypeStruct]) -> None:
+    """Traces a term with shapes; raises what is wrong with them, and which term it is."""
+    objective = Objective((replace(term, weight=1.0),))
+
+    def call(key: jax.Array, outputs: tuple[ModelOutput, ModelOutput], batch: dict[str, jax.Array]) -> jax.Array:
+        params, mutable = objective.init(key, outputs)
+        return objective(params, mutable, *outputs, batch, 0, key=key)[0]
+
+    try:
+        jax.eval_shape(call, jax.random.key(0), outputs, batch)
+    except (ShapeError, ConfigError, TypeError, ValueError) as error:
+        shapes = [{name: tuple(value.shape) for name, value in features.items()} for _, features in outputs]
+        if not isinstance(error, ConfigError):
+            check_pairs(term.pairs, *shapes)  # says more about a pair whose axes differ
+        if isinstance(error, JaxkdError):
+            raise type(error)(f'The term "{term.name}" does not fit these networks. {error}') from None
+        raise

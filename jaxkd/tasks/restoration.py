@@ -50,7 +50,13 @@ class RestorationTask(Task):
         return Inputs(small, {"hr": large, "mask": batch["mask"]}, None)
 
     def compare(
-        self, params: PyTree, mutable: PyTree, inputs: Inputs, output: tuple[jax.Array, Any], step: jax.Array
+        self,
+        params: PyTree,
+        mutable: PyTree,
+        inputs: Inputs,
+        output: tuple[jax.Array, Any],
+        step: jax.Array,
+        key: jax.Array,
     ) -> tuple[jax.Array, dict[str, jax.Array], PyTree]:
         """Mean over the patches that could be read."""
         large, where = inputs.batch["hr"], inputs.batch["mask"]

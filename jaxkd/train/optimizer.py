@@ -108,6 +108,8 @@ def make_optimizer(
     eps: float = 1e-8,
     clip_norm: float = 0.0,
     frozen: PyTree | None = None,
+    projector_rate: float = 1.0,
+    projector_decay: float | None = None,
 ) -> optax.GradientTransformation:
     """AdamW (decoupled decay times the learning rate, as torch.optim.AdamW), clipping first.
 
@@ -119,11 +121,36 @@ def make_optimizer(
       eps: added to the root of the second moment.
       clip_norm: global gradient norm over what trains is clipped to this; 0 is off.
       frozen: tree of bool; True parameters get no update, no decay and no moments.
+      projector_rate: learning rate of `params["projectors"]` over that of the student, at every step.
+      projector_decay: weight decay of `params["projectors"]`; None for `weight_decay`.
     """
-    parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
-    parts.append(optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decay_mask))
-    tx = optax.chain(*parts)
-    if frozen is None or not any(jax.tree.leaves(frozen)):
-        return tx
-    labels = jax.tree.map(lambda f: "frozen" if f else "trains", frozen)
-    return optax.multi_transform({"trains": tx, "frozen": optax.set_to_zero()}, labels)
+
+    def adamw(rate: float, decay: float) -> optax.GradientTransformation:
+        scaled = schedule
+        if rate != 1.0:
+            scaled = (lambda step: rate * schedule(step)) if callable(schedule) else rate * schedule
+        return optax.adamw(scaled, b1=b1, b2=b2, eps=eps, weight_decay=decay, mask=decay_mask)
+
+    clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+    any_frozen = frozen is not None and any(jax.tree.leaves(frozen))
+    if projector_rate == 1.0 and projector_decay in (None, weight_decay):
+        tx = optax.chain(*clip, adamw(1.0, weight_decay))
+        if not any_frozen:
+            return tx
+        labels = jax.tree.map(lambda f: "frozen" if f else "trains", frozen)
+        return optax.multi_transform({"trains": tx, "frozen": optax.set_to_zero()}, labels)
+
+    def labels_of(params: PyTree) -> PyTree:
+        names = {root: jax.tree.map(lambda _, root=root: root, tree) for root, tree in params.items()}
+        if not any_frozen:
+            return names
+        return jax.tree.map(lambda name, f: "frozen" if f else name, names, frozen)
+
+    own = {
+        "student": adamw(1.0, weight_decay),
+        "projectors": adamw(projector_rate, weight_decay if projector_decay is None else projector_decay),
+        "frozen": optax.set_to_zero(),
+    }
+    if clip and any_frozen:  # the norm is over what trains
+        clip = [optax.masked(clip[0], jax.tree.map(lambda f: not f, frozen))]
+    return optax.chain(*clip, optax.multi_transform(own, labels_of))

@@ -81,7 +81,7 @@ class Task(Protocol):
             rngs={"dropout": jax.random.fold_in(key, 1)},
             **self.student_options(train=True),
         )
-        loss, terms, mutable = self.compare(params, mutable, inputs, output, step)
+        loss, terms, mutable = self.compare(params, mutable, inputs, output, step, key)
         return loss, (terms, mutable, {name: output[1][name] for name in taps})
 
     def student_options(self, train: bool) -> dict[str, Any]:
@@ -89,7 +89,13 @@ class Task(Protocol):
         return {}
 
     def compare(
-        self, params: PyTree, mutable: PyTree, inputs: Inputs, output: tuple[Any, dict[str, jax.Array]], step: jax.Array
+        self,
+        params: PyTree,
+        mutable: PyTree,
+        inputs: Inputs,
+        output: tuple[Any, dict[str, jax.Array]],
+        step: jax.Array,
+        key: jax.Array,
     ) -> tuple[jax.Array, dict[str, jax.Array], PyTree]:
         """The loss of the student's (output, features) on `inputs`, its named terms and the new mutable collections."""
         ...

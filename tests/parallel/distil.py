@@ -28,11 +28,17 @@ def network(name: str, args: dict, seed: int) -> weights.Network:
 
 
 def build() -> tasks.DistillationTask:
-    """soft+spectral, deit <- cait, two pairs of layers, stochastic depth in the student."""
+    """Soft, spectral and a projector with BatchNorm, deit <- cait, two pairs of layers, stochastic depth."""
     student = network("deit_tiny_patch16_224", STUDENT, 3)
     teacher = network("cait_xxs24_224", TEACHER, 7)
     pairs = (("block_0", "block_0"), ("block_1", "block_0"))
-    return tasks.DistillationTask(student, teacher, distill.preset("soft+spectral", pairs=pairs))
+    terms = (
+        {"loss": "ce", "weight": 0.1},
+        {"loss": "kl", "weight": 0.9},
+        {"loss": "spectral", "weight": 0.2},
+        {"loss": "mse", "weight": 0.2, "projector": {"student": "linear_batchnorm", "teacher": "batchnorm"}},
+    )
+    return tasks.DistillationTask(student, teacher, distill.build_objective(terms, pairs=pairs))
 
 
 def batch_of(step: int) -> dict[str, np.ndarray]:
@@ -58,7 +64,7 @@ def evaluation_batches(count: int = 21) -> list[dict[str, np.ndarray]]:
 
 
 def steps(mesh: jax.sharding.Mesh, *, accumulate: int = 1) -> dict[str, np.ndarray]:
-    """Terms of each step, the sum of absolute parameters and of their average at the end, the evaluation."""
+    """Terms of each step; sums of absolute parameters, averages and batch statistics at the end; the evaluation."""
     task = build()
     tx = train.make_optimizer(1e-3, clip_norm=1.0)
 
@@ -77,8 +83,8 @@ def steps(mesh: jax.sharding.Mesh, *, accumulate: int = 1) -> dict[str, np.ndarr
     sizes = jax.jit(
         lambda trees: [jnp.stack([jnp.abs(x).sum() for x in jax.tree.leaves(tree)]) for tree in trees],
         out_shardings=parallel.replicated(mesh),
-    )((state.params, state.ema))
-    result |= {name: np.array(size) for name, size in zip(("params", "ema"), sizes, strict=True)}
+    )((state.params, state.ema, state.mutable))
+    result |= {name: np.array(size) for name, size in zip(("params", "ema", "statistics"), sizes, strict=True)}
     kernel = state.params["student"]["blocks_0"]["attn"]["qkv"]["kernel"]
     moment = next(x for p, x in jax.tree_util.tree_leaves_with_path(state.opt_state) if "qkv" in str(p) and x.ndim == 2)
     result["shards"] = np.array([x.addressable_shards[0].data.shape for x in (kernel, moment)])

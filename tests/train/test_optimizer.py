@@ -164,6 +164,42 @@ def test_frozen_parameters_neither_move_nor_have_moments_nor_count_for_clipping(
     np.testing.assert_array_equal(updates["student"]["a"]["kernel"], 0.0)
 
 
+def test_projectors_have_their_own_rate_and_decay():
+    params = {"student": PARAMS, "projectors": {"mse": PARAMS, "fixed": PARAMS}}
+    frozen = {"student": {"dense": {"kernel": False, "bias": True}}}
+    frozen["projectors"] = {"mse": {"dense": {"kernel": False, "bias": False}}, "fixed": frozen["student"]}
+    rates = lambda step: jnp.array([0.1, 0.2])[step]  # noqa: E731 -- a schedule
+    tx = train.make_optimizer(
+        rates, weight_decay=0.5, clip_norm=1e9, projector_rate=3.0, projector_decay=0.1, frozen=frozen
+    )
+    state, zero = tx.init(params), jax.tree.map(jnp.zeros_like, params)
+    for rate in (0.1, 0.2):  # -rate * decay * p
+        updates, state = tx.update(zero, state, params)
+        kernel = PARAMS["dense"]["kernel"]
+        np.testing.assert_allclose(updates["student"]["dense"]["kernel"], -rate * 0.5 * kernel, rtol=1e-6)
+        np.testing.assert_allclose(updates["projectors"]["mse"]["dense"]["kernel"], -3 * rate * 0.1 * kernel, rtol=1e-6)
+        np.testing.assert_array_equal(updates["student"]["dense"]["bias"], 0.0)
+    moments = [x.shape for x in jax.tree.leaves(state) if x.ndim]
+    assert sorted(moments) == [(1,), (1,), *[(1, 2)] * 6]  # of the biases, one trains
+    plain = train.make_optimizer(0.1, weight_decay=0.5, projector_decay=0.5).init(params)
+    same = train.make_optimizer(0.1, weight_decay=0.5).init(params)
+    assert jax.tree.structure(plain) == jax.tree.structure(same)  # a run without settings of its own is as before
+
+
+def test_frozen_gradients_do_not_count_for_clipping_beside_projectors():
+    params = {"student": PARAMS, "projectors": {"mse": PARAMS}}
+    frozen = {"student": {"dense": {"kernel": False, "bias": False}}}
+    frozen["projectors"] = {"mse": {"dense": {"kernel": True, "bias": True}}}
+    tx = train.make_optimizer(
+        1e6, weight_decay=0.0, b1=0.0, b2=0.0, eps=1e6, clip_norm=6.5, projector_rate=2.0, frozen=frozen
+    )
+    grads = {"kernel": jnp.array([[3.0, 4.0]]), "bias": jnp.array([12.0])}  # norm 13
+    grads = {"student": {"dense": grads}, "projectors": {"mse": {"dense": jax.tree.map(lambda x: 1e3 * x, grads)}}}
+    updates = updates_of(tx, grads, params)
+    np.testing.assert_allclose(updates["student"]["dense"]["kernel"], [[-1.5, -2.0]], rtol=1e-4)
+    np.testing.assert_array_equal(updates["projectors"]["mse"]["dense"]["kernel"], 0.0)
+
+
 @pytest.mark.parity
 @pytest.mark.parametrize("clip", [0.0, 0.7])
 def test_adamw_is_torchs_over_many_steps(clip):
