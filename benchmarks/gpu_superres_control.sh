@@ -8,13 +8,14 @@
 # sr_bsd100, on which they are scored. The runs, in this order: mdbn, mdbn_range, mdbn_skip and edsr with seed 0, the same
 # with seed 1, and mdbn_range with seed 0 and a warm-up of the moving average. JOBS (2) train at a time. While they train,
 # they are scored on Set5; each new size of an image is a program to compile, so the finished weights are scored on all
-# sets on the CPU (fp32), while the next runs train. Of each run $OUT/<run>/ gets the scores (raw and moving average),
-# metrics.jsonl, result.json, config.json, curves.png and the log as soon as they are there. BUDGET (9) is the time for
+# sets on the CPU (fp32), while the next runs train. After each run $OUT gets anew control.json (scores of raw weights and
+# moving average, curves, times), tables.md and runs.tar.gz (of each run the scores, metrics.jsonl, result.json,
+# config.json, curves.png and the log). BUDGET (9) is the time for
 # everything in minutes: a run is not started where too little is left, and what runs then is stopped. RUNS selects runs
 # by name (RUNS="mdbn-seed0 edsr-seed0").
 # PYTHON (python3) is the interpreter; packages that the machine lacks are read from carry/wheels. The tables:
 #
-#     python benchmarks/superres_control_table.py $OUT --keep=benchmarks/results/control-<device>-<date>.json
+#     python benchmarks/superres_control_table.py benchmarks/results/control-<device>-<date>.json     ($OUT/control.json)
 set -uo pipefail
 
 start=$(date +%s)
@@ -26,7 +27,7 @@ data=${DATA:-}
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 data=${data:-$PWD/carry}
 python=${PYTHON:-python3}
-deadline=$((start + ${BUDGET:-9} * 60 - 10)) # the last seconds are for the summary
+deadline=$((start + ${BUDGET:-9} * 60 - 20)) # the last seconds are for the summary
 tiny=
 if [ "${1:-}" = --tiny ]; then tiny=yes; elif [ $# -gt 0 ]; then
   echo "benchmarks/gpu_superres_control.sh knows one option, --tiny, not: $*" >&2
@@ -48,7 +49,8 @@ if [ -n "$tiny" ]; then export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}; else export 
 export XLA_PYTHON_CLIENT_PREALLOCATE=false # several processes share the device
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$scratch/jax}" JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.3
 
-mkdir -p "$scratch/train/train"
+kept="$scratch/kept" # of each run, the small files
+mkdir -p "$scratch/train/train" "$kept"
 ln -s "$data/sr_t91" "$scratch/train/train/T91"
 ln -s "$data/sr_bsd200_train" "$scratch/train/train/BSD200"
 common=(--config.data.source="$scratch/train" --config.eval.sets="('Set5=$data/sr_set5',)" --config.log.tensorboard=False
@@ -74,18 +76,18 @@ train() { # run, stage, further options
   shift 2
   folder="$scratch/$run"
   limited "$python" -m jaxkd.main --config="configs/mdbn_x4.py:control=$stage" --workdir="$folder" "${common[@]}" "$@" \
-    >"$out/$run/log.txt" 2>&1
-  cp "$folder/$stage"/{metrics.jsonl,config.json,result.json,curves.png,bicubic.json} "$out/$run/" 2>/dev/null
+    >"$kept/$run/log.txt" 2>&1
+  cp "$folder/$stage"/{metrics.jsonl,config.json,result.json,curves.png,bicubic.json} "$kept/$run/" 2>/dev/null
 }
 
 score() { # run, stage: on the CPU, whole sets, raw weights and moving average
   local run=$1 stage=$2 variant
-  [ -f "$out/$run/result.json" ] || return 0
+  [ -f "$kept/$run/result.json" ] || return 0
   for variant in raw ema; do
     JAX_PLATFORMS=cpu CUDA_VISIBLE_DEVICES= limited "$python" -m jaxkd.evaluate --weights="$scratch/$run/$stage" \
       --variant=$variant --data="Set5=$data/sr_set5" --data="Set14=$data/sr_set14" --data="BSD100=$data/sr_bsd100" \
-      >"$scratch/$run/$variant.txt" 2>>"$out/$run/log.txt" &&
-      tail -n 1 "$scratch/$run/$variant.txt" >"$out/$run/scores_$variant.json"
+      >"$scratch/$run/$variant.txt" 2>>"$kept/$run/log.txt" &&
+      tail -n 1 "$scratch/$run/$variant.txt" >"$kept/$run/scores_$variant.json"
   done
 }
 
@@ -99,6 +101,23 @@ for run in "${runs[@]}"; do
   case " ${RUNS:-${run%% *}} " in *" ${run%% *} "*) wanted+=("$run") ;; esac
 done
 
+device=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null || echo CPU)
+version=$("$python" -c 'import importlib.metadata as m; print(m.version("jax"))')
+publish() { # what there is so far; whole files only, one writer at a time
+  (
+    flock 8
+    {
+      echo "device: $device"
+      echo "jax: $version"
+      echo "runs: ${wanted[*]%% *}"
+      echo "seconds: $(($(date +%s) - start))"
+    } >"$kept/about.txt"
+    "$python" benchmarks/superres_control_table.py "$kept" --keep="$scratch/control.json" >"$scratch/tables.md" &&
+      mv "$scratch/control.json" "$scratch/tables.md" "$out/"
+    tar -C "$kept" -czf "$scratch/runs.tar.gz" . && mv "$scratch/runs.tar.gz" "$out/"
+  ) 8>"$scratch/publish"
+}
+
 mkfifo "$scratch/lanes"
 exec 7<>"$scratch/lanes" # one line for each run that may train now
 for _ in $(seq "${JOBS:-2}"); do echo >&7; done
@@ -109,7 +128,7 @@ for run in ${wanted[@]+"${wanted[@]}"}; do
   [ "$seconds" -gt 0 ] && read -r -t "$seconds" -u 7 took || break
   [ "${took:-0}" -gt "$longest" ] && longest=$took
   if [ "$(left)" -lt "$longest" ]; then echo "$name: not started, $(left) s left, a run takes $longest s" >&2; break; fi
-  mkdir -p "$out/$name"
+  mkdir -p "$kept/$name"
   echo "$name: starts after $(($(date +%s) - start)) s" >&2
   {
     begin=$(date +%s)
@@ -118,15 +137,12 @@ for run in ${wanted[@]+"${wanted[@]}"}; do
     seconds=$(($(date +%s) - begin))
     echo "$name: trained in $seconds s" >&2
     echo "$seconds" >&7
+    publish
     score "$name" "$stage"
+    publish
   } &
 done
 wait
-{
-  echo "device: $(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null || echo cpu)"
-  "$python" -c 'import jax; print("jax:", jax.__version__)'
-  echo "runs: ${wanted[*]%% *}"
-  echo "seconds: $(($(date +%s) - start))"
-} >"$out/about.txt" 2>/dev/null
-"$python" benchmarks/superres_control_table.py "$out"
+publish
+cat "$out/tables.md"
 echo "$(($(date +%s) - start)) s"

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -53,13 +54,20 @@ def test_one_run_leaves_its_scores_and_no_time_starts_none(tmp_path):
     out = tmp_path / "out"
     done = control(out, "--tiny", DATA=str(data), RUNS="mdbn_skip-seed1 edsr-seed7")
     assert done.returncode == 0, done.stderr
-    config = json.loads((out / "mdbn_skip-seed1" / "config.json").read_text())
+    assert sorted(p.name for p in out.iterdir()) == ["control.json", "runs.tar.gz", "tables.md"]
+    with tarfile.open(out / "runs.tar.gz") as archive:
+        archive.extractall(tmp_path / "kept", filter="data")
+    run = tmp_path / "kept" / "mdbn_skip-seed1"
+    assert [p.name for p in run.parent.iterdir() if p.is_dir()] == [run.name]
+    config = json.loads((run / "config.json").read_text())
     assert config["seed"] == 1 and config["student"]["args"]["global_skip"] == "bicubic"
-    scores = [json.loads((out / "mdbn_skip-seed1" / f"scores_{v}.json").read_text()) for v in ("raw", "ema")]
+    scores = [json.loads((run / f"scores_{v}.json").read_text()) for v in ("raw", "ema")]
     assert [set(s["images"]) for s in scores] == [{"Set5", "Set14", "BSD100"}] * 2
     assert scores[0]["metrics"] != scores[1]["metrics"]
+    found = json.loads((out / "control.json").read_text())["runs"][run.name]
+    assert found["scores"] == {"raw": scores[0]["metrics"], "ema": scores[1]["metrics"]}
+    assert [row["step"] for row in found["curve"]] == [2, 4] and "Set5/psnr_y_crop4" in found["curve"][0]
     assert f"| {scores[0]['metrics']['Set5/psnr_y_crop4']:.2f} / " in done.stdout
-    assert [p.name for p in out.iterdir() if p.is_dir()] == ["mdbn_skip-seed1"]
     late = control(tmp_path / "late", "--tiny", DATA=str(data), BUDGET="0")
     assert late.returncode == 0 and "Not finished or not scored: mdbn-seed0, mdbn_range-seed0" in late.stdout
 
