@@ -1,5 +1,13 @@
 """Losses as pure array functions: computed in at least fp32, one value per example, with an optional mask."""
 
+from jaxkd.losses.attention import (
+    attention_cosine,
+    attention_kl,
+    manifold_inter,
+    manifold_intra,
+    manifold_random,
+    relation_kl,
+)
 from jaxkd.losses.features import (
     attention_transfer,
     feature_cosine,
@@ -28,8 +36,17 @@ from jaxkd.losses.projected import (
     vid_variance,
     vitkd_mimic,
 )
+from jaxkd.losses.relational import (
+    correlation_congruence,
+    linear_cka,
+    pkt,
+    rkd_angle,
+    rkd_distance,
+    similarity_preserving,
+)
 from jaxkd.losses.restoration import charbonnier, fft_l1, l1
 
-# This name hides the module of the same name: users type losses.spectral(...). `from jaxkd.losses.spectral import
+# These names hide the modules of the same name: users type losses.spectral(...). `from jaxkd.losses.spectral import
 # DEFAULT_METHOD` still works, as it finds the module by its path.
+from jaxkd.losses.contrastive import contrastive  # isort: skip
 from jaxkd.losses.spectral import spectral

@@ -15,6 +15,7 @@ import numpy as np
 PATH = Path(__file__).resolve().parent.parent / "golden" / "kd_zoo.npz"
 # Inputs with one row per example, which a masked example may fill with NaN; all others are parameters or masks.
 EXAMPLES = ("student", "teacher", "class_logits", "distill_logits")
+PARAMETERS = ("_kernel", "_bias")
 
 
 @functools.cache
@@ -57,6 +58,7 @@ def check(
     *,
     loss_tolerance: float = 1e-5,
     grad_tolerance: float = 1e-5,
+    masked: bool = True,
 ) -> None:
     """Checks loss, outputs and gradients of one case, of all examples and with two examples masked that hold NaN.
 
@@ -66,12 +68,13 @@ def check(
       outputs: inputs -> the values saved as `out/*`.
       loss_tolerance: relative to the largest value of the array, also for `out/*`.
       grad_tolerance: likewise.
+      masked: whether the case is also checked with a mask.
     """
     inputs, saved = arrays(name), _file()[0]
     grads, where_grads = arrays(name, "grad"), arrays(name, "where_grad")
-    size = next(x.shape[0] for key, x in inputs.items() if key.startswith(EXAMPLES))
+    size = next(x.shape[0] for key, x in inputs.items() if _has_examples(key))
     where = saved.get(f"{name}/where", (np.arange(size) % (size - 2)) != 1)  # examples 1 and B - 1 are left out
-    spoilt = {key: _spoil(x, where) if key.startswith(EXAMPLES) else x for key, x in inputs.items()}
+    spoilt = {key: _spoil(x, where) if _has_examples(key) else x for key, x in inputs.items()}
 
     @jax.jit
     def run(inputs, spoilt):
@@ -92,6 +95,8 @@ def check(
     assert set(values) == set(arrays(name, "out"))
     for key, expected in arrays(name, "out").items():
         close(values[key], expected, loss_tolerance, key)
+    if not masked:
+        return
     if where_grads:
         close(masked_loss, saved[f"{name}/where_loss"], loss_tolerance, "masked loss")
         for key, expected in where_grads.items():
@@ -100,7 +105,7 @@ def check(
     # A loss per example is the same with the mask. Only rows are known of the gradients, so parameters must be finite.
     close(masked_loss, np.where(where, saved[f"{name}/loss"], 0.0), loss_tolerance, "masked loss")
     for key, x in grads.items():
-        if key.startswith(EXAMPLES):
+        if _has_examples(key):
             expected = np.where(where.reshape(-1, *[1] * (x.ndim - 1)), x, 0.0)
             close(masked_gradient[key], expected, grad_tolerance, f"masked gradient of {key}")
         else:
@@ -111,3 +116,7 @@ def _spoil(x: np.ndarray, where: np.ndarray) -> np.ndarray:
     x = x.copy()
     x[~where] = np.nan
     return x
+
+
+def _has_examples(key: str) -> bool:
+    return key.startswith(EXAMPLES) and not key.endswith(PARAMETERS)
