@@ -163,6 +163,21 @@ def test_equal_pictures_are_written_as_text(places, tmp_path, capsys):
     assert answer["metrics"]["black/ssim_y_crop2"] == 1.0 and "inf" in table
 
 
+def test_scores_stay_readable_in_80_columns():
+    kinds = [f"{metric}_{space}_crop4" for space in ("y", "rgb") for metric in ("psnr", "ssim")]
+    scores = {f"Set5/{kind}": 31.25 for kind in kinds}
+    cost = {"parameters": 1_665_283, "gflop": 104.2, "latency_ms": 20.5, "memory_mb": 99.0, "result": (720, 1280)}
+    cost |= {"flop_is": "counted", "calls": 5, "device": "cpu"}
+    result = {"model": "mdbn_x4", "loaded": "w", "images": {"Set5": 5}, "metrics": scores, "bicubic": scores}
+    wide, narrow = io.StringIO(), io.StringIO()
+    for out, width in ((wide, 200), (narrow, 80)):
+        print_table(result | {"cost": cost, "compute": "float32"}, Console(file=out, width=width))
+    assert "left out" not in wide.getvalue() and "1,665,283" in wide.getvalue()
+    table = narrow.getvalue().partition("Columns left out to fit the terminal: images, MB, GFLOP")
+    assert table[1] and max(map(len, table[0].splitlines())) <= 80 and "…" not in table[0]
+    assert all(word in table[0] for word in ("mdbn_x4", "bicubic", "psnr_y_crop4 (dB)", "31.25"))
+
+
 def test_names_are_no_markup():
     scores = {"[b]x/psnr_y_crop2": "inf", "[b]x/ssim_y_crop2": 1.0}
     out = io.StringIO()

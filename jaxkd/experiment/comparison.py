@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
-from rich.table import Table
 
 from jaxkd.experiment.fitted_table import Column, FittedTable
 from jaxkd.report.training_curves import AVERAGE, draw_curves, draw_scores, read_bicubic, score_names, scores_caption
@@ -24,7 +23,7 @@ def compare_classifiers(configs: Mapping[str, ConfigDict], results: Results, wor
     return _table(results)
 
 
-def compare_restorations(configs: Mapping[str, ConfigDict], results: Results, workdir: Path) -> Table:
+def compare_restorations(configs: Mapping[str, ConfigDict], results: Results, workdir: Path) -> FittedTable:
     """PSNR and SSIM of each stage beside bicubic; the figure shows PSNR over the steps."""
     curves = {name: read_metrics(workdir / name, "eval") for name in configs}
     bicubic = {k: v for name in configs for k, v in read_bicubic(workdir / name).items()}
@@ -75,7 +74,7 @@ def _table(results: Results) -> FittedTable:
     return table
 
 
-def score_table(results: Results, bicubic: Mapping[str, float]) -> Table:
+def score_table(results: Results, bicubic: Mapping[str, float]) -> FittedTable:
     """PSNR and SSIM of super-resolution runs at their end, raw weights and moving average, and of bicubic."""
     metrics = [result["metrics"] for result in results.values()]
     names = tuple(dict.fromkeys(name for scores in metrics for name in score_names(scores, bicubic)))
@@ -86,24 +85,24 @@ def score_table(results: Results, bicubic: Mapping[str, float]) -> Table:
     images = next(iter(results.values()))["val_images"]
     conventions = ", ".join(dict.fromkeys(convention for _, convention in sets))
     title = f"PSNR in dB above SSIM, {conventions}: means over the images of a set, {images} in all"
-    table = Table(title=title, title_justify="left")
-    for column in ("run", "network", "parameters", "weights"):
-        table.add_column(column, justify="right" if column == "parameters" else "left", no_wrap=True)
-    for group, convention in sets:
-        table.add_column(group if ", " not in conventions else f"{group} {convention}", justify="right")
-    table.add_column("seconds", justify="right", no_wrap=True)
+    columns = [Column("run", justify="left"), Column("network", 7, justify="left"), Column("parameters", 8)]
+    columns.append(Column("weights", justify="left"))
+    # Of many sets the first stays.
+    for place, (group, convention) in enumerate(sets):
+        columns.append(Column(group if ", " not in conventions else f"{group} {convention}", min(place, 6)))
+    table = FittedTable(title, (*columns, Column("seconds", 9)))
 
     def cells(scores: dict[str, Any], prefix: str = "") -> list[str]:
         # below one another: side by side, three sets are wider than a terminal
         return ["\n".join(_score(scores.get(prefix + name), name) for name in group) for group in sets.values()]
 
-    table.add_row("", "bicubic", "", "", *cells(bicubic), "")
+    table.rows.append(("bicubic", "", "", "", *cells(bicubic), ""))
     for name, result in results.items():
         scores = result["metrics"]
         about = (name, result["student"], f"{result['parameters']:,}")
-        table.add_row(*about, "raw", *cells(scores), f"{result['seconds']:.0f}")
+        table.rows.append((*about, "raw", *cells(scores), f"{result['seconds']:.0f}"))
         if any(AVERAGE + metric in scores for metric in names):
-            table.add_row("", "", "", "EMA", *cells(scores, AVERAGE), "")
+            table.rows.append(("", "", "", "EMA", *cells(scores, AVERAGE), ""))
     return table
 
 

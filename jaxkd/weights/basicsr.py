@@ -62,7 +62,7 @@ def from_basicsr(model: nn.Module, state_dict: Mapping[str, np.ndarray], *, orig
 
     Args:
       model: an MDBN, merged or not, or an EDSR.
-      state_dict: PyTorch names and layouts, perhaps with EDSR-PyTorch's `sub_mean.bias`.
+      state_dict: PyTorch names and layouts, perhaps with EDSR-PyTorch's `sub_mean` and `add_mean`.
       origin: what the error calls the state dict.
 
     Returns:
@@ -70,7 +70,7 @@ def from_basicsr(model: nn.Module, state_dict: Mapping[str, np.ndarray], *, orig
 
     Raises:
       WeightMismatchError: missing, unused or misshapen keys, all of them in one diff in PyTorch's names; or another
-        kind of network; or an EDSR of another mean colour or range.
+        kind of network; or an EDSR of another mean colour, range or standard deviation.
     """
     _require_upscaler(model)
     if isinstance(model, MDBN) and model.merged:
@@ -97,21 +97,39 @@ def _without_colour_shift(
     Raises:
       WeightMismatchError: it is another one.
     """
-    state = {name: array for name, array in state_dict.items() if name != COLOUR_SHIFT}
-    shift = np.asarray(state_dict.get(COLOUR_SHIFT, ()))
-    if shift.shape != (3,) or not isinstance(model, EDSR):
+    state = {name: array for name, array in state_dict.items() if name not in COLOUR_SHIFT}
+    shifts = {name: np.asarray(state_dict[name]) for name in COLOUR_SHIFT if name in state_dict}
+    if not isinstance(model, EDSR):
         return state
+    for name, array in shifts.items():
+        if name.endswith(".weight") and array.shape == (3, 3, 1, 1) and not _close(array[..., 0, 0], np.eye(3)):
+            raise WeightMismatchError(
+                f"{origin} was trained with another standard deviation than 1: {name} has the diagonal "
+                f"{np.diagonal(array[..., 0, 0]).round(4).tolist()}, which jaxkd's EDSR does not have. Train it with "
+                "rgb_std=(1, 1, 1), EDSR-PyTorch's default."
+            )
+    shift = shifts.get("sub_mean.bias", np.zeros(0))
     own = -np.asarray(model.rgb_mean) * model.img_range
-    if not np.allclose(shift, own, rtol=1e-3, atol=1e-3):
+    if shift.shape == (3,) and not _close(shift, own):
         img_range = 255.0 if np.abs(shift).max() > 1 else 1.0
         mean = tuple(round(float(colour), 4) + 0.0 for colour in -shift / img_range)
         text = str(mean).replace(" ", "")
         raise WeightMismatchError(
-            f"{origin} subtracts another mean colour than this EDSR: {COLOUR_SHIFT} is {shift.tolist()}, and "
+            f"{origin} subtracts another mean colour than this EDSR: sub_mean.bias is {shift.tolist()}, and "
             f"-rgb_mean * img_range is {own.round(4).tolist()}. Create the network with img_range={img_range}, "
             f'rgb_mean={mean} (--model-arg=img_range={img_range} --model-arg="rgb_mean={text}").'
         )
+    back = shifts.get("add_mean.bias", np.zeros(0))
+    if back.shape == (3,) and not _close(back, -own):
+        raise WeightMismatchError(
+            f"{origin} adds another mean colour than it subtracts: add_mean.bias is {back.tolist()}, and rgb_mean * "
+            f"img_range is {(-own).round(4).tolist()}. jaxkd's EDSR adds what it subtracts; export the file again."
+        )
     return state
+
+
+def _close(one: np.ndarray, other: np.ndarray) -> bool:
+    return bool(np.allclose(one, other, rtol=1e-3, atol=1e-3))
 
 
 def to_basicsr(model: nn.Module, variables: PyTree) -> StateDict:

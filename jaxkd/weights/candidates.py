@@ -99,11 +99,12 @@ def choose(content: Nested, expected: Mapping[str, Shape], variant: str | None, 
         raise ConfigError(
             f'variant="{variant}" does not exist.{did_you_mean(variant, VARIANTS)} Use "raw", "ema" or None.'
         )
+    unnamed = _unnamed_average(content)
     found = [c for path, arrays in _levels(content) for c in _candidates(path, arrays, expected)]
     if not found:
         raise WeightSourceError(
             f'"{origin}" holds no weights: its top level is {first_few(list(content), 8) or "empty"}. They are looked '
-            "for there and in every container inside. Save the network's state_dict()."
+            "for there and in every container inside. " + (unnamed or "Save the network's state_dict().")
         )
     most = max(len(c.state.keys() & expected.keys()) for c in found)
     found = [c for c in found if 2 * len(c.state.keys() & expected.keys()) >= most]
@@ -115,8 +116,8 @@ def choose(content: Nested, expected: Mapping[str, Shape], variant: str | None, 
         meant = "moving average of the weights" if variant == "ema" else "raw weights beside the moving average"
         held = [c.label or "one set of weights" for c in found]
         raise WeightSourceError(
-            f'variant="{variant}", but "{origin}" holds no {meant}: there is only {", ".join(held)}. Leave '
-            "variant out to load it."
+            f'variant="{variant}", but "{origin}" holds no {meant}: there is only {", ".join(held)}. '
+            f"{unnamed or 'Leave variant out to load it.'}"
         )
     fitting = [c for c in found_of_variant if not c.misfits]
     pool = [c for c in fitting if not c.replaceable] or fitting or found_of_variant
@@ -126,7 +127,21 @@ def choose(content: Nested, expected: Mapping[str, Shape], variant: str | None, 
     best = chosen[0]
     if not best.misfits:
         _log_choice(best, chosen, by_kind, variant, origin)
+        if unnamed and variant is None:
+            _log.warning('"%s": %s was taken. %s', origin, best.description or "the set of weights with names", unnamed)
     return best
+
+
+def _unnamed_average(content: Nested, depth: int = 3) -> str:
+    """Sentences on a moving average that torch-ema (and trainers after it) saved as a list without names, or ""."""
+    if isinstance(content.get("shadow_params"), list):
+        return (
+            f'Its "shadow_params" are a moving average in a list of {len(content["shadow_params"])} arrays without '
+            "names, which only the program that wrote it can tell apart. Save them there as a network: "
+            'ema.copy_to(model.parameters()); torch.save(model.state_dict(), "ema.pth").'
+        )
+    inside = (v for v in content.values() if isinstance(v, dict) and depth)
+    return next(filter(None, (_unnamed_average(v, depth - 1) for v in inside)), "")
 
 
 def _mark_teachers(found: list[Candidate]) -> None:
@@ -239,7 +254,7 @@ def _candidate(
                 own[name] = state[above]
                 outside.discard(above)
                 break
-    extra = [n for n in own if n not in expected and n != COLOUR_SHIFT and not HEAD.match(n)]
+    extra = [n for n in own if n not in expected and n not in COLOUR_SHIFT and not HEAD.match(n)]
     left_out = [n for n in extra if _PRETRAINING.match(n)]
     wrong = [
         n

@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from jaxkd.weights.rules import COLOUR_SHIFT
-
 # Arrays by name; `pickles.Unreadable` in the place of an array that no network can use.
 State = dict[str, Any]
 
@@ -54,6 +52,13 @@ def unsupported(state: State) -> str:
         )
     if any(name.startswith("embeddings.patch_embeddings.") for name in names):
         return "Its names are those of a network of Hugging Face transformers that jaxkd does not have."
+    head, token = state.get("head.weight"), state.get("cls_token")
+    if getattr(head, "ndim", 0) == 2 and getattr(token, "ndim", 0) and head.shape[1] == 2 * token.shape[-1]:
+        return (
+            "Its classifier is that of Dinov2ForImageClassification (DINOv2's linear evaluation), which reads the "
+            "class token and the mean of the patches side by side; jaxkd has no such head. Take the backbone with "
+            "num_classes=0, or give it a new head (new_head)."
+        )
     return ""
 
 
@@ -120,7 +125,18 @@ def _transformers(state: State) -> State:
         if all(isinstance(out.get(part), np.ndarray) for part in parts):
             joined = np.concatenate([out.pop(part) for part in parts])
             out[re.sub(r"\.q\.(?=\w+$)", ".qkv.", name)] = joined
-    return out
+    return _one_head_of_two(out) if "dist_token" in out and "classifier.weight" in short.values() else out
+
+
+def _one_head_of_two(state: State) -> State:
+    """DeiTForImageClassification, which classifies by the class token alone, as the mean of timm's two heads.
+
+    The head of the class token is doubled and the one of the distillation token is zero, which is exact.
+    """
+    heads = {name: state[name] for name in ("head.weight", "head.bias") if isinstance(state.get(name), np.ndarray)}
+    return (
+        state | {n: 2 * a for n, a in heads.items()} | {n.replace("head", "head_dist"): 0 * a for n, a in heads.items()}
+    )
 
 
 def _registers(state: State) -> State:
@@ -190,9 +206,8 @@ _EDSR_NAMES = (
 
 
 def _edsr_pytorch(state: State) -> State:
-    """EDSR-PyTorch, the first release of EDSR in PyTorch; of its constant colour shifts one is kept to be compared."""
-    kept = {n: a for n, a in state.items() if n == COLOUR_SHIFT or not re.match(r"(sub|add)_mean\.", n)}
-    return {_replaced(_EDSR_NAMES, n): a for n, a in kept.items()}
+    """EDSR-PyTorch, the first release of EDSR in PyTorch; its constant colour shifts are kept to be compared."""
+    return {_replaced(_EDSR_NAMES, n): a for n, a in state.items()}
 
 
 # (a name that only this format has, its conversion), in the order in which they are applied.

@@ -7,13 +7,15 @@ library are data too, so they are added to what PyTorch allows; any other class 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import itertools
+import math
 import pathlib
 import types
 import uuid
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from jaxkd.errors import WeightSourceError
 
 MAX_DEPTH = 50  # of nested containers; the deepest checkpoint of a trainer known to us has 6
 MAX_ITEMS = 1_000_000  # of all dicts together, and of one list, set or range that a function builds
+LARGE = 2**26  # numbers that a file may hold beyond its bytes: PyTorch does not compress, but a view repeats a number
 
 
 class Unreadable:
@@ -70,7 +73,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
         ) from None
     data_classes = _data_classes()
     try:
-        with torch.serialization.safe_globals(data_classes):
+        with torch.serialization.safe_globals(data_classes), _counted_bytearrays():
             content = torch.load(path, map_location="cpu", weights_only=True)
     except _TooManyItems:
         raise _too_many(path) from None
@@ -126,6 +129,33 @@ def _as_range(start: int, stop: int | None = None, step: int = 1) -> range:
     if step and abs(stop - start) // abs(step) > MAX_ITEMS:
         raise _TooManyItems
     return range(start, stop, step)
+
+
+def _as_bytearray(content: Any = b"", *encoding: str) -> bytearray:
+    if isinstance(content, int) and content > MAX_ITEMS:
+        raise _TooManyItems
+    return bytearray(content, *encoding)
+
+
+@contextlib.contextmanager
+def _counted_bytearrays() -> Iterator[None]:
+    """Context in which PyTorch builds the bytearrays of a pickle with `_as_bytearray`.
+
+    It knows the class by name, before those that a caller allows; without effect where its internals are others.
+    """
+    try:
+        from torch._weights_only_unpickler import _get_allowed_globals
+
+        known = _get_allowed_globals()
+        before = known["builtins.bytearray"]
+    except (ImportError, KeyError):
+        yield
+        return
+    known["builtins.bytearray"] = _as_bytearray
+    try:
+        yield
+    finally:
+        known["builtins.bytearray"] = before
 
 
 def _as_text(*parts: Any) -> str:
@@ -199,6 +229,7 @@ class _Plain:
 
     def __init__(self, torch: Any, path: Path):
         self.torch, self.path, self.items = torch, path, 0
+        self.numbers, self.most = 0, 2 * path.stat().st_size + LARGE  # twice, as weights may be tied
         self.arrays: dict[int, Any] = {}  # a tensor under many names is converted once
 
     def convert(self, value: Any, depth: int = 0, above: frozenset[int] = frozenset()) -> Any:
@@ -218,11 +249,19 @@ class _Plain:
             return {str(name): self.convert(item, depth + 1, inner) for name, item in value.items()}
         if isinstance(value, self.torch.Tensor | np.ndarray):
             if id(value) not in self.arrays:
-                is_tensor = isinstance(value, self.torch.Tensor)
-                array = _from_tensor(value.detach(), self.torch) if is_tensor else checked_array(value)
-                self.arrays[id(value)] = array
+                self.arrays[id(value)] = self._array(value)
             return self.arrays[id(value)]
         return value
+
+    def _array(self, value: Any) -> np.ndarray | Unreadable:
+        is_tensor = isinstance(value, self.torch.Tensor)
+        dense = not is_tensor or (value.layout == self.torch.strided and not value.is_nested)
+        shape = tuple(value.shape) if dense else ()
+        if dense and not (is_tensor and value.device.type == "meta"):
+            self.numbers += math.prod(shape)
+        if self.numbers > self.most:
+            return Unreadable(f"has the shape {list(shape)}, and the file is too short for it and those before", shape)
+        return _from_tensor(value.detach(), self.torch) if is_tensor else checked_array(value)
 
 
 def _from_tensor(tensor: Any, torch: Any) -> np.ndarray | Unreadable:

@@ -49,9 +49,9 @@ BUFFERS = re.compile(
     r"n_averaged)$"
 )
 
-# Of EDSR-PyTorch's files: the constant that its first layer adds to an image, minus mean colour times range. Here both
-# are arguments of the network, with which it is compared.
-COLOUR_SHIFT = "sub_mean.bias"
+# Of EDSR-PyTorch's files: the constants of its first and last layer, the identity over the standard deviation and minus
+# the mean colour times range. Here they are arguments of the network, with which they are compared.
+COLOUR_SHIFT = ("sub_mean.weight", "sub_mean.bias", "add_mean.weight", "add_mean.bias")
 
 # The classifier, which `new_head` may replace.
 HEAD = re.compile(r"^(head|head_dist|head\.fc)\.(weight|bias)$")

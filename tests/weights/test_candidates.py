@@ -63,6 +63,19 @@ def test_a_lone_moving_average_is_no_raw_weights(caplog):
         assert "holds only a moving average" in caplog.text
 
 
+def test_a_moving_average_without_names_is_said(caplog):
+    """torch-ema's state dict: a list in the order of the parameters of the network."""
+    average = {"decay": 0.999, "num_updates": 7, "shadow_params": [np.ones(1)] * 4, "collected_params": None}
+    words = r'"shadow_params" are a moving average in a list of 4 arrays without names.*ema\.copy_to'
+    with pytest.raises(WeightSourceError, match=rf"holds no weights: .*{words}"):
+        choose(average, None)
+    with pytest.raises(WeightSourceError, match=rf"holds no moving average of the weights: .*{words}"):
+        choose({"state_dict": RAW, "callbacks": {"EMA": average}}, "ema")
+    with caplog.at_level(logging.WARNING):
+        assert choose({"state_dict": RAW, "ema": average}, None) == 0
+    assert re.search(rf"the raw weights was taken.*{words}|raw.*{words}", caplog.text)
+
+
 def test_a_checkpoint_without_weights_says_what_it_holds():
     with pytest.raises(WeightSourceError, match=r'"x\.pth" holds no weights: its top level is epoch, args\. They'):
         choose({"epoch": 3, "args": {"lr": 1}}, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import sys
 
 import numpy as np
@@ -220,6 +221,7 @@ def test_a_small_pickle_cannot_fill_the_memory(tmp_path, torch):
     import fractions
 
     bombs = [Call(range, (0, 10**11)), Call(range, (10**30,)), Call(range, (0, -(10**11), -1))]
+    bombs.append(Call(bytearray, (10**11,)))
     shared = {}
     for _ in range(40):
         shared = {"a": shared, "b": shared}
@@ -229,6 +231,15 @@ def test_a_small_pickle_cannot_fill_the_memory(tmp_path, torch):
             read(tmp_path / "m.pth")
     torch.save({"x": Call(fractions.Fraction, ("1e300000",)), "w": torch.zeros(1)}, tmp_path / "m.pth")
     assert read(tmp_path / "m.pth")["x"] == "1e300000"
+    torch.save({"x": bytearray(b"abc"), "w": torch.zeros(1)}, tmp_path / "m.pth")
+    assert read(tmp_path / "m.pth")["x"] == b"abc"
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    views = {f"v{i}": torch.zeros(1, 1).expand(5_000, 9_000) for i in range(40)}
+    torch.save({"whole": torch.ones(3), "x": torch.zeros(1).expand(10**11), **views}, tmp_path / "m.pth")
+    found = read(tmp_path / "m.pth")
+    assert found["x"].shape == (10**11,) and "too short for it" in found["x"].reason
+    assert found["whole"].tolist() == [1, 1, 1] and "too short" in found["v39"].reason
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KB
 
 
 def test_numbers_of_numpy_and_plain_containers_are_data(tmp_path, torch):

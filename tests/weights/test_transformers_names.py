@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from jaxkd import models, weights
 from jaxkd.errors import WeightMismatchError, WeightSourceError
 from jaxkd.weights.formats import to_timm_names
+from jaxkd.weights.rules import COLOUR_SHIFT
 from jaxkd.weights.timm import manifest
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 5}
@@ -120,6 +121,29 @@ def test_a_bare_model_has_no_family_and_its_pooler_is_left_out(tmp_path, caplog)
     with caplog.at_level(logging.WARNING):
         got = weights.to_timm(model, weights.load(model, tmp_path / "m.npz"))
     assert all(np.array_equal(got[k], expected[k]) for k in expected) and "left out: pooler (2)" in caplog.text
+
+
+def test_a_distilled_deit_with_one_head_gives_the_logits_of_that_head(tmp_path):
+    """DeiTForImageClassification: the class token alone is classified, by `classifier`."""
+    model, state = timm_state("deit_tiny_distilled_patch16_224")
+    renamed = to_transformers(state, "deit", "file")
+    one_head = {k.replace("cls_classifier", "classifier"): v for k, v in renamed.items() if "distillation_c" not in k}
+    np.savez(tmp_path / "m.npz", **one_head)
+    images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
+    (class_head, _), _ = model.apply(weights.from_timm(model, state), images, train=False, distilled=True)
+    logits, _ = model.apply(weights.load(model, tmp_path / "m.npz"), images, train=False)
+    np.testing.assert_allclose(logits, class_head, atol=1e-6)
+
+
+def test_the_classifier_of_dinov2_is_refused_and_its_backbone_is_read(tmp_path):
+    model, state = timm_state("vit_small_patch14_dinov2")
+    renamed = to_transformers(state, "dinov2", "file")
+    renamed |= {"classifier.weight": np.zeros((5, 48), np.float32), "classifier.bias": np.zeros(5, np.float32)}
+    np.savez(tmp_path / "m.npz", **renamed)
+    with pytest.raises(WeightMismatchError, match=r"reads the class token and the mean.* jaxkd has no such head"):
+        weights.load(models.create("vit_small_patch14_dinov2", **(TINY | {"num_classes": 5})), tmp_path / "m.npz")
+    got = weights.to_timm(model, weights.load(model, tmp_path / "m.npz", new_head=True))
+    assert all(np.array_equal(got[k], state[k]) for k in state)
 
 
 @pytest.mark.parity
@@ -264,7 +288,7 @@ def test_edsr_of_edsr_pytorch(scale, tmp_path):
     renamed |= {f"{n}_mean.weight": np.eye(3, dtype=np.float32)[..., None, None] for n in ("sub", "add")}
     mean = np.float32([0.4488, 0.4371, 0.4040])
     renamed |= {"sub_mean.bias": -255 * mean, "add_mean.bias": 255 * mean}
-    assert set(to_timm_names(renamed)) == {*expected, "sub_mean.bias"}
+    assert set(to_timm_names(renamed)) == {*expected, *COLOUR_SHIFT}
     np.savez(tmp_path / "edsr.npz", **{f"model.{k}": v for k, v in renamed.items()})
     got = weights.to_basicsr(model, weights.load(model, tmp_path / "edsr.npz"))
     assert all(np.array_equal(got[k], expected[k]) for k in expected)
@@ -275,4 +299,15 @@ def test_edsr_of_edsr_pytorch(scale, tmp_path):
     ):
         np.savez(tmp_path / "edsr.npz", **renamed | {"sub_mean.bias": shift})
         with pytest.raises(WeightMismatchError, match=r"subtracts another mean colour .*" + words):
+            weights.load(model, tmp_path / "edsr.npz")
+    for changes, words in (
+        ({"add_mean.bias": 200 * mean}, "adds another mean colour than it subtracts"),
+        (
+            {"sub_mean.weight": 2 * renamed["sub_mean.weight"]},
+            r"another standard deviation than 1: .*\[2\.0, 2\.0, 2\.0\]",
+        ),
+        ({"add_mean.weight": 2 * renamed["add_mean.weight"]}, "another standard deviation than 1: add_mean.weight"),
+    ):
+        np.savez(tmp_path / "edsr.npz", **renamed | changes)
+        with pytest.raises(WeightMismatchError, match=words):
             weights.load(model, tmp_path / "edsr.npz")
