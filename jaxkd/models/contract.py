@@ -186,14 +186,21 @@ class TappedNetwork(nn.Module):
 def depth_taps(taps: Iterable[str]) -> tuple[str, ...]:
     """The taps that count a network's depth: `stage_i` of a network in stages, `block_i` of any other.
 
-    CaiT's class-attention blocks (`cls_block_i`) and the blocks within a stage are not among them.
+    The lifted map of a block (`lifted`, `lifted_i` of a Lift) stands in the place of that block. CaiT's class-attention
+    blocks (`cls_block_i`) and the blocks within a stage are not among them.
 
     Args:
       taps: all of the network, in depth order (`models.tap_names`).
     """
-    taps = tuple(taps)
-    stages, blocks = (tuple(t for t in taps if re.fullmatch(rf"{kind}_\d+", t)) for kind in ("stage", "block"))
-    return stages or blocks
+    layers: list[str] = []
+    for tap in taps:
+        lifted = re.fullmatch(r"lifted(?:_(\d+))?", tap)
+        if re.fullmatch(r"(?:stage|block)_\d+", tap):
+            layers.append(tap)
+        elif lifted and layers[-1:] == [f"block_{lifted[1] or len(layers) - 1}"]:
+            layers[-1] = tap
+    stages = tuple(t for t in layers if t.startswith("stage"))
+    return stages or tuple(layers)
 
 
 def init_variables(model: nn.Module, key: jax.Array, shape: tuple[int, ...]) -> Any:

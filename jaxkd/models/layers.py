@@ -26,7 +26,7 @@ LINEAR_INIT: Initializer = nn.initializers.normal(0.02)
 
 
 def patch_init(fan_in: int) -> Initializer:
-    """PyTorch's default initialiser of Conv2d, kernel and bias: uniform in +-1/sqrt(fan_in)."""
+    """PyTorch's default initialiser of Conv2d and Linear, kernel and bias: uniform in +-1/sqrt(fan_in)."""
     bound = fan_in**-0.5
 
     def init(key, shape, dtype=jnp.float32):
@@ -162,6 +162,7 @@ class Linear(nn.Module):
     use_bias: bool = True
     dtype: jnp.dtype = jnp.float32
     kernel_init: Initializer = LINEAR_INIT
+    bias_init: Initializer = nn.initializers.zeros
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -170,7 +171,7 @@ class Linear(nn.Module):
         # gradient in memory first.
         y = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel.astype(self.dtype)
         if self.use_bias:
-            y = y + parameter(self, "bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+            y = y + parameter(self, "bias", self.bias_init, (self.features,)).astype(self.dtype)
         return y.reshape(*x.shape[:-1], self.features)
 
 

@@ -23,6 +23,7 @@ from jaxkd.models.contract import ModelSpec
 from jaxkd.models.edsr import EDSR
 from jaxkd.models.mdbn import MDBN
 from jaxkd.models.specs import SPECS
+from jaxkd.models.students import Lift, WideLast, uniform_wide
 from jaxkd.models.swin import SwinTransformer
 from jaxkd.models.vit import VisionTransformer
 
@@ -40,13 +41,12 @@ _VITS = {
 }
 
 
-def _vits(pattern: str, sizes: str, **args: Any) -> dict[str, tuple[type[nn.Module], dict[str, Any]]]:
+def _vits(
+    pattern: str, sizes: str, family: type[nn.Module] = VisionTransformer, **args: Any
+) -> dict[str, tuple[type[nn.Module], dict[str, Any]]]:
     """Vision transformers that differ in size alone."""
     return {
-        pattern.format(size): (
-            VisionTransformer,
-            dict(zip(("embed_dim", "depth", "num_heads"), _VITS[size], strict=True)) | args,
-        )
+        pattern.format(size): (family, dict(zip(("embed_dim", "depth", "num_heads"), _VITS[size], strict=True)) | args)
         for size in sizes.split()
     }
 
@@ -55,6 +55,11 @@ def _vits(pattern: str, sizes: str, **args: Any) -> dict[str, tuple[type[nn.Modu
 _BUILT_IN: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     **_vits("deit_{}_patch16_224", "tiny small base"),
     **_vits("deit_{}_distilled_patch16_224", "tiny small base", distillation_token=True),
+    # The wide map has twice the narrow width: for DeiT-Tiny that of CaiT-S24, as published.
+    **_vits("lift_deit_{}_patch16_224", "tiny", Lift, target_dim=384),
+    **_vits("lift_deit_{}_patch16_224", "small", Lift, target_dim=768),
+    **_vits("widelast_deit_{}_patch16_224", "tiny", WideLast, wide_dim=384),
+    **_vits("widelast_deit_{}_patch16_224", "small", WideLast, wide_dim=768),
     **_vits("vit_{}_patch16_224", "tiny small base large"),
     **_vits("vit_{}_patch14_224", "huge", patch_size=14),
     **_vits("vit_{}_patch14_dinov2", "small base large", **_DINOV2),
@@ -151,10 +156,21 @@ def _origin(constructor: Any) -> str:
     return f"{constructor.__module__}.{constructor.__qualname__}"
 
 
+def _arguments(family: type[nn.Module]) -> list[str]:
+    """Arguments of a built-in network that a user may give."""
+    decided = {*_DECIDED_BY_NAME, *getattr(family, "fixed_arguments", ()), "parent", "name"}
+    return [f.name for f in dataclasses.fields(family) if f.name not in decided]
+
+
 for _name, (_family, _args) in _BUILT_IN.items():
-    _fields = [f.name for f in dataclasses.fields(_family)]
-    _valid = [f for f in _fields if f not in _DECIDED_BY_NAME and f not in ("parent", "name")]
-    register(_name, functools.partial(_family, **_args), SPECS[_name], arguments=_valid)
+    register(_name, functools.partial(_family, **_args), SPECS[_name], arguments=_arguments(_family))
+for _name, _width, _heads in (("tiny", 204, 3), ("small", 408, 6)):  # the authors' code has the tiny one only
+    register(
+        f"uniformwide_deit_{_name}_patch16_224",
+        functools.partial(uniform_wide, embed_dim=_width, published_heads=_heads),
+        SPECS[f"uniformwide_deit_{_name}_patch16_224"],
+        arguments=(*_arguments(VisionTransformer), "head_dim"),
+    )
 
 
 def list_models(pattern: str = "*") -> list[str]:

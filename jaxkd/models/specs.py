@@ -66,6 +66,13 @@ swin_large_patch4_window7_224 224 imagenet 0.9 1000 ms_in22k_ft_in1k
 swin_{tiny,small,base,large}_patch4_window7_224 224 imagenet 0.9 21841 ms_in22k
 """
 
+# Students of the encoding-mismatch paper, without published weights; the authors score 224 of 256 pixels.
+_STUDENTS = """
+lift_deit_{tiny,small}_patch16_224 224 imagenet 0.875 1000
+widelast_deit_{tiny,small}_patch16_224 224 imagenet 0.875 1000
+uniformwide_deit_{tiny,small}_patch16_224 224 imagenet 0.875 1000
+"""
+
 # Networks from an image to a larger one, lines as above without tags. Nobody publishes their weights under a tag, so
 # what holds for the name holds for all weights: images in [0, 1] as they are. Any input size will do; the one given
 # here is that of the low-resolution patches of MDBN's training recipe (256 pixels of the large image, 255 for x3).
@@ -93,4 +100,8 @@ def _read(table: str, task: str) -> dict[str, list[ModelSpec]]:
     return specs
 
 
-SPECS: dict[str, list[ModelSpec]] = _read(_PUBLISHED, "classification") | _read(_RESTORATION, "restoration")
+SPECS: dict[str, list[ModelSpec]] = {
+    **_read(_PUBLISHED, "classification"),
+    **_read(_STUDENTS, "classification"),
+    **_read(_RESTORATION, "restoration"),
+}

@@ -137,7 +137,9 @@ class Transformer(TappedNetwork):
         }
         return partial(nn.remat(kind) if self.remat else kind, **(shared | fields))
 
-    def predict(self, x: jax.Array, tap: TapRecorder, train: bool, head: type[nn.Module] = Linear) -> jax.Array:
+    def predict(
+        self, x: jax.Array, tap: TapRecorder, train: bool, head: Callable[..., nn.Module] = Linear
+    ) -> jax.Array:
         """(..., C) pooled features in fp32 -> (..., num_classes), or the features themselves without classes."""
         x = Dropout(self.drop_rate, not train)(tap("pre_logits", x))
         return head(self.num_classes, name="head")(x) if self.num_classes else x

@@ -80,6 +80,8 @@ class VisionTransformer(Transformer):
     norm_eps: float = 1e-6
     distillation_token: bool = False
 
+    class_token_std = 1e-6  # of the initial class and register tokens, timm's
+
     def __post_init__(self):
         require_heads(self.embed_dim, self.num_heads)
         require(
@@ -113,7 +115,7 @@ class VisionTransformer(Transformer):
         """(B, H, W, c) images -> (B, N, C) prefix and patch tokens with position embeddings."""
         x = PatchEmbed(self.patch_size, self.embed_dim, not self.pre_norm, None, self.dtype, name="patch_embed")(images)
         x = x.reshape(x.shape[0], -1, self.embed_dim)
-        tiny = nn.initializers.normal(1e-6)
+        tiny = nn.initializers.normal(self.class_token_std)
         prefix = []
         if self.class_token:
             prefix.append(parameter(self, "cls_token", tiny, (1, 1, self.embed_dim)))
@@ -158,14 +160,31 @@ class VisionTransformer(Transformer):
 
     def encode(self, x: jax.Array, tap: TapRecorder, train: bool) -> jax.Array:
         """(B, N, C) tokens -> (B, N, C) tokens after the last block, before the final norm."""
-        block_type = self.block_type(
-            Block, train, num_heads=self.num_heads, init_values=self.init_values, norm_eps=self.norm_eps
-        )
-        for i, drop_path in enumerate(drop_path_rates(self.drop_path_rate, self.depth)):
-            block = block_type(drop_path=drop_path, name=f"blocks_{i}")
-            x = tap.block(block, x, f"{{}}_{i}")
-            x = tap.tokens(i, x, self.grid_size, self.num_prefix_tokens)
+        for i in range(self.depth):
+            x = self.apply_block(i, x, tap, train)
         return x
+
+    @nn.nowrap
+    def apply_block(
+        self, i: int, x: jax.Array, tap: TapRecorder, train: bool, *, name: str = "", num_heads: int = 0
+    ) -> jax.Array:
+        """(B, N, C) tokens before block `i` -> (B, N, C) after it, with its features recorded.
+
+        Args:
+          i: which block; its place decides its stochastic depth and the names of its taps.
+          x: C may differ from `embed_dim`.
+          tap: recorder of the call.
+          train: whether dropout and stochastic depth act.
+          name: of the block's parameters; "" is timm's.
+          num_heads: 0 for the network's own.
+        """
+        block = self.block_type(Block, train, init_values=self.init_values, norm_eps=self.norm_eps)(
+            num_heads=num_heads or self.num_heads,
+            drop_path=drop_path_rates(self.drop_path_rate, self.depth)[i],
+            name=name or f"blocks_{i}",
+        )
+        x = tap.block(block, x, f"{{}}_{i}")
+        return tap.tokens(i, x, self.grid_size, self.num_prefix_tokens)
 
     def classify(
         self, x: jax.Array, tap: TapRecorder, train: bool, distilled: bool = False

@@ -31,6 +31,7 @@ _PREPROCESSING = ("mean", "std", "crop_pct", "interpolation")
 # Arguments that change what a network computes and that no shape shows.
 _INVISIBLE = ("num_heads", "norm_eps", "act_layer", "global_pool", "window_size", "no_embed_class")
 _INVISIBLE += ("res_scale", "img_range", "rgb_mean", "global_skip")  # of super-resolution networks
+_INVISIBLE += ("readout", "wide_heads")  # of Lift and WideLast
 
 _log = logging.getLogger(__name__)
 

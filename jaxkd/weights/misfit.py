@@ -53,6 +53,7 @@ def _in_words(facts: Mapping[str, str], keys: list[str]) -> str:
 
 def _facts(shapes: Mapping[str, Shape]) -> dict[str, str]:
     """What names and shapes say of a network, in words."""
+    shapes = {name.removeprefix("base."): shape for name, shape in shapes.items()}  # of the DeiT inside a Lift
     facts: dict[str, str] = {}
     family = next((words for words, pattern in _FAMILIES if any(re.match(pattern, n) for n in shapes)), "")
     if not family:
@@ -75,7 +76,12 @@ def _facts(shapes: Mapping[str, Shape]) -> dict[str, str]:
     if len(first) == 4:
         facts["patch"] = f"patches of {first[2]} x {first[3]} pixels"
         facts["channels"] = f"{first[1]} channels"
-    for name, words in (("dist_token", "distillation token"), ("norm_pre.weight", "norm before the blocks")):
+    for name, words in (
+        ("dist_token", "distillation token"),
+        ("norm_pre.weight", "norm before the blocks"),
+        ("projector.weight", "projector after the blocks"),
+        ("widen.weight", "wide last block"),
+    ):
         facts[name] = f"{'a' if name in shapes else 'no'} {words}"
     has_scale = any(re.search(r"\.(ls1\.gamma|gamma_1)$", name) for name in shapes)
     facts["layer scale"] = f"{'' if has_scale else 'no '}layer scale"

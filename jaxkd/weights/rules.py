@@ -18,12 +18,14 @@ _PLACEHOLDERS = {
     "i": r"\d+",
     "j": r"\d+",
     "norm": r"norm1|norm2|norm",
-    "top_norm": r"norm|norm_pre|fc_norm",
+    "top_norm": r"norm|norm_pre|fc_norm|projector_norm|widen_norm",
+    "top_norms": r"projector_norms|widen_norms",
+    "top_linear": r"head|head_dist|head/fc|projector|widen",
+    "top_linears": r"projectors|widens",
     "linear": r"attn/(?:qkv|proj|proj_l|proj_w|q|k|v)|mlp/(?:fc1|fc2)|reduction",
     "token": r"cls_token|dist_token|reg_token|pos_embed",
     "gamma": r"gamma_1|gamma_2",
     "ls": r"ls1|ls2",
-    "head": r"head|head_dist|head/fc",
     "base": r"baseblock1|baseblock2",
     "base_conv": r"uconv1|uconv2|dconv",
     "block_conv": r"conv1|conv2",
@@ -31,8 +33,9 @@ _PLACEHOLDERS = {
 }
 
 _BLOCKS = ("blocks_{i}", "blocks_token_only_{i}", "layers_{i}/blocks_{j}", "layers_{i}/downsample")
-_LINEAR = ("{head}", *(f"{block}/{{linear}}" for block in _BLOCKS))
-_NORMS = ("patch_embed/norm", "{top_norm}", *(f"{block}/{{norm}}" for block in _BLOCKS))
+_BLOCKS += ("wide_block", "wide_blocks_{i}")  # of WideLast
+_LINEAR = ("{top_linear}", "{top_linears}_{i}", *(f"{block}/{{linear}}" for block in _BLOCKS))
+_NORMS = ("patch_embed/norm", "{top_norm}", "{top_norms}_{i}", *(f"{block}/{{norm}}" for block in _BLOCKS))
 _IN_BLOCK = ("{ls}/gamma", "{gamma}", "attn/relative_position_bias_table")
 # Of the patch embedding, and of MDBN and EDSR.
 _CONVOLUTIONS = (
@@ -54,12 +57,21 @@ BUFFERS = re.compile(
 COLOUR_SHIFT = ("sub_mean.weight", "sub_mean.bias", "add_mean.weight", "add_mean.bias")
 
 # The classifier, which `new_head` may replace.
-HEAD = re.compile(r"^(head|head_dist|head\.fc)\.(weight|bias)$")
+HEAD = re.compile(r"^(head|head_dist|head\.fc|base\.head)\.(weight|bias)$")
+
+
+# The DeiT inside a Lift.
+BASE = "base/"
+
+
+def is_position_embedding(key: str) -> bool:
+    """Whether the array holds one vector for each position of the grid."""
+    return key in ("pos_embed", "base.pos_embed")
 
 
 def is_resizable(key: str) -> bool:
     """Whether the size of the array follows from the image size, so that `resize` can change it."""
-    return key == "pos_embed" or key.endswith("relative_position_bias_table")
+    return is_position_embedding(key) or key.endswith("relative_position_bias_table")
 
 
 # Layout -> the axes of flax's array in PyTorch's order, where that is another.
@@ -93,6 +105,9 @@ def _key(pattern: str) -> str:
 
 def to_torch_key(path: str) -> tuple[str, str]:
     """Parameter path, e.g. "blocks_0/attn/qkv/kernel" -> timm's (BasicSR's) key, and the layout."""
+    if path.startswith(BASE):
+        key, layout = to_torch_key(path.removeprefix(BASE))
+        return f"base.{key}", layout
     for pattern, layout in RULES.items():
         if match := _regex(pattern).fullmatch(path):
             return _key(pattern).format(**{k: v.replace("/", ".") for k, v in match.groupdict().items()}), layout

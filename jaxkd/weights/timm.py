@@ -22,6 +22,7 @@ from jaxkd.weights.rules import (
     BUFFERS,
     HEAD,
     from_torch_layout,
+    is_position_embedding,
     is_resizable,
     to_torch_key,
     to_torch_layout,
@@ -70,7 +71,7 @@ def _resized(model: nn.Module, old: nn.Module | None, key: str, array: np.ndarra
 
     Without `old`, the network as it was when the array was made, grids and windows are taken to be square.
     """
-    if key == "pos_embed" and array.ndim == 3 and array.shape[2] == shape[2]:
+    if is_position_embedding(key) and array.ndim == 3 and array.shape[2] == shape[2]:
         grid = model.grid_size
         prefix = shape[1] - grid[0] * grid[1]
         side = _square(array.shape[1] - prefix) if array.shape[1] > prefix else None
@@ -139,7 +140,7 @@ def _fit_to_grid(
     fitted = dict(given)
     for name in (n for n in expected if n in given and is_resizable(n)):
         array, same, old = given[name], given[name].shape == expected[name], made_for
-        if old is not None and name != "pos_embed" and not _explains(old, name, array):
+        if old is not None and not is_position_embedding(name) and not _explains(old, name, array):
             old = None  # it had another window, which is taken to be square
         moved = old is not None and _geometry(old, name) != _geometry(model, name)
         if same and old is None:
@@ -162,14 +163,14 @@ def _fit_to_grid(
                 )
             if resized is not None:
                 fitted[name] = resized
-                if old is None and name == "pos_embed":
+                if old is None and is_position_embedding(name):
                     _log.warning("%s: pos_embed %s was taken to be of a square grid.", origin, array.shape)
     return fitted
 
 
 def _geometry(model: nn.Module, key: str) -> str:
     """The grid or window that the size of an array follows from."""
-    if key == "pos_embed":
+    if is_position_embedding(key):
         return "{} x {} positions".format(*model.grid_size)
     return "a window of {} x {}".format(*model.block_window(int(key.split(".")[1])))
 
@@ -181,7 +182,7 @@ def _check_ambiguous_grid(model: nn.Module, name: str, array: np.ndarray, resize
       WeightMismatchError: the network's grid is not square, a square one has as many positions, and `resize` asks for
         the right one.
     """
-    if name != "pos_embed":
+    if not is_position_embedding(name):
         return
     grid = model.grid_size
     side = _square(grid[0] * grid[1])
