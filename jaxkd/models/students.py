@@ -28,8 +28,8 @@ WIDE_SCHEDULES = ("heads_step", "fixed_step", "heads_linear", "fixed_linear")
 GRADUAL_BLOCKS = 3  # last blocks that a gradual schedule widens
 HEAD_DIM_MULTIPLE = 8  # of the wide heads of "fixed_linear"
 
-# Parameters of a Lift that no gradient reaches: the final norm and classifier of its DeiT, which the authors' code keeps
-# (193,384 of 6,176,912 in DeiT-Tiny). Weight decay still acts on the kernel.
+# Parameters of a Lift that no gradient reaches: the final norm and classifier of its DeiT, which the authors' code
+# keeps as well (193,384 of 6,176,912 in DeiT-Tiny). Here weight decay still shrinks the kernel; PyTorch skips it.
 LIFT_UNUSED = ("base/norm/scale", "base/norm/bias", "base/head/kernel", "base/head/bias")
 
 
@@ -240,9 +240,7 @@ class WideLast(VisionTransformer):
     def sizes(self) -> dict[int, tuple[int, int]]:
         """Wide block -> (channels, heads)."""
         count = gradual_count(self.wide_blocks, self.depth, self.schedule.endswith("step"), "wide_blocks")
-        sizes = wide_sizes(
-            self.schedule, self.embed_dim, self.num_heads, self.wide_dim, self._last_heads(), count
-        )
+        sizes = wide_sizes(self.schedule, self.embed_dim, self.num_heads, self.wide_dim, self._last_heads(), count)
         return dict(zip(range(self.depth - count, self.depth), sizes, strict=True))
 
     def encode(self, x: jax.Array, tap: TapRecorder, train: bool) -> jax.Array:

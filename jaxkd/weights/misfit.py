@@ -53,7 +53,11 @@ def _in_words(facts: Mapping[str, str], keys: list[str]) -> str:
 
 def _facts(shapes: Mapping[str, Shape]) -> dict[str, str]:
     """What names and shapes say of a network, in words."""
-    shapes = {name.removeprefix("base."): shape for name, shape in shapes.items()}  # of the DeiT inside a Lift
+    # A Lift has its DeiT below "base."; the last blocks of a WideLast have names of their own.
+    shapes = {
+        re.sub(r"^wide_blocks?\.(?=\d)|^wide_(?=block\.)", "blocks.", n.removeprefix("base.")): s
+        for n, s in shapes.items()
+    }
     facts: dict[str, str] = {}
     family = next((words for words, pattern in _FAMILIES if any(re.match(pattern, n) for n in shapes)), "")
     if not family:
@@ -67,7 +71,7 @@ def _facts(shapes: Mapping[str, Shape]) -> dict[str, str]:
         facts["enlarging"] = f"x{round(math.sqrt(math.prod(ups)))}"
     blocks: dict[str, set[str]] = {}
     for name in shapes:
-        if match := re.match(r"(blocks|blocks_token_only|layers\.\d+\.blocks|body)\.(\d+)\.", name):
+        if match := re.match(r"(blocks|blocks_token_only|layers\.\d+\.blocks|body)\.(\d+|block)\.", name):
             blocks.setdefault(match[1], set()).add(match[2])
     counts = [len(indices) for indices in blocks.values()]
     facts["blocks"] = f"{' + '.join(map(str, counts))} block{'s' if counts != [1] else ''}"

@@ -50,6 +50,13 @@ PARAMETERS = {
     "vit_small_patch14_reg4_dinov2": 22_057_344,
     "vit_small_patch16_224": 22_050_664,
     "vit_tiny_patch16_224": 5_717_416,
+    # the encoding-mismatch paper's code; the small ones by hand
+    "lift_deit_tiny_patch16_224": 6_176_912,
+    "lift_deit_small_patch16_224": 22_050_664 + 384 * 768 + 2 * 768 + 769 * 1000,
+    "widelast_deit_tiny_patch16_224": 7_313_896,
+    "widelast_deit_small_patch16_224": 28_045_288,
+    "uniformwide_deit_tiny_patch16_224": 6_427_204,
+    "uniformwide_deit_small_patch16_224": 24_838_816,
     # the papers' tables; x8 is x4 and one more convolution to 4 x 64 channels
     "mdbn_x2": 1_517_571,
     "mdbn_x3": 1_702_211,

@@ -306,7 +306,8 @@ def test_a_state_dict_of_timm_comes_back_bit_for_bit(timm, case):
 def test_every_registered_network_has_timms_names_and_shapes(timm):
     import torch
 
-    for name in models.list_models():
+    students = {n for kind in ("lift", "widelast", "uniformwide") for n in models.list_models(f"{kind}_*")}
+    for name in set(models.list_models()) - students:  # which timm does not have
         if models.spec(name).task != "classification":
             continue
         ours = models.create(name)
