@@ -153,6 +153,7 @@ def base() -> ConfigDict:
     config.optimizer.learning_rate = 5e-4
     config.optimizer.reference_batch = 512  # the rate is for this batch and scales linearly; 0: taken as it is
     config.optimizer.weight_decay = 0.05
+    config.optimizer.decay_tokens = False  # class token and position embedding too: the authors' Lift and WideLast
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.999
     config.optimizer.eps = 1e-8

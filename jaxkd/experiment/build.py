@@ -130,6 +130,7 @@ def build(
         b2=config.optimizer.b2,
         eps=config.optimizer.eps,
         clip_norm=config.optimizer.clip_norm,
+        decay_tokens=config.optimizer.decay_tokens,
         frozen=task.frozen,
         **projector_settings(config),
     )
@@ -138,6 +139,12 @@ def build(
         return train.create_state(*task.init(key), optimizer, ema=config.ema.decay > 0)
 
     abstract = jax.eval_shape(create, jax.random.key(config.seed))
+    masks = [train.decay_mask(abstract.params, tokens=tokens) for tokens in (False, True)]
+    if config.optimizer.decay_tokens and masks[0] == masks[1]:
+        raise ConfigError(
+            f"optimizer.decay_tokens=True, but {config.student.name} has no class token and no position embedding. "
+            "Leave it False."
+        )
     return Experiment(
         **vars(parts),
         mesh=mesh,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,17 +18,25 @@ PyTree = Any
 Schedule = Callable[[jax.Array], jax.Array]
 
 # timm's `no_weight_decay()` lists of ViT, CaiT and Swin; biases and norms follow from having one axis.
-NO_DECAY = (r"(^|/)(pos_embed|cls_token|dist_token|relative_position_bias_table)$",)
+TOKENS = r"(^|/)(pos_embed|cls_token|dist_token)$"
+NO_DECAY = (TOKENS, r"(^|/)relative_position_bias_table$")
 
 SCHEDULES = ("cosine", "timm_epoch", "constant")
 
 
-def decay_mask(params: PyTree) -> PyTree:
-    """True where weight decay applies: more than one axis and not in `NO_DECAY` (timm `param_groups_weight_decay`)."""
+def decay_mask(params: PyTree, *, tokens: bool = False) -> PyTree:
+    """True where weight decay applies: more than one axis and not in `NO_DECAY` (timm `param_groups_weight_decay`).
+
+    Args:
+      params: arrays or their shapes.
+      tokens: whether class token, distillation token and position embedding decay too, as they do in the authors' Lift,
+        WideLast and UniformWide, which have no list of exceptions.
+    """
+    exceptions = NO_DECAY[1:] if tokens else NO_DECAY
 
     def decays(path: tuple, leaf: Any) -> bool:
         name = path_of(path)
-        return len(leaf.shape) > 1 and not any(re.search(pattern, name) for pattern in NO_DECAY)
+        return len(leaf.shape) > 1 and not any(re.search(pattern, name) for pattern in exceptions)
 
     return jax.tree_util.tree_map_with_path(decays, params)
 
@@ -107,6 +116,7 @@ def make_optimizer(
     b2: float = 0.999,
     eps: float = 1e-8,
     clip_norm: float = 0.0,
+    decay_tokens: bool = False,
     frozen: PyTree | None = None,
     projector_rate: float = 1.0,
     projector_decay: float | None = None,
@@ -120,16 +130,18 @@ def make_optimizer(
       b2: decay of the second moment.
       eps: added to the root of the second moment.
       clip_norm: global gradient norm over what trains is clipped to this; 0 is off.
+      decay_tokens: see `decay_mask`.
       frozen: tree of bool; True parameters get no update, no decay and no moments.
       projector_rate: learning rate of `params["projectors"]` over that of the student, at every step.
       projector_decay: weight decay of `params["projectors"]`; None for `weight_decay`.
     """
+    mask = partial(decay_mask, tokens=decay_tokens)
 
     def adamw(rate: float, decay: float) -> optax.GradientTransformation:
         scaled = schedule
         if rate != 1.0:
             scaled = (lambda step: rate * schedule(step)) if callable(schedule) else rate * schedule
-        return optax.adamw(scaled, b1=b1, b2=b2, eps=eps, weight_decay=decay, mask=decay_mask)
+        return optax.adamw(scaled, b1=b1, b2=b2, eps=eps, weight_decay=decay, mask=mask)
 
     clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
     any_frozen = frozen is not None and any(jax.tree.leaves(frozen))

@@ -53,6 +53,27 @@ def test_decay_groups_are_timms(golden_path, name):
     assert ours == expected
 
 
+def test_tokens_decay_where_the_authors_wrappers_have_no_list_of_exceptions():
+    model = models.create("lift_deit_tiny_patch16_224")
+    params = models.abstract_variables(model, (1, 224, 224, 3))["params"]
+    masks = [
+        {
+            path_of(path): decays
+            for path, decays in jax.tree_util.tree_leaves_with_path(train.decay_mask(params, **args))
+        }
+        for args in ({}, {"tokens": True})
+    ]
+    assert {path for path in masks[0] if masks[0][path] != masks[1][path]} == {"base/cls_token", "base/pos_embed"}
+    assert masks[1]["base/pos_embed"] and masks[0]["projector/kernel"] and not masks[1]["projector_norm/scale"]
+    tokens = {"cls_token": jnp.ones((1, 1, 2)), "bias": jnp.ones(2)}
+    zero = jax.tree.map(jnp.zeros_like, tokens)
+    for decay_tokens, expected in ((False, 0.0), (True, -0.05)):
+        tx = train.make_optimizer(0.1, weight_decay=0.5, decay_tokens=decay_tokens)
+        updates, _ = tx.update(zero, tx.init(tokens), tokens)
+        np.testing.assert_allclose(updates["cls_token"], expected, atol=1e-7)
+        np.testing.assert_array_equal(updates["bias"], 0)
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_timm_epoch_rates_are_the_published_ones(published, recipe):
     rates = train.timm_epoch_rates(**RECIPES[recipe], **RATES)
