@@ -34,7 +34,7 @@ LIFT_UNUSED = ("base/norm/scale", "base/norm/bias", "base/head/kernel", "base/he
 
 
 def gradual_count(blocks: int | None, depth: int, is_step: bool, argument: str) -> int:
-    """How many of the last blocks a schedule widens: 1 for a step, else `blocks`, by default 3.
+    """Number of last blocks that a schedule widens: 1 for a step, else `blocks`, by default 3.
 
     Raises:
       ConfigError: a step over several blocks, or more blocks than `depth`.
