@@ -142,7 +142,8 @@ class _Study:
         self._grid, self._ledger, self._workdir, self._console = grid, ledger, workdir, console
         self._begin, self._tflops, self._population = time.monotonic(), tflops, population
         self._budget = budget_minutes * 60 if budget_minutes else math.inf
-        self._teachers: dict[str, TeacherLastLayer | None] = {}
+        self._teachers: dict[str, TeacherLastLayer] = {}
+        self._measured: dict[str, Any] | None = None  # of the unit in progress, if it ran in one go
 
     def plan(self) -> list[tuple[str, tuple[Run, ...], costs.Cost]]:
         """(title, runs, cost) of what is left to do, in order; a shared stage has no runs."""
@@ -163,10 +164,13 @@ class _Study:
                     break
                 continue
             self._say(self._heading(f"{number}/{len(todo)} {title}", cost, predicted, todo[number:]))
-            if not work(cost):
-                self._write()
-                return self._result(stopped=True)
+            begin, self._measured = time.monotonic(), None
+            finished = work(cost)
             self._write()
+            if not finished:
+                return self._result(stopped=True)
+            if self._measured is not None:
+                self._ledger.add_time(title=title, wall=time.monotonic() - begin, **self._measured)
         self._write()
         return self._result(stopped=False)
 
@@ -205,7 +209,7 @@ class _Study:
         return bool(result["finished"])
 
     def _timed(self, config: ConfigDict, folder: Path, title: str, cost: costs.Cost) -> dict[str, Any]:
-        """`run_one` that is stopped at the end of the budget, and whose time is kept if it ran in one go."""
+        """`run_one` that is stopped at the end of the budget; sets `_measured` if it ran in one go."""
         fresh, begin = not train.checkpoint_steps(folder), time.monotonic()
         timer = None
         if math.isfinite(self._budget):
@@ -218,11 +222,8 @@ class _Study:
             if timer is not None:
                 timer.cancel()
         if fresh and result["finished"]:
-            wall = time.monotonic() - begin
-            seconds = _step_seconds(folder, wall / cost.steps) * cost.steps
-            self._ledger.add_time(
-                kind=cost.kind, wall=wall, seconds=seconds, steps=cost.steps, flop=cost.flop, title=title
-            )
+            seconds = _step_seconds(folder, (time.monotonic() - begin) / cost.steps) * cost.steps
+            self._measured = {"kind": cost.kind, "seconds": seconds, "steps": cost.steps, "flop": cost.flop}
         return result
 
     def _unit(self, unit: Unit, cost: costs.Cost) -> bool:

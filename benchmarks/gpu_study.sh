@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# A study on a machine with an NVIDIA GPU and without network access, in a given time:
+#
+#     OUT=results BUDGET_MINUTES=7 bash benchmarks/gpu_study.sh        (further arguments go to python -m jaxkd.study)
+#     OUT=results BUDGET_MINUTES=5 SCALE=tiny bash benchmarks/gpu_study.sh      (a trial on a CPU)
+#
+# carry/ holds cifar10_train.tar.xz and cifar10_test.tar.xz (<label>/*.jpg below train/ and test/), and carry/wheels the
+# packages that the machine lacks, as benchmarks/gpu_prepare.sh puts them there. The images are unpacked into a scratch
+# folder, the study runs there, and $OUT gets results.csv, comparisons.csv, study.md, study.png, the measured times, the
+# metrics of each run and the log: every ten seconds, so that they are there however the script ends.
+#
+# BUDGET_MINUTES (7) is the time for the study, SCALE (gpu) and PARTS (first) its words, SCRATCH a folder that is kept, so
+# that the same call continues, PYTHON (python3) the interpreter.
+set -uo pipefail
+
+out=${OUT:?"Set OUT to the folder for the results, as in: OUT=results bash benchmarks/gpu_study.sh"}
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
+python=${PYTHON:-python3}
+minutes=${BUDGET_MINUTES:-7}
+start=$(date +%s)
+
+if [ -n "${SCRATCH:-}" ]; then mkdir -p "$SCRATCH" && scratch=$(cd "$SCRATCH" && pwd); else scratch=$(mktemp -d); fi
+study="$scratch/study"
+
+collect() { # what is known so far, each file whole or not at all
+  local file name
+  for file in "$study"/*.csv "$study"/*.md "$study"/*.png "$study"/*.json "$scratch/log.txt" \
+    "$study"/*/metrics.jsonl "$study"/runs/*/*/metrics.jsonl "$study"/runs/*/*/result.json; do
+    [ -f "$file" ] || continue
+    name=${file#"$scratch"/}
+    name=${name#study/}
+    mkdir -p "$out/$(dirname "$name")"
+    cp "$file" "$out/$name.partial" && mv "$out/$name.partial" "$out/$name"
+  done
+}
+
+collector=
+finish() {
+  [ -n "$collector" ] && kill "$collector" 2>/dev/null
+  collect
+  [ -n "${SCRATCH:-}" ] || rm -rf "$scratch"
+}
+trap finish EXIT
+trap 'exit 143' TERM INT HUP
+
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
+if compgen -G "carry/wheels/*.whl" >/dev/null; then
+  "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --disable-pip-version-check \
+    --target "$scratch/site" carry/wheels/*.whl && export PYTHONPATH="$PYTHONPATH:$scratch/site"
+fi
+# Without the variable a CPU would be used silently where CUDA cannot be initialised.
+if [ "${SCALE:-gpu}" = gpu ]; then export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu}; else export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}; fi
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$scratch/jax} JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=1
+
+unpack() { # archive, folder inside, split
+  [ -d "$scratch/data/$3" ] && return 0
+  "$python" - "$1" "$scratch/unpacked" <<'PYTHON' && mkdir -p "$scratch/data" && mv "$scratch/unpacked/$2" "$scratch/data/$3"
+import sys
+import tarfile
+
+with tarfile.open(sys.argv[1]) as archive:
+    archive.extractall(sys.argv[2], filter="data")
+PYTHON
+}
+for part in train:train:train test:test:val; do
+  IFS=: read -r archive inside split <<<"$part"
+  if ! unpack "carry/cifar10_$archive.tar.xz" "$inside" "$split"; then
+    echo "benchmarks/gpu_study.sh needs carry/cifar10_$archive.tar.xz with $inside/<label>/*.jpg." >&2
+    exit 2
+  fi
+done
+echo "images unpacked after $(($(date +%s) - start)) s" | tee -a "$scratch/log.txt"
+
+while true; do sleep 10 && collect; done &
+collector=$!
+# The study ends by itself; the limit is for one that does not answer any more.
+limit=$(awk "BEGIN { print int($minutes * 60) + 90 }")
+timeout --signal=TERM --kill-after=20 "$limit" "$python" -m jaxkd.study \
+  "--config=configs/studies/encoding_mismatch.py:scale=${SCALE:-gpu},parts=${PARTS:-first}" --workdir="$study" \
+  "--config.data.source=$scratch/data" --budget-minutes="$minutes" --tflops="${TFLOPS:-0}" "$@" \
+  > >(tee -a "$scratch/log.txt") 2>&1 &
+wait $!
+code=$?
+echo "exit code $code after $(($(date +%s) - start)) s" | tee -a "$scratch/log.txt"
+exit "$code"
