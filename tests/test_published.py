@@ -1,4 +1,4 @@
-"""docs/published.md: its commands give configs that are valid and as long as it says, and its hours follow from them."""
+"""docs/published.md: its commands are valid configs of the length that it says, and its hours follow from them."""
 
 from __future__ import annotations
 
