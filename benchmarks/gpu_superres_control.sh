@@ -10,9 +10,8 @@
 # they are scored on Set5; each new size of an image is a program to compile, so the finished weights are scored on all
 # sets on the CPU (fp32), while the next runs train. After each run $OUT gets anew control.json (scores of raw weights and
 # moving average, curves, times), tables.md and runs.tar.gz (of each run the scores, metrics.jsonl, result.json,
-# config.json, curves.png and the log). BUDGET (9) is the time for
-# everything in minutes: a run is not started where too little is left, and what runs then is stopped. RUNS selects runs
-# by name (RUNS="mdbn-seed0 edsr-seed0").
+# config.json, curves.png and the log). BUDGET (9) is the time for everything in minutes: a run is not started where too
+# little is left, and what runs then is stopped. RUNS selects runs by name (RUNS="mdbn-seed0 edsr-seed0").
 # PYTHON (python3) is the interpreter; packages that the machine lacks are read from carry/wheels. The tables:
 #
 #     python benchmarks/superres_control_table.py benchmarks/results/control-<device>-<date>.json     ($OUT/control.json)
@@ -84,7 +83,7 @@ score() { # run, stage: on the CPU, whole sets, raw weights and moving average
   local run=$1 stage=$2 variant
   [ -f "$kept/$run/result.json" ] || return 0
   for variant in raw ema; do
-    JAX_PLATFORMS=cpu CUDA_VISIBLE_DEVICES= limited "$python" -m jaxkd.evaluate --weights="$scratch/$run/$stage" \
+    JAX_PLATFORMS=cpu CUDA_VISIBLE_DEVICES= limited nice -n 10 "$python" -m jaxkd.evaluate --weights="$scratch/$run/$stage" \
       --variant=$variant --data="Set5=$data/sr_set5" --data="Set14=$data/sr_set14" --data="BSD100=$data/sr_bsd100" \
       >"$scratch/$run/$variant.txt" 2>>"$kept/$run/log.txt" &&
       tail -n 1 "$scratch/$run/$variant.txt" >"$kept/$run/scores_$variant.json"
