@@ -22,7 +22,17 @@ _PRESETS: dict[str, tuple[str, str]] = {
 }
 PRESETS = tuple(_PRESETS)
 # The terms of this package: what each reads of the config besides its own arguments.
-READ_BY_TERM = {"ce": ("smoothing",), "kl": (), "hard": (), "spectral": ("pairs",), "mse": ("pairs",)}
+_OF_PAIRS = """
+    spectral mse feature_cosine normalized_mse attention_transfer nst hint vid mgd vitkd_mimic vitkd_generation simkd
+    attention_kl attention_cosine relation_kl manifold_intra manifold_inter manifold_random
+    rkd_distance rkd_angle similarity_preserving pkt correlation_congruence linear_cka contrastive
+"""
+READ_BY_TERM: dict[str, tuple[str, ...]] = {
+    "ce": ("smoothing",),
+    "distillation_token": ("smoothing",),
+    **dict.fromkeys(("kl", "hard", "decoupled_kl", "standardized_kl", "dist"), ()),
+    **dict.fromkeys(_OF_PAIRS.split(), ("pairs",)),
+}
 
 
 def parts(name: str) -> tuple[str, str]:

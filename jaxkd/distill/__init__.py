@@ -1,6 +1,6 @@
 """Knowledge distillation: objectives and their terms, layer pairing, weight schedules and the teacher."""
 
-from jaxkd.distill import feature_terms, logit_terms  # they register the terms
+from jaxkd.distill import feature_terms, logit_terms, relation_terms  # they register the terms
 from jaxkd.distill.objective import ModelOutput, Objective, Term
 from jaxkd.distill.pairing import check_pairs, profile_taps, resolve_pairs, suggest
 from jaxkd.distill.presets import PRESETS, preset

@@ -31,22 +31,23 @@ def as_pairs(pairs: Any) -> tuple[Pair, ...]:
     return tuple((student, teacher) for student, teacher in pairs)
 
 
-def pairs_of_kind(pairs: tuple[Pair, ...], kind: str) -> tuple[Pair, ...]:
-    """`pairs` with another tap of the same blocks: "attn" turns `block_3` into `attn_3`; other taps stay.
+def pairs_of_taps(pairs: tuple[Pair, ...], names: tuple[str, ...]) -> tuple[Pair, ...]:
+    """`pairs` of blocks as pairs of other taps of the same blocks; taps that are no block stay.
 
     Args:
       pairs: of taps.
-      kind: "attn" or the name before the number of another tap of ViT and CaiT; "" for the pairs as they are.
+      names: such as ("attn",), which turns `block_3` into `attn_3` and `stage_1.block_0` into `stage_1.block_0.attn`;
+        each pair becomes one per name, next to one another. () for the pairs as they are.
     """
-    if not kind:
+    if not names:
         return pairs
 
-    def other(tap: str) -> str:
-        if kind == "attn" and re.fullmatch(r"stage_\d+\.block_\d+", tap):
-            return f"{tap}.attn"
-        return re.sub(r"^block_(\d+)$", rf"{kind}_\1", tap)
+    def other(tap: str, name: str) -> str:
+        if re.fullmatch(r"stage_\d+\.block_\d+", tap):
+            return f"{tap}.{name}"
+        return re.sub(r"^block_(\d+)$", rf"{name}_\1", tap)
 
-    return tuple((other(student), other(teacher)) for student, teacher in pairs)
+    return tuple((other(student, name), other(teacher, name)) for student, teacher in pairs for name in names)
 
 
 def features_of(student: ModelOutput, teacher: ModelOutput, pairs: tuple[Pair, ...]) -> list[tuple[Any, Any]]:

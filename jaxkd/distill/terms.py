@@ -23,7 +23,7 @@ from functools import partial
 from typing import Any
 
 from jaxkd.distill.objective import Objective, Term
-from jaxkd.distill.pair_features import PreparedPairs, as_pairs, check_resize, pairs_of_kind
+from jaxkd.distill.pair_features import PreparedPairs, as_pairs, check_resize, pairs_of_taps
 from jaxkd.distill.projectors import read_projector
 from jaxkd.errors import ConfigError, UnknownNameError, check_choice, did_you_mean
 
@@ -42,7 +42,7 @@ class RegisteredTerm:
     # called with the arguments before anything compiles, to raise ConfigError for a value out of range
     check: Callable[..., None] | None
     needs_key: bool  # whether `fn` takes `key=`
-    taps: str  # the tap of each block that it reads, in place of the block's output: "attn"; "" for the output
+    taps: tuple[str, ...]  # taps of each paired block that it reads in place of the block's output
     projector: str  # the heads in front of it where the config names none
     maps: bool  # whether it takes `projector` and `resize`
 
@@ -73,7 +73,7 @@ def register_term(
     init: Callable[..., Any] | None = None,
     check: Callable[..., None] | None = None,
     needs_key: bool = False,
-    taps: str = "",
+    taps: tuple[str, ...] = (),
     projector: str = "",
     maps: bool = True,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -87,8 +87,9 @@ def register_term(
         `(params, mutable, student, teacher, batch, *, arguments) -> (values, mutable)`.
       check: takes the same arguments and raises ConfigError where they make no sense.
       needs_key: whether the function also takes `key=`, a random key of its own in every step; no config sets it.
-      taps: for a function that reads another tap of the paired blocks than their output, its name before the number:
-        with "attn", `distill.pairs="last"` pairs the attentions of the last blocks.
+      taps: for a function that reads other taps of the paired blocks than their output, the names before the number:
+        with ("attn",), `distill.pairs="last"` pairs the attentions of the last blocks. Of several, each pair of blocks
+        becomes one pair per name.
       projector: the heads of a term whose config names none; see `projectors`.
       maps: False for a function whose features are no maps, tokens or vectors with channels last, so that it takes
         neither `projector` nor `resize`.
@@ -184,7 +185,7 @@ def _term(entry: dict[str, Any], index: int, filled_in: dict[str, Any]) -> Term:
         )
     if kind.check is not None:
         kind.check(**given)
-    pairs = pairs_of_kind(given.get("pairs", ()), kind.taps)
+    pairs = pairs_of_taps(given.get("pairs", ()), kind.taps)
     fn, init = _functions(kind, given | {"pairs": pairs} if pairs else given, entry)
     frozen = entry.get("frozen", False) if "frozen" in kind.options else False
     check_choice(f"{where}: frozen", frozen, (True, False))

@@ -115,8 +115,9 @@ def _check_term(term: Term, outputs: tuple[ModelOutput, ModelOutput], batch: dic
         jax.eval_shape(call, jax.random.key(0), outputs, batch)
     except (ShapeError, ConfigError, TypeError, ValueError) as error:
         shapes = [{name: tuple(value.shape) for name, value in features.items()} for _, features in outputs]
-        if not isinstance(error, ConfigError):
-            check_pairs(term.pairs, *shapes)  # says more about a pair whose axes differ
+        if not isinstance(error, ConfigError):  # more words about two maps whose grids differ
+            maps = set(models.depth_taps(tap for pair in term.pairs for tap in pair))
+            check_pairs([pair for pair in term.pairs if set(pair) <= maps], *shapes)
         if isinstance(error, JaxkdError):
             raise type(error)(f'The term "{term.name}" does not fit these networks. {error}') from None
         raise

@@ -28,7 +28,7 @@ def network(name: str, args: dict, seed: int) -> weights.Network:
 
 
 def build() -> tasks.DistillationTask:
-    """Soft, spectral and a projector with BatchNorm, deit <- cait, two pairs of layers, stochastic depth."""
+    """Soft, spectral, BatchNorm in a projector, relations of examples; deit <- cait, two pairs, stochastic depth."""
     student = network("deit_tiny_patch16_224", STUDENT, 3)
     teacher = network("cait_xxs24_224", TEACHER, 7)
     pairs = (("block_0", "block_0"), ("block_1", "block_0"))
@@ -37,6 +37,7 @@ def build() -> tasks.DistillationTask:
         {"loss": "kl", "weight": 0.9},
         {"loss": "spectral", "weight": 0.2},
         {"loss": "mse", "weight": 0.2, "projector": {"student": "linear_batchnorm", "teacher": "batchnorm"}},
+        {"loss": "rkd_distance", "weight": 0.2},  # compares the examples of the global batch
     )
     return tasks.DistillationTask(student, teacher, distill.build_objective(terms, pairs=pairs))
 

@@ -1,0 +1,180 @@
+"""Every term by the one line that docs/objectives.md gives: it builds, and everything that should gets a gradient."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxkd import distill, losses, models, tasks, weights
+from jaxkd.distill import terms as registry
+from jaxkd.errors import ConfigError, JaxkdError, ShapeError, TapError
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "objectives.md"
+LINES = {
+    name: ast.literal_eval(line)
+    for name, line in re.findall(r"^\| `(\w+)` \| `(\{\"loss\".*?\})` \|", DOCS.read_text(), re.MULTILINE)
+}
+CLASSES, BATCH = 5, 4
+STUDENT = {"embed_dim": 24, "num_heads": 2, "depth": 2, "patch_size": 8}
+TEACHER = {"embed_dim": 36, "num_heads": 2, "depth": 3, "depth_token_only": 1, "patch_size": 8}
+
+
+def network(name, seed, **args):
+    model = models.create(name, num_classes=CLASSES, img_size=32, **args)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    rng = np.random.default_rng(seed)
+    variables = jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), shapes)
+    return weights.Network(model, models.spec(name), (32, 32), CLASSES, variables, "random weights")
+
+
+@pytest.fixture(scope="module")
+def networks():
+    return network("deit_tiny_distilled_patch16_224", 1, **STUDENT), network("cait_xxs24_224", 2, **TEACHER)
+
+
+def objective_of(networks, *entries):
+    """The objective of entries whose pairs are written as in a config."""
+    taps = [models.tap_names(n.model) for n in networks]
+    resolved = [
+        entry | {"pairs": distill.resolve_pairs(entry["pairs"], *taps)} if "pairs" in entry else entry
+        for entry in entries
+    ]
+    return distill.build_objective(resolved, smoothing=0.1)
+
+
+@pytest.fixture(scope="module")
+def results(networks):
+    """term -> (loss, gradients of the term's parameters, gradients of the student's outputs), in one program."""
+    objectives = {name: objective_of(networks, line) for name, line in LINES.items()}
+    together = objective_of(networks, *LINES.values())
+    tasks.check_networks(*networks, together)
+    student, teacher = networks
+    rng = np.random.default_rng(3)
+    images = jnp.asarray(rng.normal(size=(BATCH, 32, 32, 3)), jnp.float32)
+    labels = jnp.asarray(rng.integers(0, CLASSES, BATCH))
+
+    def run(images):
+        outputs = (
+            student.model.apply(student.variables, images, taps=together.student_taps, distilled=True),
+            teacher.model.apply(teacher.variables, images, taps=together.teacher_taps),
+        )
+        found = {}
+        for name, objective in objectives.items():
+            taps = objective.student_taps, objective.teacher_taps
+            s, t = ((o[0], {tap: o[1][tap] for tap in read}) for o, read in zip(outputs, taps, strict=True))
+            params, mutable = objective.init(jax.random.key(4), (s, t))
+
+            def loss(params, s, objective=objective, mutable=mutable, t=t):
+                return objective(params, mutable, s, t, {"label": labels}, 0, key=jax.random.key(5))[0]
+
+            found[name] = jax.value_and_grad(loss, argnums=(0, 1))(params, s)
+        return found
+
+    return jax.device_get(jax.jit(run)(images))
+
+
+def test_every_term_has_a_row():
+    assert set(LINES) == set(registry.TERMS) and len(LINES) == 32
+    assert all(line["loss"] == name for name, line in LINES.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LINES)
+def test_loss_and_gradients_are_finite_and_reach_the_student_and_every_parameter(results, name):
+    loss, (params, outputs) = results[name]
+    assert np.isfinite(loss)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves((params, outputs)))
+    assert any(np.abs(g).max() > 0 for g in jax.tree.leaves(outputs))
+    for path, grad in jax.tree.leaves_with_path(params):
+        assert np.abs(grad).max() > 0, path
+    parametric = "hint vid mgd vitkd_mimic vitkd_generation simkd contrastive feature_cosine normalized_mse"
+    assert bool(params) == (name in parametric.split())
+
+
+def vectors(batch=6, nan=False):
+    rng = np.random.default_rng(0)
+    s, t = (jnp.asarray(rng.normal(size=(batch, 2, 3, c)), jnp.float32) for c in (4, 5))
+    if nan:
+        s = s.at[1].set(jnp.nan)
+    return (jnp.zeros((batch, CLASSES)), {"block_0": s}), (jnp.zeros((batch, CLASSES)), {"block_1": t})
+
+
+@pytest.mark.parametrize("pool", [True, False])
+def test_a_loss_of_the_batch_is_that_of_the_examples_that_count(pool):
+    student, teacher = vectors(nan=True)
+    where = np.array([True, False, True, True, True, True])
+    entry = {"loss": "rkd_distance", "pool": pool, "weight": 3.0}
+    objective = distill.build_objective((entry,), pairs=(("block_0", "block_1"),))
+    loss, logged, _ = objective({}, {}, student, teacher, {"mask": where}, 0)
+    s, t = student[1]["block_0"][where], teacher[1]["block_1"][where]
+    if pool:
+        s, t = s.mean(axis=(1, 2)), t.mean(axis=(1, 2))
+    np.testing.assert_allclose(loss, 3 * losses.rkd_distance(s, t), rtol=1e-5)
+    np.testing.assert_allclose(logged["rkd_distance"], loss / 3, rtol=1e-6)
+
+
+def test_masks_come_from_the_key_of_the_step():
+    student, teacher = vectors()
+    objective = distill.build_objective(({"loss": "mgd", "ratio": 0.5},), pairs=(("block_0", "block_1"),))
+    params, mutable = objective.init(jax.random.key(0), (student, teacher))
+    first, again, other = (
+        float(objective(params, mutable, student, teacher, {}, 0, key=jax.random.key(k))[0]) for k in (1, 1, 2)
+    )
+    assert first == again != other
+    with pytest.raises(ConfigError, match="its terms mgd draw random numbers"):
+        objective(params, mutable, student, teacher, {}, 0)
+
+
+@pytest.mark.parametrize(
+    ("entry", "error", "text"),
+    [
+        (
+            {"loss": "attention_cosine", "pairs": "last"},
+            ShapeError,
+            'The term "attention_cosine" does not fit.*18 tokens',
+        ),
+        ({"loss": "attention_kl", "pairs": (("attn_0", "attn_9"),)}, TapError, "names layer \"?'?attn_9"),
+        ({"loss": "relation_kl", "pairs": "last"}, ConfigError, "lacks the argument relation_heads"),
+        (
+            {"loss": "relation_kl", "pairs": "last", "relation_heads": 7, "surplus": "drop"},
+            JaxkdError,
+            'The term "relation_kl" does not fit these networks.*7',
+        ),
+        ({"loss": "hint", "pairs": "last", "projector": "mlp"}, ConfigError, '"projector", which it does not take'),
+        ({"loss": "attention_kl", "pairs": "last", "surplus": "cut"}, ConfigError, 'surplus="cut" is not possible'),
+        ({"loss": "contrastive", "pairs": "last", "width": 0}, ConfigError, "width=0 is out of range"),
+        ({"loss": "mgd", "pairs": "last", "ratio": 2.0}, ConfigError, 'The term "mgd" does not fit.*ratio=2.0'),
+        ({"loss": "mgd", "pairs": (("pre_logits", "pre_logits"),)}, ShapeError, "mgd needs maps"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_compiles(networks, entry, error, text):
+    with pytest.raises(error, match=text):
+        tasks.check_networks(*networks, objective_of(networks, entry))
+
+
+def test_a_token_of_its_own_and_integer_labels_are_needed(networks):
+    plain = network("deit_tiny_patch16_224", 1, **STUDENT)
+    with pytest.raises(ConfigError, match='"distillation_token" reads two heads, but the student has one'):
+        tasks.check_networks(plain, networks[1], objective_of(networks, {"loss": "distillation_token"}))
+    decoupled = objective_of(networks, {"loss": "decoupled_kl"})
+    tasks.check_networks(*networks, decoupled)
+    with pytest.raises(ShapeError, match="Switch mixup and cutmix off"):
+        tasks.check_networks(*networks, decoupled, mixed=True)
+
+
+def test_the_shorter_attention_is_compared_with_the_last_tokens_of_the_longer():
+    rng = np.random.default_rng(0)
+    long, short = (jax.nn.softmax(jnp.asarray(rng.normal(size=(2, 3, n, n)), jnp.float32)) for n in (6, 5))
+    outputs = (jnp.zeros((2, 3)), {"attn_0": long}), (jnp.zeros((2, 3)), {"attn_1": short})
+    entry = {"loss": "attention_kl", "surplus": "drop"}
+    objective = distill.build_objective((entry,), pairs=(("block_0", "block_1"),))
+    assert objective.pairs == (("attn_0", "attn_1"),)
+    cut = long[..., 1:, 1:] / long[..., 1:, 1:].sum(axis=-1, keepdims=True)
+    expected = losses.attention_kl(cut, short).mean()
+    np.testing.assert_allclose(objective({}, {}, *outputs, {}, 0)[0], expected, rtol=1e-5)
