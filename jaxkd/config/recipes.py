@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxkd.config.fields import change
-from jaxkd.errors import ConfigError, did_you_mean
+from jaxkd.errors import ConfigError, check_choice, did_you_mean
 
 # SpectralKD's eight layers, student <-> teacher, for 12 against 24 blocks (papers: SpectralKD, recipe).
 DEIT_CAIT_PAIRS = ((0, 0), (1, 1), (6, 18), (7, 19), (8, 20), (9, 21), (10, 22), (11, 23))
@@ -39,6 +39,56 @@ def published(config: ConfigDict) -> ConfigDict:
         "train.batch_size": 512,  # 2 GPUs x 256
     }
     return change(config, changes)
+
+
+# What follows the colon of lift_cait.py and widelast_cait.py.
+MISMATCH_WORDS = {
+    "alpha": "the share of soft KD, 0.9 in the paper's best runs; 0 leaves it out",
+    "feature": "spectral, mse or none",
+    "small": "DeiT-Small",
+    "embedded": "the digits in scikit-learn",
+}
+
+
+def encoding_mismatch(config: ConfigDict, words: dict[str, str], *, kind: str, feature: str) -> ConfigDict:
+    """The recipe of the encoding-mismatch paper's code for the student `kind`, "lift" or "widelast".
+
+    300 epochs at batch 2048, drop path 0, the student's last feature against CaiT-S24's last self-attention block, soft
+    KD at temperature 1, no mixup; weight decay acts on class token and position embedding, as in the authors' wrappers.
+
+    Args:
+      config: `base()`.
+      words: some of `MISMATCH_WORDS`, as `parse_arg` gives them.
+      kind: prefix of the network's name.
+      feature: the feature term where `words` has none.
+    """
+    feature = words.get("feature") or feature
+    check_choice(":feature", feature, ("spectral", "mse", "none"))
+    try:
+        alpha = float(words.get("alpha") or 0.9)
+    except ValueError:
+        raise ConfigError(f'":alpha={words["alpha"]}" is not a number. Give one from 0 to 1.') from None
+    if alpha == 0 and feature == "none":
+        raise ConfigError(
+            '":alpha=0,feature=none" leaves no teacher. For a student alone use configs/supervised.py with the name of '
+            "the network."
+        )
+    size = "small" if "small" in words else "tiny"
+    changes: dict[str, Any] = {
+        "task": "distillation",
+        "student.name": f"{kind}_deit_{size}_patch16_224",
+        "teacher.name": "cait_s24_224",
+        "teacher.weights": "hf-hub:timm/cait_s24_224.fb_dist_in1k",
+        "distill.preset": "+".join(n for n in ("soft" if alpha else "", feature if feature != "none" else "") if n),
+        "optimizer.decay_tokens": True,
+        "train.epochs": 300,
+        "train.batch_size": 2048,  # 4 GPUs x 512
+    }
+    if alpha:
+        changes |= {"distill.alpha": alpha, "distill.temperature": 1.0}
+    if feature != "none":
+        changes |= {"distill.pairs": "last", "distill.feature_weight": 0.2}
+    return change(published(config), changes)
 
 
 def super_resolution(
@@ -153,7 +203,7 @@ def embedded(config: ConfigDict, *, student: dict[str, Any], teacher: dict[str, 
     first = {"name": "teacher", **alone, "student.name": config.teacher.name}
     # What a command line says of the student is not meant for its teacher.
     first |= {"student.weights": "", "student.variant": "", "student.resize": False, "student.new_head": False}
-    first |= {"student.old_grid": (), "student.freeze": ()}
+    first |= {"student.old_grid": (), "student.freeze": (), "optimizer.decay_tokens": False}
     first["student.args"] = teacher
     changes = {f"teacher.args.{k}": v for k, v in teacher.items()}
     changes |= {"distill.pairs": pairs, "teacher.weights": "stage:teacher"}

@@ -58,6 +58,45 @@ def test_everything_that_is_not_a_default_is_in_the_table(column):
     assert {k for k, v in given.items() if v != defaults.get(k)} - names <= set(table())
 
 
+@pytest.mark.parametrize(
+    ("name", "arg", "preset", "alpha"),
+    [
+        ("lift", None, "soft+spectral", 0.9),
+        ("lift", "alpha=0,feature=mse", "mse", None),
+        ("lift", "feature=none", "soft", 0.9),
+        ("widelast", None, "soft+mse", 0.9),
+        ("widelast", "alpha=0,feature=spectral", "spectral", None),
+    ],
+)
+def test_lift_and_widelast_differ_from_the_last_layer_recipe_in_what_the_authors_change(name, arg, preset, alpha):
+    given, last = fields.flatten(config_of(f"{name}_cait", arg)), fields.flatten(config_of("dynamics", "last"))
+    feature = preset != "soft"
+    expected = {
+        "student.name": f"{name}_deit_tiny_patch16_224",
+        "optimizer.decay_tokens": True,
+        "distill.preset": preset,
+        "distill.alpha": alpha,
+        "distill.temperature": 1.0 if alpha else None,
+        "distill.pairs": "last" if feature else None,
+        "distill.feature_weight": 0.2 if feature else None,
+    }
+    assert {k: v for k, v in given.items() if v != last.get(k)} == {k: v for k, v in expected.items() if v != last[k]}
+    rate = given["optimizer.learning_rate"] * given["train.batch_size"] / given["optimizer.reference_batch"]
+    assert rate == pytest.approx(2e-3) and given["train.epochs"] == 300
+
+
+@pytest.mark.parametrize("name", ["lift", "widelast"])
+def test_the_words_of_lift_and_widelast(name):
+    assert config_of(f"{name}_cait", "small").student.name == f"{name}_deit_small_patch16_224"
+    assert config_of("lift_cait", "small").student.args.target_dim == 384
+    for arg, words in (("alpha=x", '":alpha=x" is not a number'), ("feature=fft", ":feature"), ("tiny", "small")):
+        with pytest.raises(ConfigError) as caught:
+            config_of(f"{name}_cait", arg)
+        assert words in str(caught.value)
+    with pytest.raises(ConfigError, match="leaves no teacher"):
+        config_of(f"{name}_cait", "alpha=0,feature=none")
+
+
 def test_the_learning_rate_peaks_where_the_logs_of_the_authors_do():
     from jaxkd.experiment.build import build_schedule
     from jaxkd.train import LoopSettings
@@ -85,6 +124,7 @@ def test_the_learning_rate_peaks_where_the_logs_of_the_authors_do():
         ({"distill.terms": ({"loss": "mse", "pairs": "last"},), "label_smoothing": 0.2}, "label_smoothing=0.2 is set"),
         ({"task": "restoration", "distill.terms": ({"loss": "ce"},)}, "is set, but nothing reads it"),
         ({"schedule.warmup_epochs": 0, "schedule.warmup_lr": 1e-5}, "schedule.warmup_epochs=0"),
+        ({"optimizer.decay_tokens": True, "optimizer.weight_decay": 0.0}, "this is optimizer.weight_decay=0"),
         ({"data.mix.mode": "pairs"}, 'Did you mean "pair"'),
         ({"data.augment.interpolation": "bicubik"}, 'Did you mean "bicubic"'),
     ],
