@@ -138,7 +138,7 @@ def _unnamed_average(content: Nested, depth: int = 3) -> str:
         return (
             f'Its "shadow_params" are a moving average in a list of {len(content["shadow_params"])} arrays without '
             "names, which only the program that wrote it can tell apart. Save them there as a network: "
-            'ema.copy_to(model.parameters()); torch.save(model.state_dict(), "ema.pth").'
+            'shadow.copy_to(model.parameters()); torch.save(model.state_dict(), "averaged.pth").'
         )
     inside = (v for v in content.values() if isinstance(v, dict) and depth)
     return next(filter(None, (_unnamed_average(v, depth - 1) for v in inside)), "")

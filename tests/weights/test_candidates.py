@@ -66,7 +66,7 @@ def test_a_lone_moving_average_is_no_raw_weights(caplog):
 def test_a_moving_average_without_names_is_said(caplog):
     """torch-ema's state dict: a list in the order of the parameters of the network."""
     average = {"decay": 0.999, "num_updates": 7, "shadow_params": [np.ones(1)] * 4, "collected_params": None}
-    words = r'"shadow_params" are a moving average in a list of 4 arrays without names.*ema\.copy_to'
+    words = r'"shadow_params" are a moving average in a list of 4 arrays without names.*shadow\.copy_to'
     with pytest.raises(WeightSourceError, match=rf"holds no weights: .*{words}"):
         choose(average, None)
     with pytest.raises(WeightSourceError, match=rf"holds no moving average of the weights: .*{words}"):
