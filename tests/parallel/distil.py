@@ -5,13 +5,14 @@ python distil.py OUT.npz 8x1 4x2       writes the losses of each mesh, and what 
 
 from __future__ import annotations
 
+import functools
 import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd import distill, models, parallel, tasks, train, weights
+from jaxkd import distill, losses, models, parallel, tasks, train, weights
 
 STEPS, BATCH, CLASSES = 5, 16, 5
 STUDENT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "drop_path_rate": 0.2}
@@ -64,6 +65,30 @@ def evaluation_batches(count: int = 21) -> list[dict[str, np.ndarray]]:
     ]
 
 
+def batch_losses(mesh: jax.sharding.Mesh) -> dict[str, np.ndarray]:
+    """Losses between the examples of a sharded, partly masked batch, and the absolute sum of their gradients."""
+    rng = np.random.default_rng(5)
+    share = BATCH // jax.process_count()
+    mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+    arrays = {k: rng.normal(size=(BATCH, 3, c)).astype(np.float32)[mine] for k, c in (("s", 6), ("t", 6), ("u", 8))}
+    batch = parallel.put_batch(arrays | {"where": (np.arange(BATCH) % 5 != 2)[mine]}, mesh)
+
+    def values(student, batch):
+        wide = (losses.rkd_distance, losses.rkd_angle, losses.manifold_inter, losses.linear_cka, losses.pkt)
+        found = [loss(student, batch["u"], where=batch["where"]) for loss in wide]
+        pooled = (x.mean(axis=1) for x in (student, batch["t"]))
+        return jnp.stack([*found, losses.contrastive(*pooled, where=batch["where"]).sum()])
+
+    @functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
+    def evaluate(batch):
+        value, pull = jax.vjp(lambda student: values(student, batch), batch["s"])
+        slopes = jax.vmap(pull)(jnp.eye(len(value)))[0]
+        return value, jnp.abs(slopes).sum(axis=(1, 2, 3))
+
+    value, slope = evaluate(batch)
+    return {"batch_losses": np.array(value), "batch_slopes": np.array(slope)}
+
+
 def steps(mesh: jax.sharding.Mesh, *, accumulate: int = 1) -> dict[str, np.ndarray]:
     """Terms of each step; sums of absolute parameters, averages and batch statistics at the end; the evaluation."""
     task = build()
@@ -93,6 +118,7 @@ def steps(mesh: jax.sharding.Mesh, *, accumulate: int = 1) -> dict[str, np.ndarr
         train.compile_eval_step(task, mesh), evaluation_batches(), {"": (state.params, {})}, {}, mesh
     )
     assert images == 21
+    result |= batch_losses(mesh)
     return result | {f"eval_{k}": np.array(v) for k, v in means[""].items()}
 
 
