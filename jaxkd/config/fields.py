@@ -64,6 +64,8 @@ def _data() -> ConfigDict:
     config.subset_seed = 0  # of that choice alone; a smaller subset lies inside a larger one of the same seed
     config.workers = 8  # processes that decode; 0 decodes in this one
     config.repeats = 1  # copies of an image in an epoch, each augmented differently; 3: repeated augmentation
+    # Of the order, augmentation and mixing of images; -1: as `seed`, which also draws initial weights and dropout.
+    config.seed = -1
     config.max_broken = 0.01  # share of unreadable images above which a run fails; fewer are skipped and named
     config.augment = ConfigDict()
     config.augment.kind = "random_resized_crop"  # or "pad_crop", "none"
@@ -190,6 +192,10 @@ def base() -> ConfigDict:
     config.dynamics = _dynamics()
 
     config.study = _study()
+    # Many students in one program, which share batches and the teacher's forward pass: {"seed": (0, 1, 2)} or another
+    # dict of fields with the values that each takes (all combinations), or a tuple of dicts of changes, perhaps with a
+    # "name". jaxkd/config/population.py lists the fields that may differ.
+    config.population = placeholder(object)
 
     # Runs after one another, each a dict of dotted changes with a "name"; a later one may take "stage:<name>" as
     # weights.
@@ -214,7 +220,7 @@ def parse_arg(arg: str | None, known: dict[str, str]) -> dict[str, str]:
 
 def change(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
     """A copy of `config` with dotted fields changed: `{"train.epochs": 10}`."""
-    config = copy.deepcopy(config).unlock()  # deep, or fields that are still None would forget their type
+    config = _copy(config)
     for dotted, value in changes.items():
         *parents, leaf = dotted.split(".")
         node = config
@@ -228,6 +234,28 @@ def change(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
         with node.ignore_type():
             node[leaf] = ConfigDict(value) if f"{dotted}." in ARGS else value
     return config
+
+
+def _copy(config: ConfigDict) -> ConfigDict:
+    """A deep copy, unlocked; a shallow one would forget the types of fields that are still None."""
+    grid = config.get("population")
+    if not isinstance(grid, dict):
+        return copy.deepcopy(config).unlock()
+    # ml_collections would make a ConfigDict of the copied dict, and refuse its dotted names.
+    with config.unlocked():
+        config.population = None
+    try:
+        copied = copy.deepcopy(config).unlock()
+    finally:
+        with config.unlocked():
+            config.population = grid
+    copied.population = dict(grid)
+    return copied
+
+
+def data_seed(config: ConfigDict) -> int:
+    """The seed of data order, augmentation and mixing."""
+    return config.seed if config.data.seed < 0 else config.data.seed
 
 
 def plain(value: Any) -> Any:

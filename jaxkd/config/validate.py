@@ -52,6 +52,7 @@ BOUNDS: tuple[tuple[dict[str, float], tuple[str, ...]], ...] = (
         ),
     ),
     ({"least": 0, "most": 2**32 - 1}, ("seed", "data.subset_seed")),
+    ({"least": -1, "most": 2**32 - 1}, ("data.seed",)),
     ({"least": 0, "most": 1024}, ("data.workers", "data.augment.pad")),
     ({"above": 0, "most": 1e4}, ("optimizer.learning_rate",)),
     ({"above": 0, "most": 1}, ("optimizer.eps",)),
@@ -222,6 +223,9 @@ def validate(config: ConfigDict) -> None:
             check_range(name, given[name], **bounds, hint=f"its default is {known[name]!r}")
     _check_values(known, given)
     check_stages(config)
+    if config.population is not None:
+        _check_population(config)
+        return
     if config.distill.terms and config.distill.preset != "none":
         raise ConfigError(
             f'distill.preset="{config.distill.preset}" and distill.terms are both set. Leave one of them out: a preset '
@@ -231,6 +235,38 @@ def validate(config: ConfigDict) -> None:
     if config.task in TASKS:
         _check_unread(config, known, given)
     _check_requirements(config)
+
+
+def _check_population(config: ConfigDict) -> None:
+    """Checks each member as the run that it stands for, and what the members share."""
+    from jaxkd.config.population import members  # which needs this module
+
+    if config.task not in ("classification", "distillation"):
+        raise ConfigError(
+            f'config.population is set with task="{config.task}", which trains one network. Leave the population out, '
+            'or set --config.task to "classification" or "distillation".'
+        )
+    if config.dynamics.every_steps:
+        raise ConfigError(
+            f"dynamics.every_steps={config.dynamics.every_steps} with config.population: statistics of the layers are "
+            "those of one network. Set dynamics.every_steps=0, or train that member in a run of its own."
+        )
+    found = members(config)
+    for member in found:
+        try:
+            validate(member.config)
+        except ConfigError as error:
+            raise type(error)(f'Member "{member.name}" of config.population: {error}') from None
+    shared, given = flatten(config), [flatten(member.config) for member in found]
+    for name, default in flatten(base()).items():
+        ignored = shared[name] != default and all(
+            g[name] == default and name not in m.changes for m, g in zip(found, given, strict=True)
+        )
+        if ignored and name.startswith(("distill.", "teacher.")) and not name.startswith(ARGS):
+            raise ConfigError(
+                f"{name}={shared[name]!r} is set, but no member of config.population reads it. Leave {name} at "
+                f"{default!r}, or add a member whose objective reads it."
+            )
 
 
 def check_stages(config: ConfigDict) -> None:

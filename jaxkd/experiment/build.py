@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 from clu import parameter_overview
 from jax.sharding import Mesh
@@ -16,7 +18,8 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from jaxkd import parallel, train
-from jaxkd.config.fields import change
+from jaxkd.config import population
+from jaxkd.config.fields import change, data_seed
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import classification, comparison, restoration
 from jaxkd.experiment.checks import check_config
@@ -39,7 +42,7 @@ class Experiment(Components):
     mesh: Mesh  # devices
     constants: PyTree  # what the compiled step reads and never changes, on the mesh
     optimizer: optax.GradientTransformation  # with the schedule inside
-    schedule: train.Schedule  # step -> learning rate
+    schedule: train.Schedule  # step -> learning rate, (S,) where members differ
     settings: train.LoopSettings  # when things happen
     abstract_state: train.TrainState  # shapes of the train state
     shardings: PyTree  # of the train state
@@ -47,12 +50,32 @@ class Experiment(Components):
     @property
     def parameters(self) -> int:
         """Number of parameters of the student."""
-        return int(parameter_overview.count_parameters(self.abstract_state.params["student"]))
+        return int(parameter_overview.count_parameters(self.abstract_params["student"]))
 
     @cached_property
-    def key(self) -> jax.Array:
+    def members(self) -> tuple[population.Member, ...]:
+        """Members of the population; () for an ordinary run."""
+        return population.members(self.config)
+
+    @property
+    def abstract_params(self) -> PyTree:
+        """Shapes of the parameters of one network."""
+        params = self.abstract_state.params
+        if not self.members:
+            return params
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), params)
+
+    @cached_property
+    def key(self) -> jax.Array | train.Keys:
         """The key of the run's steps: another stream than the initial parameters."""
-        return jax.random.key(self.config.seed + 1)
+        seed = data_seed(self.config)
+        if self.members:
+            keys = jax.vmap(jax.random.key)(np.array([m.config.seed + 1 for m in self.members], np.uint32))
+        elif seed != self.config.seed:
+            keys = jax.random.key(self.config.seed + 1)
+        else:
+            return jax.random.key(self.config.seed + 1)
+        return train.Keys(jax.random.key(seed + 1), keys)
 
     def init_state(self) -> train.TrainState:
         """The state at step 0, on the mesh; no device ever holds all of an array that is split.
@@ -67,10 +90,11 @@ class Experiment(Components):
             return train.create_state(params, mutable, self.optimizer, ema=self.config.ema.decay > 0)
 
         key = jax.random.key(self.config.seed)
-        if all(sharding.is_fully_replicated for sharding in jax.tree.leaves(self.shardings)):
-            # Each device holds all of it anyway. Compiled as one program, random initialisers take many times longer
-            # than op by op.
-            return parallel.put_on_mesh(create(key), self.mesh)
+        whole = all(sharding.is_fully_replicated for sharding in jax.tree.leaves(self.shardings))
+        if whole or self.members:
+            # Each device holds all of it anyway, or the members of a population are drawn one by one. Compiled as one
+            # program, random initialisers take many times longer than op by op.
+            return jax.device_put(create(key), self.shardings)
         loaded = self.task.student.variables
         if loaded is not None:  # an argument, because the program would otherwise hold the weights
             loaded = jax.device_put(loaded["params"], self.shardings.params["student"])
@@ -122,18 +146,7 @@ def build(
     )
     config, task = parts.config, parts.task
     settings = loop_settings(config, parts.pipeline.steps_per_epoch if parts.pipeline else STEPS_WITHOUT_DATA)
-    schedule = build_schedule(config, settings)
-    optimizer = train.make_optimizer(
-        schedule,
-        weight_decay=config.optimizer.weight_decay,
-        b1=config.optimizer.b1,
-        b2=config.optimizer.b2,
-        eps=config.optimizer.eps,
-        clip_norm=config.optimizer.clip_norm,
-        decay_tokens=config.optimizer.decay_tokens,
-        frozen=task.frozen,
-        **projector_settings(config),
-    )
+    schedule, optimizer = build_optimizer(config, settings, task.frozen)
 
     def create(key: jax.Array) -> train.TrainState:
         return train.create_state(*task.init(key), optimizer, ema=config.ema.decay > 0)
@@ -153,7 +166,7 @@ def build(
         schedule=schedule,
         settings=settings,
         abstract_state=abstract,
-        shardings=parallel.tree_shardings(abstract, mesh),
+        shardings=parallel.tree_shardings(abstract, mesh, members=getattr(task, "member_count", 0)),
     )
 
 
@@ -179,6 +192,41 @@ def projector_settings(config: ConfigDict) -> dict[str, float]:
     if settings.projector_weight_decay is not None:
         own["projector_decay"] = settings.projector_weight_decay
     return own
+
+
+def build_optimizer(
+    config: ConfigDict, settings: train.LoopSettings, frozen: PyTree | None
+) -> tuple[train.Schedule, optax.GradientTransformation]:
+    """Schedule and optimiser of a run, of a population those of all members."""
+
+    def make(schedule: train.Schedule, **numbers: float | jax.Array) -> optax.GradientTransformation:
+        return train.make_optimizer(
+            schedule,
+            **numbers,
+            b1=config.optimizer.b1,
+            b2=config.optimizer.b2,
+            eps=config.optimizer.eps,
+            clip_norm=config.optimizer.clip_norm,
+            decay_tokens=config.optimizer.decay_tokens,
+            frozen=frozen,
+        )
+
+    members = [member.config for member in population.members(config)]
+    if not members:
+        schedule = build_schedule(config, settings)
+        return schedule, make(schedule, weight_decay=config.optimizer.weight_decay, **projector_settings(config))
+    schedules = [build_schedule(member, settings) for member in members]
+    same_rate = len({member.optimizer.learning_rate for member in members}) == 1
+    schedule = schedules[0] if same_rate else lambda step: jnp.stack([one(step) for one in schedules])
+    numbers = [{"weight_decay": m.optimizer.weight_decay, **projector_settings(m)} for m in members]
+    tables = {name: [own[name] for own in numbers] for name in numbers[0]}
+
+    def of_member(member: jax.Array) -> optax.GradientTransformation:
+        own = schedule if same_rate else lambda step: schedule(step)[member]
+        chosen = {k: v[0] if len(set(v)) == 1 else jnp.asarray(v, jnp.float32)[member] for k, v in tables.items()}
+        return make(own, **chosen)
+
+    return schedule, train.member_optimizer(of_member, len(members))
 
 
 def build_schedule(config: ConfigDict, settings: train.LoopSettings) -> train.Schedule:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import shlex
 from collections.abc import Callable
@@ -15,7 +16,8 @@ from rich.console import Console
 
 from jaxkd import data, distill, models, parallel, tasks, train, weights
 from jaxkd.analysis import pipeline
-from jaxkd.config.fields import change, plain
+from jaxkd.config import population
+from jaxkd.config.fields import change, data_seed, plain
 from jaxkd.config.validate import mixes
 from jaxkd.errors import ConfigError, WeightMismatchError
 from jaxkd.experiment import auto_pairs
@@ -46,7 +48,7 @@ def build_components(
         config, chosen = auto_pairs.resolve_auto_pairs(config, workdir, sources["val"], build, console)
     elif config.distill.pairs == auto_pairs.AUTO:  # chosen on images
         config = change(config, {"distill.pairs": "first+last"}).lock()
-    task = build(config)
+    task = build_population(build(config), config, mesh, load=load)
     if sources and load:
         by_logits = task.objective.compares_logits
         _check_class_names(config, sources["train"].class_names, with_teacher=by_logits)
@@ -101,7 +103,7 @@ def _published_classes(config: ConfigDict) -> int:
 
 def resolve(config: ConfigDict, *, num_classes: int) -> ConfigDict:
     """A copy of `config` that says what it left to the data, so that a work directory describes its networks fully."""
-    resolved = config.copy_and_resolve_references()
+    resolved = population.explicit(config).copy_and_resolve_references()
     with resolved.unlocked():
         for network in (resolved.student, resolved.teacher):
             takes = bool(network.name) and "num_classes" in models.arguments(network.name)
@@ -127,12 +129,12 @@ def build_task(config: ConfigDict, *, num_classes: int, load: bool = True) -> ta
         shapes = models.abstract_variables(student.model, (1, *student.image_size, 3))
         frozen = weights.freeze_mask(shapes["params"], tuple(config.student.freeze))
     student_taps = models.tap_names(student.model)
-    if config.task == "classification":
-        objective = build_objective(config, student_taps)
+    if config.task == "classification" or not _has_teacher(config):
+        objective = _objective(config, student_taps)
         student = _loaded(student, config.student, config.seed, load)
         return tasks.ClassificationTask(student, objective, frozen=frozen, **_on_device(config))
     teacher = _network(config.teacher, config.precision.compute, False, like=student)
-    objective = build_objective(config, student_taps, models.tap_names(teacher.model))
+    objective = _objective(config, student_taps, models.tap_names(teacher.model))
     tasks.check_networks(student, teacher, objective, mixed=mixes(config))
     if config.teacher.new_head and objective.compares_logits:
         names = ", ".join(term.name for term in objective.terms if term.compares_logits)
@@ -143,6 +145,37 @@ def build_task(config: ConfigDict, *, num_classes: int, load: bool = True) -> ta
     student = _loaded(student, config.student, config.seed, load)
     teacher = _load_teacher(teacher, config, load, by_logits=objective.compares_logits)
     return tasks.DistillationTask(student, teacher, objective, frozen=frozen, **_on_device(config))
+
+
+def _has_teacher(config: ConfigDict) -> bool:
+    """Whether the run, or any member of its population, learns from a teacher."""
+    return any(m.config.task == "distillation" for m in population.members(config)) or config.population is None
+
+
+def _objective(
+    config: ConfigDict, student_taps: tuple[str, ...], teacher_taps: tuple[str, ...] | None = None
+) -> distill.Objective:
+    """The objective of the run, of a population that of all members."""
+    if config.population is None:
+        return build_objective(config, student_taps, teacher_taps)
+    configs = [member.config for member in population.members(config)]
+    return distill.join_objectives(
+        [build_objective(c, student_taps, teacher_taps if c.task == "distillation" else None) for c in configs]
+    )
+
+
+def build_population(
+    task: tasks.ClassificationTask, config: ConfigDict, mesh: Mesh, *, load: bool
+) -> tasks.ClassificationTask | tasks.PopulationTask:
+    """The task of all members of `config.population` from that of one; without a population the same task."""
+    if config.population is None:
+        return task
+    seeds, starts = [member.config.seed for member in population.members(config)], []
+    if config.student.new_head:  # which each member draws by its own seed
+        bare = dataclasses.replace(task.student, variables=None)
+        starts = [_loaded(bare, config.student, seed, load).variables for seed in seeds]
+    keep = config.checkpoint.keep_best > 0
+    return tasks.PopulationTask(task, seeds, mesh=mesh, starts=starts, keep_best=keep, ema=config.ema.decay > 0)
 
 
 def _load_teacher(teacher: weights.Network, config: ConfigDict, load: bool, *, by_logits: bool) -> weights.Network:
@@ -232,7 +265,7 @@ def build_train_pipeline(config: ConfigDict, source: Any, network: weights.Netwo
         batch_size=config.train.batch_size,
         image_size=network.image_size,
         fill=data.fill_from_mean(network.spec.mean),
-        seed=config.seed,
+        seed=data_seed(config),
         augment=data.AugmentConfig(**augment),
         repeats=config.data.repeats,
         workers=config.data.workers,

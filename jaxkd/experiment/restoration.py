@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from jaxkd import data, models, parallel, tasks, train, weights
+from jaxkd.config.fields import data_seed
 from jaxkd.data.files import write_atomic
 from jaxkd.errors import ConfigError
 from jaxkd.experiment.components import Components, Evaluator
@@ -51,7 +52,7 @@ def build_pipeline(config: ConfigDict, source: data.PairSource) -> data.PatchPip
     return data.PatchPipeline(
         source,
         batch_size=config.train.batch_size,
-        seed=config.seed,
+        seed=data_seed(config),
         config=data.PatchConfig(**config.data.patches),
         workers=config.data.workers,
         max_broken=config.data.max_broken,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from jaxkd.config.paths import user_path
 from jaxkd.config.plugins import import_plugins
 from jaxkd.data.files import write_atomic
 from jaxkd.errors import DamagedCheckpointError, JaxkdError, PeerLostError, storage_error
+from jaxkd.experiment import members
 from jaxkd.experiment.build import Experiment, build
 from jaxkd.experiment.lock import WorkdirLock
 from jaxkd.experiment.sweep import run_stages
@@ -99,8 +101,8 @@ def _run_locked(
     claim_workdir(config, workdir)  # only now: a config that cannot run must not stand in the way of its correction
     if parallel.is_main_host():
         experiment.save_inputs(workdir)
-        params = experiment.abstract_state.params
-        write_atomic(workdir / "parameters.txt", parameter_overview.get_parameter_overview(params, include_stats=False))
+        overview = parameter_overview.get_parameter_overview(experiment.abstract_params, include_stats=False)
+        write_atomic(workdir / "parameters.txt", overview)
     checkpoints = train.Checkpoints(
         workdir,
         keep_last=config.checkpoint.keep_last,
@@ -136,6 +138,11 @@ def _run_locked(
         if experiment.statistics is not None and parallel.is_main_host():  # of a run that failed too: they may show why
             _write_statistics(config, workdir)
     result = _result(experiment, workdir, int(state.step), scores, clock)
+    if experiment.members:
+        result["members"] = members.member_results(experiment, workdir, state, scores)
+        if result["finished"]:
+            meta = _checkpoint_meta(experiment, clock)
+            members.write_members(experiment, workdir, state, result["members"], meta)
     if parallel.is_main_host():
         if result["finished"]:
             write_atomic(workdir / "result.json", json.dumps(result, indent=2))
@@ -151,7 +158,8 @@ def _restore_or_init(
     """(state, clock, step of the checkpoint that it comes from or None); also moves the pipeline to its position."""
     while done := checkpoints.steps():
         try:
-            state, position, meta = checkpoints.restore(done[-1], experiment.abstract_state, experiment.mesh)
+            abstract, placed = experiment.abstract_state, experiment.shardings
+            state, position, meta = checkpoints.restore(done[-1], abstract, experiment.mesh, placed)
         except DamagedCheckpointError as error:
             if experiment.config.checkpoint.on_damage != "previous" or len(done) == 1:
                 raise
@@ -218,8 +226,10 @@ def _train(
                 clock=clock,
                 meta=lambda clock: _checkpoint_meta(experiment, clock),
                 evaluate=evaluate,
-                schedule=lambda step: float(experiment.schedule(np.int32(step))),
+                schedule=lambda step: train.to_value(experiment.schedule(np.int32(step))),
                 observation=observation,
+                members=tuple(member.name for member in experiment.members),
+                remember=members.remember_best(experiment),
             )
             return train.train_loop(experiment.compile_step(), state, batches, loop)
     finally:
@@ -249,7 +259,7 @@ def _result(
 ) -> dict[str, Any]:
     """The result of a run, as result.json holds it."""
     return {
-        "metrics": train.to_json(scores),
+        "metrics": _without_nan(train.to_json(scores)),
         "step": step,
         **best_score(workdir, experiment.best_metric),
         "finished": step >= experiment.settings.total_steps,
@@ -263,6 +273,15 @@ def _result(
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "workdir": str(workdir),
     }
+
+
+def _without_nan(metrics: dict[str, Any]) -> dict[str, Any]:
+    """`metrics` with None for what a member of a population lost by diverging: JSON has no NaN."""
+
+    def clean(value: Any) -> Any:
+        return [None if math.isnan(v) else v for v in value] if isinstance(value, list) else value
+
+    return {name: clean(value) for name, value in metrics.items()}
 
 
 def best_score(workdir: Path, metric: str) -> dict[str, Any]:

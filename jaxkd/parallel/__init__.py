@@ -2,4 +2,12 @@
 
 from jaxkd.parallel.hosts import any_host, initialize_distributed, is_main_host, is_peer_loss
 from jaxkd.parallel.mesh import BATCH_AXES, MODEL_AXIS, batch_devices, batch_spec, check_batch, make_mesh
-from jaxkd.parallel.sharding import batch_sharding, path_of, put_batch, put_on_mesh, replicated, tree_shardings
+from jaxkd.parallel.sharding import (
+    batch_sharding,
+    path_of,
+    put_batch,
+    put_on_mesh,
+    replicated,
+    splits_members,
+    tree_shardings,
+)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxkd.parallel.mesh import MODEL_AXIS, batch_spec
+from jaxkd.parallel.mesh import MODEL_AXIS, batch_devices, batch_spec
 
 # Regex over the slash path of a parameter -> partition of its last axes. Megatron's split: the first matrix of a pair
 # by columns, the second by rows, so that each block needs one all-reduce. Read only where the model axis is above 1.
@@ -48,14 +48,32 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, batch_spec())
 
 
-def tree_shardings(tree: Any, mesh: Mesh) -> Any:
+def splits_members(members: int, mesh: Mesh) -> bool:
+    """Whether the members of a population are split over the devices that a batch is split over."""
+    return members > 0 and batch_devices(mesh) > 1 and members % batch_devices(mesh) == 0
+
+
+def tree_shardings(tree: Any, mesh: Mesh, *, members: int = 0) -> Any:
     """A tree of NamedSharding for parameters, optimiser state or a whole train state.
 
     Optimiser moments end in the path of their parameter, so one table serves both.
+
+    Args:
+      tree: of arrays or their shapes.
+      mesh: devices.
+      members: of a population, along the first axis of every array that has axes: split over `BATCH_AXES` if they
+        divide; the rules see the shape of one member.
     """
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: NamedSharding(mesh, partition_of(path_of(path), tuple(leaf.shape), mesh)), tree
-    )
+    lead = (*batch_spec(),) if splits_members(members, mesh) else (None,)
+
+    def sharding(path: tuple, leaf: Any) -> NamedSharding:
+        shape = tuple(leaf.shape)
+        if not members or not shape:
+            return NamedSharding(mesh, partition_of(path_of(path), shape, mesh))
+        one = partition_of(path_of(path), shape[1:], mesh)
+        return NamedSharding(mesh, PartitionSpec(*lead, *one) if any((*lead, *one)) else PartitionSpec())
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:

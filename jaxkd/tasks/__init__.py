@@ -2,4 +2,5 @@
 
 from jaxkd.tasks.classification import ClassificationTask
 from jaxkd.tasks.distillation import DistillationTask, check_networks
+from jaxkd.tasks.population import PopulationTask
 from jaxkd.tasks.restoration import RestorationTask

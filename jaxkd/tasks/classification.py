@@ -58,15 +58,21 @@ class ClassificationTask(Task):
 
     def init(self, key: jax.Array) -> tuple[PyTree, PyTree]:
         """Random student parameters, or the given ones, and parameters and state of the objective."""
-        if self.student.variables is not None:
-            params = self.student.variables["params"]
+        return self.init_member(key, self.student.variables)
+
+    def init_member(self, key: jax.Array, variables: PyTree | None, **member: int) -> tuple[PyTree, PyTree]:
+        """`init` with `variables` of the student, random ones for None; `member` of a population."""
+        if variables is not None:
+            params = variables["params"]
         else:
             params = models.init_variables(self.student.model, key, (1, *self.student.image_size, 3))["params"]
-        projectors, state = self._init_objective(jax.random.fold_in(key, 1))
+        projectors, state = self._init_objective(jax.random.fold_in(key, 1), **member)
         return {"student": params, "projectors": projectors}, {"projectors": state} if state else {}
 
-    def _init_objective(self, key: jax.Array) -> tuple[PyTree, PyTree]:
-        return self.objective.init(key, self.output_shapes()) if self.objective.has_variables else ({}, {})
+    def _init_objective(self, key: jax.Array, **member: int) -> tuple[PyTree, PyTree]:
+        if not self.objective.has_variables:
+            return {}, {}
+        return self.objective.init(key, self.output_shapes(), **member)
 
     def output_shapes(self) -> tuple[ModelOutput, ModelOutput | None]:
         """Shapes of (output, features) of student and teacher for one image; nothing is computed."""

@@ -33,6 +33,7 @@ from jaxkd.errors import (
 )
 from jaxkd.parallel import is_main_host, is_peer_loss, tree_shardings
 from jaxkd.train.manifest import find_damage, has_manifest, write_manifest
+from jaxkd.train.members import FOLDER as MEMBERS
 from jaxkd.train.members import Value, best_member, to_json
 from jaxkd.train.moving_average import initial_share, initial_share_warning
 from jaxkd.train.run_folder import FOLDER, checkpoint_steps, find_run, read_config
@@ -120,8 +121,16 @@ class Checkpoints:
         # terminal where there are no metrics; an empty dict ranks below every score.
         self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
 
-    def restore(self, step: int, abstract: TrainState, mesh: jax.sharding.Mesh) -> tuple[TrainState, dict, dict]:
-        """(state, data position, meta) of `step`; `abstract` gives the shapes, `mesh` the placement.
+    def restore(
+        self, step: int, abstract: TrainState, mesh: jax.sharding.Mesh, shardings: PyTree | None = None
+    ) -> tuple[TrainState, dict, dict]:
+        """(state, data position, meta) of `step`.
+
+        Args:
+          step: one of `steps`.
+          abstract: shapes of the state.
+          mesh: where it goes.
+          shardings: how it is placed there; None for that of one network.
 
         Raises:
           DamagedCheckpointError: a file of the checkpoint is missing or damaged.
@@ -137,7 +146,7 @@ class Checkpoints:
         placed = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             abstract,
-            tree_shardings(abstract, mesh),
+            tree_shardings(abstract, mesh) if shardings is None else shardings,
         )
         items: dict[str, Any] = {
             "params": ocp.args.StandardRestore(placed.params),
@@ -290,6 +299,15 @@ def load_run_weights(
         raise CheckpointError(
             f'"{run}" holds no finished checkpoint. Continue it with its own command, or point to another run.'
         )
+    config = read_config(run)
+    if config.get("population"):
+        names = [str(member.get("name")) for member in config["population"]]
+        folder = run / MEMBERS
+        raise CheckpointError(
+            f'"{run}" trained a population of {len(names)} students. Name one of them, for example '
+            f"{folder / names[0]}"
+            + (f"; {folder} has all." if folder.is_dir() else "; they are written when the run has finished.")
+        )
     name = Path(path).name
     wanted = step or (name if name.isdigit() and Path(path).parent.name == FOLDER else "last")
     chosen = _choose_step(run, steps, wanted, best_metric)
@@ -306,7 +324,6 @@ def load_run_weights(
         if damage:
             raise _damaged(folder, damage, advice)
         restored = restore_item(folder / item)
-    config = read_config(run)
     kind = _moving_average(config, chosen) if item == "ema" else "raw weights"
     said = f"step {chosen} of {run} ({kind})"
     if not has_manifest(folder):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jax.sharding import Mesh
@@ -20,11 +20,10 @@ def check_finite(metrics: dict[str, Value], step: int, kept: Callable[[], list[i
       step: optimiser step that they belong to.
       kept: gives the steps whose checkpoints exist.
     """
-    bad = {name: members for name, value in metrics.items() if (members := bad_members(value))}
-    if not bad:
+    name = _cause(metrics)
+    if not name:
         return
-    causes = [k for k in bad if k not in ("loss", "grad_norm") and not k.endswith("_weighted")]
-    name = (causes or [k for k in bad if k != "grad_norm"] or list(bad))[0]
+    bad = {name: bad_members(metrics[name])}
     values, which = np.atleast_1d(metrics[name]), bad[name]
     of_member = ""
     if np.ndim(metrics[name]):
@@ -33,6 +32,49 @@ def check_finite(metrics: dict[str, Value], step: int, kept: Callable[[], list[i
     raise NonFiniteLossError(
         f'The term "{name}"{of_member} became {values[which[0]]} at step {step}. {_advice(kept())}'
     )
+
+
+def _cause(metrics: Mapping[str, Value]) -> str:
+    """The first metric that is not finite; "" if all are."""
+    bad = [name for name, value in metrics.items() if bad_members(value)]
+    causes = [k for k in bad if k not in ("loss", "grad_norm") and not k.endswith("_weighted")]
+    return (causes or [k for k in bad if k != "grad_norm"] or bad or [""])[0]
+
+
+def drop_diverged(
+    metrics: dict[str, Value],
+    diverged_at: np.ndarray,
+    step: int,
+    names: Sequence[str],
+    say: Callable[[str], None],
+    kept: Callable[[], list[int]],
+) -> dict[str, Value]:
+    """Metrics of a population, with NaN for its members that have diverged; says which ones did in this step.
+
+    Args:
+      metrics: of `step`; arrays are (S,).
+      diverged_at: (S,) steps, below 0 for members that have not diverged.
+      step: optimiser step that they belong to.
+      names: of the members.
+      say: prints a line.
+      kept: see `check_finite`.
+
+    Raises:
+      NonFiniteLossError: no member is left.
+    """
+    lost = diverged_at >= 0
+    reasons = []
+    for member in np.flatnonzero(diverged_at == step):
+        own = {name: float(value[member]) for name, value in metrics.items() if np.ndim(value)}
+        cause = _cause(own)
+        reason = f'"{cause}" became {own[cause]}' if cause else "its weights became NaN or infinite"
+        reasons.append(f'member "{names[member]}" diverged at step {step}: {reason}')
+    if lost.all():
+        all_of = f"All {lost.size} members of the population have diverged"
+        raise NonFiniteLossError(f"{all_of} ({'; '.join(reasons) or 'see the log'}). {_advice(kept())}")
+    for reason in reasons:
+        say(f"{reason}. It stays as it was before; {int((~lost).sum())} of {lost.size} members go on.")
+    return {name: np.where(lost, np.nan, value) if np.ndim(value) else value for name, value in metrics.items()}
 
 
 def check_state(state: TrainState, mesh: Mesh, step: int, kept: Callable[[], list[int]]) -> None:

@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 from jaxkd.errors import JaxkdError
 from jaxkd.parallel import any_host, put_batch
 from jaxkd.train.checkpoint import Checkpoints
-from jaxkd.train.finite import check_finite, check_state
-from jaxkd.train.members import Value, to_value
+from jaxkd.train.finite import check_finite, check_state, drop_diverged
+from jaxkd.train.members import Value, live_mean, to_value
 from jaxkd.train.preemption import StopRequest
 from jaxkd.train.progress import TrainProgress, duration
 from jaxkd.train.state import TrainState
@@ -85,10 +85,13 @@ class Loop:
     meta: Callable[[Clock], dict]  # what to write into a checkpoint besides the state
     # scores a state, `{metric: mean}`; None if there is nothing to score on
     evaluate: Callable[[TrainState], dict[str, Value]] | None
-    schedule: Callable[[int], float]  # step -> learning rate, for the log
+    schedule: Callable[[int], Value]  # step -> learning rate, for the log
     # which steps also compute statistics; None for none. They are written as rows of kind "dynamics" under the
     # number of the step that computed them, and are those of the parameters it started from.
     observation: Observation | None = None
+    members: tuple[str, ...] = ()  # names of the members of a population
+    # (state, scores) -> the state with what it remembers of its evaluations; None if that is nothing
+    remember: Callable[[TrainState, dict[str, Value]], TrainState] | None = None
 
     def save(self, state: TrainState, batches: Any, scores: dict[str, Value] | None = None) -> None:
         """Starts writing the checkpoint of `state`, with its scores if it was evaluated."""
@@ -121,8 +124,13 @@ class _PendingMetrics:
         if statistics is not None:  # NaN too: they watch training and must not end it
             epoch = loop.settings.epoch(step)
             loop.writer.write_layers("dynamics", step, loop.observation.layers, statistics, epoch=epoch)
+        diverged_at = host.pop("diverged_at", None)
         values = {name: to_value(value) for name, value in host.items()}
-        check_finite(values, step, loop.checkpoints.steps)
+        if diverged_at is None:
+            check_finite(values, step, loop.checkpoints.steps)
+        else:
+            say, kept = loop.progress.say, loop.checkpoints.steps
+            values = drop_diverged(values, diverged_at, step, loop.members, say, kept)
         self._timer.window.add(values)
         self._agreed = bool(asked)
 
@@ -178,6 +186,8 @@ def train_loop(step_fn: Callable, state: TrainState, batches: Any, loop: Loop) -
             check_state(state, loop.mesh, step, loop.checkpoints.steps)
         if due.evaluate:
             scores = _evaluate(state, batches, loop)
+            if loop.remember is not None:
+                state = loop.remember(state, scores)
         if due.save:
             loop.save(state, batches, scores if due.evaluate else None)
         timer.restart()
@@ -208,7 +218,7 @@ def _evaluate(state: TrainState, batches: Any, loop: Loop) -> dict[str, Value]:
 
 def _status(window: Window, settings: LoopSettings, step: int) -> str:
     seconds, images, waiting = window.rates(settings.batch_size)
-    loss = f"loss {np.mean(window.means()['loss']):.3f} · " if window.seen else ""
+    loss = f"loss {live_mean(window.means()['loss']):.3f} · " if window.seen else ""
     left = duration(seconds * (settings.total_steps - step))
     return f"{loss}{images:.0f} images/s · {1e3 * seconds:.0f} ms/step · data wait {waiting:.0f} % · {left} left"
 
@@ -224,7 +234,7 @@ def _log_values(window: Window, loop: Loop, step: int) -> dict[str, Value]:
 
 def _score_line(step: int, scores: dict[str, Value], loop: Loop) -> str:
     members = max((np.size(value) for value in scores.values()), default=1)
-    means = {name: float(np.mean(value)) for name, value in scores.items()}
+    means = {name: live_mean(value) for name, value in scores.items()}
     shown = " · ".join(f"{k} {v:.{2 if k.startswith(('top', 'ema_top')) else 4}f}" for k, v in means.items())
     settings, of_members = loop.settings, f" (means of {members} members)" if members > 1 else ""
     epoch = step / settings.steps_per_epoch

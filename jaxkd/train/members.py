@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+FOLDER = "members"  # in the work directory of a population, one folder for each member
 Value = float | np.ndarray  # (S,) float64
 
 
@@ -19,6 +20,13 @@ def to_value(metric: Any) -> Value:
 def to_json(metrics: Mapping[str, Value]) -> dict[str, Any]:
     """`metrics` with lists in the place of arrays."""
     return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in metrics.items()}
+
+
+def live_mean(value: Value) -> float:
+    """Mean over the members that have not diverged, whose metrics are NaN; a single number as it is."""
+    values = np.atleast_1d(value)
+    live = values[~np.isnan(values)]
+    return float(live.mean()) if live.size else float("nan")
 
 
 def bad_members(value: Value) -> list[int]:

@@ -139,13 +139,13 @@ def make_optimizer(
 
     def adamw(rate: float, decay: float) -> optax.GradientTransformation:
         scaled = schedule
-        if rate != 1.0:
+        if not _equal(rate, 1.0):
             scaled = (lambda step: rate * schedule(step)) if callable(schedule) else rate * schedule
         return optax.adamw(scaled, b1=b1, b2=b2, eps=eps, weight_decay=decay, mask=mask)
 
     clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
     any_frozen = frozen is not None and any(jax.tree.leaves(frozen))
-    if projector_rate == 1.0 and projector_decay in (None, weight_decay):
+    if _equal(projector_rate, 1.0) and (projector_decay is None or _equal(projector_decay, weight_decay)):
         tx = optax.chain(*clip, adamw(1.0, weight_decay))
         if not any_frozen:
             return tx
@@ -166,3 +166,28 @@ def make_optimizer(
     if clip and any_frozen:  # the norm is over what trains
         clip = [optax.masked(clip[0], jax.tree.map(lambda f: not f, frozen))]
     return optax.chain(*clip, optax.multi_transform(own, labels_of))
+
+
+def _equal(one: float, other: float) -> bool:
+    """Whether two numbers are equal; False for those of a population that differ between members, which are traced."""
+    return all(isinstance(value, int | float) for value in (one, other)) and one == other
+
+
+def member_optimizer(
+    make: Callable[[jax.Array], optax.GradientTransformation], members: int
+) -> optax.GradientTransformation:
+    """The optimisers of a population as one, for trees with the members along the first axis of each array.
+
+    Args:
+      make: member, () int32 and traced -> its optimiser, whose rules see the shapes of one member.
+      members: how many.
+    """
+    numbers = np.arange(members)
+
+    def init(params: PyTree) -> PyTree:
+        return jax.vmap(lambda member, p: make(member).init(p))(numbers, params)
+
+    def update(grads: PyTree, state: PyTree, params: PyTree | None = None) -> tuple[PyTree, PyTree]:
+        return jax.vmap(lambda member, g, s, p: make(member).update(g, s, p))(numbers, grads, state, params)
+
+    return optax.GradientTransformation(init, update)

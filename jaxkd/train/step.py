@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,9 +12,10 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from jaxkd.parallel import batch_sharding, batch_spec, replicated, tree_shardings
+from jaxkd.train.diverged import mask_diverged
 from jaxkd.train.moving_average import warmed_decay
 from jaxkd.train.state import TrainState
-from jaxkd.train.task import Batch, Task
+from jaxkd.train.task import Batch, Keys, Task, fold_in
 
 PyTree = Any
 # (params, mutable, batch, key, step, constants) -> {name: (L,)}, one value per layer; traced with the step.
@@ -34,7 +36,7 @@ def _micro_batches(batch: Batch, count: int, mesh: Mesh) -> Batch:
 
 
 def _gradients(
-    task: Task, params: PyTree, mutable: PyTree, batch: Batch, key: jax.Array, step: jax.Array, constants: PyTree
+    task: Task, params: PyTree, mutable: PyTree, batch: Batch, key: jax.Array | Keys, step: jax.Array, constants: PyTree
 ) -> tuple[PyTree, dict[str, jax.Array], PyTree]:
     def loss_fn(p: PyTree) -> tuple[jax.Array, tuple[dict[str, jax.Array], PyTree]]:
         return task.loss(p, mutable, batch, key, step, constants)
@@ -66,7 +68,7 @@ def train_step(
     ema_decay: float = 0.0,
     ema_warmup: bool = False,
     statistics: Statistics | None = None,
-) -> Callable[[TrainState, Batch, jax.Array, PyTree], tuple[TrainState, dict[str, Any]]]:
+) -> Callable[[TrainState, Batch, Any, PyTree], tuple[TrainState, dict[str, Any]]]:
     """The un-jitted step `(state, batch, key, constants) -> (state, metrics)`; `compile_train_step` jits it.
 
     Args:
@@ -81,10 +83,14 @@ def train_step(
         first) and with the key of its loss; it lands in `metrics["statistics"]` and changes nothing else.
     """
 
+    members = getattr(task, "member_count", 0)
+    norm = partial(trainable_norm, frozen=task.frozen)
+    norm = jax.vmap(norm) if members else norm
+
     def step_fn(
-        state: TrainState, batch: Batch, key: jax.Array, constants: PyTree
+        state: TrainState, batch: Batch, key: jax.Array | Keys, constants: PyTree
     ) -> tuple[TrainState, dict[str, Any]]:
-        key = jax.random.fold_in(key, state.step)
+        key = fold_in(key, state.step)
         observed = (batch, key)
         if accumulate == 1:
             grads, metrics, mutable = _gradients(task, state.params, state.mutable, batch, key, state.step, constants)
@@ -94,7 +100,7 @@ def train_step(
                 total, mutable = carry
                 index, part = micro
                 grads, metrics, mutable = _gradients(
-                    task, state.params, mutable, part, jax.random.fold_in(key, index), state.step, constants
+                    task, state.params, mutable, part, fold_in(key, index), state.step, constants
                 )
                 count = count_images(part)
 
@@ -105,7 +111,7 @@ def train_step(
 
             parts = (jnp.arange(accumulate), _micro_batches(batch, accumulate, mesh))
             first = jax.tree.map(lambda x: x[0], parts)
-            observed = (first[1], jax.random.fold_in(key, 0))
+            observed = (first[1], fold_in(key, 0))
             shapes = jax.eval_shape(
                 lambda m: _gradients(task, state.params, state.mutable, m[1], key, state.step, constants)[:2], first
             )
@@ -113,7 +119,7 @@ def train_step(
             ((grads, metrics), mutable), _ = jax.lax.scan(body, (zeros, state.mutable), parts)
             images = jnp.maximum(count_images(batch), 1)
             grads, metrics = jax.tree.map(lambda x: x / images.astype(x.dtype), (grads, metrics))
-        metrics["grad_norm"] = trainable_norm(grads, task.frozen)
+        metrics["grad_norm"] = norm(grads)
         metrics["images"] = count_images(batch)
         if statistics is not None:
             metrics["statistics"] = statistics(state.params, state.mutable, *observed, state.step, constants)
@@ -123,7 +129,8 @@ def train_step(
         if ema is not None:
             decay = warmed_decay(ema_decay, state.step) if ema_warmup else ema_decay
             ema = jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), ema, params)
-        return TrainState(state.step + 1, params, mutable, opt_state, ema), metrics
+        new = TrainState(state.step + 1, params, mutable, opt_state, ema)
+        return mask_diverged(state, new, metrics) if members else (new, metrics)
 
     return step_fn
 
@@ -138,12 +145,12 @@ def compile_train_step(
     ema_decay: float = 0.0,
     ema_warmup: bool = False,
     statistics: Statistics | None = None,
-) -> Callable[[TrainState, Batch, jax.Array, PyTree], tuple[TrainState, dict[str, Any]]]:
+) -> Callable[[TrainState, Batch, Any, PyTree], tuple[TrainState, dict[str, Any]]]:
     """`train_step` as one jitted function: state donated, batch split over the mesh, metrics replicated.
 
     `state` may be abstract (`jax.eval_shape`): only its shapes are read.
     """
-    shardings = tree_shardings(state, mesh)
+    shardings = tree_shardings(state, mesh, members=getattr(task, "member_count", 0))
     return jax.jit(
         train_step(
             task,

@@ -21,6 +21,30 @@ class Inputs(NamedTuple):
     teacher: Any  # (output, features) of the teacher for `x`, or None
 
 
+class Keys(NamedTuple):
+    """Two keys in the place of one, where the data of a run have a seed of their own."""
+
+    data: jax.Array  # of augmentation and mixing on the device
+    student: jax.Array  # of everything else; (S,) keys of a population
+
+
+def fold_in(key: jax.Array | Keys, number: int | jax.Array) -> jax.Array | Keys:
+    """`jax.random.fold_in` of one key, or of each of several."""
+    if isinstance(key, Keys):
+        return Keys(*(fold_in(k, number) for k in key))
+    return jax.random.fold_in(key, number) if key.ndim == 0 else jax.vmap(jax.random.fold_in, (0, None))(key, number)
+
+
+def data_key(key: jax.Array | Keys) -> jax.Array:
+    """The key for `Task.inputs`."""
+    return key.data if isinstance(key, Keys) else key
+
+
+def student_key(key: jax.Array | Keys) -> jax.Array:
+    """The key for `Task.student_loss`."""
+    return key.student if isinstance(key, Keys) else key
+
+
 class Task(Protocol):
     """Pure functions of a training problem. All but `init` and `metadata` are traced and have no side effects.
 
@@ -32,8 +56,10 @@ class Task(Protocol):
       constants: arrays the compiled step reads and never changes (a teacher's variables). They are an argument of the
         step, outside the optimiser and the checkpoint.
       frozen: tree of bool like the parameters, True where nothing may move; None if everything trains.
+      member_count: students of a population, along the first axis of all parameters and state; 0 for one network.
     """
 
+    member_count: int = 0
     student: Any
     student_taps: tuple[str, ...] = ()
     constants: PyTree
@@ -64,7 +90,7 @@ class Task(Protocol):
           params: as `init` returns them.
           mutable: likewise.
           inputs: of `inputs`, or a part of its examples.
-          key: the key of the step, the same that `inputs` was given.
+          key: the key of the step, that `inputs` was given too unless the data have a seed of their own.
           step: optimiser steps done.
           taps: features of the student to return.
           offsets: tap -> array that is added there, so that the gradient at 0 is the layer's gradient.
@@ -101,11 +127,11 @@ class Task(Protocol):
         ...
 
     def loss(
-        self, params: PyTree, mutable: PyTree, batch: Batch, key: jax.Array, step: jax.Array, constants: PyTree
+        self, params: PyTree, mutable: PyTree, batch: Batch, key: jax.Array | Keys, step: jax.Array, constants: PyTree
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], PyTree]]:
         """`student_loss` of `inputs`: the scalar to minimise, its named terms and the new mutable collections."""
-        inputs = self.inputs(batch, key, constants)
-        loss, (terms, mutable, _) = self.student_loss(params, mutable, inputs, key, step)
+        inputs = self.inputs(batch, data_key(key), constants)
+        loss, (terms, mutable, _) = self.student_loss(params, mutable, inputs, student_key(key), step)
         return loss, (terms, mutable)
 
     def evaluate(self, params: PyTree, mutable: PyTree, batch: Batch, constants: PyTree) -> Metrics:

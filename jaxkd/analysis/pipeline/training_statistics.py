@@ -19,7 +19,7 @@ from jaxkd.analysis.activation import gradient_magnitude
 from jaxkd.analysis.layer_statistics import as_tokens, energy_statistics, layer_ranges, layer_statistics
 from jaxkd.analysis.lowrank import image_energies
 from jaxkd.errors import ConfigError, TapError, did_you_mean, in_words
-from jaxkd.train.task import Batch
+from jaxkd.train.task import Batch, Keys, data_key, student_key
 
 PyTree = Any
 
@@ -70,11 +70,11 @@ class Dynamics:
         self._images, self._gradients, self._ranks, self._rank_images = images, gradients, ranks, rank_images
 
     def __call__(
-        self, params: PyTree, mutable: PyTree, batch: Batch, key: jax.Array, step: jax.Array, constants: PyTree
+        self, params: PyTree, mutable: PyTree, batch: Batch, key: jax.Array | Keys, step: jax.Array, constants: PyTree
     ) -> dict[str, jax.Array]:
         """See the class."""
         task = self._task
-        inputs = task.inputs(batch, key, constants)
+        inputs = task.inputs(batch, data_key(key), constants)
         size = inputs.x.shape[0]
         there = inputs.batch.get("mask", jnp.ones(size, bool))
         wanted = min(self._images, size)
@@ -89,7 +89,7 @@ class Dynamics:
         def loss(offsets: tuple[jax.Array, ...]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
             named = dict(zip(self.layers, offsets, strict=True)) if offsets else None
             value, (_, _, features) = task.student_loss(
-                params, mutable, inputs, key, step, taps=self.layers, offsets=named
+                params, mutable, inputs, student_key(key), step, taps=self.layers, offsets=named
             )
             return value, tuple(features[name] for name in self.layers)
 
