@@ -211,10 +211,7 @@ def _mean(
 ) -> tuple[jax.Array, PyTree | None]:
     """The mean of a term over the examples of the batch, 0 for a member without it, and its new state."""
     member, mask, term = batch[MEMBER], batch.get("mask"), column.term
-    if term.needs_key:
-        options = {"key": jax.random.fold_in(options["key"], _entry(column.places, member))}
-    else:
-        options = {}
+    options = {"key": jax.random.fold_in(options["key"], _entry(column.places, member))} if term.needs_key else {}
     used, state, total = column.used(member), None, 0.0
     for fn, shares in zip(column.parts, column.shares, strict=True):
         share = _entry(shares, member)
