@@ -39,7 +39,7 @@ def _distill() -> ConfigDict:
     config = ConfigDict()
     config.preset = "none"  # soft hard spectral mse soft+spectral soft+mse hard+spectral hard+mse
     # Instead of a preset, its terms one by one: ({"loss": "kl", "weight": 0.9, "temperature": 1.0}, ...). A weight is a
-    # number or a schedule; jaxkd/distill/terms.py has the losses and their arguments.
+    # number or a schedule; docs/objectives.md has the losses and their arguments.
     config.terms = ()
     # ((student, teacher), ...), "last", "first", "first+last", "stages", or "auto": from the teacher's spectrum
     config.pairs = placeholder(object)

@@ -340,7 +340,7 @@ def _check_values(known: dict[str, Any], given: dict[str, Any]) -> None:
     if not all(isinstance(term, Mapping | ConfigDict) and term.get("loss") for term in given["distill.terms"]):
         raise ConfigError(
             f"distill.terms={tuple(given['distill.terms'])!r} is not a list of terms. Write dicts such as "
-            '{"loss": "kl", "weight": 0.9}; jaxkd/distill/terms.py lists the losses.'
+            '{"loss": "kl", "weight": 0.9}; docs/objectives.md lists the losses.'
         )
     for name, value in given.items():
         if isinstance(value, str) and "\0" in value:

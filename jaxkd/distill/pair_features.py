@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -122,30 +123,29 @@ def check_resize(resize: Any) -> None:
     check_choice("resize", resize, RESIZE)
 
 
+@dataclass(frozen=True, eq=False)
 class PreparedPairs:
     """A term whose features are resized and projected before its function sees them.
 
     The function gets the features under names of their own, `pair_0`, `pair_1`, ..., because two pairs may share a tap.
 
-    Args:
+    Attributes:
       fn: of the term, with its arguments but without `pairs`.
       pairs: (student tap, teacher tap).
       resize: of `RESIZE`.
       projector: heads, each pair with parameters of its own, or None. Only for an `fn` without parameters.
-      init: of the term, or None.
+      own_init: of the term, without `pairs`, or None.
     """
 
-    def __init__(
-        self,
-        fn: Callable[..., Any],
-        pairs: tuple[Pair, ...],
-        *,
-        resize: str = "",
-        projector: Projector | None = None,
-        init: Callable[..., tuple[PyTree, PyTree]] | None = None,
-    ):
-        self._fn, self._pairs, self._resize, self._projector, self._init = fn, pairs, resize, projector, init
-        self._names = tuple((f"pair_{i}", f"pair_{i}") for i in range(len(pairs)))
+    fn: Callable[..., Any]
+    pairs: tuple[Pair, ...]
+    resize: str = ""
+    projector: Projector | None = None
+    own_init: Callable[..., tuple[PyTree, PyTree]] | None = None
+
+    @property
+    def _names(self) -> tuple[Pair, ...]:
+        return tuple((f"pair_{i}", f"pair_{i}") for i in range(len(self.pairs)))
 
     def _outputs(self, student: ModelOutput, teacher: ModelOutput, features: list) -> tuple[ModelOutput, ModelOutput]:
         names = [name for name, _ in self._names]
@@ -153,36 +153,36 @@ class PreparedPairs:
         return (student[0], sides[0]), (teacher[0], sides[1])
 
     def _on_one_grid(self, student: ModelOutput, teacher: ModelOutput) -> list[tuple[jax.Array, jax.Array]]:
-        features = features_of(student, teacher, self._pairs)
-        return [same_grid(s, t, self._resize) for s, t in features] if self._resize else features
+        features = features_of(student, teacher, self.pairs)
+        return [same_grid(s, t, self.resize) for s, t in features] if self.resize else features
 
     def init(self, key: jax.Array, student: ModelOutput, teacher: ModelOutput) -> tuple[PyTree, PyTree]:
         """See `Term.init`."""
         features = jax.eval_shape(self._on_one_grid, student, teacher)
-        if self._projector is None:
-            return self._init(key, *self._outputs(student, teacher, features), pairs=self._names)
+        if self.projector is None:
+            return self.own_init(key, *self._outputs(student, teacher, features), pairs=self._names)
         params, state = {}, {}
         for index, ((name, _), (s, t)) in enumerate(zip(self._names, features, strict=True)):
             key_of = jax.random.fold_in(key, index)
-            params[name], state[name] = self._projector.init(key_of, s.shape[-1], t.shape[-1])
+            params[name], state[name] = self.projector.init(key_of, s.shape[-1], t.shape[-1])
         return params, state
 
     def stateless(self, student: ModelOutput, teacher: ModelOutput, batch: Batch, **options: Any) -> jax.Array:
         """`Term.fn` of a term without parameters."""
         outputs = self._outputs(student, teacher, self._on_one_grid(student, teacher))
-        return self._fn(*outputs, batch, pairs=self._names, **options)
+        return self.fn(*outputs, batch, pairs=self._names, **options)
 
     def stateful(
         self, params: PyTree, mutable: PyTree, student: ModelOutput, teacher: ModelOutput, batch: Batch, **options: Any
     ) -> tuple[jax.Array, PyTree]:
         """`Term.fn` of a term with parameters of its own or with a projector."""
         features = self._on_one_grid(student, teacher)
-        if self._projector is None:
+        if self.projector is None:
             outputs = self._outputs(student, teacher, features)
-            return self._fn(params, mutable, *outputs, batch, pairs=self._names, **options)
+            return self.fn(params, mutable, *outputs, batch, pairs=self._names, **options)
         changed = {}
         for index, (name, _) in enumerate(self._names):
-            s, t, changed[name] = self._projector(params[name], mutable[name], *features[index], batch.get("mask"))
+            s, t, changed[name] = self.projector(params[name], mutable[name], *features[index], batch.get("mask"))
             features[index] = (s, t)
-        values = self._fn(*self._outputs(student, teacher, features), batch, pairs=self._names, **options)
+        values = self.fn(*self._outputs(student, teacher, features), batch, pairs=self._names, **options)
         return values, changed

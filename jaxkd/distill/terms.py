@@ -215,5 +215,5 @@ def _functions(
         return partial(kind.fn, **given), None if kind.init is None else partial(kind.init, **given)
     rest = {key: value for key, value in given.items() if key != "pairs"}
     init = None if kind.init is None else partial(kind.init, **rest)
-    term = PreparedPairs(partial(kind.fn, **rest), given["pairs"], resize=resize, projector=projector, init=init)
+    term = PreparedPairs(partial(kind.fn, **rest), given["pairs"], resize=resize, projector=projector, own_init=init)
     return (term.stateless, None) if kind.init is None and projector is None else (term.stateful, term.init)

@@ -132,6 +132,17 @@ def test_the_finer_grid_is_resized_to_the_coarser(method):
     assert np.isfinite(objective({}, {}, *odd, {}, 0)[0])
 
 
+def test_a_term_with_parameters_of_its_own_reads_resized_maps():
+    student, teacher = maps(grids=((4, 4), (8, 8)))
+    objective = distill.build_objective(({"loss": "hint", "resize": "pool", "frozen": True},), pairs=PAIRS)
+    params, mutable = objective.init(jax.random.key(0), (student, teacher))
+    kernel, bias = params["hint"]["pair_0"]["kernel"], params["hint"]["pair_0"]["bias"]
+    small = teacher[1]["block_1"].reshape(4, 4, 2, 4, 2, 9).mean(axis=(2, 4))
+    expected = np.square(student[1]["block_0"] @ kernel + bias - small).mean()
+    np.testing.assert_allclose(objective(params, mutable, student, teacher, {}, 0)[0], expected, rtol=1e-5)
+    assert objective.has_frozen and objective.frozen(params) == {"hint": {"pair_0": {"kernel": True, "bias": True}}}
+
+
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
