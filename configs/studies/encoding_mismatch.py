@@ -25,7 +25,7 @@ from jaxkd.config.studies import cifar_students, encoding_mismatch
 # width, heads and depth of the students; of the teacher; UniformWide's width; patch; epochs of teacher and students
 SIZES = {
     "": {"student": (192, 3, 12), "teacher": (384, 8, 24), "uniform": 219, "patch": 4, "epochs": (300, 300)},
-    "gpu": {"student": (192, 3, 4), "teacher": (384, 8, 6), "uniform": 258, "patch": 4, "epochs": (16, 8)},
+    "gpu": {"student": (192, 3, 4), "teacher": (384, 8, 6), "uniform": 258, "patch": 4, "epochs": (12, 6)},
     "cpu": {"student": (48, 3, 4), "teacher": (96, 4, 6), "uniform": 63, "patch": 8, "epochs": (12, 12)},
     "tiny": {"student": (24, 3, 2), "teacher": (48, 4, 2), "uniform": 30, "patch": 16, "epochs": (1, 1)},
 }
