@@ -58,6 +58,8 @@ def initialize_distributed(wanted: bool | None = None) -> None:
     count = _whole_number("JAX_NUM_PROCESSES", least=1)
     index = _whole_number("JAX_PROCESS_ID", least=0, below=count)
     address = os.environ.get(_ADDRESS)
+    # JAX's own service for it takes SIGTERM, and a process would go on; see `train.StopRequest`.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         with peer_watch.ended_in_words():
             jax.distributed.initialize(

@@ -206,25 +206,42 @@ def test_a_process_whose_peer_is_killed_ends_with_one_sentence(tmp_path, victim)
 
 
 IDLE = """
-    import os, time
+    import time
     from jaxkd import parallel
+    from jaxkd.cli import console
+
     parallel.hosts.HEARTBEAT_SECONDS = 10
-    parallel.initialize_distributed()
-    print("joined", flush=True)
-    time.sleep(600)
+
+    @console.command()
+    def main():
+        parallel.initialize_distributed()
+        print("joined", flush=True)
+        time.sleep(600)
+
+    main()
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [1, 0], ids=["another process", "the coordinator"])
-def test_a_process_that_waits_ends_too(victim):
+@pytest.mark.parametrize(
+    ("victim", "number", "code", "said"),
+    [
+        (1, signal.SIGKILL, -9, ""),
+        (0, signal.SIGKILL, -9, ""),
+        (1, signal.SIGTERM, 143, "jaxkd: stopped.\n"),
+        (0, signal.SIGINT, 130, "jaxkd: stopped.\n"),
+    ],
+)
+def test_a_process_outside_training_ends_too(victim, number, code, said):
     """No collective operation fails here: only JAX's coordination service knows."""
     port, command = free_port(), [sys.executable, "-c", textwrap.dedent(IDLE)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    both = [subprocess.Popen(command, env=environment(1, **distributed(i, port)), **pipes) for i in (0, 1)]
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3"}  # as in the commands
+    both = [subprocess.Popen(command, env=environment(1, **distributed(i, port), **quiet), **pipes) for i in (0, 1)]
     try:
         assert [p.stdout.readline() for p in both] == ["joined\n"] * 2
-        both[victim].kill()
+        both[victim].send_signal(number)
+        assert (both[victim].communicate(timeout=60)[1], both[victim].returncode) == (said, code)
         errors = both[1 - victim].communicate(timeout=60)[1]
         assert both[1 - victim].returncode == 2, errors
     finally:
