@@ -6,8 +6,8 @@
 #
 # carry/ holds cifar10_train.tar.xz and cifar10_test.tar.xz (<label>/*.jpg below train/ and test/), and carry/wheels the
 # packages that the machine lacks, as benchmarks/gpu_prepare.sh puts them there. The images are unpacked into a scratch
-# folder, the study runs there, and $OUT gets results.csv, comparisons.csv, study.md, study.png, the measured times, the
-# metrics of each run and the log: every ten seconds, so that they are there however the script ends.
+# folder, the study runs there, and $OUT gets results.csv, comparisons.csv, study.md, study.png, times.json, log.txt and
+# runs.tar.gz (metrics, result and config of each run): every ten seconds, so that they are there however the script ends.
 #
 # BUDGET_MINUTES (7) is the time for the study, SCALE (gpu) and PARTS (first) its words, SCRATCH a folder that is kept, so
 # that the same call continues, PYTHON (python3) the interpreter.
@@ -25,20 +25,21 @@ if [ -n "${SCRATCH:-}" ]; then mkdir -p "$SCRATCH" && scratch=$(cd "$SCRATCH" &&
 study="$scratch/study"
 
 collect() { # what is known so far, each file whole or not at all
-  local file name
-  for file in "$study"/*.csv "$study"/*.md "$study"/*.png "$study"/*.json "$scratch/log.txt" \
-    "$study"/*/metrics.jsonl "$study"/runs/*/*/metrics.jsonl "$study"/runs/*/*/result.json; do
-    [ -f "$file" ] || continue
-    name=${file#"$scratch"/}
-    name=${name#study/}
-    mkdir -p "$out/$(dirname "$name")"
-    cp "$file" "$out/$name.partial" && mv "$out/$name.partial" "$out/$name"
+  local file
+  [ -d "$study" ] && (cd "$study" && find . \( -name metrics.jsonl -o -name result.json -o -name config.json \) -print0 |
+    tar --create --gzip --null --files-from=- --file="$scratch/runs.tar.gz" 2>/dev/null)
+  for file in "$study"/results.csv "$study"/comparisons.csv "$study"/study.md "$study"/study.png "$study"/times.json \
+    "$scratch/runs.tar.gz" "$scratch/log.txt"; do
+    [ -f "$file" ] && cp "$file" "$scratch/copy" && mv "$scratch/copy" "$out/.partial" && mv "$out/.partial" "$out/${file##*/}"
   done
 }
 
 collector=
+worker=
 finish() {
-  [ -n "$collector" ] && kill "$collector" 2>/dev/null
+  [ -n "$worker" ] && kill "$worker" 2>/dev/null && wait "$worker"
+  [ -n "$collector" ] && kill "$collector" 2>/dev/null && wait "$collector" 2>/dev/null
+  sleep 0.5 # the last lines of the log
   collect
   [ -n "${SCRATCH:-}" ] || rm -rf "$scratch"
 }
@@ -81,7 +82,9 @@ timeout --signal=TERM --kill-after=20 "$limit" "$python" -m jaxkd.study \
   "--config=configs/studies/encoding_mismatch.py:scale=${SCALE:-gpu},parts=${PARTS:-first}" --workdir="$study" \
   "--config.data.source=$scratch/data" --budget-minutes="$minutes" --tflops="${TFLOPS:-0}" "$@" \
   > >(tee -a "$scratch/log.txt") 2>&1 &
-wait $!
+worker=$!
+wait "$worker"
 code=$?
+worker=
 echo "exit code $code after $(($(date +%s) - start)) s" | tee -a "$scratch/log.txt"
 exit "$code"
