@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -127,7 +128,8 @@ def build_grid(config: ConfigDict, workdir: Path) -> Grid:
     shared = change(config, {f"study.{k}": v for k, v in base().study.items()})
     stages = stage_configs(shared, workdir)
     for name, stage in stages.items():
-        _checked(stage, f'Stage "{name}"')
+        with _named(f'Stage "{name}"'):
+            check_config(stage)
     shared = change(shared, {"stages": ()})
     groups = tuple(_group(entry, i, shared, study, stages) for i, entry in enumerate(study.groups))
     names = [group.name for group in groups]
@@ -186,8 +188,9 @@ def _group(entry: Any, index: int, shared: ConfigDict, study: ConfigDict, stages
         for place, member in enumerate(members):
             member = dict(_entry(member, f"{where}.members[{place}]", None, 'Write {"name": "soft", ...}'))
             title = _name(member.pop("name", None), f"{where}.members[{place}]")
-            run_config = single_run(config, member | {"seed": int(seed)}, shared_batches=study.shared_batches)
-            _checked(resolve_stages(run_config, stages, Path("study")), f'Run "{name}/{title}/{seed}"')
+            with _named(f'Run "{name}/{title}/{seed}"'):
+                run_config = single_run(config, member | {"seed": int(seed)}, shared_batches=study.shared_batches)
+                check_config(resolve_stages(run_config, stages, Path("study")))
             runs.append(Run(part, name, title, int(seed), member, run_config, config_hash(run_config, stages)))
     _refuse_twice([run.key for run in runs], where, "runs")
     population = entry.get("population", True)
@@ -261,8 +264,10 @@ def _refuse_twice(names: Sequence[str], where: str, kind: str) -> None:
             raise ConfigError(f'{where} declares {names.count(name)} {kind} called "{name}". Rename or remove one.')
 
 
-def _checked(config: ConfigDict, who: str) -> None:
+@contextlib.contextmanager
+def _named(who: str) -> Iterator[None]:
+    """Context in which errors say whose config is wrong."""
     try:
-        check_config(config)
+        yield
     except JaxkdError as error:
         raise type(error)(f"{who} of the study: {error}") from None
