@@ -98,7 +98,10 @@ def cifar_students(config: ConfigDict, sizes: Mapping[str, Any], scale: str) -> 
     }.get(scale, {})
     alone = {"task": "classification", "teacher.name": "", "teacher.weights": "", "teacher.args": {}}
     stage = {"name": "teacher", **alone, "student.name": "cait_s24_224", "student.args": teacher}
-    changes["stages"] = ({**stage, "train.epochs": teacher_epochs, "optimizer.learning_rate": 5e-4},)
+    stage |= {"train.epochs": teacher_epochs, "optimizer.learning_rate": 5e-4}
+    if scale:  # scoring takes as long as an epoch of these sizes
+        stage["eval.every_epochs"] = teacher_epochs
+    changes["stages"] = (stage,)
     return change(config, changes)
 
 
