@@ -99,6 +99,15 @@ def test_a_model_axis_and_micro_batches_change_nothing(eight, one):
 
 
 @pytest.mark.slow
+def test_losses_between_the_examples_are_global(eight):
+    expected = distil.batch_losses(parallel.make_mesh(1, 1, [distil.jax.devices()[0]]))
+    assert all((np.abs(values) > 1e-3).all() for values in expected.values())
+    for mesh in ("8x1 batch", "4x2 batch"):
+        for name, values in expected.items():
+            np.testing.assert_allclose(eight[mesh][name], values, rtol=1e-5, err_msg=f"{mesh} {name}")
+
+
+@pytest.mark.slow
 def test_two_processes_are_one(tmp_path, one):
     port, out = free_port(), tmp_path / "out.npz"
     command = [sys.executable, str(HERE / "distil.py"), str(out), "4x1"]
