@@ -223,6 +223,11 @@ def validate(config: ConfigDict) -> None:
             check_range(name, given[name], **bounds, hint=f"its default is {known[name]!r}")
     _check_values(known, given)
     check_stages(config)
+    if config.study.groups:
+        raise ConfigError(
+            f"study.groups={tuple(config.study.groups)!r:.80} declares a study of several runs. Start it with python "
+            "-m jaxkd.study and the same options, or leave study.groups out to train one run."
+        )
     if config.population is not None:
         _check_population(config)
         return
@@ -367,11 +372,6 @@ def _check_fields(known: dict[str, Any], given: dict[str, Any]) -> None:
 
 def _check_requirements(config: ConfigDict) -> None:
     """Checks for what every run needs: a student, data, checkpoints, and a teacher where one is read."""
-    if config.study.groups:
-        raise ConfigError(
-            f"study.groups={tuple(config.study.groups)!r:.80} declares a study of several runs. Start it with python "
-            "-m jaxkd.study and the same options, or leave study.groups out to train one run."
-        )
     if config.checkpoint.every_epochs == 0 and config.checkpoint.every_steps == 0:
         raise ConfigError(
             "checkpoint.every_epochs=0 and checkpoint.every_steps=0 save nothing before the end, so a killed run would "

@@ -67,7 +67,8 @@ def _source_size(spec: str, class_order: str) -> tuple[int, int]:
 
 def forward_flop(config: ConfigDict, side: str) -> float:
     """Floating-point operations of one image's pass through the student or the teacher: twice the multiply-adds."""
-    args = {k: plain(v) for k, v in config[side].args.items() if v is not None}
+    classes = _source_size(config.data.source, config.data.class_order)[1]
+    args = {"num_classes": classes} | {k: plain(v) for k, v in config[side].args.items() if v is not None}
     if side == "teacher" and "img_size" in models.arguments(config.teacher.name):
         args.setdefault("img_size", config.student.args.get("img_size"))
     return _forward(config[side].name, json.dumps(args, sort_keys=True, default=list))

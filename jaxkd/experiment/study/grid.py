@@ -191,6 +191,8 @@ def _group(entry: Any, index: int, shared: ConfigDict, study: ConfigDict, stages
             with _named(f'Run "{name}/{title}/{seed}"'):
                 run_config = single_run(config, member | {"seed": int(seed)}, shared_batches=study.shared_batches)
                 check_config(resolve_stages(run_config, stages, Path("study")))
+                if run_config.task == "restoration":
+                    raise ConfigError('its task is "restoration", and studies compare top-1. Use stages instead.')
             runs.append(Run(part, name, title, int(seed), member, run_config, config_hash(run_config, stages)))
     _refuse_twice([run.key for run in runs], where, "runs")
     population = entry.get("population", True)
@@ -205,9 +207,8 @@ def single_run(config: ConfigDict, changes: dict[str, Any], *, shared_batches: b
       changes: of the member, with its seed.
       shared_batches: whether all seeds see the batches of data.seed; else the seed decides them too.
     """
-    if "data.seed" in flatten(base()):
-        changes = {"data.seed": max(config.data.seed, 0) if shared_batches else changes["seed"]} | changes
-    config = change(config, changes)
+    data_seed = max(config.data.seed, 0) if shared_batches else changes["seed"]
+    config = change(config, {"data.seed": data_seed} | changes)
     if config.task == "distillation" and not _reads_teacher(config):
         defaults = base()
         alone = {"task": "classification", "teacher.args": {}}

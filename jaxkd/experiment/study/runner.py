@@ -20,11 +20,12 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from jaxkd import data, parallel, train, weights
-from jaxkd.config.fields import base, change
+from jaxkd.config.fields import change
 from jaxkd.config.paths import user_path
 from jaxkd.config.plugins import import_plugins
 from jaxkd.data.files import write_atomic
 from jaxkd.errors import ConfigError, NonFiniteLossError
+from jaxkd.experiment.checks import check_config
 from jaxkd.experiment.classification import build_task, resolve
 from jaxkd.experiment.lock import WorkdirLock
 from jaxkd.experiment.run import run_one, storage_errors
@@ -37,7 +38,6 @@ from jaxkd.experiment.study.summary import write_summary
 from jaxkd.train.progress import duration
 
 DIVERGED = "diverged.json"
-POPULATION = "population" in base()  # whether this jaxkd trains many students in one program
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def units_of(group: Group, runs: list[Run], *, population: bool, shared_batches:
     A population has the runs of one seed, or with `shared_batches` those of all seeds: its members see the same
     batches.
     """
-    if not (population and group.population and POPULATION):
+    if not (population and group.population):
         return [Unit(group, (run,), False, f"{RUNS}/{group.name}/{run.folder}") for run in runs]
     if shared_batches:
         sets = [tuple(runs)] if runs else []
@@ -118,6 +118,7 @@ def run_study(
     ledger = Ledger(workdir)
     ledger.check(grid)
     study = _Study(grid, ledger, workdir, console, budget_minutes, population, tflops)
+    study.check_populations()
     if dry_run:
         return print_plan(grid, study.plan(), ledger.times, tflops, console)
     with storage_errors(workdir), WorkdirLock(workdir, wanted=parallel.is_main_host()) as lock:
@@ -150,6 +151,19 @@ class _Study:
         todo = [(f"stage {n}", (), costs.run_cost(c)) for n, c in self._grid.stages.items() if not self._done(n)]
         todo += [(u.title, u.runs, costs.unit_cost(u.runs, together=u.together)) for u in self._units()]
         return todo
+
+    def check_populations(self) -> None:
+        """Raises ConfigError where members of a group cannot share a program, before anything is trained."""
+        for unit in self._units():
+            if not unit.together:
+                continue
+            try:
+                check_config(self._population_config(unit))
+            except ConfigError as error:
+                raise ConfigError(
+                    f'The members of group "{unit.group.name}" cannot train as one population: {error} Or give the '
+                    'group "population": False, or pass --no-population, to train each run by itself.'
+                ) from None
 
     def run(self) -> dict[str, Any]:
         """Stages, units in order, results after each."""

@@ -1,0 +1,280 @@
+"""Studies: declared grids, their budget, results and comparisons; trained grids are tiny and marked slow."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import random
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxkd import study as command
+from jaxkd.config import fields
+from jaxkd.config.validate import validate
+from jaxkd.errors import CheckpointError, ConfigError, JaxkdError
+from jaxkd.experiment.study import cost
+from jaxkd.experiment.study.grid import build_grid, config_hash
+from jaxkd.experiment.study.ledger import Ledger, Row
+from jaxkd.experiment.study.runner import run_study
+from jaxkd.experiment.study.summary import paired_tests, write_summary
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
+MEMBERS = ({"name": "none"}, {"name": "soft", "distill.preset": "soft"})
+GROUPS = (
+    {"name": "deit", "part": "a", "members": MEMBERS},
+    {"name": "few", "part": "e", "changes": {"data.per_class": 8}, "members": MEMBERS},
+)
+COMPARISONS = (
+    {"name": "soft KD", "a": "deit/soft", "b": "deit/none", "question": "Does soft KD help?"},
+    {"a": "few/soft", "b": "few/none"},
+)
+# The same as a file for the command, so that it can be killed.
+FILE = """
+from jaxkd.config import fields
+def get_config(arg=None):
+    return fields.change(fields.base(), {changes!r}).lock()
+"""
+
+
+def changes_of(**more):
+    student = {f"student.args.{k}": v for k, v in SMALL.items()}
+    teacher = {**SMALL, "embed_dim": 48}
+    alone = {"task": "classification", "teacher.name": "", "teacher.weights": "", "teacher.args": {}}
+    stage = {"name": "teacher", **alone, "student.name": "cait_xxs24_224", "student.args": teacher}
+    return {
+        **student,
+        "task": "distillation",
+        "teacher.name": "cait_xxs24_224",
+        "teacher.weights": "stage:teacher",
+        "teacher.args": teacher,
+        "data.source": "embedded:digits",
+        "data.workers": 0,
+        "data.per_class": 16,
+        "train.batch_size": 16,
+        "train.epochs": 1,
+        "schedule.warmup_epochs": 0,
+        "ema.decay": 0.0,
+        "checkpoint.every_steps": 2,
+        "log.tensorboard": False,
+        "stages": (stage,),
+        "study.seeds": (0, 1),
+        "study.images": 40,
+        "study.groups": GROUPS,
+        "study.comparisons": COMPARISONS,
+        **more,
+    }
+
+
+def study_config(**more):
+    return fields.change(fields.base(), changes_of(**more)).lock()
+
+
+def row_of(run, top1, **more):
+    row = Row(run.part, run.group, run.name, run.seed, run.config_hash, top1, top1, 10, 10, 1.0, 160, 160, 9, 1, -1)
+    return replace(row, **more)
+
+
+def test_runs_are_declared_seed_by_seed_and_read_a_teacher_only_where_they_use_one(tmp_path):
+    grid = build_grid(study_config(), tmp_path)
+    assert list(grid.runs)[:4] == ["deit/none/0", "deit/soft/0", "deit/none/1", "deit/soft/1"] and len(grid.runs) == 8
+    none, soft = grid.runs["deit/none/0"].config, grid.runs["deit/soft/1"].config
+    assert (none.task, none.teacher.name, soft.task) == ("classification", "", "distillation")
+    assert (soft.seed, soft.teacher.weights) == (1, "stage:teacher")
+    assert grid.runs["few/none/0"].config.data.per_class == 8 and not none.study.groups
+
+
+def test_the_hash_follows_what_the_numbers_depend_on(tmp_path):
+    def hashes(**more):
+        return {key: run.config_hash for key, run in build_grid(study_config(**more), tmp_path).runs.items()}
+
+    first = hashes()
+    assert len(set(first.values())) == 8
+    assert hashes(**{"data.workers": 3, "log.every_steps": 7}) == first
+    assert hashes(**{"optimizer.weight_decay": 0.1}) != first
+    stage = {**changes_of()["stages"][0], "train.epochs": 2}
+    other = hashes(stages=(stage,))  # another teacher is another soft KD, but the same student alone
+    assert other["deit/none/0"] == first["deit/none/0"] and other["deit/soft/0"] != first["deit/soft/0"]
+    assert config_hash(fields.base()) == config_hash(fields.change(fields.base(), {"log.every_steps": 1}))
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"study.groups": ()}, "nothing to train"),
+        ({"study.groups": ({"name": "a/b", "members": MEMBERS},)}, "cannot be a folder"),
+        ({"study.groups": ({"name": "a", "members": ()},)}, "has no members"),
+        ({"study.groups": ({"name": "a", "members": MEMBERS, "seed": 1},)}, 'has the key "seed". Did you mean "seeds"'),
+        ({"study.groups": (GROUPS[0], GROUPS[0])}, 'declares 2 groups called "deit"'),
+        ({"study.groups": ({"name": "a", "members": (*MEMBERS, MEMBERS[0])},)}, '2 runs called "a/none/0"'),
+        ({"study.groups": ({"name": "a", "members": ({"name": "x", "train.epoch": 1},)},)}, '"train.epoch" is not a'),
+        (
+            {"study.groups": ({"name": "a", "members": ({"name": "x", "distill.preset": "soft+"},)},)},
+            r'Run "a/x/0" of the study: "soft\+"',
+        ),
+        ({"study.comparisons": ({"a": "deit/sof", "b": "deit/none"},)}, 'a="deit/sof".*Did you mean "deit/soft"'),
+        ({"study.seeds": (0, -1)}, "study.seeds=-1 is out of range"),
+        ({"teacher.weights": "stage:teach"}, 'names no stage of the study. Did you mean "teacher"'),
+    ],
+)
+def test_a_grid_that_cannot_run_is_refused_in_words(tmp_path, more, words):
+    with pytest.raises(JaxkdError, match=words):
+        build_grid(study_config(**more), tmp_path)
+
+
+def test_a_single_run_does_not_take_the_config_of_a_study():
+    with pytest.raises(ConfigError, match=r"declares a study .* python -m jaxkd\.study"):
+        validate(study_config())
+    with pytest.raises(ConfigError, match=r"study\.images=40 is set, but nothing reads it"):
+        validate(fields.change(fields.base(), {"study.images": 40, "data.source": "embedded:digits"}).lock())
+
+
+def test_results_of_another_grid_are_refused_before_anything_starts(tmp_path):
+    grid = build_grid(study_config(), tmp_path)
+    Ledger(tmp_path).add([row_of(grid.runs["deit/soft/0"], 50.0)], grid)
+    Ledger(tmp_path).check(grid)
+    Ledger(tmp_path).check(build_grid(study_config(**{"study.seeds": (0, 1, 2)}), tmp_path))  # more of the same
+    with pytest.raises(CheckpointError, match=r'results.csv" belongs to another grid: its run "deit/soft/0"'):
+        run_study(study_config(**{"train.batch_size": 8}), tmp_path)
+    with pytest.raises(CheckpointError, match=r'"deit/soft/0" .* is no run of this study'):
+        run_study(study_config(**{"study.groups": GROUPS[1:], "study.comparisons": ()}), tmp_path)
+    assert not (tmp_path / "teacher").exists()
+    (tmp_path / "results.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(CheckpointError, match="Line 2 .* is no result"):
+        Ledger(tmp_path)
+
+
+def test_runs_that_began_are_checked_too(tmp_path):
+    grid = build_grid(study_config(), tmp_path)
+    Ledger(tmp_path).claim(grid)
+    with pytest.raises(CheckpointError, match=r'grid\.json" belongs to another grid: its run "deit/none/0"'):
+        run_study(study_config(**{"train.epochs": 2}), tmp_path)
+
+
+def test_a_unit_that_would_not_end_in_the_budget_is_not_started(tmp_path, capsys):
+    """Measured: 100 s beside the steps and 1e6 operations a second; every unit here would take longer."""
+    times = [{"kind": "other", "wall": 200.0, "seconds": 100.0, "steps": 10, "flop": 1e8}]
+    (tmp_path / "times.json").write_text(json.dumps(times))
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "result.json").write_text("{}")
+    result = run_study(study_config(), tmp_path, budget_minutes=1.5, population=False)
+    assert result["done"] == 0 and len(result["not_run"]) == 8 and not result["stopped"]
+    assert not (tmp_path / "runs").exists()
+    assert "`few/soft/1`" in (tmp_path / "study.md").read_text()
+
+
+def test_predictions_by_hand():
+    times = [
+        {"kind": "a", "wall": 30.0, "seconds": 20.0, "steps": 100, "flop": 2e12},
+        {"kind": "b", "wall": 45.0, "seconds": 40.0, "steps": 100, "flop": 8e12},
+    ]
+    assert cost.predict_seconds(cost.Cost(300, 0, 6e12, "a"), times) == 10 + 3 * 20
+    # the largest time beside the steps, the slowest rate of 1e11 a second, and 15 % on top
+    assert cost.predict_seconds(cost.Cost(300, 0, 3e12, "c"), times) == pytest.approx(1.15 * (10 + 30))
+    assert cost.predict_seconds(cost.Cost(1, 0, 4e12, "c"), [], tflops=2) == 2.0
+    assert cost.predict_seconds(cost.Cost(1, 0, 4e12, "c"), []) is None
+
+
+def test_costs_count_students_three_times_and_a_shared_teacher_once(tmp_path):
+    grid = build_grid(study_config(), tmp_path)
+    runs = [grid.runs["deit/soft/0"], grid.runs["deit/soft/1"]]
+    student, teacher = (cost.forward_flop(runs[0].config, side) for side in ("student", "teacher"))
+    # two blocks of 5 tokens: 12 C^2 weights a token, 2 N^2 C of attention; patches, head
+    assert student == 2 * (2 * (5 * 12 * 24**2 + 2 * 25 * 24) + 4 * 192 * 24 + 24 * 10)
+    one = cost.unit_cost(runs[:1], together=False)
+    assert (one.steps, one.images) == (10, 160) and one.flop == 160 * (3 * student + teacher)
+    assert cost.unit_cost(runs, together=True).flop == 160 * (6 * student + teacher)
+    assert cost.unit_cost([grid.runs["few/none/0"]], together=False).flop == 80 * 3 * student
+
+
+def test_comparisons_pair_seeds_and_correct_within_a_family(tmp_path):
+    families = tuple({**c, "family": "x"} for c in COMPARISONS)
+    grid = build_grid(study_config(**{"study.comparisons": families, "study.seeds": (0, 1, 2)}), tmp_path)
+    scores = {"deit/soft": (51, 54, 55), "deit/none": (50, 52, 54), "few/soft": (30, 31, 35), "few/none": (30, 33)}
+    rows = [
+        row_of(grid.runs[f"{member}/{seed}"], float(top1))
+        for member, values in scores.items()
+        for seed, top1 in enumerate(values)
+    ]
+    first, second = paired_tests(grid, rows)
+    assert (first.found.n, second.found.n) == (3, 2)
+    assert first.found.difference == pytest.approx(4 / 3) and second.found.difference == -1.0
+    assert first.holm_t == pytest.approx(2 * first.found.p_t) and first.found.p_sign_flip == 0.25
+    ledger = Ledger(tmp_path)
+    ledger.add([*rows, row_of(grid.runs["few/none/2"], math.nan, diverged_at_step=3)], grid)
+    write_summary(grid, ledger, ["few/none/9"], tmp_path, "1 x cpu")
+    table = list(csv.DictReader((tmp_path / "comparisons.csv").open()))
+    assert [row["pairs"] for row in table] == ["3", "2"] and table[0]["name"] == "soft KD"
+    page = (tmp_path / "study.md").read_text()
+    assert "Does soft KD help?" in page and "| deit/soft | 3 | 53.33 |" in page and "`few/none/9`" in page
+    assert (tmp_path / "study.png").stat().st_size > 10_000
+    assert Ledger(tmp_path).rows["few/none/2"].diverged_at_step == 3
+
+
+def numbers(workdir: Path) -> list[dict]:
+    """results.csv without times."""
+    rows = list(csv.DictReader((workdir / "results.csv").open()))
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def test_members_that_need_different_programs_are_refused_before_training(tmp_path):
+    members = ({"name": "a"}, {"name": "b", "train.epochs": 2})
+    more = {"study.groups": ({"name": "mixed", "members": members},), "study.comparisons": ()}
+    with pytest.raises(ConfigError, match=r'group "mixed" cannot train as one .* train\.epochs .* --no-population'):
+        run_study(study_config(**more), tmp_path)
+    assert not (tmp_path / "teacher").exists()
+    assert run_study(study_config(**more), tmp_path, population=False, dry_run=True)["runs"] == 4
+
+
+@pytest.mark.slow
+def test_a_study_that_was_killed_and_continued_is_the_uninterrupted_one(tmp_path):
+    (tmp_path / "grid.py").write_text(FILE.format(changes=changes_of()))
+    argv = [f"--config={tmp_path / 'grid.py'}", "--no-population"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert command.main([*argv, f"--workdir={whole}"]) == 0
+    start, rng = [sys.executable, "-m", "jaxkd.study", *argv, f"--workdir={killed}"], random.Random(0)
+    for _ in range(3):
+        victim = subprocess.Popen(start, cwd=ROOT, stdout=subprocess.DEVNULL)
+        time.sleep(rng.uniform(8, 25))
+        victim.kill()
+        victim.wait()
+    assert command.main([*argv, f"--workdir={killed}"]) == 0
+    assert numbers(killed) == numbers(whole) and len(numbers(whole)) == 8
+    alone = next(row for row in numbers(whole) if row["name"] == "none")
+    assert 0 <= float(alone["teacher_agreement"]) <= 100 and 1 <= float(alone["effective_rank_last"]) <= 24
+    assert np.isfinite(float(alone["cka_last"]))
+    before = (whole / "results.csv").read_bytes()
+    assert command.main([*argv, f"--workdir={whole}"]) == 0  # nothing is left to do
+    assert (whole / "results.csv").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_population_gives_the_rows_of_single_runs(tmp_path):
+    shared = study_config(**{"study.shared_batches": True, "study.groups": GROUPS[:1], "study.comparisons": ()})
+    assert run_study(shared, tmp_path / "together")["finished"]
+    assert run_study(shared, tmp_path / "alone", population=False)["finished"]
+    together, alone = numbers(tmp_path / "together"), numbers(tmp_path / "alone")
+    assert [row.pop("population") for row in together] == ["4"] * 4 and {row.pop("population") for row in alone} == {
+        "1"
+    }
+    for one, other in zip(together, alone, strict=True):
+        assert one["config_hash"] == other["config_hash"] and one["top1"] == other["top1"]
+        np.testing.assert_allclose(float(one["cka_last"]), float(other["cka_last"]), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_run_that_diverges_has_a_row_without_scores_and_the_others_go_on(tmp_path):
+    members = ({"name": "wild", "optimizer.learning_rate": 1e4, "precision.compute": "bfloat16"}, {"name": "none"})
+    groups = ({"name": "deit", "members": members},)
+    more = {"study.groups": groups, "study.comparisons": (), "study.seeds": (0,), "stages": (), "teacher.weights": ""}
+    alone = {"task": "classification", "teacher.name": "", "teacher.args": {}, "optimizer.weight_decay": 1e4}
+    result = run_study(study_config(**more, **alone), tmp_path, population=False)
+    rows = {row["name"]: row for row in numbers(tmp_path)}
+    assert result["finished"] and rows["wild"]["top1"] == "" and int(rows["wild"]["diverged_at_step"]) >= 0
