@@ -178,3 +178,15 @@ def test_the_shorter_attention_is_compared_with_the_last_tokens_of_the_longer():
     cut = long[..., 1:, 1:] / long[..., 1:, 1:].sum(axis=-1, keepdims=True)
     expected = losses.attention_kl(cut, short).mean()
     np.testing.assert_allclose(objective({}, {}, *outputs, {}, 0)[0], expected, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_task_gives_its_terms_the_key_of_the_step(networks):
+    entries = {"loss": "ce"}, {"loss": "mgd", "pairs": "last", "ratio": 0.5}
+    task = tasks.DistillationTask(*networks, objective_of(networks, *entries))
+    params, mutable = task.init(jax.random.key(0))
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
+    batch = {"image": jnp.asarray(images), "label": jnp.zeros(2, jnp.int32)}
+    run = jax.jit(lambda key: task.loss(params, mutable, batch, key, 0, task.constants)[1][0])
+    first, again, other = (jax.device_get(run(jax.random.key(k))) for k in (1, 1, 2))
+    assert first == again and first["ce"] == other["ce"] and first["mgd"] != other["mgd"]
