@@ -78,10 +78,10 @@ def test_degenerate_batches_have_finite_values_and_slopes(name):
     """One example, a constant batch, zeros, equal rows, two networks that agree, no example left by the mask."""
     total = lambda *a, where: jnp.sum(getattr(losses, name)(*a, where=where))  # noqa: E731
     both = jax.jit(jax.value_and_grad(total, argnums=(0, 1)))
-    rows = np.random.default_rng(0).normal(size=(4, 3, 5) if name == "manifold_inter" else (4, 300)).astype(np.float32)
-    constant = np.repeat(rows[:1], 4, axis=0)  # its mean in fp32 is not exactly its rows
-    everybody, one, nobody = np.ones(4, bool), np.arange(4) == 2, np.zeros(4, bool)
-    for student in (rows, constant, 0 * rows, rows[[0, 1, 1, 3]]):
+    rows = np.random.default_rng(0).normal(size=(7, 3, 5) if name == "manifold_inter" else (7, 300)).astype(np.float32)
+    constant = np.repeat(rows[:1], 7, axis=0)  # its mean in fp32 is not exactly its rows
+    everybody, one, nobody = np.ones(7, bool), np.arange(7) == 2, np.zeros(7, bool)
+    for student in (rows, constant, 0 * rows, rows[[0, 1, 1, 3, 4, 5, 6]]):
         for teacher in (student, rows[::-1]):
             for a, b, where in ((student, teacher, everybody), (teacher, student, one), (student, teacher, nobody)):
                 value, slopes = both(a, b, where=where)
