@@ -37,6 +37,7 @@ def lines(results: dict[str, Any]) -> Iterator[str]:
         "superres": _superres,
         "analysis": _analysis,
         "compiled": _step_time,
+        "population": _population,
     }
     for name, section in sections.items():
         part = results["parts"].get(name, {})
@@ -131,6 +132,27 @@ def _analysis(result: dict[str, Any]) -> Iterator[str]:
         f"{result['permutations']} permutations: {result['seconds']:.1f} s with compilation "
         f"({result['images_per_second']:.1f} images per second)."
     )
+
+
+def _population(result: dict[str, Any]) -> Iterator[str]:
+    yield (
+        f"Many students in one step: {result['student']} <- {result['teacher']}, {result['dtype']}, batch "
+        f"{result['batch_size']}."
+    )
+    yield ""
+    one, peer = result["one_student"], result.get("peer")
+    rows = [(1, one["ms"]["median"], 1.0, 1.0, None, peer and f"{peer['ms']['median'] / one['ms']['median']:.2f}")]
+    for members, row in result["populations"].items():
+        if "error" in row:
+            rows.append((members, "out of memory", *[None] * 4))
+            continue
+        to_peer = row["to_peer"] and f"{row['to_peer']['median']:.2f}"
+        speedup = f"{row['to_separate']['median']:.2f}"
+        rows.append(
+            (members, row["ms"]["median"], f"{row['to_one']['median']:.2f}", row["flops_to_one"], speedup, to_peer)
+        )
+    header = ("students", "ms", "of one student", "FLOP of one", "times as fast as separate steps", "as PyTorch's")
+    yield from table(header, rows)
 
 
 def _short(value: float | None) -> str | None:

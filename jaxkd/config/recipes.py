@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxkd.config.fields import change
+from jaxkd.config.fields import base, change
 from jaxkd.errors import ConfigError, check_choice, did_you_mean
 
 # SpectralKD's eight layers, student <-> teacher, for 12 against 24 blocks (papers: SpectralKD, recipe).
@@ -209,3 +209,29 @@ def embedded(config: ConfigDict, *, student: dict[str, Any], teacher: dict[str, 
     changes |= {"distill.pairs": pairs, "teacher.weights": "stage:teacher"}
     changes["stages"] = (first, {"name": "student_alone", **alone}, {"name": "student_distilled"})
     return change(digits(config, student), changes)
+
+
+def few_labels(config: ConfigDict) -> ConfigDict:
+    """A distillation config on the digits with few labels: a teacher, then 5 seeds x 4 objectives in one program.
+
+    The teacher learns from all 1,438 labelled training images, the students from 20 of each class.
+    """
+    student = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 4, "num_heads": 2}
+    teacher = {"img_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 12, "num_heads": 4}
+    config = embedded(config, student=student, teacher=teacher, pairs=((0, 0), (1, 1), (2, 10), (3, 11)))
+    students = {
+        "name": "students",
+        "data.per_class": 20,
+        "schedule.steps": 1500,
+        "train.epochs": base().train.epochs,  # not read, as schedule.steps is the length
+        "eval.every_epochs": base().eval.every_epochs,
+        "eval.every_steps": 250,
+        "checkpoint.every_epochs": 0,
+        "checkpoint.every_steps": 250,
+        "log.every_steps": 50,
+        "population": {
+            "distill.preset": ("none", "soft", "spectral", "soft+spectral"),
+            "seed": (0, 1, 2, 3, 4),
+        },
+    }
+    return change(config, {"stages": (config.stages[0], students)})

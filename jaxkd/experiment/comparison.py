@@ -9,15 +9,17 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxkd.experiment.fitted_table import Column, FittedTable
+from jaxkd.experiment.member_comparison import FIGURE, compare_members
 from jaxkd.report.training_curves import AVERAGE, draw_curves, draw_scores, read_bicubic, score_names, scores_caption
 from jaxkd.train import read_metrics
 
-FIGURE = "curves.png"
 Results = Mapping[str, dict[str, Any]]
 
 
-def compare_classifiers(configs: Mapping[str, ConfigDict], results: Results, workdir: Path) -> FittedTable:
-    """Top-1 of each stage; the figure shows held-out accuracy and loss over the epochs."""
+def compare_classifiers(configs: Mapping[str, ConfigDict], results: Results, workdir: Path) -> Any:
+    """Top-1 of each stage; the figure shows held-out accuracy and loss over the epochs, or each seed."""
+    if any("members" in result for result in results.values()):
+        return compare_members(configs, results, workdir)
     curves = {name: read_metrics(workdir / name, "eval") for name in configs}
     draw_curves(curves, workdir / FIGURE, caption=_caption(next(iter(configs.values())), results))
     return _table(results)

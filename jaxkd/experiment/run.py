@@ -28,6 +28,8 @@ from jaxkd.errors import DamagedCheckpointError, JaxkdError, PeerLostError, stor
 from jaxkd.experiment import members
 from jaxkd.experiment.build import Experiment, build
 from jaxkd.experiment.lock import WorkdirLock
+from jaxkd.experiment.member_comparison import FIGURE as MEMBERS_FIGURE
+from jaxkd.experiment.member_comparison import compare_members
 from jaxkd.experiment.sweep import run_stages
 from jaxkd.experiment.workdir import check_classes, check_subset, check_teacher, claim_workdir
 from jaxkd.report.training_statistics import draw_tables, write_tables
@@ -119,7 +121,7 @@ def _run_locked(
         first_step=(resumed or 0) + 1,
     )
     evaluate, lost = experiment.make_evaluator(writer), False
-    title = title or workdir.name
+    alone, title = not title, title or workdir.name
     try:
         if resumed is not None and resumed >= settings.total_steps:
             if console is not None:
@@ -147,6 +149,11 @@ def _run_locked(
         if result["finished"]:
             write_atomic(workdir / "result.json", json.dumps(result, indent=2))
         figure = experiment.draw_result(workdir, result)  # of a run that was stopped too
+        if experiment.members and alone and result["finished"]:
+            table = compare_members({workdir.name: config}, {workdir.name: result}, workdir)
+            figure = workdir / MEMBERS_FIGURE
+            if console is not None:
+                console.print(table)
         if figure is not None and console is not None:
             console.print(f"Curves: {figure}", markup=False, highlight=False, soft_wrap=True)
     return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,12 +11,21 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from population_runs import MEMBERS, STEPS, config, experiment, summary, train
+from population_runs import MEMBERS, SMALL, STEPS, config, experiment, summary, train
+from random_weights import random_variables
+from rich.console import Console
+from stopping import run_stopped
 
-from jaxkd import parallel
-from jaxkd.config.population import members
+from jaxkd import main, models, parallel, weights
+from jaxkd import train as train_module
+from jaxkd.config.population import explicit, members
+from jaxkd.config.validate import validate
+from jaxkd.errors import CheckpointError, ConfigError, JaxkdError, NonFiniteLossError
+from jaxkd.experiment.run import run
+from jaxkd.train import read_metrics
 
 HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
 
@@ -59,6 +69,126 @@ def test_members_on_eight_devices_are_those_on_one(population, mesh, tmp_path):
         for name in expected:
             if name != "shard":
                 np.testing.assert_allclose(found[f"{words}/{name}"], expected[name], rtol=2e-5, atol=2e-5, err_msg=name)
+
+
+WILD = {"name": "wild", "seed": 0, "distill.preset": "spectral", "distill.feature_weight": 1e38}
+
+
+@pytest.mark.slow
+def test_a_member_that_diverges_stays_and_the_others_go_on(population, mesh):
+    built, _, metrics = population
+    calm = {"name": "calm", "seed": 0, "distill.preset": "spectral"}
+    pair = experiment(config(population=(calm, WILD)), mesh)
+    start, (state, found) = pair.init_state(), train(pair, 4)
+    assert found["diverged_at"].tolist() == [[-1, 1]] * 4 and not np.isfinite(found["grad_norm"][0, 1])
+    index = [m.name for m in built.members].index("spectral-seed_0")
+    np.testing.assert_allclose(found["loss"][:, 0], metrics["loss"][:4, index], **TOLERANCE)
+    assert np.ptp(found["loss"][:, 0]) > 0
+    for tree, first in ((state.params, start.params), (state.ema, start.ema), (state.opt_state, start.opt_state)):
+        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[1], b[1]), tree, first)
+
+
+@pytest.mark.slow
+def test_a_run_names_members_that_diverge_and_ends_without_any(tmp_path, teacher_file, capsys):
+    two = {"name": "calm", "seed": 0, "distill.preset": "none"}
+    result = run(with_teacher(teacher_file, population=(two, WILD)), tmp_path / "two", console=Console(width=200))
+    said = capsys.readouterr().out
+    assert 'member "wild" diverged at step 1: "grad_norm" became ' in said and "1 of 2 members go on" in said
+    calm, wild = result["members"]
+    assert (calm["diverged_at_step"], wild["diverged_at_step"], wild["top1"]) == (None, 1, None)
+    assert calm["top1"] == calm["best_top1"] == result["best_top1"] > 0 and "best_top1" not in wild
+    assert json.loads((tmp_path / "two" / "result.json").read_text()) == result
+    rows = read_metrics(tmp_path / "two", "train")
+    assert all(row["loss"][1] == "nan" and np.isfinite(row["loss"][0]) for row in rows)
+    assert train_module.checkpoint_steps(tmp_path / "two" / "members" / "wild") == [0]
+    with pytest.raises(NonFiniteLossError, match=r'All 1 members .* \(member "wild" diverged at step 1'):
+        run(with_teacher(teacher_file, population=(WILD,)), tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_a_continued_population_is_the_uninterrupted_one_and_its_members_load(tmp_path, teacher_file, monkeypatch):
+    members_of = {"seed": (0, 3), "distill.preset": ("none", "soft", "spectral")}
+    given = with_teacher(teacher_file, population=members_of)
+    whole = run(given, tmp_path / "whole")
+    half = run_stopped(monkeypatch, given, tmp_path / "halves", after=3)
+    assert not half["finished"] and [m["name"] for m in half["members"]] == [m["name"] for m in whole["members"]]
+    rest = run(given, tmp_path / "halves")
+    assert rest["members"] == whole["members"] and len(whole["members"]) == 6
+    for member in whole["members"]:
+        folders = [tmp_path / name / "members" / member["name"] for name in ("whole", "halves")]
+        for choice in ({"step": "best"}, {"variant": "ema"}):
+            one, other = (train_module.load_run_weights(f, **choice)[0] for f in folders)
+            jax.tree.map(np.testing.assert_array_equal, one, other)
+        saved = json.loads((folders[0] / "config.json").read_text())
+        assert saved["seed"] == member["seed"] and saved["data"]["seed"] == 0 and saved["population"] is None
+    with pytest.raises(CheckpointError, match=r"trained a population of 6 students. Name one .*members/none-seed_0"):
+        train_module.load_run_weights(tmp_path / "whole")
+    result = evaluate(f"--weights={folders[0]}", "--data=embedded:digits")
+    assert result["top1"] == pytest.approx(whole["members"][-1]["top1"])
+
+
+def evaluate(*argv):
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxkd.evaluate", *argv], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def teacher_file(tmp_path_factory):
+    model = models.create("cait_xxs24_224", num_classes=10, **SMALL)
+    path = tmp_path_factory.mktemp("teacher") / "cait.safetensors"
+    weights.save_safetensors(path, model, random_variables(model, 5))
+    return path
+
+
+def with_teacher(path, **changes):
+    """Six steps of 512 images with an evaluation every two."""
+    length = {"train.batch_size": 512, "train.steps": 6, "log.every_steps": 1, "log.tensorboard": False}
+    return config(**{"teacher.weights": str(path), "data.mix.mixup": 0.0, **length, **changes})
+
+
+REFUSED = (
+    ({"train.batch_size": (8, 16)}, r"changes train.batch_size \(here: 8\), which needs another program"),
+    ({"student.args.depth": (1, 2)}, r"changes student.args.depth \(here: 1\), which needs another program"),
+    ({"schedule.steps": (8, 16)}, "separate runs, each with its own --config.schedule.steps"),
+    ({"sed": (0, 1)}, 'changes "sed", which is not a field of a config. Did you mean "seed"'),
+    ({"seed": 3}, "gives seed=3, which is no list of values"),
+    ({"seed": (0, 0)}, '2 members called "seed_0"'),
+    ({"seed": (0, -1)}, 'Member "seed_-1" of config.population: seed=-1 is out of range'),
+    ({"distill.preset": ("soft", "sofd")}, 'Did you mean "soft"'),
+    ({"distill.preset": (3,)}, "distill.preset=3, which is of the wrong type"),
+    ({"distill.pairs": ("auto", "last")}, "which is chosen once for all"),
+    (({"name": "../x", "seed": 0},), "cannot be the name of its folder"),
+    (({"name": "a"}, 5), "is no population"),
+    ({}, "is no population"),
+    ("seed", "is no population"),
+)
+
+
+@pytest.mark.parametrize(("population", "words"), REFUSED)
+def test_populations_that_one_program_cannot_train(population, words):
+    with pytest.raises(JaxkdError, match=words):
+        validate(config(population=population))
+
+
+def test_what_no_member_reads_is_refused_and_what_a_member_ignores_is_not():
+    soft = {"distill.preset": ("none", "soft")}
+    validate(config(**{"distill.pairs": None, "distill.temperature": 2.0, "population": soft}))
+    with pytest.raises(ConfigError, match=r"distill.pairs=\(\(0, 0\), \(1, 1\)\) is set, but no member"):
+        validate(config(population=soft))
+    with pytest.raises(ConfigError, match=r'Member "feature_weight_0.1-soft" .* distill.feature_weight=0.1 is set'):
+        validate(config(population={"distill.feature_weight": (0.1, 0.2), "distill.preset": ("soft", "spectral")}))
+    with pytest.raises(ConfigError, match="statistics of the layers are those of one network"):
+        validate(config(**{"dynamics.every_steps": 5}))
+
+
+def test_a_command_line_takes_a_population(tmp_path):
+    file = "--config=" + str(ROOT / "configs" / "deit_cait.py")
+    given = '--config.population={"seed": (0, 1), "distill.feature_weight": (0.1, 0.2)}'
+    parsed, _, _ = main.parse([file, f"--workdir={tmp_path}", "--config.data.source=embedded:digits", given])
+    assert [m.name for m in members(parsed)][:2] == ["feature_weight_0.1-seed_0", "feature_weight_0.2-seed_0"]
+    assert members(explicit(parsed))[3].changes == {"seed": 1, "distill.feature_weight": 0.2}
 
 
 def test_names_and_groups_of_members():
