@@ -29,5 +29,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.distill.feature_weight = 0.2
     config.train.epochs = 500 if "small" in config.student.name else 400
     if "embedded" in words:
-        config = recipes.few_labels(config)
+        config = recipes.embedded(
+            config,
+            student={"img_size": 16, "patch_size": 4, "embed_dim": 48, "depth": 6, "num_heads": 3},
+            teacher={"img_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 12, "num_heads": 4},
+            pairs=((0, 0), (1, 1), (3, 9), (4, 10), (5, 11)),
+        )
     return config.lock()
