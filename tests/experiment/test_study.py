@@ -176,10 +176,23 @@ def test_predictions_by_hand():
         {"kind": "b", "wall": 45.0, "seconds": 40.0, "steps": 100, "flop": 8e12},
     ]
     assert cost.predict_seconds(cost.Cost(300, 0, 6e12, "a"), times) == 10 + 3 * 20
-    # the largest time beside the steps, the slowest rate of 1e11 a second, and 15 % on top
-    assert cost.predict_seconds(cost.Cost(300, 0, 3e12, "c"), times) == pytest.approx(1.15 * (10 + 30))
+    # of both: 10e12 operations in 60 s, 7.5 s beside the steps, and 15 % on top
+    assert cost.predict_seconds(cost.Cost(300, 0, 3e12, "c"), times) == pytest.approx(1.15 * (7.5 + 18))
     assert cost.predict_seconds(cost.Cost(1, 0, 4e12, "c"), [], tflops=2) == 2.0
     assert cost.predict_seconds(cost.Cost(1, 0, 4e12, "c"), []) is None
+
+
+def test_a_group_is_predicted_by_those_with_as_many_students():
+    """Measured on an H100: a teacher and populations of 18, 6 and 6; six more students were never near 2m59s."""
+    rows = [(1, 81.7, 20.2, 2.67e15), (18, 169.5, 46.7, 4.40e15), (6, 70.6, 21.2, 1.76e15), (6, 83.5, 19.7, 1.81e15)]
+    times = [dict(zip(("students", "wall", "seconds", "flop"), r, strict=True), kind=str(r), steps=1) for r in rows]
+    assert 84 < cost.predict_seconds(cost.Cost(1, 0, 2.2e15, "widelast", 6), times) < 105
+    # a line in the number of students where none had as many: 61.5 + 61.3 * 5 / 17 s beside the steps
+    expected = 1.15 * (61.5 + 61.3 * 5 / 17 + 1.76 * 66.9 / 7.07)
+    assert cost.predict_seconds(cost.Cost(1, 0, 1.76e15, "c", 6), times[:2]) == pytest.approx(expected, rel=1e-3)
+    # of one group alone: half of its 122.8 s is fixed; more students do not need more
+    assert cost.predict_seconds(cost.Cost(1, 0, 0, "c", 6), times[1:2]) == pytest.approx(1.15 * (61.4 + 61.4 / 3))
+    assert cost.predict_seconds(cost.Cost(1, 0, 0, "c", 36), times[1:2]) == pytest.approx(1.15 * 122.8)
 
 
 def test_costs_count_students_three_times_and_a_shared_teacher_once(tmp_path):

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import data, models, weights
@@ -29,6 +30,7 @@ class Cost:
     images: int  # of a member
     flop: float  # 3 forward passes of each student and one of the teacher for every image; two for each multiply-add
     kind: str  # units of the same kind take the same time a step
+    students: int = 1  # that are trained, scored and exported
 
 
 def unit_cost(runs: Sequence[Run], *, together: bool) -> Cost:
@@ -40,7 +42,7 @@ def unit_cost(runs: Sequence[Run], *, together: bool) -> Cost:
     students = 3 * forward_flop(config, "student") * len(runs)
     flop = cost.images * (students + shared * (1 if together else len(teachers)))
     kind = json.dumps([cost.kind, len(runs), bool(teachers)])
-    return Cost(cost.steps, cost.images, flop, kind)
+    return Cost(cost.steps, cost.images, flop, kind, len(runs))
 
 
 def run_cost(config: ConfigDict) -> Cost:
@@ -89,8 +91,9 @@ def predict_seconds(cost: Cost, times: Sequence[dict[str, Any]], tflops: float =
 
     Args:
       cost: of the unit.
-      times: measured units of this study. Those of the same kind are scaled by their steps; else the slowest rate of
-        floating-point operations and the largest time beside training count, with 15 % on top.
+      times: measured units of this study. The last one of the same kind is scaled by its steps. Else the mean rate of
+        floating-point operations and the mean time beside the steps count, with 15 % on top: of the units with as many
+        students, or of all, whose time beside the steps is then a line in the number of students.
       tflops: rate to assume where nothing was measured, in 10^12 operations a second; 0 for none.
     """
     alike = [t for t in times if t["kind"] == cost.kind]
@@ -98,7 +101,22 @@ def predict_seconds(cost: Cost, times: Sequence[dict[str, Any]], tflops: float =
         last = alike[-1]
         return last["wall"] - last["seconds"] + last["seconds"] * cost.steps / max(last["steps"], 1)
     if times:
-        beside = max(t["wall"] - t["seconds"] for t in times)
-        rate = min(t["flop"] / max(t["seconds"], 1e-9) for t in times)
-        return MARGIN * (beside + cost.flop / rate)
+        similar = [t for t in times if _students(t) == cost.students] or times
+        rate = sum(t["flop"] for t in similar) / max(sum(t["seconds"] for t in similar), 1e-9)
+        return MARGIN * (_seconds_beside(cost.students, similar) + cost.flop / rate)
     return cost.flop / (tflops * 1e12) if tflops else None
+
+
+def _seconds_beside(students: int, times: Sequence[dict[str, Any]]) -> float:
+    """Time beside the steps: what a program needs once, compilation above all, and what each student adds."""
+    counts = np.array([_students(t) for t in times], np.float64)
+    beside = np.array([t["wall"] - t["seconds"] for t in times])
+    if np.ptp(counts) > 0:
+        slope = max(np.cov(counts, beside)[0, 1] / np.var(counts, ddof=1), 0.0)
+    else:  # half of it by students for fewer of them; more of them are compiled as one program too
+        slope = beside.mean() / 2 / counts[0] if students < counts[0] else 0.0
+    return max(float(beside.mean() + slope * (students - counts.mean())), 0.0)
+
+
+def _students(measured: dict[str, Any]) -> int:
+    return measured.get("students", 1)

@@ -52,7 +52,7 @@ class Ledger:
 
     Attributes:
       rows: finished runs by key.
-      times: measured units, each `{"kind", "wall", "seconds" (of its steps alone), "steps", "flop"}`.
+      times: measured units, each `{"kind", "students", "wall", "seconds" (of its steps alone), "steps", "flop"}`.
     """
 
     def __init__(self, workdir: Path):

@@ -237,7 +237,8 @@ class _Study:
                 timer.cancel()
         if fresh and result["finished"]:
             seconds = _step_seconds(folder, (time.monotonic() - begin) / cost.steps) * cost.steps
-            self._measured = {"kind": cost.kind, "seconds": seconds, "steps": cost.steps, "flop": cost.flop}
+            self._measured = {"kind": cost.kind, "students": cost.students, "seconds": seconds}
+            self._measured |= {"steps": cost.steps, "flop": cost.flop}
         return result
 
     def _unit(self, unit: Unit, cost: costs.Cost) -> bool:
