@@ -150,4 +150,5 @@ def texts(file: Path):
 def test_config_fields_in_messages_exist(file):
     for line, text in texts(file):
         for name in DOTTED.findall(text):
-            assert name in FILES or is_field(name) or is_public(name), f"{file}:{line}: {name} is no field of the config"
+            known = name in FILES or is_field(name) or is_public(name)
+            assert known, f"{file}:{line}: {name} is no field of the config"

@@ -98,7 +98,8 @@ def check_networks(student: Network, teacher: Network, objective: Objective, *, 
         abstract_output(student, objective.student_taps, **options),
         abstract_output(teacher, objective.teacher_taps),
     )
-    label = jax.ShapeDtypeStruct((1, student.num_classes), jnp.float32) if mixed else jax.ShapeDtypeStruct((1,), jnp.int32)
+    shape, dtype = ((1, student.num_classes), jnp.float32) if mixed else ((1,), jnp.int32)
+    label = jax.ShapeDtypeStruct(shape, dtype)
     for term in objective.terms:
         _check_term(term, outputs, {"label": label})
 

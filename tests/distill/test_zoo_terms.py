@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import warnings
 from pathlib import Path
 
 import jax
@@ -53,7 +54,9 @@ def results(networks):
     """term -> (loss, gradients of the term's parameters, gradients of the student's outputs), in one program."""
     objectives = {name: objective_of(networks, line) for name, line in LINES.items()}
     together = objective_of(networks, *LINES.values())
-    tasks.check_networks(*networks, together)
+    with warnings.catch_warnings():  # JAX 0.12 warns of shapes of 64 bits
+        warnings.simplefilter("error")
+        tasks.check_networks(*networks, together)
     student, teacher = networks
     rng = np.random.default_rng(3)
     images = jnp.asarray(rng.normal(size=(BATCH, 32, 32, 3)), jnp.float32)
