@@ -26,6 +26,8 @@ FIELDS = (
     "distill.spectral_method",
     "optimizer.learning_rate",
     "optimizer.weight_decay",
+    "data.per_class",
+    "data.subset_seed",
 )
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*")  # names are folders
 _WRITE = 'Write {"seed": (0, 1, 2)} for all combinations, or ({"name": "a", "seed": 0}, ...) for one member each.'

@@ -262,6 +262,13 @@ def _check_population(config: ConfigDict) -> None:
             validate(member.config)
         except ConfigError as error:
             raise type(error)(f'Member "{member.name}" of config.population: {error}') from None
+    subsets = {(member.config.data.per_class, member.config.data.subset_seed) for member in found}
+    if len(subsets) > 1 and (mixes(config) or config.optimizer.accumulate > 1):
+        raise ConfigError(
+            "The members of config.population learn from different images (data.per_class, data.subset_seed), which "
+            "neither mixing (data.mix) nor optimizer.accumulate above 1 keeps apart. Switch these off, or train the "
+            "members in separate runs."
+        )
     shared, given = flatten(config), [flatten(member.config) for member in found]
     for name, default in flatten(base()).items():
         ignored = shared[name] != default and all(

@@ -12,7 +12,15 @@ from jaxkd.data.pipeline.train import AugmentConfig, TrainPipeline, TrainTransfo
 from jaxkd.data.sources.labels import check_same_classes, order_classes
 from jaxkd.data.sources.pairs import Pair, PairSource, open_pairs
 from jaxkd.data.sources.registry import Source, open_source, register_source
-from jaxkd.data.sources.subset import Subset, save_subset, subset_facts, subset_membership, take_subset
+from jaxkd.data.sources.subset import (
+    MemberSubsets,
+    Subset,
+    save_subset,
+    subset_facts,
+    subset_membership,
+    take_member_subsets,
+    take_subset,
+)
 from jaxkd.data.transforms.crops import INTERPOLATIONS
 from jaxkd.data.transforms.erasing import EraseConfig
 from jaxkd.data.transforms.imresize import imresize

@@ -38,9 +38,9 @@ def build_components(
     if open_data:
         opened = functools.partial(data.open_source, config.data.source, class_order=config.data.class_order)
         sources = {split: opened(split) for split in ("train", "val")}
-        sources["train"] = data.take_subset(
-            sources["train"], config.data.per_class, config.data.subset_seed, where=config.data.source
-        )
+        configs = [member.config for member in population.members(config)] or [config]
+        choices = [(one.data.per_class, one.data.subset_seed) for one in configs]
+        sources["train"] = data.take_member_subsets(sources["train"], choices, where=config.data.source)
     classes = len(sources["train"].class_names) if sources else _published_classes(config)
     build = functools.partial(build_task, num_classes=classes, load=load)
     config, chosen = resolve(config, num_classes=classes), None

@@ -94,15 +94,21 @@ class PopulationTask(Task):
           step, taps, offsets: see `train.Task.student_loss`.
         """
         networks = {name: tree for name, tree in mutable.items() if name != POPULATION}
+        shared = {name: value for name, value in inputs.batch.items() if name != "members"}
+        subsets = inputs.batch.get("members")  # (B, S), which images each member learns from
 
-        def one(params: PyTree, mutable: PyTree, key: jax.Array, member: jax.Array) -> tuple:
-            own = inputs._replace(batch={**inputs.batch, MEMBER: member})
+        def one(params: PyTree, mutable: PyTree, key: jax.Array, member: jax.Array, learns: jax.Array | None) -> tuple:
+            batch = {**shared, MEMBER: member}
+            if learns is not None:
+                batch["mask"] = learns & shared["mask"]
+            own = inputs._replace(batch=batch)
             loss, (terms, mutable, features) = self.task.student_loss(
                 params, mutable, own, key, step, taps=taps, offsets=offsets
             )
             return {"loss": loss, **terms}, mutable, features
 
-        terms, networks, features = jax.vmap(one)(params, networks, key, jnp.arange(self.member_count))
+        given = (params, networks, key, jnp.arange(self.member_count), None if subsets is None else subsets.T)
+        terms, networks, features = jax.vmap(one)(*given)
         return jnp.sum(terms["loss"]), (terms, {**networks, POPULATION: mutable[POPULATION]}, features)
 
     def evaluate(self, params: PyTree, mutable: PyTree, batch: Batch, constants: PyTree) -> Metrics:

@@ -148,6 +148,9 @@ class _Batches:
             "label": np.array([self._source.label(r) for r in records.tolist()], np.int32),
             "mask": np.ones(len(records), bool),
         }
+        membership = getattr(self._source, "membership", None)
+        if membership is not None:
+            batch["members"] = membership[records]
         broken = {}
         for i, (record, repeat) in enumerate(zip(records.tolist(), repeats.tolist(), strict=True)):
             rng = record_rng(self._seed, epoch, record, repeat)
@@ -162,7 +165,8 @@ class _Batches:
 class TrainPipeline(ResumableBatches):
     """This host's training batches, for ever, from any position.
 
-    They are `{"image": (b, H, W, 3) uint8, "label": (b,) int32, "mask": (b,) bool}`, b images of this host. A record's
+    They are `{"image": (b, H, W, 3) uint8, "label": (b,) int32, "mask": (b,) bool}`, b images of this host, and of
+    `MemberSubsets` also "members" (b, S) bool. A record's
     augmentation depends on (seed, epoch, record) alone, the order on (seed, epoch): the sequence is the same for any
     number of workers, and after a restart.
 

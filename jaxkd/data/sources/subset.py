@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,33 @@ def take_subset(source: Source, per_class: int, seed: int, *, where: str = "the 
     return Subset(source, np.flatnonzero(subset_membership(source, per_class, seed, where=where)))
 
 
+@dataclass(frozen=True)
+class MemberSubsets(Subset):
+    """The images that any member of a population learns from.
+
+    Attributes:
+      membership: (n, S) bool, whether a member learns from a record.
+    """
+
+    membership: np.ndarray
+
+
+def take_member_subsets(source: Source, choices: Sequence[tuple[int, int]], *, where: str = "the data") -> Source:
+    """What the members of a population learn from together; a plain subset where all have the same.
+
+    Args:
+      source: the whole training split.
+      choices: (per_class, seed) of each member, see `subset_membership`.
+      where: the data set's name, for errors.
+    """
+    if len(set(choices)) == 1:
+        return take_subset(source, *choices[0], where=where)
+    masks = {choice: subset_membership(source, *choice, where=where) for choice in set(choices)}
+    table = np.stack([masks[choice] for choice in choices], axis=1)
+    records = np.flatnonzero(table.any(axis=1))
+    return MemberSubsets(source, records, table[records])
+
+
 def subset_facts(source: Source) -> dict[str, Any] | None:
     """Facts that a checkpoint keeps of a subset: its size and a hash of its records; None for a whole data set.
 
@@ -115,6 +143,8 @@ def subset_facts(source: Source) -> dict[str, Any] | None:
     for index, record in enumerate(source.records.tolist()):
         line = f"{record} {source.label(index)} {os.path.basename(source.name(index))}\n"
         digest.update(line.encode("utf-8", "surrogatepass"))
+    if isinstance(source, MemberSubsets):
+        digest.update(np.packbits(source.membership).tobytes())
     return {"images": len(source), "of": len(source.source), "sha256": digest.hexdigest()}
 
 
