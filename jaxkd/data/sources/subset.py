@@ -117,7 +117,7 @@ class MemberSubsets(Subset):
 
 
 def take_member_subsets(source: Source, choices: Sequence[tuple[int, int]], *, where: str = "the data") -> Source:
-    """What the members of a population learn from together; a plain subset where all have the same.
+    """The images that members of a population learn from; a plain subset where all have the same.
 
     Args:
       source: the whole training split.
