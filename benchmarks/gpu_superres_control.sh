@@ -26,7 +26,9 @@ data=${DATA:-}
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 data=${data:-$PWD/carry}
 python=${PYTHON:-python3}
-deadline=$((start + ${BUDGET:-9} * 60 - 20)) # the last seconds are for the summary
+budget=${BUDGET:-9}
+[[ $budget =~ ^[0-9]+(\.[0-9]+)?$ ]] || { echo "BUDGET=$budget is no number of minutes. Give e.g. BUDGET=8.5." >&2; exit 2; }
+deadline=$((start + $(awk "BEGIN { print int($budget * 60) }") - 20)) # the last seconds are for the summary
 tiny=
 if [ "${1:-}" = --tiny ]; then tiny=yes; elif [ $# -gt 0 ]; then
   echo "benchmarks/gpu_superres_control.sh knows one option, --tiny, not: $*" >&2

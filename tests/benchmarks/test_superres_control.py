@@ -36,6 +36,10 @@ def test_a_wrong_option_or_missing_data_run_nothing(tmp_path):
     assert done.returncode == 2 and "--tinny" in done.stderr
     done = control(tmp_path / "out", "--tiny", DATA=str(tmp_path))
     assert done.returncode == 2 and "sr_t91 is missing" in done.stderr and not list((tmp_path / "out").iterdir())
+    done = control(tmp_path / "out", "--tiny", DATA=str(tmp_path), BUDGET="9 minutes")
+    assert done.returncode == 2 and "BUDGET=9 minutes is no number of minutes" in done.stderr
+    done = control(tmp_path / "out", "--tiny", DATA=str(tmp_path), BUDGET="8.9")
+    assert done.returncode == 2 and done.stderr.startswith(f"{tmp_path}/sr_t91 is missing"), "a fraction is a number"
 
 
 @pytest.mark.slow
@@ -68,7 +72,7 @@ def test_one_run_leaves_its_scores_and_no_time_starts_none(tmp_path):
     assert found["scores"] == {"raw": scores[0]["metrics"], "ema": scores[1]["metrics"]}
     assert [row["step"] for row in found["curve"]] == [2, 4] and "Set5/psnr_y_crop4" in found["curve"][0]
     assert f"| {scores[0]['metrics']['Set5/psnr_y_crop4']:.2f} / " in done.stdout
-    late = control(tmp_path / "late", "--tiny", DATA=str(data), BUDGET="0")
+    late = control(tmp_path / "late", "--tiny", DATA=str(data), BUDGET="0.3")
     assert late.returncode == 0 and "Not finished or not scored: mdbn-seed0, mdbn_range-seed0" in late.stdout
 
 
