@@ -48,6 +48,9 @@ _PRETRAINING = re.compile(
     r"(?!head_)\w+_head|center|logit_scale|temperature|pooler|neck|head\.(?:mlp|last_layer|layers|project\w*|\d+))(?:\.|$)"
 )
 
+# What a Lift has beside its DeiT ("base."). That DeiT has a norm and a classifier of its own, which never train.
+_LIFT = re.compile(r"^(?:projector|projector_norm|projectors\.\d+|projector_norms\.\d+)\.(?:weight|bias)$")
+
 _log = logging.getLogger(__name__)
 
 
@@ -254,8 +257,12 @@ def _candidate(
                 own[name] = state[above]
                 outside.discard(above)
                 break
+    lifts = _projectors_of_lift(prefix, state, outside)
+    own |= lifts
+    outside -= {prefix.removesuffix("base.") + n for n in lifts}
     extra = [n for n in own if n not in expected and n not in COLOUR_SHIFT and not HEAD.match(n)]
-    left_out = [n for n in extra if _PRETRAINING.match(n)]
+    is_lift = bool(lifts) or any(_LIFT.match(n) for n in expected)
+    left_out = [n for n in extra if _PRETRAINING.match(n) and not (is_lift and _LIFT.match(n))]
     wrong = [
         n
         for n, shape in expected.items()
@@ -273,6 +280,16 @@ def _candidate(
         misfits=len(extra) - len(left_out) + len(wrong),
         replaceable=len(set(replaceable) - set(wrong)),
     )
+
+
+def _projectors_of_lift(prefix: str, state: State, outside: set[str]) -> State:
+    """The projectors of a Lift whose DeiT stands behind `prefix`, which would load as a plain DeiT without them."""
+    if prefix.split(".")[-2:] != ["base", ""]:
+        return {}
+    beside = prefix.removesuffix("base.")
+    found = {n.removeprefix(beside): state[n] for n in outside if _LIFT.match(n.removeprefix(beside))}
+    is_lift = f"{beside}head.weight" in outside or any("norm" in n for n in found)
+    return found if is_lift else {}
 
 
 def require_numbers(state: State, expected: Mapping[str, Shape], subject: str) -> State:

@@ -83,10 +83,17 @@ def _facts(shapes: Mapping[str, Shape]) -> dict[str, str]:
     for name, words in (
         ("dist_token", "distillation token"),
         ("norm_pre.weight", "norm before the blocks"),
-        ("projector.weight", "projector after the blocks"),
-        ("widen.weight", "wide last block"),
     ):
         facts[name] = f"{'a' if name in shapes else 'no'} {words}"
+    norm = "with LayerNorm" if any(n.startswith("projector_norm") for n in shapes) else "without LayerNorm"
+    for name, words, more in (
+        ("projector", "projector{} after the blocks", f", {norm}"),
+        ("widen", "wide block{}", ""),
+    ):
+        widths = [str(s[0]) for n, s in shapes.items() if re.fullmatch(rf"{name}(s\.\d+)?\.weight", n) and s]
+        kind = words.format("s" if len(widths) > 1 else "")
+        article = {0: "no ", 1: "a "}.get(len(widths), "")
+        facts[name] = f"{article}{kind}" + (f" ({', '.join(widths)} wide{more})" if widths else "")
     has_scale = any(re.search(r"\.(ls1\.gamma|gamma_1)$", name) for name in shapes)
     facts["layer scale"] = f"{'' if has_scale else 'no '}layer scale"
     tokens, positions = shapes.get("reg_token", (1, 0)), shapes.get("pos_embed", ())

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from random_weights import random_variables
+from safetensors.numpy import save_file
 
 from jaxkd import models, weights
 from jaxkd.distill import resolve_pairs
@@ -300,8 +301,27 @@ def test_a_pretrained_deit_is_no_lift_and_the_error_says_why():
     state = weights.to_timm(deit, random_variables(deit))
     with pytest.raises(WeightMismatchError, match="has no projector after the blocks; you asked for a projector after"):
         weights.from_timm(small("lift"), state)
-    with pytest.raises(WeightMismatchError, match="has no wide last block; you asked for a wide last block"):
+    with pytest.raises(WeightMismatchError, match="has no wide block; you asked for a wide block .48 wide."):
         weights.from_timm(small("widelast"), state)
+
+
+def test_a_file_of_a_lift_is_no_plain_deit_and_no_lift_of_another_form(tmp_path):
+    lift, path = small("lift"), tmp_path / "lift.safetensors"
+    variables = random_variables(lift)
+    save_file({k: np.ascontiguousarray(a) for k, a in weights.to_timm(lift, variables).items()}, path)
+    jax.tree.map(np.testing.assert_array_equal, weights.load(lift, path), variables)
+    for other, words in (
+        # Its own norm and classifier never trained: loaded silently, it would score as a network by chance.
+        (
+            models.create("deit_tiny_patch16_224", **SIZES),
+            "has a projector after the blocks .*you asked for no projector",
+        ),
+        (small("lift", layer_norm=False), "wide, with LayerNorm.; you asked for .* wide, without LayerNorm"),
+        (small("lift", schedule="linear"), "has a projector .*; you asked for projectors after the blocks"),
+    ):
+        for options in ({}, {"new_head": True, "key": jax.random.key(0)}):
+            with pytest.raises(WeightMismatchError, match=words):
+                weights.load(other, path, **options)
 
 
 def test_heads_and_grids_of_a_lift_change_as_those_of_a_deit():
