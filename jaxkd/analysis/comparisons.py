@@ -103,7 +103,7 @@ class PairedComparison(NamedTuple):
     dz: float  # Cohen's d of paired differences: mean over standard deviation (n - 1)
     t: float  # paired t statistic with n - 1 degrees of freedom
     p_t: float  # two-sided
-    p_sign_flip: float  # two-sided, exact: the smallest possible value is 2 / 2^n
+    p_sign_flip: float  # two-sided, exact: the smallest possible value is 2 / 2^n; NaN for more than 20 pairs
 
 
 def paired_comparison(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> PairedComparison:
@@ -111,7 +111,8 @@ def paired_comparison(a: Sequence[float], b: Sequence[float], confidence: float 
 
     The sign-flip test enumerates all 2^n assignments of signs to the differences and counts the share of means whose
     absolute value is at least the observed one (Fisher's randomisation test). It needs no normal distribution, but with
-    3 pairs it cannot fall below 0.25, with 5 below 0.0625.
+    3 pairs it cannot fall below 0.25, with 5 below 0.0625. Differences that are all equal and not 0 have no spread, so
+    that dz, t and p_t are NaN.
 
     Args:
       a: scores, one a seed.
@@ -119,26 +120,24 @@ def paired_comparison(a: Sequence[float], b: Sequence[float], confidence: float 
       confidence: of the interval of the difference (Student t).
 
     Raises:
-      DataError: other numbers of scores, or more than 20 pairs.
+      DataError: other numbers of scores.
     """
     first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if first.shape != second.shape or first.ndim != 1:
         raise DataError(f"The scores have shapes {first.shape} and {second.shape}. Pass one score a seed of each.")
     d = first - second
     d = d[np.isfinite(d)]
-    if len(d) > MOST_PAIRS:
-        raise DataError(f"There are {len(d)} pairs, and sign flips are enumerated. Pass at most {MOST_PAIRS}.")
     mean, low, high, sd, n = mean_interval(d, confidence)
     if n < 2:
         return PairedComparison(n, mean, *[math.nan] * 6)
-    if sd == 0:
-        t = math.copysign(math.inf, mean) if mean else 0.0
-        dz, p_t = (t, 0.0) if mean else (0.0, 1.0)
+    if np.ptp(d) <= 1e-12 * (np.nanmax(np.abs(first)) + np.nanmax(np.abs(second))):  # equal but for rounding
+        dz, t, p_t = (0.0, 0.0, 1.0) if d[0] == 0 else (math.nan,) * 3
     else:
         dz = mean / sd
         t = dz * math.sqrt(n)
         p_t = t_two_sided(t, n - 1)
-    return PairedComparison(n, mean, low, high, dz, t, p_t, sign_flip(d))
+    flips = sign_flip(d) if n <= MOST_PAIRS else math.nan
+    return PairedComparison(n, mean, low, high, dz, t, p_t, flips)
 
 
 def sign_flip(differences: Sequence[float]) -> float:

@@ -219,7 +219,10 @@ def build_optimizer(
     same_rate = len({member.optimizer.learning_rate for member in members}) == 1
     schedule = schedules[0] if same_rate else lambda step: jnp.stack([one(step) for one in schedules])
     numbers = [{"weight_decay": m.optimizer.weight_decay, **projector_settings(m)} for m in members]
-    tables = {name: [own[name] for own in numbers] for name in numbers[0]}
+    names = dict.fromkeys(name for own in numbers for name in own)
+    # A member whose terms have no parameters has no settings of them; those that other members need get these.
+    alone = [{"projector_rate": 1.0, "projector_decay": own["weight_decay"]} for own in numbers]
+    tables = {name: [(a | own)[name] for a, own in zip(alone, numbers, strict=True)] for name in names}
 
     def of_member(member: jax.Array) -> optax.GradientTransformation:
         own = schedule if same_rate else lambda step: schedule(step)[member]

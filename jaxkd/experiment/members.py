@@ -111,7 +111,8 @@ def write_members(
         saved = {step if diverged is None else diverged - 1: (last, result["metrics"])}
         if best and "best_step" in result:
             at = result["best_step"]
-            saved = {at: (best, {k: _number(v[index]) for k, v in rows[at].items() if isinstance(v, list)})} | saved
+            # It may be the last state too, whose own metrics are empty for a member that has diverged since.
+            saved |= {at: (best, {k: _number(v[index]) for k, v in rows[at].items() if isinstance(v, list)})}
         states = {
             number: (_student_state(weights, index, number), {k: v for k, v in scores.items() if v is not None})
             for number, (weights, scores) in saved.items()

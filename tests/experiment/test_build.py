@@ -16,10 +16,11 @@ from rich.table import Table
 
 from jaxkd import models, parallel, tasks, weights
 from jaxkd.config import fields
+from jaxkd.config.population import members
 from jaxkd.distill import preset
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import Components, build, register_task
-from jaxkd.experiment.build import STEPS_WITHOUT_DATA
+from jaxkd.experiment.build import STEPS_WITHOUT_DATA, build_optimizer, loop_settings
 from jaxkd.experiment.registry import registered_task
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -158,3 +159,31 @@ def test_a_learning_rate_that_would_rise_is_an_error(mesh):
     one = config(**{"optimizer.learning_rate": 1e-6, "schedule.min_lr": 1e-5})
     with pytest.raises(ConfigError, match=r"= 1.25e-07, below schedule.min_lr=1e-05. Raise the rate"):
         build(one, mesh, load=False, open_data=False)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_projectors_of_a_member_have_their_rate_beside_members_without_projectors(order):
+    """The first update of a population is that of each member's own optimiser."""
+    term = {"loss": "mse", "weight": 0.2, "projector": {"student": "linear"}}
+    population = (
+        {"name": "soft", "distill.preset": "soft", "optimizer.weight_decay": 0.3},
+        {"name": "projector", "distill.terms": ({"loss": "ce"}, term), "optimizer.learning_rate": 2e-3},
+    )
+    changes = {"task": "distillation", "teacher.name": "cait_s24_224", "train.steps": 10, "distill.pairs": "last"}
+    changes |= {"distill.projector_learning_rate": 5e-3, "distill.projector_weight_decay": 0.1}
+    config = fields.change(fields.base(), {**changes, "population": population[::order]}).lock()
+    settings = loop_settings(config, 10)
+    leaf = np.full((3, 2), 0.5, np.float32)
+    params = {"student": {"kernel": leaf}, "projectors": {"mse": {"kernel": 2 * leaf}}}
+    stacked = jax.tree.map(lambda x: np.stack([x, x]), params)
+    together = build_optimizer(config, settings, None)[1]
+    found = together.update(stacked, together.init(stacked), stacked)[0]
+    for index, member in enumerate(members(config)):
+        alone = build_optimizer(member.config, settings, None)[1]
+        expected = alone.update(params, alone.init(params), params)[0]
+        if member.name == "soft":  # it has no projectors
+            expected, own = expected["student"], found["student"]
+        else:
+            own = found
+        jax.tree.map(lambda a, b, i=index: np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-9), own, expected)
+        assert np.abs(jax.tree.leaves(expected)[0]).max() > 0

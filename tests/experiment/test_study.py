@@ -99,6 +99,7 @@ def test_the_hash_follows_what_the_numbers_depend_on(tmp_path):
     assert len(set(first.values())) == 8
     assert hashes(**{"data.workers": 3, "log.every_steps": 7}) == first
     assert hashes(**{"optimizer.weight_decay": 0.1}) != first
+    assert not set(hashes(**{"train.steps": 5}).values()) & set(first.values())
     stage = {**changes_of()["stages"][0], "train.epochs": 2}
     other = hashes(stages=(stage,))  # another teacher is another soft KD, but the same student alone
     assert other["deit/none/0"] == first["deit/none/0"] and other["deit/soft/0"] != first["deit/soft/0"]
@@ -246,6 +247,12 @@ def test_members_that_need_different_programs_are_refused_before_training(tmp_pa
     assert run_study(study_config(**more), tmp_path, population=False, dry_run=True)["runs"] == 4
 
 
+def test_a_population_that_reads_no_teacher_is_one(tmp_path):
+    groups = ({"name": "alone", "members": MEMBERS[:1], "changes": {"distill.pairs": "last"}},)
+    more = {"study.groups": groups, "study.comparisons": (), "study.shared_batches": True, "distill.preset": "none"}
+    assert run_study(study_config(**more), tmp_path, dry_run=True)["units"] == 2  # the teacher, which is declared
+
+
 @pytest.mark.slow
 def test_a_study_that_was_killed_and_continued_is_the_uninterrupted_one(tmp_path):
     (tmp_path / "grid.py").write_text(FILE.format(changes=changes_of()))
@@ -291,3 +298,13 @@ def test_a_run_that_diverges_has_a_row_without_scores_and_the_others_go_on(tmp_p
     result = run_study(study_config(**more, **alone), tmp_path, population=False)
     rows = {row["name"]: row for row in numbers(tmp_path)}
     assert result["finished"] and rows["wild"]["top1"] == "" and int(rows["wild"]["diverged_at_step"]) >= 0
+
+
+@pytest.mark.slow
+def test_a_population_without_a_member_left_has_rows_without_scores(tmp_path):
+    wild = {"name": "wild", "distill.preset": "mse", "distill.pairs": "last", "distill.feature_weight": 1e38}
+    wild = {"study.shared_batches": True, "study.groups": ({"name": "deit", "members": (wild,)},)}
+    result = run_study(study_config(**wild, **{"study.comparisons": (), "study.images": 0}), tmp_path)
+    rows = numbers(tmp_path)
+    assert result["finished"] and [row["top1"] for row in rows] == ["", ""]
+    assert all(int(row["diverged_at_step"]) >= 0 for row in rows)

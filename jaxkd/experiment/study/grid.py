@@ -159,11 +159,12 @@ def resolve_stages(config: ConfigDict, stages: Mapping[str, ConfigDict], workdir
 def config_hash(config: ConfigDict, stages: Mapping[str, ConfigDict] | None = None) -> str:
     """12 hexadecimal digits of what a run's numbers depend on: fields that differ from their defaults.
 
-    Fields that a continued run may change (workers, logs, checkpoints) do not count, and a field that is added to jaxkd
-    later changes no hash. Weights of a stage count with the hash of that stage.
+    Fields that a continued run may change (workers, logs, checkpoints) do not count, but its length does. A field that
+    is added to jaxkd later changes no hash. Weights of a stage count with the hash of that stage.
     """
     defaults, values = flatten(base()), flatten(config)
-    kept = {k: v for k, v in values.items() if not k.startswith(FREE_FIELDS) and v != defaults.get(k)}
+    free = tuple(field for field in FREE_FIELDS if field != "train.steps")
+    kept = {k: v for k, v in values.items() if not k.startswith(free) and v != defaults.get(k)}
     for name, stage in (stages or {}).items():
         if f"{PREFIX}{name}" in kept.values():
             kept[f"{PREFIX}{name}"] = config_hash(stage)

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from jaxkd import data, parallel, train, weights
-from jaxkd.config.fields import change
+from jaxkd.config.fields import base, change, flatten
 from jaxkd.config.paths import user_path
 from jaxkd.config.plugins import import_plugins
 from jaxkd.data.files import write_atomic
@@ -167,12 +167,10 @@ class _Study:
 
     def run(self) -> dict[str, Any]:
         """Stages, units in order, results after each."""
-        skipped: list[str] = []
         todo = list(self._work())
         for number, (title, cost, work) in enumerate(todo, start=1):
             predicted = costs.predict_seconds(cost, self._ledger.times, self._tflops)
             if predicted is not None and predicted > self._left():
-                skipped.append(title)
                 self._say(f"{title}: not started, it would take {duration(predicted)} of {duration(self._left())} left")
                 if title.startswith("stage "):
                     break
@@ -249,10 +247,8 @@ class _Study:
             config = self._population_config(unit)
         try:
             result = self._saved(folder) or self._timed(config, folder, unit.title, cost)
-        except NonFiniteLossError as error:
-            if unit.together:
-                raise
-            result = _diverged(folder, error)
+        except NonFiniteLossError as error:  # of a population: all members
+            result = _diverged(folder, error, [run.folder for run in unit.runs] if unit.together else [])
         if not result["finished"]:
             return False
         rows = _population_rows(unit, result) if unit.together else [_row(unit.runs[0], result, 1)]
@@ -275,6 +271,7 @@ class _Study:
         seed = max(config.data.seed, 0) if shared else unit.runs[0].seed
         members = tuple({"name": run.folder, **run.changes, "seed": run.seed} for run in unit.runs)
         config = change(config, {"data.seed": seed, "seed": unit.runs[0].seed, "population": members})
+        config = change(config, _read_by_none(unit))
         return resolve_stages(config, self._grid.stages, self._workdir)
 
     def _with_similarity(self, unit: Unit, run: Run, row: Row) -> Row:
@@ -346,19 +343,30 @@ def _ask_to_stop() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _diverged(folder: Path, error: NonFiniteLossError) -> dict[str, Any]:
+def _diverged(folder: Path, error: NonFiniteLossError, members: list[str]) -> dict[str, Any]:
     """Result of a run whose loss was no longer finite; written, so that a resumed study does not repeat it."""
     steps = train.checkpoint_steps(folder)
     seen = [row["step"] for row in train.read_metrics(folder, "train")]
-    result = {
-        "finished": True,
-        "metrics": {},
-        "step": max([*steps, *seen, 0]),
-        "error": str(error),
-        "diverged_at_step": max([*steps, *seen, 0]),
-    }
+    last = {"diverged_at_step": max([*steps, *seen, 0])}
+    result = {"finished": True, "metrics": {}, "step": last["diverged_at_step"], "error": str(error), **last}
+    if members:
+        result["members"] = [{"name": name, **last} for name in members]
     write_atomic(folder / DIVERGED, json.dumps(result))
     return result
+
+
+def _read_by_none(unit: Unit) -> dict[str, Any]:
+    """Changes of the group's config that take back what no run of the unit reads, such as the teacher of other runs."""
+    configs, given = [run.config for run in unit.runs], {name for run in unit.runs for name in run.changes}
+    values = [flatten(config) for config in configs]
+    unread = {
+        name: default
+        for name, default in flatten(base()).items()
+        if name.startswith(("distill.", "teacher.")) and name not in given and all(v[name] == default for v in values)
+    }
+    if all(config.task == "classification" for config in configs):
+        unread |= {"task": "classification", "teacher.args": {}}
+    return unread
 
 
 def _row(run: Run, result: dict[str, Any], population: int) -> Row:

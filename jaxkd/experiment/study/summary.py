@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 
 from jaxkd import __version__
-from jaxkd.analysis.comparisons import Interval, PairedComparison, holm, mean_interval, paired_comparison
+from jaxkd.analysis.comparisons import (
+    MOST_PAIRS,
+    Interval,
+    PairedComparison,
+    holm,
+    mean_interval,
+    paired_comparison,
+)
 from jaxkd.data.files import write_atomic
 from jaxkd.experiment.study.grid import Comparison, Grid
 from jaxkd.experiment.study.ledger import Ledger, Row, table_text
@@ -173,7 +180,8 @@ def _comparison_lines(tested: Sequence[Tested]) -> list[str]:
     if not tested:
         return []
     most = max((t.found.n for t in tested), default=0)
-    floor = f" With {most} pairs the exact test cannot fall below {2 / 2**most:.3g}." if most else ""
+    exact = min(most, MOST_PAIRS)
+    floor = f" With {exact} pairs the exact test cannot fall below {2 / 2**exact:.3g}." if exact > 1 else ""
     lines = [
         "## Comparisons",
         "",
