@@ -17,7 +17,7 @@ from jaxkd.distill.pair_terms import register_pair_loss, register_parametric_los
 from jaxkd.distill.pairing import Pair
 from jaxkd.distill.projectors import init_linear
 from jaxkd.distill.terms import register_term
-from jaxkd.errors import ShapeError
+from jaxkd.errors import ShapeError, check_range
 from jaxkd.losses.spectral import DEFAULT_METHOD, check_method
 
 
@@ -65,12 +65,16 @@ def _hint(
 register_parametric_loss("hint", _hint, _init_linear)
 
 
+_INITIAL_VARIANCE = 5.0  # of vid, the published start
+
+
 def _init_vid(
     key: jax.Array, student: tuple[int, ...], teacher: tuple[int, ...], *, eps: float = 1e-5
 ) -> dict[str, jax.Array]:
     widths = (student[-1], *[teacher[-1]] * 3)
+    check_range("eps of vid", eps, above=0, below=_INITIAL_VARIANCE, hint="the published code uses 1e-5")
     kernels = {f"kernel_{i}": _uniform(jax.random.fold_in(key, i), pair) for i, pair in enumerate(pairwise(widths))}
-    return kernels | {"log_scale": jnp.full(teacher[-1], math.log(math.expm1(5.0 - eps)))}  # a variance of 5
+    return kernels | {"log_scale": jnp.full(teacher[-1], math.log(math.expm1(_INITIAL_VARIANCE - eps)))}
 
 
 def _vid(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ RESIZE = ("", "bilinear", "pool")
 
 def as_pairs(pairs: Any) -> tuple[Pair, ...]:
     """`pairs` as a tuple of (student tap, teacher tap)."""
-    pairs = tuple(pairs)
+    pairs = tuple(pairs) if isinstance(pairs, Iterable) else (pairs,)
     if not all(isinstance(p, tuple | list) and len(p) == 2 and all(isinstance(tap, str) for tap in p) for p in pairs):
         raise ConfigError(
             f"pairs={pairs!r} are not pairs of taps. Pass what distill.resolve_pairs(pairs, student_taps, "
@@ -39,11 +39,20 @@ def pairs_of_taps(pairs: tuple[Pair, ...], names: tuple[str, ...]) -> tuple[Pair
       pairs: of taps.
       names: such as ("attn",), which turns `block_3` into `attn_3` and `stage_1.block_0` into `stage_1.block_0.attn`;
         each pair becomes one per name, next to one another. () for the pairs as they are.
+
+    Raises:
+      ConfigError: a tap that is the map of a stage or of a projector, which has no such taps.
     """
     if not names:
         return pairs
 
     def other(tap: str, name: str) -> str:
+        if re.fullmatch(r"stage_\d+|lifted(_\d+)?", tap):
+            kind, example = ("stage", f"{tap}.block_1") if tap.startswith("stage") else ("projector", "block_11")
+            raise ConfigError(
+                f'A term reads "{name}" of the paired blocks, but the pair names "{tap}", the map of a {kind}. Give '
+                f'the term "pairs" that name blocks, such as "{example}".'
+            )
         if re.fullmatch(r"stage_\d+\.block_\d+", tap):
             return f"{tap}.{name}"
         return re.sub(r"^block_(\d+)$", rf"{name}_\1", tap)

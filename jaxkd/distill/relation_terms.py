@@ -19,7 +19,7 @@ from jaxkd.distill.pair_terms import register_pair_loss, register_parametric_los
 from jaxkd.distill.pairing import Pair
 from jaxkd.distill.projectors import apply_linear, init_linear
 from jaxkd.distill.terms import register_term
-from jaxkd.errors import ShapeError, check_choice, check_range
+from jaxkd.errors import ConfigError, ShapeError, check_choice, check_range
 from jaxkd.losses.arguments import full_precision, include
 
 _PROJECTIONS = ("query", "key", "value")
@@ -70,7 +70,13 @@ register_pair_loss("attention_kl", _attention_kl, taps=("attn",), maps=False, ch
 register_pair_loss("attention_cosine", _attention_cosine, taps=("attn",), maps=False, check=_check_surplus)
 
 
-@register_term("relation_kl", taps=_PROJECTIONS, maps=False, check=_check_surplus)
+def _check_relations(*, relations: Any = (), surplus: str = "error", **_: Any) -> None:
+    _check_surplus(surplus=surplus)
+    if not isinstance(relations, tuple | list) or not all(isinstance(r, str) for r in relations):
+        raise ConfigError(f'relations={relations!r} is not a list of pairs. Write e.g. ("qq", "kk", "vv").')
+
+
+@register_term("relation_kl", taps=_PROJECTIONS, maps=False, check=_check_relations)
 def relation_kl(
     student: ModelOutput,
     teacher: ModelOutput,

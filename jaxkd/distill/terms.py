@@ -17,6 +17,7 @@ The terms of this package are in `logit_terms`, `feature_terms` and `relation_te
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -171,7 +172,7 @@ def _term(entry: dict[str, Any], index: int, filled_in: dict[str, Any]) -> Term:
     kind = TERMS[entry["loss"]]
     where = f'distill.terms[{index}] (loss "{entry["loss"]}")'
     accepted = kind.arguments
-    given = {key: value for key, value in entry.items() if key in accepted}
+    given = {k: _of_type(f"{where}: {k}", v, accepted[k].default) for k, v in entry.items() if k in accepted}
     if "pairs" in given:
         given["pairs"] = as_pairs(given["pairs"])
     given = {key: value for key, value in filled_in.items() if key in accepted} | given
@@ -189,10 +190,13 @@ def _term(entry: dict[str, Any], index: int, filled_in: dict[str, Any]) -> Term:
     fn, init = _functions(kind, given | {"pairs": pairs} if pairs else given, entry)
     frozen = entry.get("frozen", False) if "frozen" in kind.options else False
     check_choice(f"{where}: frozen", frozen, (True, False))
+    name = entry.get("name", entry["loss"])
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f'{where} has name={name!r}, under which it would be logged. Write a text such as "first".')
     if frozen and init is None:
         raise ConfigError(f"{where} is frozen, but has no parameters. Give it a projector, or leave frozen out.")
     return Term(
-        str(entry.get("name", entry["loss"])),
+        name,
         entry.get("weight", 1.0),
         fn,
         needs_teacher=kind.needs_teacher,
@@ -202,6 +206,23 @@ def _term(entry: dict[str, Any], index: int, filled_in: dict[str, Any]) -> Term:
         needs_key=kind.needs_key,
         frozen=frozen,
     )
+
+
+def _of_type(what: str, value: Any, default: Any) -> Any:
+    """`value` where it can stand for `default`: a bool for a bool, a finite number for a float.
+
+    Without this check the text "False", for instance, would count as True.
+
+    Raises:
+      ConfigError: it cannot.
+    """
+    if isinstance(default, bool):
+        check_choice(what, value, (True, False))
+    if not isinstance(default, float) or hasattr(value, "dtype"):  # an array is a value of a population
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
+        return float(value)
+    raise ConfigError(f"{what}={value!r} is not a finite number. Use e.g. {default}, the default.")
 
 
 def _functions(

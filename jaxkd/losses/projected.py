@@ -248,7 +248,8 @@ def simkd(
       projector: conv_0_kernel (1, 1, C_s, D), conv_1_kernel (3, 3, D, D), conv_2_kernel (1, 1, D, C_t), bn_j_scale and
         bn_j_bias for j = 0, 1, 2, with D = C_t / 2 in the paper; or kernel (C_s, C_t) and bias (C_t,).
       eps: of BatchNorm.
-      last_relu: False leaves the last ReLU out, which suits teacher maps after a ReLU; a ViT's have negative values.
+      last_relu: whether the bottleneck ends with a ReLU, which suits teacher maps after a ReLU; those of a ViT have
+        negative values and need False.
       where: (B,) bool; False gives exactly 0 and no gradient, and leaves the example out of the statistics.
 
     Returns:

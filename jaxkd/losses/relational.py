@@ -225,7 +225,7 @@ def correlation_congruence(
       student: (B, ...), flattened; any float type. B is the global batch.
       teacher: (B, ...), flattened; another width is fine.
       gamma: of the RBF, above 0.
-      order: of the Taylor polynomial, from 1.
+      order: of the Taylor polynomial, from 1 to 100.
       eps: lower bound of a vector's length; shorter ones have no slope.
       where: (B,) bool; the loss is that of the examples with True. Others may hold NaN.
 
@@ -233,11 +233,11 @@ def correlation_congruence(
       (), without unit.
 
     Raises:
-      ConfigError: eps or gamma not above 0, or an order that is no positive integer.
+      ConfigError: eps or gamma not above 0, or an order that is no integer from 1 to 100.
       ShapeError: another batch, or features of one axis.
     """
     check_range("gamma", gamma, above=0, hint="the public code uses 0.4")
-    check_range("order", order, 1, whole=True, hint="the public code uses 2")
+    check_range("order", order, 1, 100, whole=True, hint="the public code uses 2")
     student, teacher, counted = _vectors(student, teacher, where, eps)
     factors = [math.exp(-2.0 * gamma) * (2.0 * gamma) ** p / math.factorial(p) for p in range(order + 1)]
 

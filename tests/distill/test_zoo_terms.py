@@ -161,6 +161,38 @@ def test_what_does_not_fit_is_refused_before_anything_compiles(networks, entry, 
         tasks.check_networks(*networks, objective_of(networks, entry))
 
 
+ODD = (-1, 1.5, 6, 10**9, 10**400, float("nan"), float("inf"), "x", "", "False", None, True, (), {"a": 1}, [1, 2])
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_odd_values_of_any_argument_are_accepted_or_refused_in_words(name):
+    """Whether the text "False" is true, for instance, is never decided in silence."""
+    kind = registry.TERMS[name]
+    for argument in (*kind.arguments, *kind.options, "weight", "name"):
+        default = kind.arguments[argument].default if argument in kind.arguments else None
+        for value in ODD:
+            entry = LINES[name] | {"pairs": (("block_0", "block_0"),)} if "pairs" in kind.arguments else LINES[name]
+            try:
+                distill.build_objective((entry | {argument: value},), pairs=())
+            except JaxkdError as error:
+                assert str(error)
+            else:
+                assert not isinstance(default, bool) or value is True, (argument, value)
+                assert not isinstance(default, float) or isinstance(value, int | float), (argument, value)
+
+
+def test_a_variance_that_cannot_start_is_refused(networks):
+    with pytest.raises(ConfigError, match="eps of vid=6"):
+        tasks.check_networks(*networks, objective_of(networks, {"loss": "vid", "pairs": "last", "eps": 6}))
+
+
+@pytest.mark.parametrize("tap", ["lifted", "lifted_10", "stage_3"])
+def test_the_map_of_a_projector_or_a_stage_is_no_attention(tap):
+    for entry in ({"loss": "attention_kl"}, {"loss": "relation_kl", "relation_heads": 2}):
+        with pytest.raises(ConfigError, match=f'but the pair names "{tap}", the map of a'):
+            distill.build_objective((entry,), pairs=((tap, "block_3"),))
+
+
 def test_a_token_of_its_own_and_integer_labels_are_needed(networks):
     plain = network("deit_tiny_patch16_224", 1, **STUDENT)
     with pytest.raises(ConfigError, match='"distillation_token" reads two heads, but the student has one'):
