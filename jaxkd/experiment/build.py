@@ -70,7 +70,8 @@ class Experiment(Components):
         """The key of the run's steps: another stream than the initial parameters."""
         seed = data_seed(self.config)
         if self.members:
-            keys = jax.vmap(jax.random.key)(np.array([m.config.seed + 1 for m in self.members], np.uint32))
+            seeds = [(m.config.seed + 1) % 2**32 for m in self.members]  # as `jax.random.key` takes a larger number
+            keys = jax.vmap(jax.random.key)(np.array(seeds, np.uint32))
         elif seed != self.config.seed:
             keys = jax.random.key(self.config.seed + 1)
         else:

@@ -18,6 +18,7 @@ from stopping import run_stopped
 
 from jaxkd import main, models, parallel, weights
 from jaxkd import train as train_module
+from jaxkd.config import fields
 from jaxkd.config.population import explicit, members
 from jaxkd.config.validate import validate
 from jaxkd.errors import CheckpointError, ConfigError, JaxkdError, NonFiniteLossError
@@ -213,6 +214,16 @@ def test_a_member_learns_from_its_own_images(mesh):
             np.testing.assert_allclose(found[name][index], expected[name], **TOLERANCE, err_msg=name)
     with pytest.raises(ConfigError, match="neither mixing"):
         validate(config(population=two))
+
+
+def test_the_largest_seed_has_the_keys_of_its_single_run(mesh):
+    task = {"task": "classification", "teacher.name": "", "teacher.weights": "", "teacher.args": {}}
+    last = {**task, "distill.pairs": None, "data.seed": 0, "population": ({"seed": 2**32 - 1},)}
+    built = experiment(fields.change(config(), last).lock(), mesh)
+    found, expected = (
+        jax.random.key_data(key.student) for key in (built.key, experiment(built.members[0].config, mesh).key)
+    )
+    np.testing.assert_array_equal(found[0], expected)
 
 
 def test_names_and_groups_of_members():

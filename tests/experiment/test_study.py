@@ -247,6 +247,14 @@ def test_members_that_need_different_programs_are_refused_before_training(tmp_pa
     assert run_study(study_config(**more), tmp_path, population=False, dry_run=True)["runs"] == 4
 
 
+def test_members_with_other_images_are_no_population_of_a_study(tmp_path):
+    members = ({"name": "a"}, {"name": "b", "data.per_class": 8})
+    more = {"study.groups": ({"name": "mixed", "members": members},), "study.comparisons": ()}
+    with pytest.raises(ConfigError, match=r'group "mixed" cannot train as one .* differ in data\.per_class'):
+        run_study(study_config(**more), tmp_path, dry_run=True)
+    assert run_study(study_config(**more), tmp_path, population=False, dry_run=True)["runs"] == 4
+
+
 def test_a_population_that_reads_no_teacher_is_one(tmp_path):
     groups = ({"name": "alone", "members": MEMBERS[:1], "changes": {"distill.pairs": "last"}},)
     more = {"study.groups": groups, "study.comparisons": (), "study.shared_batches": True, "distill.preset": "none"}

@@ -158,6 +158,7 @@ class _Study:
             if not unit.together:
                 continue
             try:
+                _check_same_images(unit)
                 check_config(self._population_config(unit))
             except ConfigError as error:
                 raise ConfigError(
@@ -353,6 +354,16 @@ def _diverged(folder: Path, error: NonFiniteLossError, members: list[str]) -> di
         result["members"] = [{"name": name, **last} for name in members]
     write_atomic(folder / DIVERGED, json.dumps(result))
     return result
+
+
+def _check_same_images(unit: Unit) -> None:
+    """Raises ConfigError where the runs of a population would see other batches than the single runs."""
+    subsets = {(run.config.data.per_class, run.config.data.subset_seed) for run in unit.runs}
+    if len(subsets) > 1:
+        raise ConfigError(
+            "they differ in data.per_class or data.subset_seed, so that their epochs have other lengths. Set these in "
+            "the changes of a group for each."
+        )
 
 
 def _read_by_none(unit: Unit) -> dict[str, Any]:
