@@ -396,6 +396,11 @@ def _check_requirements(config: ConfigDict) -> None:
             'task="distillation" with distill.preset="none" has no teacher. Set --config.task=classification, or '
             'another preset, for example "soft+spectral".'
         )
+    if not _no_teacher(config) and presets.parts(config.distill.preset)[1] and not config.distill.pairs:
+        raise ConfigError(
+            f'distill.preset="{config.distill.preset}" compares features, but no layers are paired. Give '
+            'distill.pairs, e.g. "last" or ((0, 0), (11, 23)), or choose a preset without features.'
+        )
     if not _no_teacher(config) and not (config.teacher.name and config.teacher.weights):
         objective = "distill.terms" if config.distill.terms else f'distill.preset="{config.distill.preset}"'
         raise ConfigError(

@@ -19,7 +19,9 @@ def mask_diverged(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """`new` with the members of `old` that have diverged, in this step or before.
 
-    A member diverges in the step whose loss, gradient or updated state is not finite.
+    A member diverges in the step whose loss, gradient or updated parameters and collections are not finite. Moments
+    need no check of their own: where the norm of the gradient is finite, so is the square of each entry, and the
+    moving average mixes parameters that are.
 
     Args:
       old: state before the step; `mutable[POPULATION]["diverged_at"]` is (S,) int32, the step or `NEVER`.
@@ -36,7 +38,7 @@ def mask_diverged(
         return state.params, mutable, state.opt_state, state.ema
 
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
-    for leaf in jax.tree.leaves(parts(new)):
+    for leaf in jax.tree.leaves(parts(new)[:2]):
         if jnp.issubdtype(leaf.dtype, jnp.inexact):
             finite &= jnp.all(jnp.isfinite(leaf), axis=tuple(range(1, leaf.ndim)))
     trains = (before == NEVER) & finite
