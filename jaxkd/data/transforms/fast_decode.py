@@ -263,22 +263,22 @@ def _decoder() -> _Decoder:
 def _library() -> tuple[ctypes.CDLL | None, str]:
     """TurboJPEG 3, or why it cannot be used; that of the extra `turbo`, else the system's."""
     names = [*_bundled(), "libturbojpeg.so.0", "libturbojpeg.0.dylib", "turbojpeg.dll"]
-    problem = "no shared library named libturbojpeg was found"
+    problem = ""  # of the first library that was found
     for name in names:
         try:
             library = ctypes.CDLL(name)
         except OSError:
             continue
         if not hasattr(library, "tj3SetCroppingRegion"):
-            problem = f"{name} is older than version 3"
+            problem = problem or f"{name} is older than version 3"
             continue
         _declare(library)
         if not _same_pixels(library):
-            problem = f"{name} decodes to other pixels than Pillow's JPEG library"
+            problem = problem or f"{name} decodes to other pixels than Pillow's JPEG library"
             continue
         _LOG.debug("JPEG regions are decoded by %s", name)
         return library, ""
-    return None, problem
+    return None, problem or "no shared library named libturbojpeg was found"
 
 
 def _bundled() -> list[str]:
