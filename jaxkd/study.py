@@ -10,13 +10,16 @@ comparisons.csv, study.md and study.png, rewritten after each run; docs/studies/
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from jaxkd.cli import console
-from jaxkd.cli.training_config import explain_recipe, parse
-from jaxkd.errors import check_range
+from jaxkd.cli import console, training_config
+from jaxkd.errors import ConfigError, check_range, did_you_mean
+
+OPTIONS = ("--config", "--workdir", "--dry-run", "--budget-minutes", "--no-population", "--tflops")
 
 
 def _parser() -> console.Parser:
@@ -34,16 +37,33 @@ def _parser() -> console.Parser:
     return parser
 
 
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Any, str, list[str]]:
+    """(options, config, work directory, the arguments that describe the config).
+
+    Raises:
+      JaxkdError: an option that is not known, a value out of range, or a mistake in the config.
+    """
+    options, rest = _parser().parse_known_args(argv)
+    check_range("--budget-minutes", options.budget_minutes, 0)
+    check_range("--tflops", options.tflops, 0)
+    for word in rest:
+        name = word.split("=")[0]
+        if name.startswith("--") and name not in OPTIONS and not name.startswith("--config."):
+            raise ConfigError(
+                f'"{word}" is not an option.{did_you_mean(name, OPTIONS)} There are {", ".join(OPTIONS)} and '
+                "--config.<field>."
+            )
+    config, workdir, _ = training_config.parse(rest)
+    return options, config, workdir, rest
+
+
 @console.command("stopped; what was saved stays, and the same command continues.", resumable=True)
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; exit code 0: all ran, or all that the budget allowed; 2 user error; 3 stopped before the end."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv:
         argv = ["--help"]
-    options, rest = _parser().parse_known_args(argv)
-    check_range("--budget-minutes", options.budget_minutes, 0)
-    check_range("--tflops", options.tflops, 0)
-    config, workdir, _ = parse(rest)
+    options, config, workdir, rest = parse(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from rich.console import Console
 
@@ -51,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     console.quiet()
     output = Console(width=None if sys.stdout.isatty() else 140)
-    with explain_recipe(config, rest):
+    with training_config.explain_recipe(config, rest):
         result = run_study(
             config,
             workdir,

@@ -102,8 +102,10 @@ def parse(words: list[str], partial: bool, monkeypatch: pytest.MonkeyPatch) -> N
         patch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
         patch.setattr(sys, "argv", [words[1], *argv])
         try:
+            if module in ("jaxkd.main", "jaxkd.study") and partial:
+                argv = [*argv, "--workdir=runs/x"]
             if module == "jaxkd.main":
-                main.parse([*argv, "--workdir=runs/x"] if partial else argv)
+                main.parse(argv)
                 return
             program = importlib.import_module(module)
             if hasattr(program, "parse"):
