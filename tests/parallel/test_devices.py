@@ -225,7 +225,8 @@ IDLE = """
     def main():
         parallel.initialize_distributed()
         print("joined", flush=True)
-        time.sleep(600)
+        for _ in range(3000):  # a signal just before one long sleep would be seen only after it
+            time.sleep(0.2)
 
     main()
 """
