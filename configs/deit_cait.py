@@ -3,6 +3,7 @@
     python -m jaxkd.main --config=configs/deit_cait.py --workdir=runs/deit_cait --config.data.source=/data/imagenet
     python -m jaxkd.main --config=configs/deit_cait.py:student=deit_small_patch16_224 ...      (500 epochs)
     python -m jaxkd.main --config=configs/deit_cait.py:embedded --workdir=runs/first_light     (no data, no GPU)
+    python -m jaxkd.main --config=configs/deit_cait.py:few_labels --workdir=runs/few_labels    (likewise, 20 students)
 
 Expected: 77.4 % top-1 for DeiT-Tiny, 82.2 % for DeiT-Small (published, best epoch on the validation set); not yet
 measured with jaxkd.
@@ -16,7 +17,12 @@ from jaxkd.config import fields, recipes
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """`arg`: what follows the colon on the command line."""
-    words = fields.parse_arg(arg, {"embedded": "the digits in scikit-learn", "student": "a DeiT by timm's name"})
+    known = {
+        "embedded": "the digits in scikit-learn",
+        "few_labels": "the digits, 20 labels a class, 5 seeds x 4 objectives in one program",
+        "student": "a DeiT by timm's name",
+    }
+    words = fields.parse_arg(arg, known)
     config = recipes.published(fields.base())
     config.task = "distillation"
     config.student.name = words.get("student") or "deit_tiny_patch16_224"
@@ -28,7 +34,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.distill.temperature = 1.0
     config.distill.feature_weight = 0.2
     config.train.epochs = 500 if "small" in config.student.name else 400
-    if "embedded" in words:
+    if "few_labels" in words:
+        config = recipes.few_labels(config)
+    elif "embedded" in words:
         config = recipes.embedded(
             config,
             student={"img_size": 16, "patch_size": 4, "embed_dim": 48, "depth": 6, "num_heads": 3},

@@ -268,11 +268,14 @@ def test_a_study_that_was_killed_and_continued_is_the_uninterrupted_one(tmp_path
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert command.main([*argv, f"--workdir={whole}"]) == 0
     start, rng = [sys.executable, "-m", "jaxkd.study", *argv, f"--workdir={killed}"], random.Random(0)
-    for _ in range(3):
-        victim = subprocess.Popen(start, cwd=ROOT, stdout=subprocess.DEVNULL)
-        time.sleep(rng.uniform(8, 25))
-        victim.kill()
-        victim.wait()
+    victim = subprocess.Popen(start, cwd=ROOT, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not (killed / "results.csv").exists():
+        assert time.monotonic() < deadline and victim.poll() is None
+        time.sleep(0.1)
+    time.sleep(rng.uniform(0, 5))  # in the middle of a later run
+    victim.kill()
+    victim.wait()
     assert command.main([*argv, f"--workdir={killed}"]) == 0
     assert numbers(killed) == numbers(whole) and len(numbers(whole)) == 8
     alone = next(row for row in numbers(whole) if row["name"] == "none")
