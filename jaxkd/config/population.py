@@ -149,7 +149,7 @@ def _distinct(values: Any) -> list[Any]:
 
 
 def _word(field: str, value: Any, kinds: list[Any]) -> str:
-    """What a change is called in a name: "soft", "learning_rate_0.001", "terms_1"."""
+    """The part of a name that stands for a change: "soft", "learning_rate_0.001", "terms_1"."""
     leaf = field.rpartition(".")[2]
     if isinstance(value, str):
         return value

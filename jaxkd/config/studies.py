@@ -150,7 +150,7 @@ def projected(student: str, teacher: str = "", *, frozen: bool = False, soft: bo
 
 
 def _first(sizes: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
-    """What the three questions need, the cheapest first."""
+    """Groups that the three questions need, the cheapest first."""
     both = ({"name": "none"}, {"name": "soft", **SOFT})
     heads = ("linear_batchnorm", "batchnorm")
     frozen = {"name": "soft+frozen_bn", **projected(*heads, frozen=True)}
