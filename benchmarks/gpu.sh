@@ -36,13 +36,7 @@ fi
 
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
-if compgen -G "carry/wheels/*.whl" >/dev/null; then
-  "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --disable-pip-version-check \
-    --target "$scratch/site" carry/wheels/*.whl && export PYTHONPATH="$PYTHONPATH:$scratch/site"
-fi
-# Without the variable a CPU would be used silently where CUDA cannot be initialised.
-if [ -n "$tiny" ]; then export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}; else export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu}; fi
+source benchmarks/gpu_environment.sh "$([ -n "$tiny" ] && echo cpu || echo cuda,cpu)"
 # The traced step is the timed one and is not compiled twice.
 export JAX_COMPILATION_CACHE_DIR="$scratch/jax" JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=1
 export TORCHINDUCTOR_CACHE_DIR="$scratch/inductor" TRITON_CACHE_DIR="$scratch/triton"

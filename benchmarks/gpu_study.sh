@@ -46,13 +46,7 @@ finish() {
 trap finish EXIT
 trap 'exit 143' TERM INT HUP
 
-export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
-if compgen -G "carry/wheels/*.whl" >/dev/null; then
-  "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --disable-pip-version-check \
-    --target "$scratch/site" carry/wheels/*.whl && export PYTHONPATH="$PYTHONPATH:$scratch/site"
-fi
-# Without the variable a CPU would be used silently where CUDA cannot be initialised.
-if [ "${SCALE:-gpu}" = gpu ]; then export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu}; else export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}; fi
+source benchmarks/gpu_environment.sh "$([ "${SCALE:-gpu}" = gpu ] && echo cuda,cpu || echo cpu)"
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$scratch/jax} JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=1
 
 unpack() { # archive, folder inside, split

@@ -40,13 +40,7 @@ done
 
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
-if compgen -G "carry/wheels/*.whl" >/dev/null; then
-  "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --disable-pip-version-check \
-    --target "$scratch/site" carry/wheels/*.whl && export PYTHONPATH="$PYTHONPATH:$scratch/site"
-fi
-# Without the variable a CPU would be used silently where CUDA cannot be initialised.
-if [ -n "$tiny" ]; then export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}; else export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu}; fi
+source benchmarks/gpu_environment.sh "$([ -n "$tiny" ] && echo cpu || echo cuda,cpu)"
 export XLA_PYTHON_CLIENT_PREALLOCATE=false # several processes share the device
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$scratch/jax}" JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.3
 
