@@ -60,6 +60,38 @@ def test_a_member_is_a_run_of_its_own(population, mesh, index):
 
 
 @pytest.mark.slow
+def test_members_of_other_rates_decays_temperatures_and_pairs_with_accumulation(mesh):
+    soft = {
+        "distill.preset": "soft+spectral",
+        "distill.temperature": 2.0,
+        "distill.alpha": 0.5,
+        "distill.pairs": "last",
+    }
+    given = (
+        {"name": "a", "optimizer.learning_rate": 3e-3, "optimizer.weight_decay": 0.2, "distill.preset": "none"},
+        {"name": "b", **soft, "optimizer.learning_rate": 1e-3},
+        {
+            "name": "c",
+            **soft,
+            "distill.temperature": 4.0,
+            "distill.pairs": ((0, 0), (1, 1)),
+            "optimizer.weight_decay": 0.5,
+        },
+    )
+    built = experiment(config(**{"population": given, "optimizer.accumulate": 2, "distill.pairs": None}), mesh)
+    state, metrics = train(built, 4)
+    for index, member in enumerate(built.members):
+        single, alone = train(experiment(member.config, mesh), 4)
+        for name in ("loss", "grad_norm"):
+            np.testing.assert_allclose(
+                metrics[name][:, index], alone[name], **TOLERANCE, err_msg=f"{member.name} {name}"
+            )
+        jax.tree.map(
+            lambda a, b, i=index: np.testing.assert_allclose(a[i], b, **TOLERANCE), state.params, single.params
+        )
+
+
+@pytest.mark.slow
 def test_members_on_eight_devices_are_those_on_one(population, mesh, tmp_path):
     out, environment = tmp_path / "out.npz", os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
     subprocess.run([sys.executable, HERE / "population_runs.py", out, "8x1", "2x4"], env=environment, check=True)
