@@ -15,6 +15,7 @@ from jaxkd.data.sources.registry import Source, open_source, register_source
 from jaxkd.data.sources.subset import (
     MemberSubsets,
     Subset,
+    member_images,
     save_subset,
     subset_facts,
     subset_membership,

@@ -75,6 +75,7 @@ def build_components(
         class_names=sources["train"].class_names,
         pipeline=build_train_pipeline(config, sources["train"], task.student),
         train_images=len(sources["train"]),
+        member_images=data.member_images(sources["train"]),
         subset=data.subset_facts(sources["train"]),
         val_images=len(sources["val"]),
         make_evaluator=lambda writer: build_evaluator(

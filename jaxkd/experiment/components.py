@@ -25,6 +25,7 @@ class Components:
     class_names: tuple[str, ...] = ()  # label -> name, kept in checkpoints; () where images have no labels
     pipeline: Any = None  # infinite, resumable training batches; None where no data set was opened
     train_images: int = 0  # how many; 0 without a data set
+    member_images: tuple[int, ...] = ()  # of each member of a population whose members have images of their own
     subset: dict[str, Any] | None = None  # facts of the training subset, kept in checkpoints; None for all images
     val_images: int = 0  # how many; 0 without a data set
     # metric writer -> function from a state to {metric: mean}; None without a data set

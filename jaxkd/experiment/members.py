@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.experimental import multihost_utils
 
 from jaxkd import parallel, train
@@ -61,6 +62,7 @@ def member_results(
     metric, population = experiment.best_metric, on_host(state.mutable[POPULATION], but="best")
     rows = {row["step"]: row for row in train.read_metrics(workdir, "eval")}
     steps = on_host(state.mutable[POPULATION].get("best", {}).get("step"))
+    updates, images = _updates(state), experiment.member_images
     results = []
     for index, member in enumerate(experiment.members):
         diverged = int(population["diverged_at"][index])
@@ -71,6 +73,8 @@ def member_results(
             "changes": json.loads(json.dumps(member.changes, default=str)),
             metric: _number(scores[metric][index]) if metric in scores else None,
             "diverged_at_step": None if diverged == NEVER else diverged,
+            "updates": int(updates[index]),
+            "train_images": images[index] if images else experiment.train_images,
             "metrics": {name: _number(value[index]) for name, value in scores.items()},
         }
         best = _best(rows, metric, index) if steps is None else int(steps[index])
@@ -78,6 +82,16 @@ def member_results(
             result |= {f"best_{metric}": _number(rows[best][metric][index]), "best_step": best}
         results.append(result)
     return results
+
+
+def _updates(state: train.TrainState) -> np.ndarray:
+    """(S,) optimiser updates of each member: fewer than steps where a batch had none of its images."""
+
+    def is_adam(part: PyTree) -> bool:
+        return isinstance(part, optax.ScaleByAdamState)
+
+    states = filter(is_adam, jax.tree.leaves(state.opt_state, is_leaf=is_adam))
+    return on_host(next(states).count)
 
 
 def _best(rows: dict[int, dict[str, Any]], metric: str, index: int) -> int:
@@ -121,13 +135,25 @@ def write_members(
         if parallel.is_main_host():
             folder.mkdir(parents=True, exist_ok=True)
             write_atomic(folder / "config.json", json.dumps(config, indent=2))
-            write_atomic(folder / "result.json", json.dumps(result | {"population": str(workdir)}, indent=2))
+            origin = {"population": str(workdir), "population_members": len(results), "batches": _batches(experiment)}
+            write_atomic(folder / "result.json", json.dumps(result | origin, indent=2))
         checkpoints = train.Checkpoints(folder, keep_last=len(states), best_metric=metric)
         try:
             for _, (one, scores) in sorted(states.items()):
                 checkpoints.save(one, data=position, meta={**meta, "config": config}, metrics=scores)
         finally:
             checkpoints.close()
+
+
+def _batches(experiment: Experiment) -> str:
+    """A sentence for people: whether the single run of a member's config sees the same batches."""
+    if not experiment.member_images:
+        return "Shared by all members; the single run of config.json has the same."
+    return (
+        f"Shared by all members: each step had the member's own images among {experiment.settings.batch_size} of "
+        f"{experiment.train_images} images. The single run of config.json has full batches of its own images, and "
+        "other numbers."
+    )
 
 
 def _student_state(weights: dict[str, PyTree], index: int, step: int) -> train.TrainState:

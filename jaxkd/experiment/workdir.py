@@ -35,6 +35,7 @@ def claim_workdir(config: ConfigDict, workdir: Path) -> None:
             f'--workdir="{workdir}" holds checkpoints but no config.json, so they may belong to another run. '
             "Choose a new --workdir."
         )
+    _refuse_member(workdir)
     try:
         if started:
             _check_same_run(config, workdir)
@@ -47,6 +48,20 @@ def claim_workdir(config: ConfigDict, workdir: Path) -> None:
         raise CheckpointError(
             f'--workdir="{workdir}" cannot be used ({error.strerror or error}). Name a folder that can be written to.'
         ) from None
+
+
+def _refuse_member(workdir: Path) -> None:
+    """Raises CheckpointError where `workdir` is the exported folder of a member of a population."""
+    try:
+        population = json.loads((workdir / "result.json").read_text()).get("population")
+    except (OSError, ValueError, AttributeError):
+        return
+    if population:
+        raise CheckpointError(
+            f'--workdir="{workdir}" holds a member of the population that was trained in "{population}", without its '
+            "optimiser, so that no training continues in it. Choose a new --workdir; "
+            f'--config.student.weights="{workdir}" starts from its weights.'
+        )
 
 
 def _check_same_run(config: ConfigDict, workdir: Path) -> None:

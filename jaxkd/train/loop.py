@@ -124,14 +124,14 @@ class _PendingMetrics:
         if statistics is not None:  # NaN too: they watch training and must not end it
             epoch = loop.settings.epoch(step)
             loop.writer.write_layers("dynamics", step, loop.observation.layers, statistics, epoch=epoch)
-        diverged_at = host.pop("diverged_at", None)
+        diverged_at, learns = host.pop("diverged_at", None), host.pop("learns", None)
         values = {name: to_value(value) for name, value in host.items()}
         if diverged_at is None:
             check_finite(values, step, loop.checkpoints.steps)
         else:
             say, kept = loop.progress.say, loop.checkpoints.steps
             values = drop_diverged(values, diverged_at, step, loop.members, say, kept)
-        self._timer.window.add(values)
+        self._timer.window.add(values, learns)
         self._agreed = bool(asked)
 
     def stopping(self) -> bool:

@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from jaxkd.parallel import batch_sharding, batch_spec, replicated, tree_shardings
-from jaxkd.train.diverged import mask_diverged
+from jaxkd.train.diverged import mask_members, members_with_images
 from jaxkd.train.moving_average import warmed_decay
 from jaxkd.train.state import TrainState
 from jaxkd.train.task import Batch, Keys, Task, fold_in
@@ -130,7 +130,7 @@ def train_step(
             decay = warmed_decay(ema_decay, state.step) if ema_warmup else ema_decay
             ema = jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), ema, params)
         new = TrainState(state.step + 1, params, mutable, opt_state, ema)
-        return mask_diverged(state, new, metrics) if members else (new, metrics)
+        return mask_members(state, new, metrics, members_with_images(batch)) if members else (new, metrics)
 
     return step_fn
 

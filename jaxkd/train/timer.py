@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from jaxkd.train.members import Value
 
 
@@ -28,17 +30,21 @@ class Window:
     waited: float = 0.0  # seconds of them spent waiting for data
     sums: dict[str, Value] = field(default_factory=dict)  # of the metrics
     seen: int = 0  # steps whose metrics are in the sums
+    learned: Value = 0  # of them, those in which a member of a population had an image
 
-    def add(self, metrics: dict[str, Value]) -> None:
-        """Adds the metrics of one step."""
+    def add(self, metrics: dict[str, Value], learns: np.ndarray | None = None) -> None:
+        """Adds the metrics of one step; where `learns` (S,) is False, those of the member are of no image."""
         self.seen += 1
         self.steps += 1
+        self.learned = self.learned + (1 if learns is None else learns)
         for name, value in metrics.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
+            own = value if learns is None or not np.ndim(value) else np.where(learns, value, 0.0)
+            self.sums[name] = self.sums.get(name, 0.0) + own
 
     def means(self) -> dict[str, Value]:
-        """Mean of each metric over the window."""
-        return {name: value / max(self.seen, 1) for name, value in self.sums.items()}
+        """Mean of each metric over the steps of the window; NaN of a member that had no image in any of them."""
+        counts = np.where(self.learned, self.learned, np.nan) if np.ndim(self.learned) else max(self.seen, 1)
+        return {name: value / (counts if np.ndim(value) else max(self.seen, 1)) for name, value in self.sums.items()}
 
     def rates(self, batch_size: int) -> tuple[float, float, float]:
         """(seconds a step, images a second, share of time spent waiting for data in percent)."""

@@ -248,6 +248,25 @@ def test_a_member_learns_from_its_own_images(mesh):
         validate(config(population=two))
 
 
+@pytest.mark.slow
+def test_members_with_few_images_count_their_updates_and_their_folders_say_so(tmp_path, teacher_file):
+    """One image a class of 1,438: most batches of 8 have none of the ten."""
+    few = ({"name": "few", "data.per_class": 1}, {"name": "all"})
+    changes = {"train.batch_size": 8, "train.steps": 6, "distill.pairs": None, "distill.preset": "soft"}
+    given = with_teacher(teacher_file, population=few, **changes)
+    one, rest = run(given, tmp_path / "pop")["members"]
+    assert one["updates"] < 6 == rest["updates"] and (one["train_images"], rest["train_images"]) == (10, 1438)
+    rows = read_metrics(tmp_path / "pop", "train")
+    assert sum(row["loss"][0] != "nan" for row in rows) == one["updates"]
+    folder = tmp_path / "pop" / "members" / "few"
+    said = json.loads((folder / "result.json").read_text())
+    assert said["population_members"] == 2 and "own images among 8 of 1438 images" in said["batches"]
+    single = members(given)[0].config
+    with pytest.raises(CheckpointError, match=r"holds a member of the population .* no training continues in it"):
+        run(single, folder)
+    assert json.loads((folder / "result.json").read_text()) == said
+
+
 def test_the_largest_seed_has_the_keys_of_its_single_run(mesh):
     task = {"task": "classification", "teacher.name": "", "teacher.weights": "", "teacher.args": {}}
     last = {**task, "distill.pairs": None, "data.seed": 0, "population": ({"seed": 2**32 - 1},)}

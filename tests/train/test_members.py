@@ -4,13 +4,15 @@ import math
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
 
-from jaxkd import train
+from jaxkd import parallel, train
 from jaxkd.errors import NonFiniteLossError
 from jaxkd.train.finite import check_finite
+from jaxkd.train.timer import Window
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +95,66 @@ def test_the_member_that_is_not_finite_is_named():
 )
 def test_best_member(value, expected):
     assert train.best_member(value) == expected
+
+
+class Subsets(toy.Population):
+    """A population whose members have examples of their own; without any the loss is 0, of the last member NaN."""
+
+    member_count = 3
+
+    def init(self, key):
+        params, mutable = super().init(key)
+        return params, {**mutable, "population": {"diverged_at": jnp.full(3, -1, jnp.int32)}}
+
+    def loss(self, params, mutable, batch, key, step, constants):
+        def one(params, learns, spoiled):
+            error = jnp.square(self.predict(params, batch["x"]) - batch["y"]).mean(1)
+            mean = jnp.where(learns, error, 0.0).sum() / jnp.maximum(learns.sum(), 1)
+            return mean * jnp.where(spoiled & ~learns.any(), jnp.nan, 1.0)
+
+        losses = jax.vmap(one)(params, batch["members"].T, jnp.arange(3) == 2)
+        return losses.sum(), ({"loss": losses}, {**mutable, "seen": mutable["seen"] + 1})
+
+
+def trained(*images_of_members):
+    """States and metrics of steps over one batch whose images belong to the given members, with decay and momentum."""
+    task, mesh = Subsets(), parallel.make_mesh()
+    tx = train.member_optimizer(lambda _: train.make_optimizer(lambda step: 0.1, weight_decay=0.5), 3)
+    state = train.create_state(*task.init(jax.random.key(0)), tx, ema=True)
+    step = train.compile_train_step(task, tx, mesh, jax.eval_shape(lambda: state), ema_decay=0.9)
+    states, rows = [], []
+    for have in images_of_members:
+        batch = toy.draw(1) | {"members": np.tile(have, (toy.BATCH, 1)), "mask": np.ones(toy.BATCH, bool)}
+        state, metrics = step(state, parallel.put_batch(batch, mesh), jax.random.key(1), task.constants)
+        states.append(jax.device_get(state))
+        rows.append(jax.device_get(metrics))
+    return states, rows
+
+
+def moving(state, member):
+    """All that an update of a member changes, without its position in the learning-rate schedule."""
+    ((adam, _, _),) = state.opt_state
+    return jax.tree.map(lambda x: x[member], (state.params, state.ema, state.mutable["seen"], adam))
+
+
+def test_a_member_without_an_image_in_the_batch_makes_no_update():
+    have, lack = [True, True, True], [True, False, False]
+    (first, idle, after), rows = trained(have, lack, have)
+    (_, second), _ = trained(have, have)
+    for member in (1, 2):
+        jax.tree.map(np.testing.assert_array_equal, moving(idle, member), moving(first, member))
+        jax.tree.map(np.testing.assert_array_equal, moving(after, member), moving(second, member))
+    kernels = [state.params["student"]["dense"]["kernel"] for state in (first, idle, after)]
+    assert (kernels[0][0] != kernels[1][0]).all() and (kernels[1][1] != kernels[2][1]).all()
+    ((adam, _, schedule),) = after.opt_state
+    assert (adam.count.tolist(), schedule.count.tolist()) == ([3, 2, 2], [3, 3, 3])
+    assert rows[1]["learns"].tolist() == lack and rows[2]["diverged_at"].tolist() == [-1, -1, -1]
+
+
+def test_a_line_of_metrics_leaves_out_the_steps_of_a_member_without_images():
+    window = Window()
+    window.add({"loss": np.array([2.0, 4.0, 9.0]), "rate": 1.0}, np.array([True, True, False]))
+    window.add({"loss": np.array([4.0, 9.0, 9.0]), "rate": 3.0}, np.array([True, False, False]))
+    means = window.means()
+    np.testing.assert_array_equal(means["loss"], [3.0, 4.0, np.nan])
+    assert means["rate"] == 2.0

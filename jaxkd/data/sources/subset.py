@@ -132,6 +132,11 @@ def take_member_subsets(source: Source, choices: Sequence[tuple[int, int]], *, w
     return MemberSubsets(source, records, table[records])
 
 
+def member_images(source: Source) -> tuple[int, ...]:
+    """Number of images of each member of a population; () where all have the same."""
+    return tuple(source.membership.sum(axis=0).tolist()) if isinstance(source, MemberSubsets) else ()
+
+
 def subset_facts(source: Source) -> dict[str, Any] | None:
     """Facts that a checkpoint keeps of a subset: its size and a hash of its records; None for a whole data set.
 
