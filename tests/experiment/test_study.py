@@ -101,8 +101,11 @@ def test_the_hash_follows_what_the_numbers_depend_on(tmp_path):
     assert hashes(**{"optimizer.weight_decay": 0.1}) != first
     assert not set(hashes(**{"train.steps": 5}).values()) & set(first.values())
     stage = {**changes_of()["stages"][0], "train.epochs": 2}
-    other = hashes(stages=(stage,))  # another teacher is another soft KD, but the same student alone
-    assert other["deit/none/0"] == first["deit/none/0"] and other["deit/soft/0"] != first["deit/soft/0"]
+    assert not set(hashes(stages=(stage,)).values()) & set(first.values())  # all are compared with another teacher
+    unmeasured, other = hashes(**{"study.images": 0}), hashes(**{"study.images": 0}, stages=(stage,))
+    assert other["deit/none/0"] == unmeasured["deit/none/0"]  # the same student alone
+    assert other["deit/soft/0"] != unmeasured["deit/soft/0"]
+    assert not set(hashes(**{"study.images": 50}).values()) & {*first.values(), *unmeasured.values()}
     assert config_hash(fields.base()) == config_hash(fields.change(fields.base(), {"log.every_steps": 1}))
 
 
@@ -146,6 +149,9 @@ def test_results_of_another_grid_are_refused_before_anything_starts(tmp_path):
         run_study(study_config(**{"train.batch_size": 8}), tmp_path)
     with pytest.raises(CheckpointError, match=r'"deit/soft/0" .* is no run of this study'):
         run_study(study_config(**{"study.groups": GROUPS[1:], "study.comparisons": ()}), tmp_path)
+    Ledger(tmp_path).claim(grid)
+    with pytest.raises(CheckpointError, match=r"results.csv.* on 40 images \(study.images\), and now they are 50\."):
+        run_study(study_config(**{"study.images": 50}), tmp_path)
     assert not (tmp_path / "teacher").exists()
     (tmp_path / "results.csv").write_text("a,b\n1,2\n")
     with pytest.raises(CheckpointError, match="Line 2 .* is no result"):

@@ -156,20 +156,47 @@ def resolve_stages(config: ConfigDict, stages: Mapping[str, ConfigDict], workdir
     return change(config, changes).lock()
 
 
-def config_hash(config: ConfigDict, stages: Mapping[str, ConfigDict] | None = None) -> str:
+def config_hash(
+    config: ConfigDict, stages: Mapping[str, ConfigDict] | None = None, *, measured: Mapping[str, Any] | None = None
+) -> str:
     """12 hexadecimal digits of what a run's numbers depend on: fields that differ from their defaults.
 
     Fields that a continued run may change (workers, logs, checkpoints) do not count, but its length does. A field that
     is added to jaxkd later changes no hash. Weights of a stage count with the hash of that stage.
+
+    Args:
+      config: of the run.
+      stages: shared stages by name.
+      measured: of `measurement`, what further numbers in the run's row depend on.
     """
+    kept = _changed_fields(config, stages or {}) | dict(measured or {})
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def measurement(config: ConfigDict, images: int, stages: Mapping[str, ConfigDict]) -> dict[str, Any]:
+    """Images and teacher that the last layers of a group's runs are compared with, also of runs that learn without
+    one; {} where none are compared.
+
+    Args:
+      config: of the group.
+      images: `study.images`.
+      stages: shared stages by name.
+    """
+    if not (images and config.teacher.name and config.teacher.weights):
+        return {}
+    fields = {k: v for k, v in _changed_fields(config, stages).items() if k.startswith(("teacher.", PREFIX))}
+    return {"study.images": images, "measured": fields}
+
+
+def _changed_fields(config: ConfigDict, stages: Mapping[str, ConfigDict]) -> dict[str, Any]:
+    """Dotted field -> value where it differs from its default and decides numbers; see `config_hash`."""
     defaults, values = flatten(base()), flatten(config)
     free = tuple(field for field in FREE_FIELDS if field != "train.steps")
     kept = {k: v for k, v in values.items() if not k.startswith(free) and v != defaults.get(k)}
-    for name, stage in (stages or {}).items():
+    for name, stage in stages.items():
         if f"{PREFIX}{name}" in kept.values():
             kept[f"{PREFIX}{name}"] = config_hash(stage)
-    plain = {k: v.to_dict() if isinstance(v, ConfigDict) else v for k, v in kept.items()}
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    return {k: v.to_dict() if isinstance(v, ConfigDict) else v for k, v in kept.items()}
 
 
 def _group(entry: Any, index: int, shared: ConfigDict, study: ConfigDict, stages: dict[str, ConfigDict]) -> Group:
@@ -184,7 +211,7 @@ def _group(entry: Any, index: int, shared: ConfigDict, study: ConfigDict, stages
     for seed in seeds:
         check_range(f"{where}.seeds", seed, 0, most=2**32 - 1, whole=True)
     config, runs = change(shared, dict(entry.get("changes", {}))), []
-    part = str(entry.get("part", ""))
+    part, measured = str(entry.get("part", "")), measurement(config, study.images, stages)
     for seed in seeds:
         for place, member in enumerate(members):
             member = dict(_entry(member, f"{where}.members[{place}]", None, 'Write {"name": "soft", ...}'))
@@ -194,7 +221,8 @@ def _group(entry: Any, index: int, shared: ConfigDict, study: ConfigDict, stages
                 check_config(resolve_stages(run_config, stages, Path("study")))
                 if run_config.task == "restoration":
                     raise ConfigError('its task is "restoration", and studies compare top-1. Use stages instead.')
-            runs.append(Run(part, name, title, int(seed), member, run_config, config_hash(run_config, stages)))
+            digest = config_hash(run_config, stages, measured=measured)
+            runs.append(Run(part, name, title, int(seed), member, run_config, digest))
     _refuse_twice([run.key for run in runs], where, "runs")
     population = entry.get("population", True)
     return Group(name, part, config, tuple(runs), bool(population))

@@ -70,29 +70,36 @@ class Ledger:
         Groups, members and seeds may be added to a study that has begun; what began must stay as it was.
         """
         known = {key: run.config_hash for key, run in grid.runs.items()}
-        for row in self.rows.values():
-            self._check_run(row.key, row.config_hash, known, self.workdir / RESULTS)
         try:
-            started = json.loads((self.workdir / GRID).read_text())["runs"]
-        except (OSError, ValueError, KeyError, TypeError):
-            started = {}
+            claimed = json.loads((self.workdir / GRID).read_text())
+            started, images = dict(claimed["runs"]), claimed.get("images")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            started, images = {}, None
+        now, why = grid.config.study.images, ""
+        if images not in (None, now):
+            why = f" It compared last layers on {images} images (study.images), and now they are {now}."
+        for row in self.rows.values():
+            self._check_run(row.key, row.config_hash, known, self.workdir / RESULTS, why)
         for key, digest in started.items():
             if key in known:
-                self._check_run(key, digest, known, self.workdir / GRID)
+                self._check_run(key, digest, known, self.workdir / GRID, why)
 
-    def _check_run(self, key: str, digest: str, known: Mapping[str, str], path: Path) -> None:
+    def _check_run(self, key: str, digest: str, known: Mapping[str, str], path: Path, why: str) -> None:
         if known.get(key) == digest:
             return
         now = f"has the config {known[key]} now" if key in known else "is no run of this study"
         raise CheckpointError(
-            f'"{path}" belongs to another grid: its run "{key}" (config {digest}) {now}. Choose a new --workdir, or '
-            "use the config and options that it was started with."
+            f'"{path}" belongs to another grid: its run "{key}" (config {digest}) {now}.{why} Choose a new --workdir, '
+            "or use the config and options that it was started with."
         )
 
     def claim(self, grid: Grid) -> None:
         """Writes which runs this work directory is about."""
         runs = {key: run.config_hash for key, run in grid.runs.items()}
-        write_atomic(self.workdir / GRID, json.dumps({"kind": "jaxkd study", "runs": runs}, indent=1))
+        write_atomic(
+            self.workdir / GRID,
+            json.dumps({"kind": "jaxkd study", "images": grid.config.study.images, "runs": runs}, indent=1),
+        )
 
     def add(self, rows: Iterable[Row], grid: Grid) -> None:
         """Adds rows and rewrites results.csv in declared order."""
