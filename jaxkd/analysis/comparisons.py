@@ -13,6 +13,8 @@ import numpy as np
 
 from jaxkd.errors import DataError, check_range
 
+ROUNDING = 1e-12  # relative; numbers that differ less are equal
+NO_SPREAD = "n/a (no spread)"  # in tables, in the place of the interval of equal numbers
 MOST_PAIRS = 20  # sign flips are enumerated: 2^20 means
 
 
@@ -67,7 +69,10 @@ def t_quantile(confidence: float, freedom: float) -> float:
 
 
 class Interval(NamedTuple):
-    """Mean and t interval of n numbers; sd (n - 1 in the denominator), low and high are NaN for fewer than 2."""
+    """Mean and t interval of n numbers; sd (n - 1 in the denominator), low and high are NaN for fewer than 2.
+
+    Of numbers without spread sd is 0, and low and high are NaN.
+    """
 
     mean: float
     low: float
@@ -76,12 +81,16 @@ class Interval(NamedTuple):
     n: int
 
 
-def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+def mean_interval(values: Sequence[float], confidence: float = 0.95, *, size: float | None = None) -> Interval:
     """Mean of independent repetitions with its Student t interval.
+
+    Equal numbers have no interval: a width of 0 would say that further seeds give the same number for certain, but
+    scores are counts of images, which are often equal by chance where they vary little.
 
     Args:
       values: one number a seed; NaN (a run that diverged) is left out.
       confidence: of the interval.
+      size: of the numbers that `values` are differences of, by which rounding is told from spread; None: of `values`.
     """
     x = np.asarray(values, np.float64)
     x = x[np.isfinite(x)]
@@ -89,12 +98,17 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
     if n < 2:
         return Interval(float(x[0]) if n else math.nan, math.nan, math.nan, math.nan, n)
     mean, sd = float(x.mean()), float(x.std(ddof=1))
+    if np.ptp(x) <= ROUNDING * (np.abs(x).max() if size is None else size):
+        return Interval(mean, math.nan, math.nan, 0.0, n)
     half = t_quantile(confidence, n - 1) * sd / math.sqrt(n)
     return Interval(mean, mean - half, mean + half, sd, n)
 
 
 class PairedComparison(NamedTuple):
-    """Comparison of two methods by seed; every field but n and difference is NaN for fewer than 2 pairs."""
+    """Comparison of two methods by seed; every field but n and difference is NaN for fewer than 2 pairs.
+
+    Of differences without spread low and high are NaN.
+    """
 
     n: int  # pairs
     difference: float  # mean of a - b, in the units of the scores
@@ -111,8 +125,8 @@ def paired_comparison(a: Sequence[float], b: Sequence[float], confidence: float 
 
     The sign-flip test enumerates all 2^n assignments of signs to the differences and counts the share of means whose
     absolute value is at least the observed one (Fisher's randomisation test). It needs no normal distribution, but with
-    3 pairs it cannot fall below 0.25, with 5 below 0.0625. Differences that are all equal and not 0 have no spread, so
-    that dz, t and p_t are NaN.
+    3 pairs it cannot fall below 0.25, with 5 below 0.0625. Differences that are all equal have no spread and no
+    interval; unless they are 0, dz, t and p_t are NaN too.
 
     Args:
       a: scores, one a seed.
@@ -127,10 +141,11 @@ def paired_comparison(a: Sequence[float], b: Sequence[float], confidence: float 
         raise DataError(f"The scores have shapes {first.shape} and {second.shape}. Pass one score a seed of each.")
     d = first - second
     d = d[np.isfinite(d)]
-    mean, low, high, sd, n = mean_interval(d, confidence)
+    size = sum(float(np.max(np.abs(x[np.isfinite(x)]), initial=0.0)) for x in (first, second))
+    mean, low, high, sd, n = mean_interval(d, confidence, size=size)
     if n < 2:
         return PairedComparison(n, mean, *[math.nan] * 6)
-    if np.ptp(d) <= 1e-12 * (np.nanmax(np.abs(first)) + np.nanmax(np.abs(second))):  # equal but for rounding
+    if math.isnan(low):  # no spread
         dz, t, p_t = (0.0, 0.0, 1.0) if d[0] == 0 else (math.nan,) * 3
     else:
         dz = mean / sd

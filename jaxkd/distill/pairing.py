@@ -106,7 +106,12 @@ def suggest(student_taps: Sequence[str], teacher_taps: Sequence[str], profile: A
 
 
 def resolve_pairs(
-    spec: Any, student_taps: Sequence[str], teacher_taps: Sequence[str], *, profile: Any = None
+    spec: Any,
+    student_taps: Sequence[str],
+    teacher_taps: Sequence[str],
+    *,
+    profile: Any = None,
+    field: str = "distill.pairs",
 ) -> tuple[Pair, ...]:
     """From what a config says to names of taps.
 
@@ -122,6 +127,7 @@ def resolve_pairs(
       student_taps: all taps of the student in depth order (`models.tap_names`).
       teacher_taps: likewise.
       profile: (L,) intensities of the teacher's blocks; read by "auto" only.
+      field: of the config that `spec` stands in, for errors.
 
     Returns:
       (student tap, teacher tap) in the order of `spec`.
@@ -136,10 +142,10 @@ def resolve_pairs(
     if isinstance(spec, str):
         if spec in _NAMED:
             return _NAMED[spec](student_taps, teacher_taps)
-        spec = _auto(student_taps, teacher_taps, profile) if spec == AUTO else _parse(spec)
+        spec = _auto(student_taps, teacher_taps, profile) if spec == AUTO else _parse(spec, field)
     pairs = tuple(
         (_tap(student_layer, student_taps, "student", place), _tap(teacher_layer, teacher_taps, "teacher", place))
-        for student_layer, teacher_layer, place in _explicit(spec)
+        for student_layer, teacher_layer, place in _explicit(spec, field)
     )
     for pair in pairs:
         if pairs.count(pair) > 1:
@@ -159,7 +165,7 @@ def _auto(student: tuple[str, ...], teacher: tuple[str, ...], profile: Any) -> t
     )
 
 
-def _parse(text: str) -> Any:
+def _parse(text: str, field: str) -> Any:
     """Reads pairs written as text; any other text is an unknown name."""
     if not text.strip():
         return ()
@@ -167,45 +173,42 @@ def _parse(text: str) -> Any:
         try:
             return ast.literal_eval(text)
         except (ValueError, SyntaxError):
-            raise ConfigError(f"distill.pairs={text!r} cannot be read as a list of pairs. {_WRITE}") from None
+            raise ConfigError(f"{field}={text!r} cannot be read as a list of pairs. {_WRITE}") from None
     raise UnknownNameError(
-        f'distill.pairs="{text}" is not a way to pair layers.{did_you_mean(text, (*_NAMED, AUTO))} {_WRITE}'
+        f'{field}="{text}" is not a way to pair layers.{did_you_mean(text, (*_NAMED, AUTO))} {_WRITE}'
     )
 
 
-def _explicit(spec: Any) -> list[tuple[Any, Any, str]]:
+def _explicit(spec: Any, field: str) -> list[tuple[Any, Any, str]]:
     """(student layer, teacher layer, where in the spec) of pairs written out in either form."""
     if spec is None:
         return []
     if isinstance(spec, Mapping) or hasattr(spec, "keys"):  # a ConfigDict is no Mapping
-        return _columns({str(k): spec[k] for k in spec})
+        return _columns({str(k): spec[k] for k in spec}, field)
     if not isinstance(spec, Sequence):
-        raise ConfigError(f"distill.pairs={spec!r} is not a list of pairs. {_WRITE}")
+        raise ConfigError(f"{field}={spec!r} is not a list of pairs. {_WRITE}")
     rows = []
     for index, pair in enumerate(spec):
         if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
-            raise ConfigError(f"distill.pairs[{index}]={pair!r} is not a pair (student layer, teacher layer). {_WRITE}")
-        rows.append((pair[0], pair[1], f"distill.pairs[{index}]"))
+            raise ConfigError(f"{field}[{index}]={pair!r} is not a pair (student layer, teacher layer). {_WRITE}")
+        rows.append((pair[0], pair[1], f"{field}[{index}]"))
     return rows
 
 
-def _columns(spec: dict[str, Any]) -> list[tuple[Any, Any, str]]:
+def _columns(spec: dict[str, Any], field: str) -> list[tuple[Any, Any, str]]:
     if set(spec) != {"student", "teacher"} or any(
         isinstance(v, str) or not isinstance(v, Sequence) for v in spec.values()
     ):
         raise ConfigError(
-            f"distill.pairs={spec!r} is not one list of layers per network. "
-            'Write {"student": [0, 6], "teacher": [0, 18]}.'
+            f'{field}={spec!r} is not one list of layers per network. Write {{"student": [0, 6], "teacher": [0, 18]}}.'
         )
     student_layers, teacher_layers = spec["student"], spec["teacher"]
     if len(student_layers) != len(teacher_layers):
         raise ConfigError(
-            f"distill.pairs lists {len(student_layers)} student layers {list(student_layers)} and "
+            f"{field} lists {len(student_layers)} student layers {list(student_layers)} and "
             f"{len(teacher_layers)} teacher layers {list(teacher_layers)}. Give both lists the same length."
         )
-    return [
-        (a, b, f"distill.pairs entry {i}") for i, (a, b) in enumerate(zip(student_layers, teacher_layers, strict=True))
-    ]
+    return [(a, b, f"{field} entry {i}") for i, (a, b) in enumerate(zip(student_layers, teacher_layers, strict=True))]
 
 
 def _tap(layer: Any, taps: tuple[str, ...], side: str, place: str) -> str:

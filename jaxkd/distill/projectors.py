@@ -9,6 +9,7 @@ The published ProjectorKD (arXiv 2511.06848) is `{"loss": "mse", "projector": {"
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +49,12 @@ class Projector:
     teacher: str = ""
     width: int = 0
 
+    @property
+    def as_given(self) -> str:
+        """The projector as a config writes it."""
+        parts = {"student": self.student, "teacher": self.teacher, "width": self.width}
+        return json.dumps({name: value for name, value in parts.items() if value})
+
     def widths(self, student: int, teacher: int) -> tuple[int, int]:
         """Channels of the student's and the teacher's features behind the heads, given those in front.
 
@@ -59,8 +66,9 @@ class Projector:
         out = tuple(target if mapped else have for mapped, have in zip(maps, (student, teacher), strict=True))
         if any(maps) and out[0] != out[1]:
             raise ConfigError(
-                f"The projector {self} gives the student {out[0]} channels and the teacher {out[1]}. Leave width out, "
-                'or give both networks a linear head, e.g. {"student": "linear", "teacher": "linear", "width": 128}.'
+                f"The projector {self.as_given} gives the student {out[0]} channels and the teacher {out[1]}. Leave "
+                'width out, or give both networks a linear head, e.g. {"student": "linear", "teacher": "linear", '
+                '"width": 128}.'
             )
         return out[0], out[1]
 

@@ -19,7 +19,7 @@ from jaxkd.analysis import pipeline
 from jaxkd.config import population
 from jaxkd.config.fields import change, data_seed, plain
 from jaxkd.config.validate import mixes
-from jaxkd.errors import ConfigError, WeightMismatchError
+from jaxkd.errors import ConfigError, JaxkdError, WeightMismatchError
 from jaxkd.experiment import auto_pairs
 from jaxkd.experiment.components import Components, Evaluator
 from jaxkd.experiment.objective import build_objective
@@ -159,10 +159,14 @@ def _objective(
     """The objective of the run, of a population that of all members."""
     if config.population is None:
         return build_objective(config, student_taps, teacher_taps)
-    configs = [member.config for member in population.members(config)]
-    return distill.join_objectives(
-        [build_objective(c, student_taps, teacher_taps if c.task == "distillation" else None) for c in configs]
-    )
+    objectives = []
+    for member in population.members(config):
+        taps = teacher_taps if member.config.task == "distillation" else None
+        try:
+            objectives.append(build_objective(member.config, student_taps, taps))
+        except JaxkdError as error:
+            raise type(error)(f'Member "{member.name}" of config.population: {error}') from None
+    return distill.join_objectives(objectives)
 
 
 def build_population(

@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from rich.console import Group
 
-from jaxkd.analysis.comparisons import PairedComparison, mean_interval, paired_comparison
+from jaxkd.analysis.comparisons import NO_SPREAD, PairedComparison, mean_interval, paired_comparison
 from jaxkd.experiment.fitted_table import Column, FittedTable
 from jaxkd.report.study_figures import Method, draw_study
 
@@ -42,8 +42,8 @@ def compare_members(configs: Mapping[str, ConfigDict], results: Results, workdir
                     group,
                     f"{len(members)}" + (f" ({lost} diverged)" if lost else ""),
                     _number(interval.mean),
-                    _range(interval.low, interval.high),
-                    "-" if gain is None else f"{gain.difference:+.1f} ({_range(gain.low, gain.high)})",
+                    _range(interval.low, interval.high, interval.n),
+                    "-" if gain is None else f"{gain.difference:+.1f} ({_range(gain.low, gain.high, gain.n)})",
                     _average([m["metrics"].get("ema_top1") for m in members]),
                     _average([m.get("best_top1") for m in members]),
                 )
@@ -111,5 +111,7 @@ def _number(value: float) -> str:
     return f"{value:.1f}" if math.isfinite(value) else "-"
 
 
-def _range(low: float, high: float) -> str:
-    return f"{low:.1f} to {high:.1f}" if math.isfinite(low) else "-"
+def _range(low: float, high: float, count: int) -> str:
+    if math.isfinite(low):
+        return f"{low:.1f} to {high:.1f}"
+    return NO_SPREAD if count > 1 else "-"

@@ -7,6 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxkd import distill
+from jaxkd.config import population
 from jaxkd.config.fields import plain
 from jaxkd.errors import ConfigError
 
@@ -31,10 +32,10 @@ def build_objective(
         values = {k: plain(settings[k]) for k in ("alpha", "temperature", "feature_weight", "spectral_method")}
         return distill.preset(settings.preset, **given, **{k: v for k, v in values.items() if v not in (None, "")})
     entries = [
-        entry | {"pairs": _resolve(entry["pairs"], student_taps, teacher_taps)}
+        entry | {"pairs": _resolve(entry["pairs"], student_taps, teacher_taps, f"distill.terms[{i}].pairs")}
         if isinstance(entry, dict) and "pairs" in entry
         else entry
-        for entry in map(plain, settings.terms)
+        for i, entry in enumerate(map(plain, settings.terms))
     ]
     objective = distill.build_objective(entries, **given)
     if objective.needs_teacher and teacher_taps is None:
@@ -58,5 +59,20 @@ def build_objective(
     return objective
 
 
-def _resolve(pairs: Any, student_taps: tuple[str, ...], teacher_taps: tuple[str, ...] | None) -> Any:
-    return distill.resolve_pairs(pairs or (), student_taps, teacher_taps or ())
+def simkd_note(config: ConfigDict) -> str:
+    """A sentence on whose classifier scores and exports have, for a run (or a member) with the term `simkd`; or ""."""
+    configs = [member.config for member in population.members(config)] or [config]
+    entries = [plain(entry) for one in configs for entry in one.distill.terms]
+    if not any(isinstance(entry, dict) and entry.get("loss") == "simkd" for entry in entries):
+        return ""
+    return (
+        "simkd: scores and exported weights are those of the student with its own classifier, which only other terms "
+        'train, such as {"loss": "ce"}. The student of the paper, with the projector and the teacher\'s classifier, is '
+        "neither scored nor exported; the projector is in the checkpoints."
+    )
+
+
+def _resolve(
+    pairs: Any, student_taps: tuple[str, ...], teacher_taps: tuple[str, ...] | None, field: str = "distill.pairs"
+) -> Any:
+    return distill.resolve_pairs(pairs or (), student_taps, teacher_taps or (), field=field)

@@ -30,6 +30,7 @@ from jaxkd.experiment.build import Experiment, build
 from jaxkd.experiment.lock import WorkdirLock
 from jaxkd.experiment.member_comparison import FIGURE as MEMBERS_FIGURE
 from jaxkd.experiment.member_comparison import compare_members
+from jaxkd.experiment.objective import simkd_note
 from jaxkd.experiment.sweep import run_stages
 from jaxkd.experiment.workdir import check_classes, check_subset, check_teacher, claim_workdir
 from jaxkd.report.training_statistics import draw_tables, write_tables
@@ -130,6 +131,8 @@ def _run_locked(
         else:
             state, scores = _train(experiment, state, clock, checkpoints, writer, evaluate, console, title)
             _warn_of_average(console, config, int(state.step))
+            if (note := simkd_note(config)) and parallel.is_main_host():
+                _say(console, note)
     except Exception as error:
         lost = parallel.is_peer_loss(error)
         raise

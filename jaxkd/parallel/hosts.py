@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxkd.errors import JaxkdError, PeerLostError, TopologyError, check_range
@@ -190,3 +191,10 @@ def any_host(flag: bool, mesh: Mesh) -> jax.Array:
     sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     local = np.full(len(mesh.local_devices), flag)
     return _any(mesh)(jax.make_array_from_process_local_data(sharding, local))
+
+
+def main_host_decides(flag: bool) -> bool:
+    """The `flag` of the main host, on every host, which must all call it at the same point."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.broadcast_one_to_all(np.array(flag)))

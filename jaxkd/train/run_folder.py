@@ -16,6 +16,7 @@ from jaxkd.errors import CheckpointError
 from jaxkd.train.manifest import find_damage
 
 FOLDER = "checkpoints"
+LONGEST_VALUE = 100  # characters of a field's value in an error
 CLASS_ORDER = "data.class_order"  # runs from before it existed used "text"; their class names are compared instead
 # Fields that may differ between a run and its continuation: none of them changes what a step computes.
 FREE_FIELDS = ("data.workers", "train.steps", "log.", "checkpoint.", "dynamics.", "eval.batch_size")
@@ -124,7 +125,7 @@ def differing_fields(one: Any, other: Any, place: str, other_place: str, *, most
     defaults, first, second = (flatten(ConfigDict(config)) for config in (base(), one, other))
     # A field that did not exist when the run was started had what is now its default.
     rows = [
-        f"{k}: {first.get(k, defaults.get(k))!r} {place}, {second.get(k, defaults.get(k))!r} {other_place}"
+        _difference(k, first.get(k, defaults.get(k)), second.get(k, defaults.get(k)), place, other_place)
         for k in sorted(first.keys() | second.keys())
         if not k.startswith(FREE_FIELDS)
         and not (k == CLASS_ORDER and (k not in first or k not in second))
@@ -132,6 +133,20 @@ def differing_fields(one: Any, other: Any, place: str, other_place: str, *, most
     ]
     more = f"; and {len(rows) - most} more" if len(rows) > most else ""
     return "; ".join(rows[:most]) + more
+
+
+def _difference(field: str, one: Any, other: Any, place: str, other_place: str) -> str:
+    """A field with both values; of long ones the part around their first difference."""
+    texts = [repr(_jsonable(value)) for value in (one, other)]
+    if max(map(len, texts)) > LONGEST_VALUE:
+        same = next((i for i, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), min(map(len, texts)))
+        begin = max(0, same - LONGEST_VALUE // 4)
+        room = LONGEST_VALUE - 6
+        texts = [
+            f"{'...' if begin else ''}{text[begin : begin + room]}{'...' if len(text) > begin + room else ''}"
+            for text in texts
+        ]
+    return f"{field}: {texts[0]} {place}, {texts[1]} {other_place}"
 
 
 def _jsonable(value: Any) -> Any:

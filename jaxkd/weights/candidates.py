@@ -283,12 +283,16 @@ def _candidate(
 
 
 def _projectors_of_lift(prefix: str, state: State, outside: set[str]) -> State:
-    """The projectors of a Lift whose DeiT stands behind `prefix`, which would load as a plain DeiT without them."""
+    """The projectors of a Lift whose DeiT stands behind `prefix`, which would load as a plain DeiT without them.
+
+    A Lift whose classifier was left out is one too. Its projector has no bias, unlike one of pre-training.
+    """
     if prefix.split(".")[-2:] != ["base", ""]:
         return {}
     beside = prefix.removesuffix("base.")
     found = {n.removeprefix(beside): state[n] for n in outside if _LIFT.match(n.removeprefix(beside))}
-    is_lift = f"{beside}head.weight" in outside or any("norm" in n for n in found)
+    has_bias = any(n.startswith("projector") and "norm" not in n and n.endswith(".bias") for n in found)
+    is_lift = f"{beside}head.weight" in outside or any("norm" in n for n in found) or not has_bias
     return found if is_lift else {}
 
 

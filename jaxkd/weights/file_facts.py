@@ -31,7 +31,8 @@ _PREPROCESSING = ("mean", "std", "crop_pct", "interpolation")
 # Arguments that change what a network computes and that no shape shows.
 _INVISIBLE = ("num_heads", "norm_eps", "act_layer", "global_pool", "window_size", "no_embed_class")
 _INVISIBLE += ("res_scale", "img_range", "rgb_mean", "global_skip")  # of super-resolution networks
-_INVISIBLE += ("readout", "wide_heads")  # of Lift and WideLast
+READOUT = "readout"  # of a Lift
+_INVISIBLE += (READOUT, "wide_heads")  # of Lift and WideLast
 
 _log = logging.getLogger(__name__)
 
@@ -96,6 +97,25 @@ class FileFacts:
                 )
 
 
+def log_unknown_readout(facts: FileFacts | None, model: nn.Module, subject: str) -> None:
+    """Warns where `model` is a Lift and the file does not say which tokens its classifier was trained on."""
+    mine = getattr(model, READOUT, None)
+    if mine is None or (facts is not None and READOUT in facts.args):
+        return
+    tokens = {"gap": "the mean of the lifted patch tokens", "cls": "the lifted class token"}
+    other = next(name for name in tokens if name != mine)
+    _log.warning(
+        "%s does not say which readout its Lift was trained with. This network has readout=%s, %s; if that is wrong, "
+        "its outputs are too: create it with readout=%s, %s (--model-arg=readout=%s, student.args.readout).",
+        subject,
+        mine,
+        tokens[mine],
+        other,
+        tokens[other],
+        other,
+    )
+
+
 def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, float) or isinstance(b, float):
         return isinstance(a, int | float) and isinstance(b, int | float) and math.isclose(a, b, rel_tol=1e-9)
@@ -113,7 +133,9 @@ def to_metadata(network: Network) -> dict[str, str]:
         "preprocessing": {name: getattr(spec, name) for name in _PREPROCESSING},
     }
     if spec.task == "classification":
-        facts["args"] |= {name: getattr(model, name) for name in ("img_size", "num_classes") if hasattr(model, name)}
+        facts["args"] |= {
+            name: getattr(model, name) for name in ("img_size", "num_classes", READOUT) if hasattr(model, name)
+        }
     if network.class_names:
         facts["class_names"] = network.class_names
     return {f"jaxkd.{name}": json.dumps(value) for name, value in facts.items()} | grid_metadata(model)

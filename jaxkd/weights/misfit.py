@@ -37,7 +37,19 @@ def cause(expected: Mapping[str, Shape], given: Mapping[str, Shape]) -> str:
         return ""
     file, network = (_in_words(facts, differing) for facts in (held, asked))
     verb = "is" if set(differing) & set(_ADJECTIVES) else "has"
-    return f"The file {verb} {file}; you asked for {network.removeprefix('for ')}."
+    has_none = "projector" in differing and asked["projector"].startswith("no ")
+    lift = _lift_name(given) if has_none else ""
+    advice = f" It is a Lift, such as {lift}." if lift else ""
+    return f"The file {verb} {file}; you asked for {network.removeprefix('for ')}.{advice}"
+
+
+def _lift_name(shapes: Mapping[str, Shape]) -> str:
+    """The registered Lift and its width, by a file's shapes; "" without a projector."""
+    widths = [s for n, s in shapes.items() if re.fullmatch(r"projector(s\.\d+)?\.weight", n) and len(s) == 2]
+    if not widths:
+        return ""
+    target, width = widths[-1]
+    return f"lift_deit_{'small' if width == 384 else 'tiny'}_patch16_224(target_dim={target})"
 
 
 _ADJECTIVES = ("family", "width", "enlarging")  # all other facts are things that a network has

@@ -19,7 +19,7 @@ from jaxkd.models.contract import size_pair
 from jaxkd.train.checkpoint import find_run, load_run_weights
 from jaxkd.weights import candidates, formats, readers
 from jaxkd.weights.basicsr import from_basicsr, is_upscaler
-from jaxkd.weights.file_facts import read_facts
+from jaxkd.weights.file_facts import READOUT, FileFacts, log_unknown_readout, read_facts
 from jaxkd.weights.hub import locate
 from jaxkd.weights.timm import StateDict, from_timm, manifest, require_finite, to_timm
 
@@ -160,6 +160,8 @@ def _load_run(
     subject = f"The network of {origin}"
     require_finite(flatten_dict(saved["params"], sep="/"), subject)
     trained = network_from_run(config).model
+    if hasattr(trained, READOUT):
+        FileFacts(args={READOUT: trained.readout}, origin="config.json").log_differences(model, subject)
     if _same_shapes(model, saved) and _grid(model) == _grid(trained):  # also of a network that timm does not have
         return saved, origin
     # Through the state dict, so that a run's weights obey the same checks, resizes and diffs as a file's.
@@ -188,7 +190,9 @@ def _load_file(
             fitting = _made_for(facts.grid, facts.args.get("window_size"), fitting)
     state = candidates.require_numbers(chosen.state, expected, subject)
     try:
-        return _from_state(model, state, subject, fitting), origin
+        variables = _from_state(model, state, subject, fitting)
+        log_unknown_readout(facts, model, subject)
+        return variables, origin
     except WeightMismatchError as error:
         hint = formats.unsupported(state)
         if not hint:

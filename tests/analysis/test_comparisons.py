@@ -65,6 +65,15 @@ def test_sign_flips_by_hand():
     assert sign_flip([3.0, 1.0, -1.0]) == 0.75
 
 
+def test_equal_numbers_have_no_interval():
+    for equal in ([61.2, 61.2, 61.2], [0.1 + 0.2, 0.3], [0.0, 0.0]):  # the second differ by rounding only
+        found = mean_interval(equal)
+        assert math.isnan(found.low) and math.isnan(found.high) and found.sd == 0.0 and found.n == len(equal)
+    assert mean_interval([1e-9, 2e-9]).low < 0  # small numbers may have a spread
+    gain = paired_comparison([61.2, 62.3], [60.1, 61.2])
+    assert math.isnan(gain.low) and math.isnan(gain.high) and gain.n == 2
+
+
 def test_pairs_that_cannot_be_tested():
     assert paired_comparison([1.0], [0.5]).n == 1 and math.isnan(paired_comparison([1.0], [0.5]).p_t)
     assert paired_comparison([1.0, math.nan, 2.0], [0.0, 1.0, 1.5]).n == 2

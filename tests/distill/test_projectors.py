@@ -249,3 +249,10 @@ def test_refused_before_training(tmp_path, teacher_file, changes, error, text):
     with pytest.raises(JaxkdError, match=text) as caught:
         run_module.run(config(teacher_file, **changes), tmp_path / "run")
     assert isinstance(caught.value, error) and not (tmp_path / "run").exists()
+
+
+def test_a_projector_that_does_not_fit_is_written_as_in_a_config():
+    with pytest.raises(
+        ConfigError, match=r'The projector {"student": "linear", "width": 32} gives the student 32 chan'
+    ):
+        projectors.Projector("linear", width=32).widths(24, 48)

@@ -18,9 +18,10 @@ from jaxkd import models, parallel, tasks, weights
 from jaxkd.config import fields
 from jaxkd.config.population import members
 from jaxkd.distill import preset
-from jaxkd.errors import ConfigError
+from jaxkd.errors import ConfigError, TapError
 from jaxkd.experiment import Components, build, register_task
 from jaxkd.experiment.build import STEPS_WITHOUT_DATA, build_optimizer, loop_settings
+from jaxkd.experiment.objective import build_objective, simkd_note
 from jaxkd.experiment.registry import registered_task
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -187,3 +188,19 @@ def test_projectors_of_a_member_have_their_rate_beside_members_without_projector
             own = found
         jax.tree.map(lambda a, b, i=index: np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-9), own, expected)
         assert np.abs(jax.tree.leaves(expected)[0]).max() > 0
+
+
+def test_pairs_of_a_term_are_named_by_their_term():
+    taps = ("block_0", "block_1")
+    terms = ({"loss": "ce"}, {"loss": "mse", "pairs": (("block_0", "block_1"), ("lifted", "block_1"))})
+    with pytest.raises(TapError, match=r"distill.terms\[1\].pairs\[1\] names layer 'lifted' of the student"):
+        build_objective(fields.change(fields.base(), {"distill.terms": terms}), taps, taps)
+
+
+def test_a_run_with_simkd_says_whose_classifier_is_scored():
+    terms = ({"loss": "simkd", "pairs": "last"}, {"loss": "ce"})
+    single = fields.change(fields.base(), {"task": "distillation", "teacher.name": "x", "distill.terms": terms})
+    assert "scores and exported weights are those of the student with its own classifier" in simkd_note(single)
+    assert simkd_note(fields.change(single, {"distill.terms": ({"loss": "ce"},)})) == ""
+    member = ({"name": "a", "distill.terms": terms}, {"name": "b", "distill.terms": ({"loss": "ce"},)})
+    assert simkd_note(fields.change(single, {"distill.terms": (), "population": member}))

@@ -21,7 +21,7 @@ from jaxkd import train as train_module
 from jaxkd.config import fields
 from jaxkd.config.population import explicit, members
 from jaxkd.config.validate import validate
-from jaxkd.errors import CheckpointError, ConfigError, JaxkdError, NonFiniteLossError
+from jaxkd.errors import CheckpointError, ConfigError, JaxkdError, NonFiniteLossError, TapError
 from jaxkd.experiment.run import run
 from jaxkd.train import read_metrics
 
@@ -203,6 +203,24 @@ REFUSED = (
 def test_populations_that_one_program_cannot_train(population, words):
     with pytest.raises(JaxkdError, match=words):
         validate(config(population=population))
+
+
+def test_an_error_in_the_objective_of_a_member_names_it(mesh):
+    pairs = {"good": ((0, 0),), "bad": ((5, 0),)}
+    two = tuple({"name": k, "distill.preset": "spectral", "distill.pairs": v} for k, v in pairs.items())
+    with pytest.raises(
+        TapError, match=r'Member "bad" of config.population: distill.pairs\[0\] names layer 5 of the stu'
+    ):
+        experiment(config(**{"population": two, "distill.pairs": None}), mesh)
+
+
+def test_the_advice_on_a_population_is_not_to_change_the_config_file(tmp_path, capsys):
+    file = "--config=" + str(ROOT / "configs" / "deit_cait.py")
+    given = '--config.population={"train.batch_size": (8, 16)}'
+    assert main.main([file, f"--workdir={tmp_path / 'run'}", "--config.data.source=embedded:digits", given]) == 2
+    said = capsys.readouterr().err
+    assert "changes train.batch_size (here: 8), which needs another program" in said and "config file set" not in said
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_no_member_reads_is_refused_and_what_a_member_ignores_is_not():

@@ -315,3 +315,13 @@ def test_erasing_and_mixing_reach_the_images_of_every_task(teacher_file, task):
     assert partner[5] == pytest.approx(1.0) and partner[2] == 0
     plain = built.preprocess(batch)
     assert (np.asarray(images) != np.asarray(plain)).any(axis=(1, 2, 3)).sum() >= 7
+
+
+def test_long_values_of_differing_fields_are_cut_around_their_difference():
+    terms = tuple({"loss": "mse", "name": f"mse_{i}", "weight": 0.2, "pairs": "last"} for i in range(20))
+    changed = (*terms[:10], {**terms[10], "weight": 0.3}, *terms[11:])
+    one, other = (fields.change(fields.base(), {"distill.terms": value}) for value in (terms, changed))
+    (before, now), said = ("0.2", "0.3"), train.differing_fields(one, other, "there", "now")
+    first, second = said.removeprefix("distill.terms: ").split(" there, ")
+    assert len(first) <= 100 and len(second) <= 104 and first.startswith("...") and second.endswith("... now")
+    assert f"'mse_10', 'weight': {before}" in first and f"'mse_10', 'weight': {now}" in second

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxkd import parallel
 from jaxkd import study as command
 from jaxkd.config import fields
 from jaxkd.config.validate import validate
@@ -325,3 +326,35 @@ def test_a_population_without_a_member_left_has_rows_without_scores(tmp_path):
     rows = numbers(tmp_path)
     assert result["finished"] and [row["top1"] for row in rows] == ["", ""]
     assert all(int(row["diverged_at_step"]) >= 0 for row in rows)
+
+
+def test_seeds_of_equal_score_have_no_interval(tmp_path):
+    """A t interval of width 0 would say that further seeds score the same for certain."""
+    grid = build_grid(study_config(), tmp_path)
+    ledger = Ledger(tmp_path)
+    scores = {"deit/none": (50.1, 50.1), "deit/soft": (51.3, 51.3), "few/none": (40.0, 42.0), "few/soft": (41.0, 43.0)}
+    rows = [row_of(r, scores[f"{r.group}/{r.name}"][r.seed]) for r in grid.runs.values()]
+    ledger.add(rows, grid)
+    write_summary(grid, ledger, [], tmp_path, "1 x cpu")
+    page = (tmp_path / "study.md").read_text()
+    assert "| deit/none | 2 | 50.10 | n/a (no spread) | 0.00 |" in page
+    assert "| few/none | 2 | 41.00 | 28.29 to 53.71 | 1.41 |" in page  # 41 +- 12.706 * 1.414 / sqrt(2)
+    assert "| +1.20 | n/a (no spread) | - | - | - | 0.5 | 1 |" in page
+    found = {row["name"]: row for row in csv.DictReader((tmp_path / "comparisons.csv").open())}
+    assert all(found["soft KD"][name] == "" for name in ("low", "high", "cohen_dz", "t", "p_t", "p_t_holm"))
+    assert found["soft KD"]["p_sign_flip"] == "0.5"
+
+
+def test_the_first_host_decides_what_the_budget_allows(tmp_path, monkeypatch, capsys):
+    """On another host the clock says that a unit fits, but the first one does not start it, or the other way round."""
+    asked = []
+
+    def first_host_says(flag):
+        asked.append(bool(flag))
+        return True
+
+    monkeypatch.setattr(parallel, "main_host_decides", first_host_says)
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "result.json").write_text("{}")
+    result = run_study(study_config(), tmp_path, budget_minutes=1000, population=False)
+    assert asked == [False] * 8 and result["done"] == 0 and not (tmp_path / "runs").exists()

@@ -324,6 +324,37 @@ def test_a_file_of_a_lift_is_no_plain_deit_and_no_lift_of_another_form(tmp_path)
                 weights.load(other, path, **options)
 
 
+@pytest.mark.parametrize("norm", [True, False])
+def test_a_lift_without_its_classifier_is_no_plain_deit(tmp_path, norm):
+    """The classifier of the DeiT inside it never trained."""
+    lift, path = small("lift", layer_norm=norm), tmp_path / "headless.npz"
+    state = weights.to_timm(lift, random_variables(lift))
+    np.savez(path, **{k: v for k, v in state.items() if not k.startswith("head.")})
+    with pytest.raises(WeightMismatchError, match=r"lift_deit_tiny_patch16_224\(target_dim=40\)"):
+        weights.load(models.create("deit_tiny_patch16_224", **SIZES), path)
+    drawn = weights.load(lift, path, new_head=True, key=jax.random.key(0))
+    assert drawn["params"]["head"]["kernel"].shape == (40, SIZES["num_classes"])
+
+
+def test_a_lift_whose_readout_is_not_known_is_said(tmp_path, caplog):
+    lift, bare, own = small("lift"), tmp_path / "bare.safetensors", tmp_path / "own.safetensors"
+    variables = random_variables(lift)
+    save_file({k: np.ascontiguousarray(a) for k, a in weights.to_timm(lift, variables).items()}, bare)
+    weights.load(lift, bare)
+    weights.load(small("lift", readout="cls"), bare)
+    first, second = (record.getMessage() for record in caplog.records)
+    assert "does not say which readout" in first and "has readout=gap, the mean of the lifted patch tokens" in first
+    assert "create it with readout=cls, the lifted class token (--model-arg=readout=cls, student.args" in first
+    assert "has readout=cls" in second and "create it with readout=gap" in second
+    caplog.clear()
+    network = weights.build_network(LIFT, {**SIZES, "target_dim": 40})
+    weights.save_safetensors(own, network.model, variables, weights.to_metadata(network))
+    weights.load(lift, own)
+    assert not caplog.records
+    weights.load(small("lift", readout="cls"), own)
+    assert "was made with readout=gap" in caplog.text
+
+
 def test_heads_and_grids_of_a_lift_change_as_those_of_a_deit():
     model = small("lift")
     state = weights.to_timm(model, random_variables(model))

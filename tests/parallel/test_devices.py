@@ -258,3 +258,27 @@ def test_a_process_outside_training_ends_too(victim, number, code, said):
         for p in both:
             p.kill()
     assert [line for line in errors.splitlines() if line] == [peer_watch.MESSAGE]
+
+
+DECIDE = """
+import jax
+from jaxkd import parallel
+parallel.initialize_distributed()
+mine = jax.process_index() == 0
+print(parallel.main_host_decides(mine), parallel.main_host_decides(not mine))
+"""
+
+
+@pytest.mark.slow
+def test_the_main_host_decides_for_all():
+    port = free_port()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", DECIDE],
+            env=environment(1, **distributed(i, port)),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    assert [process.communicate(timeout=120)[0].split() for process in processes] == [["True", "False"]] * 2

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from jaxkd import parallel
 from jaxkd.data.files import write_atomic
 from jaxkd.errors import CheckpointError
 from jaxkd.experiment.study.grid import Grid, Run
@@ -106,12 +107,16 @@ class Ledger:
         self.rows |= {row.key: row for row in rows}
         order = {key: place for place, key in enumerate(grid.runs)}
         self.rows = dict(sorted(self.rows.items(), key=lambda item: order.get(item[0], len(order))))
-        write_atomic(self.workdir / RESULTS, table_text([asdict(row) for row in self.rows.values()]))
+        self._write(RESULTS, table_text([asdict(row) for row in self.rows.values()]))
 
     def add_time(self, **measured: Any) -> None:
         """Adds the times of a unit that ran from its beginning to its end in one go."""
         self.times.append(measured)
-        write_atomic(self.workdir / TIMES, json.dumps(self.times, indent=1))
+        self._write(TIMES, json.dumps(self.times, indent=1))
+
+    def _write(self, name: str, text: str) -> None:
+        if parallel.is_main_host():
+            write_atomic(self.workdir / name, text)
 
     def missing(self, runs: Iterable[Run]) -> list[Run]:
         """The runs without a row."""

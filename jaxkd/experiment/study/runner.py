@@ -171,8 +171,11 @@ class _Study:
         todo = list(self._work())
         for number, (title, cost, work) in enumerate(todo, start=1):
             predicted = costs.predict_seconds(cost, self._ledger.times, self._tflops)
-            if predicted is not None and predicted > self._left():
-                self._say(f"{title}: not started, it would take {duration(predicted)} of {duration(self._left())} left")
+            # Each host has a clock and measured times of its own, but all must train the same units.
+            if parallel.main_host_decides(predicted is not None and predicted > self._left()):
+                self._say(
+                    f"{title}: not started, it would take {duration(predicted or 0.0)} of {duration(self._left())} left"
+                )
                 if title.startswith("stage "):
                     break
                 continue
@@ -352,7 +355,8 @@ def _diverged(folder: Path, error: NonFiniteLossError, members: list[str]) -> di
     result = {"finished": True, "metrics": {}, "step": last["diverged_at_step"], "error": str(error), **last}
     if members:
         result["members"] = [{"name": name, **last} for name in members]
-    write_atomic(folder / DIVERGED, json.dumps(result))
+    if parallel.is_main_host():
+        write_atomic(folder / DIVERGED, json.dumps(result))
     return result
 
 

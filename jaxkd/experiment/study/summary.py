@@ -14,6 +14,7 @@ import numpy as np
 from jaxkd import __version__
 from jaxkd.analysis.comparisons import (
     MOST_PAIRS,
+    NO_SPREAD,
     Interval,
     PairedComparison,
     holm,
@@ -162,7 +163,7 @@ def _page(
         i = intervals[key]
         means = [_mean([getattr(r, name) for r in found]) for name in _MEANS]
         cells = [
-            *(found[0].study, key, str(len(found)), _number(i.mean), _interval(i.low, i.high), _number(i.sd)),
+            *(found[0].study, key, str(len(found)), _number(i.mean), _interval(i.low, i.high, i.n), _number(i.sd)),
             *(_number(means[0]), _number(means[1], 1), _number(means[2], 3), _number(means[3], 1)),
             str(sum(r.diverged_at_step >= 0 for r in found)),
         ]
@@ -196,7 +197,7 @@ def _comparison_lines(tested: Sequence[Tested]) -> list[str]:
         f = t.found
         cells = (
             *(t.declared.name, t.declared.family, str(f.n), _number(f.difference, signed=True)),
-            *(_interval(f.low, f.high, signed=True), _number(f.dz), _p(f.p_t), _p(t.holm_t)),
+            *(_interval(f.low, f.high, f.n, signed=True), _number(f.dz), _p(f.p_t), _p(t.holm_t)),
             *(_p(f.p_sign_flip), _p(t.holm_sign_flip)),
         )
         lines.append(f"| {' | '.join(cells)} |")
@@ -214,8 +215,10 @@ def _number(value: float, digits: int = 2, *, signed: bool = False) -> str:
     return "-" if not math.isfinite(value) else f"{value:{'+' if signed else ''}.{digits}f}"
 
 
-def _interval(low: float, high: float, *, signed: bool = False) -> str:
-    return "-" if not math.isfinite(low) else f"{_number(low, signed=signed)} to {_number(high, signed=signed)}"
+def _interval(low: float, high: float, count: int, *, signed: bool = False) -> str:
+    if not math.isfinite(low):
+        return NO_SPREAD if count > 1 else "-"
+    return f"{_number(low, signed=signed)} to {_number(high, signed=signed)}"
 
 
 def _p(value: float) -> str:
