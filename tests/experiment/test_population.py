@@ -217,7 +217,8 @@ def test_an_error_in_the_objective_of_a_member_names_it(mesh):
 def test_the_advice_on_a_population_is_not_to_change_the_config_file(tmp_path, capsys):
     file = "--config=" + str(ROOT / "configs" / "deit_cait.py")
     given = '--config.population={"train.batch_size": (8, 16)}'
-    assert main.main([file, f"--workdir={tmp_path / 'run'}", "--config.data.source=embedded:digits", given]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main.main([file, f"--workdir={tmp_path / 'run'}", "--config.data.source=embedded:digits", given])
     said = capsys.readouterr().err
     assert "changes train.batch_size (here: 8), which needs another program" in said and "config file set" not in said
     assert not (tmp_path / "run").exists()
