@@ -91,9 +91,9 @@ def explain_recipe(config: ConfigDict, argv: Sequence[str]) -> Iterator[None]:
         set_here = [f for f in named if f in values and f not in given and values[f] != known.get(f)]
         # A stage may have another value than the config that it changes.
         set_here = [f for f in set_here if f"{f}=" not in str(error) or f"{f}={values[f]!r}" in str(error)]
-        # What only members change is no matter of the config file.
-        set_here = [f for f in set_here if f"config.population changes {f} " not in str(error)]
-        if not set_here or given.isdisjoint(values):
+        # That message lists the fields in which members may differ; none of them is wrong.
+        of_members = str(error).startswith("config.population changes")
+        if of_members or not set_here or given.isdisjoint(values):
             raise
         words = ", ".join(f"{f}={values[f]!r}" for f in set_here)
         error.args = (f"{error} The config file set {words}; --config.{set_here[0]}=VALUE changes it.",)
