@@ -210,9 +210,8 @@ def test_a_full_disk(images, tmp_path, limit, file):
 
 
 @pytest.mark.slow
-def test_a_platform_without_a_device_and_a_terminal_without_characters(tmp_path):
-    command = [sys.executable, "-m", "jaxkd.main", f"--config={ROOT}/configs/supervised.py:embedded"]
-    command += [f"--workdir={tmp_path}/run", "--config.train.steps=1", "--config.data.workers=0"]
+def test_a_platform_without_a_device_and_a_terminal_without_characters(images, tmp_path):
+    command = [sys.executable, "-m", "jaxkd.main", *supervised(images, tmp_path / "run", "--config.train.steps=1")]
     for platform, code in (("cuda", 2), ("tpu", 2), ("cpu", 0)):
         environment = {**os.environ, "JAX_PLATFORMS": platform, "PYTHONIOENCODING": "ascii"}
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_weights import random_variables
 from stopping import run_stopped
 
 from jaxkd import distill, models, train, weights
@@ -18,7 +19,7 @@ from jaxkd.errors import ConfigError, JaxkdError
 from jaxkd.experiment import run as run_module
 from jaxkd.train.checkpoint import restore_item
 
-SMALL = {"img_size": 16, "patch_size": 4, "depth": 2, "num_heads": 3}
+SMALL = {"img_size": 16, "patch_size": 8, "depth": 1, "num_heads": 3}
 WIDTHS = {"student": 24, "teacher": 36}
 MOMENTUM = 0.5
 
@@ -48,9 +49,8 @@ def registered():
 @pytest.fixture(scope="module")
 def teacher_file(tmp_path_factory):
     model = models.create("deit_tiny_patch16_224", num_classes=10, embed_dim=WIDTHS["teacher"], **SMALL)
-    variables = jax.jit(model.init)(jax.random.key(5), np.zeros((1, 16, 16, 3), np.float32))
     path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
-    weights.save_safetensors(path, model, variables)
+    weights.save_safetensors(path, model, random_variables(model, 5))
     return path
 
 

@@ -16,13 +16,15 @@ from jaxkd.config import fields
 from jaxkd.experiment import Experiment, build
 
 SMALL = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
+TEACHER = SMALL | {"depth_token_only": 1}
 STEPS, BATCH = 20, 32
 MEMBERS = {"seed": (0, 3), "distill.preset": ("none", "soft", "spectral")}
 
 
 def config(**changes: Any):
     """Students that differ in seed and objective, with clipping, an average, stochastic depth and mixed images."""
-    given = {f"{side}.args.{k}": v for side in ("student", "teacher") for k, v in SMALL.items()}
+    both = {"student": SMALL, "teacher": TEACHER}
+    given = {f"{side}.args.{k}": v for side, args in both.items() for k, v in args.items()}
     given |= {
         "task": "distillation",
         "data.source": "embedded:digits",
@@ -59,9 +61,9 @@ def train(built: Experiment, steps: int = STEPS) -> tuple[Any, dict[str, np.ndar
     return state, {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def summary(built: Experiment) -> dict[str, np.ndarray]:
+def summary(state: Any, metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Metrics, sums of parameters and average of each member, and how a matrix lies on the devices."""
-    state, metrics = train(built)
+    metrics = dict(metrics)
     for name, tree in (("params", state.params), ("ema", state.ema)):
         leaves = [np.abs(np.asarray(x)).reshape(len(x), -1).sum(1) for x in jax.tree.leaves(tree)]
         metrics[name] = np.stack(leaves, 1)
@@ -74,7 +76,7 @@ def main(out: str, *meshes: str) -> None:
     arrays = {}
     for words in meshes:
         mesh = parallel.make_mesh(*map(int, words.split("x")))
-        arrays |= {f"{words}/{k}": v for k, v in summary(experiment(config(), mesh)).items()}
+        arrays |= {f"{words}/{k}": v for k, v in summary(*train(experiment(config(), mesh))).items()}
     np.savez(out, **arrays)
 
 

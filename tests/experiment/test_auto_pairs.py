@@ -25,7 +25,7 @@ from jaxkd.experiment.sweep import stage_configs
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "num_heads": 3}
-STUDENT, TEACHER = SMALL | {"depth": 4}, SMALL | {"depth": 6}
+STUDENT, TEACHER = SMALL | {"depth": 4}, SMALL | {"depth": 6, "depth_token_only": 1}
 HIGH_AT_THE_ENDS = (5.0, 1.0, 1.0, 1.0, 5.0, 6.0)  # one channel of the residual stream behind each block
 EXPECTED = ((0, 0), (2, 4), (3, 5))
 FLAT = (5.0, 5.0, 5.0, 5.0, 5.0, 5.0)
@@ -131,6 +131,7 @@ def test_what_else_is_wrong_is_found_before_the_teacher_is_measured(tmp_path, te
         run(config(teacher, **{"student.args.num_classes": 7}), tmp_path / "run")
     swin = {"teacher.name": "swin_tiny_patch4_window7_224", "teacher.args.window_size": 2, "teacher.args.patch_size": 2}
     swin |= {"teacher.args.depths": (1, 1), "teacher.args.num_heads": (3, 3), "teacher.args.depth": None}
+    swin |= {"teacher.args.depth_token_only": None}
     with pytest.raises(ConfigError, match='"auto" is not possible for these networks, whose ends cannot.*grids'):
         run(config(teacher, **swin), tmp_path / "run")
 

@@ -22,6 +22,7 @@ from jaxkd.experiment.workdir import check_classes, check_subset
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
+TEACHER = SMALL | {"depth_token_only": 1}
 
 
 def config(**changes):
@@ -42,7 +43,7 @@ def config(**changes):
 
 
 def with_teacher(path, **changes):
-    teacher = {f"teacher.args.{k}": v for k, v in SMALL.items()}
+    teacher = {f"teacher.args.{k}": v for k, v in TEACHER.items()}
     distilling = {
         "task": "distillation",
         "teacher.name": "cait_xxs24_224",
@@ -56,11 +57,18 @@ def with_teacher(path, **changes):
 
 @pytest.fixture(scope="module")
 def teacher_file(tmp_path_factory):
-    model = models.create("cait_xxs24_224", num_classes=10, **SMALL)
+    model = models.create("cait_xxs24_224", num_classes=10, **TEACHER)
     variables = random_variables(model, 5)
     path = tmp_path_factory.mktemp("teacher") / "cait.safetensors"
     weights.save_safetensors(path, model, variables)
     return path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, teacher_file):
+    """(result, work directory) of a distillation that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    return run_module.run(with_teacher(teacher_file, **{"log.tensorboard": True}), folder), folder
 
 
 def final_params(workdir, variant="raw"):
@@ -72,16 +80,16 @@ def assert_trees_equal(a, b) -> None:
 
 
 @pytest.mark.slow
-def test_a_stopped_and_continued_run_is_the_uninterrupted_one(tmp_path, teacher_file, monkeypatch):
-    whole = run_module.run(with_teacher(teacher_file), tmp_path / "whole")
+def test_a_stopped_and_continued_run_is_the_uninterrupted_one(tmp_path, teacher_file, monkeypatch, whole):
+    whole, folder = whole
     assert whole["finished"] and whole["step"] == 6
     half = run_stopped(monkeypatch, with_teacher(teacher_file), tmp_path / "halves", after=3)
     assert not half["finished"] and half["step"] == 3
     rest = run_module.run(with_teacher(teacher_file), tmp_path / "halves")
     assert rest["finished"] and rest["images_trained"] == whole["images_trained"] == 6 * 512
     for variant in ("raw", "ema"):
-        assert_trees_equal(final_params(tmp_path / "whole", variant), final_params(tmp_path / "halves", variant))
-    lines = [train.read_metrics(tmp_path / name, "train") for name in ("whole", "halves")]
+        assert_trees_equal(final_params(folder, variant), final_params(tmp_path / "halves", variant))
+    lines = [train.read_metrics(path, "train") for path in (folder, tmp_path / "halves")]
     names = [k for k in lines[0][0] if k.startswith(("loss", "ce", "kl", "spectral", "learning_rate", "grad"))]
     assert len(names) == 9
     assert [[x[k] for k in names] for x in lines[0]] == [[x[k] for k in names] for x in lines[1]]
@@ -108,25 +116,23 @@ def test_a_run_that_was_killed_and_continued_is_the_uninterrupted_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_work_directory_describes_its_run(tmp_path, teacher_file):
-    result = run_module.run(with_teacher(teacher_file, **{"log.tensorboard": True}), tmp_path / "run")
-    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+def test_a_work_directory_describes_its_run(whole):
+    result, folder = whole
+    saved = json.loads((folder / "config.json").read_text())
     assert saved["student"]["args"]["num_classes"] == 10 and saved["train"]["epochs"] == 3
-    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
+    assert json.loads((folder / "result.json").read_text()) == result
     assert result["val_images"] == 359 and set(result["metrics"]) >= {"top1", "top5", "loss", "ema_top1"}
     assert 0 <= result["metrics"]["top1"] <= 100
-    parameters = (tmp_path / "run" / "parameters.txt").read_text()
+    parameters = (folder / "parameters.txt").read_text()
     assert "student/blocks_0/attn/qkv/kernel" in parameters and f"Total: {result['parameters']:,} " in parameters
-    lines = train.read_metrics(tmp_path / "run", "train")
+    lines = train.read_metrics(folder, "train")
     line = lines[0]
     terms = {"ce": 0.1, "kl": 0.9, "spectral": 0.2}
     for name, weight in terms.items():
         assert line[f"{name}_weighted"] == pytest.approx(weight * line[name], rel=1e-5)
     assert line["loss"] == pytest.approx(sum(line[f"{n}_weighted"] for n in terms), rel=1e-5)
-    assert {"images_per_second", "step_ms", "data_wait_percent"} <= set(
-        train.read_metrics(tmp_path / "run", "train")[-1]
-    )
-    assert [*(tmp_path / "run" / "tensorboard").glob("events*")]
+    assert {"images_per_second", "step_ms", "data_wait_percent"} <= set(lines[-1])
+    assert [*(folder / "tensorboard").glob("events*")] and not (folder / "dynamics").exists()
 
 
 @pytest.mark.slow
@@ -223,7 +229,7 @@ def test_the_best_score_of_a_population_is_that_of_its_best_member(tmp_path):
 
 def test_another_teacher_is_noticed_on_resume(tmp_path, teacher_file, monkeypatch):
     run_stopped(monkeypatch, with_teacher(teacher_file), tmp_path / "run", after=2)
-    model = models.create("cait_xxs24_224", num_classes=10, **SMALL)
+    model = models.create("cait_xxs24_224", num_classes=10, **TEACHER)
     other = random_variables(model, 6)
     kept = teacher_file.read_bytes()
     try:

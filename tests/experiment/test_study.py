@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-import random
+import shutil
 import subprocess
 import sys
 import time
@@ -27,7 +27,7 @@ from jaxkd.experiment.study.runner import run_study
 from jaxkd.experiment.study.summary import paired_tests, write_summary
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
+SMALL = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 3}
 MEMBERS = ({"name": "none"}, {"name": "soft", "distill.preset": "soft"})
 GROUPS = (
     {"name": "deit", "part": "a", "members": MEMBERS},
@@ -47,7 +47,7 @@ def get_config(arg=None):
 
 def changes_of(**more):
     student = {f"student.args.{k}": v for k, v in SMALL.items()}
-    teacher = {**SMALL, "embed_dim": 48}
+    teacher = {**SMALL, "embed_dim": 48, "depth_token_only": 1}
     alone = {"task": "classification", "teacher.name": "", "teacher.weights": "", "teacher.args": {}}
     stage = {"name": "teacher", **alone, "student.name": "cait_xxs24_224", "student.args": teacher}
     return {
@@ -63,7 +63,7 @@ def changes_of(**more):
         "train.epochs": 1,
         "schedule.warmup_epochs": 0,
         "ema.decay": 0.0,
-        "checkpoint.every_steps": 2,
+        "checkpoint.every_steps": 4,
         "log.tensorboard": False,
         "stages": (stage,),
         "study.seeds": (0, 1),
@@ -204,7 +204,7 @@ def test_a_group_is_predicted_by_those_with_as_many_students():
 
 
 def test_costs_count_students_three_times_and_a_shared_teacher_once(tmp_path):
-    grid = build_grid(study_config(), tmp_path)
+    grid = build_grid(study_config(**{"student.args.depth": 2}), tmp_path)
     runs = [grid.runs["deit/soft/0"], grid.runs["deit/soft/1"]]
     student, teacher = (cost.forward_flop(runs[0].config, side) for side in ("student", "teacher"))
     # two blocks of 5 tokens: 12 C^2 weights a token, 2 N^2 C of attention; patches, head
@@ -268,37 +268,53 @@ def test_a_population_that_reads_no_teacher_is_one(tmp_path):
     assert run_study(study_config(**more), tmp_path, dry_run=True)["units"] == 2  # the teacher, which is declared
 
 
+SHARED = {"study.shared_batches": True, "study.groups": GROUPS[:1], "study.comparisons": COMPARISONS[:1]}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """(arguments of the command, work directory) of a study of four single runs that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "grid.py").write_text(FILE.format(changes=changes_of(**SHARED)))
+    argv = [f"--config={folder / 'grid.py'}", "--no-population"]
+    assert command.main([*argv, f"--workdir={folder / 'whole'}"]) == 0
+    return argv, folder / "whole"
+
+
+def unfinished(workdir: Path) -> list[Path]:
+    """Checkpoints of runs without a result."""
+    found = [p for p in workdir.glob("runs/**/checkpoints/*") if p.name.isdigit()]  # others are being written
+    return [p for p in found if not (p.parents[1] / "result.json").exists()]
+
+
 @pytest.mark.slow
-def test_a_study_that_was_killed_and_continued_is_the_uninterrupted_one(tmp_path):
-    (tmp_path / "grid.py").write_text(FILE.format(changes=changes_of()))
-    argv = [f"--config={tmp_path / 'grid.py'}", "--no-population"]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert command.main([*argv, f"--workdir={whole}"]) == 0
-    start, rng = [sys.executable, "-m", "jaxkd.study", *argv, f"--workdir={killed}"], random.Random(0)
-    victim = subprocess.Popen(start, cwd=ROOT, stdout=subprocess.DEVNULL)
+def test_a_study_that_was_killed_and_continued_is_the_uninterrupted_one(tmp_path, whole):
+    argv, reference = whole
+    victim = subprocess.Popen(
+        [sys.executable, "-m", "jaxkd.study", *argv, f"--workdir={tmp_path}"], cwd=ROOT, stdout=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 240
-    while not (killed / "results.csv").exists():
+    while not ((tmp_path / "results.csv").exists() and unfinished(tmp_path)):  # in the middle of a later run
         assert time.monotonic() < deadline and victim.poll() is None
-        time.sleep(0.1)
-    time.sleep(rng.uniform(0, 5))  # in the middle of a later run
+        time.sleep(0.01)
     victim.kill()
     victim.wait()
-    assert command.main([*argv, f"--workdir={killed}"]) == 0
-    assert numbers(killed) == numbers(whole) and len(numbers(whole)) == 8
-    alone = next(row for row in numbers(whole) if row["name"] == "none")
+    assert 1 <= len(numbers(tmp_path)) < 4
+    assert command.main([*argv, f"--workdir={tmp_path}"]) == 0
+    assert numbers(tmp_path) == numbers(reference) and len(numbers(reference)) == 4
+    alone = next(row for row in numbers(reference) if row["name"] == "none")
     assert 0 <= float(alone["teacher_agreement"]) <= 100 and 1 <= float(alone["effective_rank_last"]) <= 24
     assert np.isfinite(float(alone["cka_last"]))
-    before = (whole / "results.csv").read_bytes()
-    assert command.main([*argv, f"--workdir={whole}"]) == 0  # nothing is left to do
-    assert (whole / "results.csv").read_bytes() == before
+    before = (reference / "results.csv").read_bytes()
+    assert command.main([*argv, f"--workdir={reference}"]) == 0  # nothing is left to do
+    assert (reference / "results.csv").read_bytes() == before
 
 
 @pytest.mark.slow
-def test_a_population_gives_the_rows_of_single_runs(tmp_path):
-    shared = study_config(**{"study.shared_batches": True, "study.groups": GROUPS[:1], "study.comparisons": ()})
-    assert run_study(shared, tmp_path / "together")["finished"]
-    assert run_study(shared, tmp_path / "alone", population=False)["finished"]
-    together, alone = numbers(tmp_path / "together"), numbers(tmp_path / "alone")
+def test_a_population_gives_the_rows_of_single_runs(tmp_path, whole):
+    shutil.copytree(whole[1] / "teacher", tmp_path / "teacher")
+    assert run_study(study_config(**SHARED), tmp_path)["finished"]
+    together, alone = numbers(tmp_path), numbers(whole[1])
     assert [row.pop("population") for row in together] == ["4"] * 4 and {row.pop("population") for row in alone} == {
         "1"
     }

@@ -81,7 +81,7 @@ def assert_agree(ours, reference):
 @pytest.fixture(scope="module")
 def eight(tmp_path_factory):
     """mesh -> what eight devices make of the five steps; a model axis of 2 and micro-batches among them."""
-    return distilled(tmp_path_factory.mktemp("eight") / "out.npz", 8, "8x1", "4x2", "4x2x2")
+    return distilled(tmp_path_factory.mktemp("eight") / "out.npz", 8, "8x1", "4x2x2")
 
 
 @pytest.mark.slow
@@ -93,16 +93,15 @@ def test_one_device_is_eight_devices(eight, one):
 
 @pytest.mark.slow
 def test_a_model_axis_and_micro_batches_change_nothing(eight, one):
-    assert_agree(eight["4x2"], one())
     assert_agree(eight["4x2x2"], one(2))
-    np.testing.assert_array_equal(eight["4x2"]["shards"], [[24, 36], [24, 36]])  # really split
+    np.testing.assert_array_equal(eight["4x2x2"]["shards"], [[24, 36], [24, 36]])  # really split
 
 
 @pytest.mark.slow
 def test_losses_between_the_examples_are_global(eight):
     expected = distil.batch_losses(parallel.make_mesh(1, 1, [distil.jax.devices()[0]]))
     assert all((np.abs(values) > 1e-3).all() for values in expected.values())
-    for mesh in ("8x1 batch", "4x2 batch"):
+    for mesh in ("8x1 batch", "4x2x2 batch"):
         for name, values in expected.items():
             np.testing.assert_allclose(eight[mesh][name], values, rtol=1e-5, err_msg=f"{mesh} {name}")
 
@@ -131,54 +130,48 @@ STOPPED = """
         print("batch", number, flush=True)
         time.sleep(0.02)
 
+    often = {"task": toy.Toy(noise=0.0), "log_every": 50, "eval_every": 10**6}
     with train.StopRequest() as stop:
-        state, scores, _ = toy.run(
-            sys.argv[1], int(sys.argv[3]), at=at, stop=stop, task=toy.Toy(noise=0.0), log_every=50, eval_every=10**6
-        )
-    print("ended", int(state.step), scores.get("loss"), flush=True)
+        state, _, _ = toy.run(sys.argv[1], 10**6, at=at, stop=stop, **often)
+    step = int(state.step)
+    print("stopped", step, flush=True)
+    state, scores, _ = toy.run(sys.argv[1], step + 4, **often)  # goes on from the checkpoint
+    print("ended", int(state.step), scores["loss"], flush=True)
+    first = jax.process_index() == 0
+    print("decides", parallel.main_host_decides(first), parallel.main_host_decides(not first), flush=True)
 """
 
 
 @pytest.mark.slow
-def test_hosts_stop_after_the_same_step_though_only_one_is_asked(tmp_path):
-    toys = HERE.parent / "train"
+def test_hosts_stop_after_the_same_step_though_only_one_is_asked_and_the_main_one_decides(tmp_path):
+    toys, port = HERE.parent / "train", free_port()
     command = [sys.executable, "-c", textwrap.dedent(STOPPED), str(tmp_path / "run"), str(toys)]
+    both = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment(1, **distributed(i, port)))
+        for i in (0, 1)
+    ]
+    try:
+        for line in both[1].stdout:
+            if line.split() == ["batch", "5"]:
+                both[1].send_signal(signal.SIGTERM)
+                break
+        said = [p.communicate(timeout=120)[0].splitlines() for p in both]
+        assert [p.returncode for p in both] == [0, 0]
+    finally:
+        for p in both:
+            p.kill()
+    ours = ("stopped", "ended", "decides")  # beside what Gloo prints
+    (stopped, ended, decides), other = [[line.split() for line in lines if line.startswith(ours)] for lines in said]
+    assert [stopped, ended, decides] == other and decides[1:] == ["True", "False"]
+    step = int(stopped[1])
+    assert 5 <= step < 10**6 and stopped == ["stopped", str(step)] and ended[:2] == ["ended", str(step + 4)]
+    assert {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()} == {str(step), str(step + 4)}
 
-    def start(total):
-        port = free_port()
-        return [
-            subprocess.Popen(
-                [*command, str(total)], stdout=subprocess.PIPE, text=True, env=environment(1, **distributed(i, port))
-            )
-            for i in (0, 1)
-        ]
-
-    def finish(processes):
-        try:
-            last = [p.communicate(timeout=120)[0].splitlines()[-1].split() for p in processes]
-            assert [p.returncode for p in processes] == [0, 0]
-        finally:
-            for p in processes:
-                p.kill()
-        assert last[0] == last[1] and last[0][0] == "ended"
-        return int(last[0][1]), last[0][2]
-
-    processes = start(10**6)
-    for line in processes[1].stdout:
-        if line.split() == ["batch", "5"]:
-            processes[1].send_signal(signal.SIGTERM)
-            break
-    step, _ = finish(processes)
-    assert 5 <= step < 10**6
-    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == [str(step)]
-
-    ended, loss = finish(start(step + 4))
-    assert ended == step + 4
     sys.path.insert(0, str(toys))
     import toy
 
     state, scores, _ = toy.run(tmp_path / "alone", step + 4, task=toy.Toy(noise=0.0), log_every=50, eval_every=10**6)
-    assert float(loss) == pytest.approx(scores["loss"], rel=1e-4)
+    assert float(ended[2]) == pytest.approx(scores["loss"], rel=1e-4)
     assert int(state.step) == step + 4
 
 
@@ -232,54 +225,35 @@ IDLE = """
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("victim", "number", "code", "said"),
-    [
-        (1, signal.SIGKILL, -9, ""),
-        (0, signal.SIGKILL, -9, ""),
-        (1, signal.SIGTERM, 143, "jaxkd: stopped.\n"),
-        (0, signal.SIGINT, 130, "jaxkd: stopped.\n"),
-    ],
+ENDS = (  # (index of the process that gets a signal, the signal, its exit code, what it says)
+    (1, signal.SIGKILL, -9, ""),
+    (0, signal.SIGKILL, -9, ""),
+    (1, signal.SIGTERM, 143, "jaxkd: stopped.\n"),
+    (0, signal.SIGINT, 130, "jaxkd: stopped.\n"),
 )
-def test_a_process_outside_training_ends_too(victim, number, code, said):
-    """No collective operation fails here: only JAX's coordination service knows."""
-    port, command = free_port(), [sys.executable, "-c", textwrap.dedent(IDLE)]
+
+
+@pytest.mark.slow
+def test_a_process_outside_training_ends_too():
+    """No collective operation fails here: only JAX's coordination service knows. All wait for it at the same time."""
+    command = [sys.executable, "-c", textwrap.dedent(IDLE)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "3"}  # as in the commands
-    both = [subprocess.Popen(command, env=environment(1, **distributed(i, port), **quiet), **pipes) for i in (0, 1)]
-    try:
-        assert [p.stdout.readline() for p in both] == ["joined\n"] * 2
-        both[victim].send_signal(number)
-        assert (both[victim].communicate(timeout=60)[1], both[victim].returncode) == (said, code)
-        errors = both[1 - victim].communicate(timeout=60)[1]
-        assert both[1 - victim].returncode == 2, errors
-    finally:
-        for p in both:
-            p.kill()
-    assert [line for line in errors.splitlines() if line] == [peer_watch.MESSAGE]
-
-
-DECIDE = """
-import jax
-from jaxkd import parallel
-parallel.initialize_distributed()
-mine = jax.process_index() == 0
-print(parallel.main_host_decides(mine), parallel.main_host_decides(not mine))
-"""
-
-
-@pytest.mark.slow
-def test_the_main_host_decides_for_all():
-    port = free_port()
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", DECIDE],
-            env=environment(1, **distributed(i, port)),
-            stdout=subprocess.PIPE,
-            text=True,
+    runs = []
+    for _ in ENDS:
+        port = free_port()
+        runs.append(
+            [subprocess.Popen(command, env=environment(1, **distributed(i, port), **quiet), **pipes) for i in (0, 1)]
         )
-        for i in range(2)
-    ]
-    said = [process.communicate(timeout=120)[0].split() for process in processes]  # Gloo's words come first
-    assert [words[-2:] for words in said] == [["True", "False"]] * 2
+    try:
+        for both, (victim, number, *_) in zip(runs, ENDS, strict=True):
+            assert [p.stdout.readline() for p in both] == ["joined\n"] * 2
+            both[victim].send_signal(number)
+        for both, (victim, number, code, said) in zip(runs, ENDS, strict=True):
+            assert (both[victim].communicate(timeout=60)[1], both[victim].returncode) == (said, code), (victim, number)
+            errors = both[1 - victim].communicate(timeout=60)[1]
+            assert both[1 - victim].returncode == 2, (victim, number, errors)
+            assert [line for line in errors.splitlines() if line] == [peer_watch.MESSAGE], (victim, number)
+    finally:
+        for p in (p for both in runs for p in both):
+            p.kill()
