@@ -26,7 +26,7 @@ def test_a_network_that_adds_nothing_gives_the_bicubic_enlargement(name):
     for args in ({}, {"img_range": 255.0, "rgb_mean": MEAN}, {"img_range": 1.0, "rgb_mean": (0.0, 0.0, 0.0)}):
         model = build(name, global_skip="bicubic", **args)
         zero = jax.tree.map(np.zeros_like, random_variables(model))
-        # each size compiles each operation; of networks of one scale, the one with the fewest meets them all
+        # Each size compiles every operation anew, so of the networks of one scale the smallest gets all of them.
         for size in ((2, 3),) if name in ("mdbn_x2", "mdbn_x3", "mdbn_x4") else ((1, 1), (1, 7), (2, 3), (13, 9)):
             image = picture(*size)
             expected = data.imresize(image.astype(np.float64), model.scale)
