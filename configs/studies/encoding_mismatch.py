@@ -2,7 +2,7 @@
 
     python -m jaxkd.study --config=configs/studies/encoding_mismatch.py --workdir=runs/mismatch --config.data.source=DIR
     ... --config=configs/studies/encoding_mismatch.py:scale=gpu     (minutes on one GPU; depth and length reduced)
-    ... --config=configs/studies/encoding_mismatch.py:scale=cpu     (an hour on 2 cores; width and data reduced too)
+    ... --config=configs/studies/encoding_mismatch.py:scale=cpu     (hours on 2 cores; width and data reduced too)
     ... --config=configs/studies/encoding_mismatch.py:parts=first+a (only these parts)
 
 DIR holds train/<label>/* and val/<label>/* with 32x32 images. The CaiT teacher is trained first, on the images of part
@@ -26,7 +26,7 @@ from jaxkd.config.studies import cifar_students, encoding_mismatch
 SIZES = {
     "": {"student": (192, 3, 12), "teacher": (384, 8, 24), "uniform": 219, "patch": 4, "epochs": (300, 300)},
     "gpu": {"student": (192, 3, 4), "teacher": (384, 8, 6), "uniform": 258, "patch": 4, "epochs": (12, 6)},
-    "cpu": {"student": (48, 3, 4), "teacher": (96, 4, 6), "uniform": 63, "patch": 8, "epochs": (12, 12)},
+    "cpu": {"student": (48, 3, 4), "teacher": (96, 4, 6), "uniform": 63, "patch": 8, "epochs": (12, 6)},
     "tiny": {"student": (24, 3, 2), "teacher": (48, 4, 2), "uniform": 30, "patch": 16, "epochs": (1, 1)},
 }
 

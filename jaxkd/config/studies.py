@@ -27,7 +27,7 @@ MSE = {"distill.preset": "mse", "distill.feature_weight": WHITE * FEATURE_WEIGHT
 SCALES = {
     "gpu": "Reduced scale: 4 of 12 student blocks, 6 of 24 teacher blocks, 6 epochs instead of 300, three seeds",
     "cpu": "Reduced scale: a quarter of the width, 4 of 12 student blocks, 6 of 24 teacher blocks, patch 8, "
-    "10,000 training images, 12 epochs, three seeds",
+    "10,000 training images, 6 epochs, three seeds",
     "tiny": "A trial of a few steps, whose numbers mean nothing",
 }
 
