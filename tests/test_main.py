@@ -291,7 +291,7 @@ def test_a_damaged_config_of_a_run(complaint, images, tmp_path):
 PRESETS = ("soft", "hard", "spectral", "mse", "soft+spectral", "hard+spectral", "soft+mse", "hard+mse")
 
 
-@pytest.mark.parametrize("name", ["deit_cait.py", "swin_swin.py", "dynamics.py", "deit_cait.py:embedded"])
+@pytest.mark.parametrize("name", ["deit_cait.py", "swin_swin.py", "dynamics.py", "lift_cait.py:embedded"])
 def test_every_preset_can_be_chosen_on_the_command_line(name, tmp_path):
     for preset in PRESETS:
         argv = [f"--config={ROOT}/configs/{name}", f"--workdir={tmp_path}", "--config.data.source=/data"]

@@ -211,23 +211,25 @@ def embedded(config: ConfigDict, *, student: dict[str, Any], teacher: dict[str, 
     return change(digits(config, student), changes)
 
 
-def few_labels(config: ConfigDict) -> ConfigDict:
+def embedded_study(config: ConfigDict) -> ConfigDict:
     """A distillation config on the digits with few labels: a teacher, then 5 seeds x 4 objectives in one program.
 
-    The teacher learns from all 1,438 labelled training images, the students from 20 of each class.
+    The teacher learns from all 1,438 labelled training images, the students from 20 of each class. Its LayerScale is
+    the one of CaiTs with up to 18 blocks. After these 1,200 steps the students without a teacher hardly improve.
     """
     student = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 4, "num_heads": 2}
-    teacher = {"img_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 12, "num_heads": 4}
-    config = embedded(config, student=student, teacher=teacher, pairs=((0, 0), (1, 1), (2, 10), (3, 11)))
+    teacher = {"img_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 6, "num_heads": 4, "init_values": 0.1}
+    config = embedded(config, student=student, teacher=teacher, pairs=((0, 0), (1, 1), (2, 4), (3, 5)))
     students = {
         "name": "students",
         "data.per_class": 20,
-        "schedule.steps": 1500,
+        "optimizer.learning_rate": 3e-3,
+        "schedule.steps": 1200,
         "train.epochs": base().train.epochs,  # not read, as schedule.steps is the length
         "eval.every_epochs": base().eval.every_epochs,
-        "eval.every_steps": 250,
+        "eval.every_steps": 200,
         "checkpoint.every_epochs": 0,
-        "checkpoint.every_steps": 250,
+        "checkpoint.every_steps": 200,
         "log.every_steps": 50,
         "population": {
             "distill.preset": ("none", "soft", "spectral", "soft+spectral"),

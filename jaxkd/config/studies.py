@@ -121,7 +121,7 @@ def encoding_mismatch(config: ConfigDict, sizes: Mapping[str, Any], *, parts: st
         "a": lambda: _layers(sizes),
         "b": _projectors,
         "c": lambda: _architectures(sizes),
-        "e": lambda: _few_labels(config),
+        "e": lambda: _less_data(config),
     }
     groups = [{**group, "part": part} for part in PARTS if part in wanted for group in builders[part]()]
     declared = {f"{group['name']}/{member['name']}" for group in groups for member in group["members"]}
@@ -218,7 +218,7 @@ def _architectures(sizes: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
     return groups
 
 
-def _few_labels(config: ConfigDict) -> Sequence[dict[str, Any]]:
+def _less_data(config: ConfigDict) -> Sequence[dict[str, Any]]:
     """The members of "deit" with a share of the images, at as many epochs."""
     whole = config.data.per_class or 5_000  # images of each class of CIFAR-10
     return [
