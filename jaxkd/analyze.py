@@ -2,9 +2,9 @@
 
     python -m jaxkd.analyze --model=cait_s24_224 --weights=cait.safetensors \\
         --model=deit_tiny_patch16_224 --weights=deit.safetensors --images=/data/imagenet/val --per-class=1 --out=report
-    python -m jaxkd.analyze --weights=runs/first_light/teacher --weights=runs/first_light/student_distilled \\
-        --images=embedded:digits --out=report
-    python -m jaxkd.analyze --checkpoints=runs/first_light/student_distilled --images=embedded:digits --out=dynamics
+    python -m jaxkd.analyze --weights=runs/first_light/teacher \\
+        --weights=runs/first_light/students/members/soft+spectral-seed_0 --images=embedded:digits --out=report
+    python -m jaxkd.analyze --checkpoints=runs/first_light/teacher --images=embedded:digits --out=dynamics
     python -m jaxkd.analyze --model=my_package.my_module:features --image-size=224 --images=DIR --out=report
     python -m jaxkd.analyze --weights=runs/mdbn_x4 --weights=runs/edsr_x4 --images=/data/Set14 --out=branches
 

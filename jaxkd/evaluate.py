@@ -1,7 +1,7 @@
 """Top-1, top-5 and loss of a classifier on a validation split; PSNR and SSIM of a super-resolution network.
 
     python -m jaxkd.evaluate --model=deit_tiny_patch16_224 --weights=model.safetensors --data=/data/imagenet
-    python -m jaxkd.evaluate --weights=runs/first_light/student_distilled --variant=ema --data=embedded:digits
+    python -m jaxkd.evaluate --weights=runs/first_light/teacher --variant=ema --data=embedded:digits
     python -m jaxkd.evaluate --weights=runs/mdbn_x4 --variant=ema --data=Set5=/data/Set5 --data=Set14=/data/Set14
     python -m jaxkd.evaluate --model=mdbn_x4 --weights=mdbn.pth --data=/data/Set5/HR --crop=4 --cost
 
