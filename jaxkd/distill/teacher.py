@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.sharding import Mesh, PartitionSpec
 
 from jaxkd.errors import ShapeError
+from jaxkd.parallel import batch_devices, batch_spec
 
 PyTree = Any
 PerChannel = tuple[float, ...]
@@ -29,6 +31,7 @@ class Teacher:
     std: PerChannel  # likewise
     student_mean: PerChannel  # per channel, that the images given to it were normalised with
     student_std: PerChannel  # likewise
+    mesh: Mesh | None = None  # devices over which the images are split; None: whatever jit makes of it
 
     def __call__(
         self, variables: PyTree, images: jax.Array, taps: tuple[str, ...] = ()
@@ -47,8 +50,26 @@ class Teacher:
         Raises:
           ShapeError: images with another number of channels than the constants.
         """
-        output = self.model.apply(variables, self.renormalise(images), train=False, taps=tuple(taps))
-        return jax.lax.stop_gradient(output)
+        images = self.renormalise(images)
+        if not self._has_kernels:
+            return jax.lax.stop_gradient(self.model.apply(variables, images, train=False, taps=tuple(taps)))
+
+        def forward(variables: PyTree, images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+            return self.model.clone(fused_attention=True).apply(variables, images, train=False, taps=tuple(taps))
+
+        # XLA does not split a kernel over devices; each takes its own images.
+        batch = batch_spec()
+        forward = jax.shard_map(
+            forward, mesh=self.mesh, in_specs=(PartitionSpec(), batch), out_specs=batch, check_vma=False
+        )
+        return jax.lax.stop_gradient(forward(variables, images))
+
+    @property
+    def _has_kernels(self) -> bool:
+        """Whether the forward pass uses the network's own kernels: on TPUs, each of which holds all weights."""
+        if self.mesh is None or not hasattr(self.model, "fused_attention"):
+            return False
+        return self.mesh.devices.flat[0].platform == "tpu" and self.mesh.size == batch_devices(self.mesh)
 
     def renormalise(self, images: jax.Array) -> jax.Array:
         """From the student's normalisation to the teacher's; the same array where they agree."""

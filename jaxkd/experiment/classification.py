@@ -42,7 +42,7 @@ def build_components(
         choices = [(one.data.per_class, one.data.subset_seed) for one in configs]
         sources["train"] = data.take_member_subsets(sources["train"], choices, where=config.data.source)
     classes = len(sources["train"].class_names) if sources else _published_classes(config)
-    build = functools.partial(build_task, num_classes=classes, load=load)
+    build = functools.partial(build_task, num_classes=classes, load=load, mesh=mesh)
     config, chosen = resolve(config, num_classes=classes), None
     if sources:
         config, chosen = auto_pairs.resolve_auto_pairs(config, workdir, sources["val"], build, console)
@@ -113,7 +113,9 @@ def resolve(config: ConfigDict, *, num_classes: int) -> ConfigDict:
     return resolved.lock()
 
 
-def build_task(config: ConfigDict, *, num_classes: int, load: bool = True) -> tasks.ClassificationTask:
+def build_task(
+    config: ConfigDict, *, num_classes: int, load: bool = True, mesh: Mesh | None = None
+) -> tasks.ClassificationTask:
     """The networks, objective and frozen parameters of a config.
 
     Everything that can be wrong is checked before weights are read or fetched.
@@ -145,7 +147,7 @@ def build_task(config: ConfigDict, *, num_classes: int, load: bool = True) -> ta
         )
     student = _loaded(student, config.student, config.seed, load)
     teacher = _load_teacher(teacher, config, load, by_logits=objective.compares_logits)
-    return tasks.DistillationTask(student, teacher, objective, frozen=frozen, **_on_device(config))
+    return tasks.DistillationTask(student, teacher, objective, frozen=frozen, mesh=mesh, **_on_device(config))
 
 
 def _has_teacher(config: ConfigDict) -> bool:

@@ -109,14 +109,14 @@ class TapRecorder:
         """Runs a block of self-attention and records its ATTENTION_TAPS.
 
         Args:
-          block: (x, offsets by kind) -> (output, features by kind).
+          block: (x, offsets by kind) -> (output, features by kind; none where none is asked for).
           x: its input.
           name: of its taps, with {} for the kind: "{}_3" or "stage_0.block_3.{}".
         """
         named = {kind: name.format(kind) for kind in ATTENTION_TAPS}
         x, inner = block(x, {kind: self.offsets[tap] for kind, tap in named.items() if tap in self.offsets})
-        for kind, tap in named.items():
-            self.record(tap, inner[kind])
+        for kind, value in inner.items():
+            self.record(named[kind], value)
         return x
 
     def tokens(self, index: int, x: jax.Array, grid: tuple[int, int], num_prefix: int) -> jax.Array:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxkd import models, weights
 from jaxkd.distill import ModelOutput, Objective, Teacher, Term, check_pairs
@@ -25,15 +26,19 @@ class DistillationTask(ClassificationTask):
       student: the network that learns.
       teacher: the network that is read; its variables become `constants`.
       objective: what to minimise; its pairs are checked here before anything compiles.
+      mesh: devices, on which the teacher may use kernels of its own; see `Teacher`.
       **options: frozen, erase and mix of `ClassificationTask`; the teacher sees the erased and mixed images.
     """
 
-    def __init__(self, student: Network, teacher: Network, objective: Objective, **options: Any):
+    def __init__(
+        self, student: Network, teacher: Network, objective: Objective, *, mesh: Mesh | None = None, **options: Any
+    ):
         super().__init__(student, objective, **options)
         self.teacher = teacher
         # A student with a distillation token learns the teacher from that token's own head, as in DeiT.
         self._two_heads = _two_heads(student)
-        self._teacher = Teacher(teacher.model, teacher.spec.mean, teacher.spec.std, student.spec.mean, student.spec.std)
+        colours = (teacher.spec.mean, teacher.spec.std, student.spec.mean, student.spec.std)
+        self._teacher = Teacher(teacher.model, *colours, mesh)
         check_networks(student, teacher, objective, mixed=self.mix is not None)
         self.constants = teacher.variables if teacher.variables is not None else _random_variables(teacher)
         self._fingerprint = weights.fingerprint(self.constants)
