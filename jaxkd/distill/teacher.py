@@ -11,6 +11,7 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh, PartitionSpec
 
+from jaxkd import models
 from jaxkd.errors import ShapeError
 from jaxkd.parallel import batch_devices, batch_spec
 
@@ -69,7 +70,7 @@ class Teacher:
         """Whether the forward pass uses the network's own kernels: on TPUs, each of which holds all weights."""
         if self.mesh is None or not hasattr(self.model, "fused_attention"):
             return False
-        return self.mesh.devices.flat[0].platform == "tpu" and self.mesh.size == batch_devices(self.mesh)
+        return models.target_platform() == "tpu" and self.mesh.size == batch_devices(self.mesh)
 
     def renormalise(self, images: jax.Array) -> jax.Array:
         """From the student's normalisation to the teacher's; the same array where they agree."""

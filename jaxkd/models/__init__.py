@@ -9,3 +9,4 @@ from jaxkd.models.contract import (
     init_variables,
 )
 from jaxkd.models.registry import arguments, create, list_models, register, spec, tap_names
+from jaxkd.models.target import target_platform, traced_for

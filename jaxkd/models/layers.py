@@ -18,6 +18,7 @@ from flax import linen as nn
 
 from jaxkd.errors import check_choice
 from jaxkd.models.contract import ATTENTION_TAPS, Features, Offsets, add_offset, require
+from jaxkd.models.target import target_platform
 
 Initializer = Callable[..., jax.Array]
 
@@ -168,8 +169,10 @@ class Linear(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = parameter(self, "kernel", self.kernel_init, (x.shape[-1], self.features))
         # One matrix product over all tokens: with the axes kept apart, XLA transposes both operands of the kernel's
-        # gradient in memory first.
-        y = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel.astype(self.dtype)
+        # gradient in memory first. A TPU pads the tokens of each example to a multiple of 8, so that joining the axes
+        # copies the array, and keeps them apart without a transposition.
+        joined = x if target_platform() == "tpu" else x.reshape(-1, x.shape[-1])
+        y = joined.astype(self.dtype) @ kernel.astype(self.dtype)
         if self.use_bias:
             y = y + parameter(self, "bias", self.bias_init, (self.features,)).astype(self.dtype)
         return y.reshape(*x.shape[:-1], self.features)

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from jaxkd.models.target import target_platform
+
 TILE = 256  # rows of queries; of N tokens up to this number, all
 LANES = 128  # the last axis of a TPU's tiles
 MEMORY = 14 * 2**20  # bytes of on-chip memory for the arrays of a tile; the compiler's own limit is 16 MiB
@@ -50,7 +52,7 @@ def talking_heads(qkv: jax.Array, logits: Mixer, probs: Mixer) -> jax.Array:
 
 
 def reference(qkv: jax.Array, logits: Mixer, probs: Mixer) -> jax.Array:
-    """What `talking_heads` computes, with the attention matrices in memory."""
+    """The result of `talking_heads`, computed with the attention matrices in memory."""
     batch, tokens, channels3 = qkv.shape
     heads = logits[1].shape[0]
     head_dim = channels3 // 3 // heads
@@ -128,9 +130,9 @@ def _product(left: jax.Array, right: jax.Array, *, contract: int) -> jax.Array:
 
 
 def _forward(qkv: jax.Array, logits: Mixer, probs: Mixer) -> jax.Array:
-    if not fits(qkv.shape[1], qkv.shape[2] // 3, qkv.dtype):
-        return reference(qkv, logits, probs)
-    return jax.lax.platform_dependent(qkv, logits, probs, tpu=fused, default=reference)
+    if target_platform() == "tpu" and fits(qkv.shape[1], qkv.shape[2] // 3, qkv.dtype):
+        return fused(qkv, logits, probs)
+    return reference(qkv, logits, probs)
 
 
 @jax.custom_vjp
