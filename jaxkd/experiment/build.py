@@ -40,7 +40,6 @@ class Experiment(Components):
     """One training problem, checked and ready to run; see `build`."""
 
     mesh: Mesh  # devices
-    constants: PyTree  # what the compiled step reads and never changes, on the mesh
     optimizer: optax.GradientTransformation  # with the schedule inside
     schedule: train.Schedule  # step -> learning rate, (S,) where members differ
     settings: train.LoopSettings  # when things happen
@@ -51,6 +50,11 @@ class Experiment(Components):
     def parameters(self) -> int:
         """Number of parameters of the student."""
         return int(parameter_overview.count_parameters(self.abstract_params["student"]))
+
+    @cached_property
+    def constants(self) -> PyTree:
+        """What the compiled step reads and never changes, on the mesh."""
+        return parallel.put_on_mesh(self.task.constants, self.mesh)
 
     @cached_property
     def members(self) -> tuple[population.Member, ...]:
@@ -162,7 +166,6 @@ def build(
     return Experiment(
         **vars(parts),
         mesh=mesh,
-        constants=parallel.put_on_mesh(task.constants, mesh),
         optimizer=optimizer,
         schedule=schedule,
         settings=settings,

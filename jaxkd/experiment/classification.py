@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -56,6 +57,7 @@ def build_components(
     if task.objective.pairs:
         objective += f" · {len(task.objective.pairs)} layer pairs"
     known = {"config": config, "task": task, "best_metric": "top1", "statistics": build_dynamics(config, task, mesh)}
+    known["abstract_batch"] = abstract_batch(config, task)
     if not sources:
         return Components(**known, summary=(objective,))
     height, width = task.student.image_size
@@ -100,6 +102,20 @@ def _check_class_names(config: ConfigDict, names: tuple[str, ...], *, with_teach
 def _published_classes(config: ConfigDict) -> int:
     """Classes of a run whose data set is not opened: those of the config, or of the student's published weights."""
     return config.student.args.get("num_classes") or models.spec(config.student.name).num_classes or 1000
+
+
+def abstract_batch(config: ConfigDict, task: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a global batch of `data.TrainPipeline`."""
+    size = config.train.batch_size
+    batch = {
+        "image": jax.ShapeDtypeStruct((size, *task.student.image_size, 3), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((size,), jnp.int32),
+        "mask": jax.ShapeDtypeStruct((size,), jnp.bool_),
+    }
+    members = [member.config for member in population.members(config)]
+    if len({(one.data.per_class, one.data.subset_seed) for one in members}) > 1:
+        batch["members"] = jax.ShapeDtypeStruct((size, len(members)), jnp.bool_)
+    return batch
 
 
 def resolve(config: ConfigDict, *, num_classes: int) -> ConfigDict:

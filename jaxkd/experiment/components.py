@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from jaxkd import train
@@ -22,6 +23,8 @@ class Components:
     task: Any  # the pure functions
     best_metric: str  # the evaluation's metric (higher is better) that decides which checkpoint is the best
     summary: tuple[str, ...]  # lines for people: what is minimised, on which data
+    # name -> shape and type of the arrays of a global batch; empty where the task does not say them
+    abstract_batch: Mapping[str, jax.ShapeDtypeStruct] = field(default_factory=dict)
     class_names: tuple[str, ...] = ()  # label -> name, kept in checkpoints; () where images have no labels
     pipeline: Any = None  # infinite, resumable training batches; None where no data set was opened
     train_images: int = 0  # how many; 0 without a data set

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -91,7 +92,7 @@ def build_components(
     loss = f"loss {config.restoration.loss}"
     if config.restoration.fft_weight:
         loss += f" + {config.restoration.fft_weight} FFT-L1"
-    known = {"config": config, "task": task}
+    known = {"config": config, "task": task, "abstract_batch": abstract_batch(config, scale)}
     if not open_data:
         return Components(**known, summary=(loss, f"x{scale}"), best_metric="psnr")
     source = data.open_pairs(config.data.source, scale, split="train")
@@ -117,6 +118,16 @@ def build_components(
         save_inputs=lambda workdir: write_atomic(workdir / "bicubic.json", json.dumps(bicubic, indent=2)),
         draw_result=lambda workdir, result: draw_run(config, workdir, result),
     )
+
+
+def abstract_batch(config: ConfigDict, scale: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a global batch of `data.PatchPipeline`."""
+    count, size = config.train.batch_size, config.data.patches.size
+    return {
+        "hr": jax.ShapeDtypeStruct((count, size, size, 3), jnp.uint8),
+        "lr": jax.ShapeDtypeStruct((count, size // scale, size // scale, 3), jnp.uint8),
+        "mask": jax.ShapeDtypeStruct((count,), jnp.bool_),
+    }
 
 
 def _check_mesh(mesh: Mesh) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import jax
 import numpy as np
@@ -25,6 +26,11 @@ def batch_devices(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
+def host_count(devices: Iterable[jax.Device]) -> int:
+    """Number of hosts that have these devices."""
+    return len({device.process_index for device in devices})
+
+
 def make_mesh(data: int = -1, model: int = 1, devices: list | None = None) -> Mesh:
     """A `(data, model)` mesh over all devices of all hosts.
 
@@ -44,14 +50,15 @@ def make_mesh(data: int = -1, model: int = 1, devices: list | None = None) -> Me
         data = count // model
     if data * model != count:
         raise TopologyError(
-            f"mesh.data={data} x mesh.model={model} needs {data * model} devices, but JAX sees {count} "
+            f"mesh.data={data} x mesh.model={model} needs {data * model} devices, but there are {count} "
             f"({devices[0].platform}). Use --config.mesh.data=-1 with a mesh.model that divides {count}."
         )
     grid = np.asarray(devices).reshape(data, model)
     if any(len({d.process_index for d in row}) > 1 for row in grid):
         raise TopologyError(
             f"mesh.model={model} puts devices of several hosts into one group. A group works on the same images, but "
-            f"each host loads its own. Use a mesh.model that divides the {jax.local_device_count()} devices of a host."
+            f"each host loads its own. Use a mesh.model that divides the {count // host_count(devices)} devices of a "
+            "host."
         )
     return Mesh(grid, AXES)
 

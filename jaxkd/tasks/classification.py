@@ -41,8 +41,12 @@ class ClassificationTask(Task):
         self.erase = erase
         self.mix = None if mix is None else replace(mix, smoothing=0.0)
         self.objective, self.student_taps = objective, objective.student_taps
-        self.constants = {}
         self._frozen_student = frozen
+
+    @cached_property
+    def constants(self) -> PyTree:
+        """See `train.Task`; nothing here."""
+        return {}
 
     @cached_property
     def frozen(self) -> PyTree | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -40,8 +41,22 @@ class DistillationTask(ClassificationTask):
         colours = (teacher.spec.mean, teacher.spec.std, student.spec.mean, student.spec.std)
         self._teacher = Teacher(teacher.model, *colours, mesh)
         check_networks(student, teacher, objective, mixed=self.mix is not None)
-        self.constants = teacher.variables if teacher.variables is not None else _random_variables(teacher)
-        self._fingerprint = weights.fingerprint(self.constants)
+
+    @cached_property
+    def constants(self) -> PyTree:
+        """The teacher's variables; random ones are drawn when somebody reads them."""
+        return _random_variables(self.teacher) if self.teacher.variables is None else self.teacher.variables
+
+    @property
+    def abstract_constants(self) -> PyTree:
+        """Their shapes; nothing is drawn."""
+        if self.teacher.variables is None:
+            return _abstract_variables(self.teacher)
+        return super().abstract_constants
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return weights.fingerprint(self.constants)
 
     def student_options(self, train: bool) -> dict[str, Any]:
         """Both heads of a distilled student while it trains."""
@@ -67,8 +82,12 @@ class DistillationTask(ClassificationTask):
 def _random_variables(teacher: Network) -> PyTree:
     """Of a teacher without weights: it teaches noise, but its step takes as long as a real one's."""
     rng = np.random.default_rng(0)
-    shapes = models.abstract_variables(teacher.model, (1, *teacher.image_size, 3))
+    shapes = _abstract_variables(teacher)
     return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.02, leaf.shape), leaf.dtype), shapes)
+
+
+def _abstract_variables(teacher: Network) -> PyTree:
+    return models.abstract_variables(teacher.model, (1, *teacher.image_size, 3))
 
 
 def _two_heads(network: Network) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -47,9 +48,19 @@ class PopulationTask(Task):
         assert isinstance(task.objective, PopulationObjective)
         self.task, self.seeds, self.member_count = task, tuple(seeds), len(seeds)
         self.student, self.objective, self.student_taps = task.student, task.objective, task.student_taps
-        self.teacher, self.constants = getattr(task, "teacher", None), task.constants
+        self.teacher = getattr(task, "teacher", None)
         self._starts, self._keep = tuple(starts) or (task.student.variables,) * len(seeds), (keep_best, ema)
         self._gathered = parallel.replicated(mesh) if parallel.splits_members(len(seeds), mesh) else None
+
+    @cached_property
+    def constants(self) -> PyTree:
+        """Those of one student: the members share them."""
+        return self.task.constants
+
+    @property
+    def abstract_constants(self) -> PyTree:
+        """Their shapes."""
+        return self.task.abstract_constants
 
     @property
     def frozen(self) -> PyTree | None:

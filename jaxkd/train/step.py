@@ -161,7 +161,7 @@ def compile_train_step(
             ema_warmup=ema_warmup,
             statistics=statistics,
         ),
-        in_shardings=(shardings, batch_sharding(mesh), replicated(mesh), tree_shardings(task.constants, mesh)),
+        in_shardings=(shardings, batch_sharding(mesh), replicated(mesh), tree_shardings(task.abstract_constants, mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )

@@ -65,6 +65,11 @@ class Task(Protocol):
     constants: PyTree
     frozen: PyTree | None
 
+    @property
+    def abstract_constants(self) -> PyTree:
+        """Shapes and types of `constants`."""
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self.constants)
+
     def init(self, key: jax.Array) -> tuple[PyTree, PyTree]:
         """Initial parameters `{"student": ..., "projectors": ...}` and mutable collections (maybe empty)."""
         ...

@@ -24,6 +24,8 @@ class Toy:
         self.noise, self.frozen, self.compute = noise, frozen, compute
         self.constants = {"scale": jnp.float32(1.0)}
 
+    abstract_constants = train.Task.abstract_constants
+
     def init(self, key):
         kernel = jax.random.normal(key, (FEATURES, OUTPUTS))
         dense = {"kernel": kernel, "bias": jnp.zeros(OUTPUTS)}

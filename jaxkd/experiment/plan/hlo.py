@@ -1,0 +1,296 @@
+"""Reads the text of a compiled XLA program: its collectives, and which modules move how many bytes."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
+BITS = {"pred": 8, "token": 0, "opaque": 0} | {
+    f"{kind}{bits}": bits for kind in "suf" for bits in (1, 2, 4, 8, 16, 32, 64)
+}
+BITS |= {"bf16": 16, "c64": 64, "c128": 128}
+
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (.*)$")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{\s*$")
+_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\](?:\{([^{}]*)\})?")
+_OPERATION = re.compile(r"\s*([\w-]+)\(")
+_CALLED = re.compile(r"\b(?:calls|body|to_apply|branch_computations|called_computations)=\{?((?:%?[\w.-]+(?:, )?)+)\}?")
+_TRIPS = re.compile(r'known_trip_count"?:\s*\{"n":\s*"(\d+)"')
+_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
+# Instructions that move nothing themselves; the bodies of the last three are counted.
+_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
+_FREE |= {"while", "conditional", "call"}
+_SLICES = ("slice", "dynamic-slice", "gather")
+
+
+@dataclass(frozen=True)
+class Array:
+    """An array of a program.
+
+    Attributes:
+      size: bytes, with the padding of a TPU's tiles.
+      on_chip: whether it lies in a memory on the chip instead of the HBM.
+    """
+
+    size: int
+    on_chip: bool = False
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One line of a program."""
+
+    name: str
+    operation: str
+    results: tuple[Array, ...]
+    operands: tuple[str, ...]
+    called: tuple[str, ...]
+    trips: int  # of a loop; 1 where the program does not know them, and for everything else
+    source: str  # path of the operation in the traced function; ""
+
+
+@dataclass
+class Computation:
+    """Instructions by name, in the order of the text."""
+
+    instructions: dict[str, Instruction] = field(default_factory=dict)
+
+    @cached_property
+    def first_users(self) -> dict[str, str]:
+        """Name -> name of the first instruction that reads it."""
+        found: dict[str, str] = {}
+        for instruction in self.instructions.values():
+            for operand in instruction.operands:
+                found.setdefault(operand, instruction.name)
+        return found
+
+
+@dataclass(frozen=True)
+class Collective:
+    """A communication between chips, with the bytes of its largest side on one chip; `count` in one step."""
+
+    kind: str
+    size: int
+    count: int
+    source: str
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that the operations of one module read from and write to the memory in one step, and how many these are."""
+
+    module: str
+    size: int
+    count: int
+
+
+def array_sizes(text: str) -> tuple[Array, ...]:
+    """The arrays of a type such as `(f32[8,197]{1,0:T(8,128)S(1)}, u32[])`."""
+    found = []
+    for kind, dims, layout in _ARRAY.findall(text):
+        if kind not in BITS:
+            continue
+        shape = [int(re.sub(r"\D", "", size)) for size in dims.split(",") if size]
+        order, _, tiling = layout.partition(":")
+        space = re.search(r"S\((\d+)\)", tiling)
+        tile = re.match(r"T\(([\d,]+)\)", tiling)
+        if tile and not shape:
+            shape = [1]
+        if tile:
+            minor = [int(axis) for axis in order.split(",") if axis] or [0]
+            for axis, size in zip(minor, reversed([int(s) for s in tile[1].split(",")]), strict=False):
+                shape[axis] = -(-shape[axis] // size) * size
+        found.append(Array(math.prod(shape) * BITS[kind] // 8, space is not None and space[1] != "0"))
+    return tuple(found)
+
+
+def _closing(text: str) -> int:
+    """Position behind the parenthesis that closes the one at the start of `text`."""
+    depth = 0
+    for match in re.finditer(r"[()]", text):
+        depth += 1 if match[0] == "(" else -1
+        if depth == 0:
+            return match.end()
+    return len(text)
+
+
+def _instruction(name: str, text: str) -> Instruction | None:
+    end = _closing(text) if text.startswith("(") else text.find(" ")
+    kind, rest = text[:end], text[end:]
+    operation = _OPERATION.match(rest)
+    if operation is None:
+        return None
+    rest = rest[operation.end() - 1 :]
+    end = _closing(rest)
+    inside, attributes = rest[1 : end - 1], rest[end:]
+    operands = () if operation[1] in ("constant", "parameter") else tuple(re.findall(r"%([\w.-]+)", inside))
+    called = [one.strip().lstrip("%") for group in _CALLED.findall(attributes) for one in group.split(",")]
+    trips, source = _TRIPS.search(attributes), _NAME.search(attributes)
+    return Instruction(
+        name,
+        operation[1],
+        array_sizes(kind),
+        operands,
+        tuple(called),
+        int(trips[1]) if trips else 1,
+        source[1] if source else "",
+    )
+
+
+class Program:
+    """A compiled program as XLA prints it.
+
+    Args:
+      text: `jax.jit(f).lower(...).compile().as_text()`.
+    """
+
+    def __init__(self, text: str):
+        self.computations: dict[str, Computation] = {}
+        self.entry = ""
+        current = None
+        for line in text.splitlines():
+            header = _COMPUTATION.match(line)
+            if header:
+                current = self.computations.setdefault(header[2], Computation())
+                self.entry = header[2] if header[1] else self.entry
+            elif current is not None and (found := _INSTRUCTION.match(line)):
+                instruction = _instruction(*found.groups())
+                if instruction is not None:
+                    current.instructions[found[1]] = instruction
+
+    def _walk(self, name: str, times: int, everything: bool) -> Iterator[tuple[Computation, Instruction, int]]:
+        """(computation, instruction, how often it runs in a step) from computation `name` on.
+
+        Loops are counted as often as they run; `everything` enters fusions and asynchronous computations too.
+        """
+        computation = self.computations.get(name, Computation())
+        for instruction in computation.instructions.values():
+            yield computation, instruction, times
+            if everything or instruction.operation in ("while", "conditional", "call"):
+                for called in instruction.called:
+                    yield from self._walk(called, times * instruction.trips, everything)
+
+    def collectives(self) -> list[Collective]:
+        """All communications, those of one place together, largest first."""
+        found: dict[tuple[str, int, str], int] = defaultdict(int)
+        for computation, one, times in self._walk(self.entry, 1, everything=True):
+            kind = one.operation.removesuffix("-start")
+            if kind not in COLLECTIVES:
+                continue
+            given = sum(array.size for array in self._operands(computation, one))
+            made = sum(array.size for array in one.results)
+            if one.operation.endswith("-start") and kind != "all-reduce":  # its type holds the operands too
+                made -= given
+            found[kind, max(given, made), module_of(one.source)] += times
+        rows = [Collective(kind, size, count, source) for (kind, size, source), count in found.items()]
+        return sorted(rows, key=lambda row: -row.size * row.count)
+
+    def traffic(self, *, loops: bool = True) -> list[Traffic]:
+        """Bytes by module, largest first; layers that differ only in their number count together.
+
+        An operation counts what it reads and writes of the chip's memory (HBM), not what lies in memory on the chip.
+
+        Args:
+          loops: whether the body of a loop counts as often as it runs, or once as in XLA's own analysis.
+        """
+        sizes: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+        for computation, one, times in self._walk(self.entry, 1, everything=False):
+            size = self._moved(computation, one)
+            if size:
+                row = sizes[module_of(self._source(computation, one)) or f"without a name: {one.operation}"]
+                row[0] += size * (times if loops else 1)
+                row[1] += times if loops else 1
+        rows = [Traffic(module, size, count) for module, (size, count) in sizes.items()]
+        return sorted(rows, key=lambda row: -row.size)
+
+    def _source(self, computation: Computation, one: Instruction) -> str:
+        """Path of an operation; of a copy, which has none, that of what it is made for."""
+        users = computation.first_users
+        for _ in range(8):
+            if one.source or one.name not in users:
+                break
+            one = computation.instructions[users[one.name]]
+        return one.source
+
+    def _operands(self, computation: Computation, one: Instruction) -> list[Array]:
+        known = (computation.instructions.get(name) for name in one.operands)
+        return [array for instruction in known if instruction is not None for array in instruction.results]
+
+    def _moved(self, computation: Computation, one: Instruction) -> int:
+        """Bytes of the HBM that an instruction reads and writes."""
+        if one.operation in _FREE or one.operation.endswith(("-done", "-update")):
+            return 0
+        given, made = self._operands(computation, one), list(one.results)
+        if one.operation == "copy-start":  # (destination, source, context)
+            made = made[:1]
+        elif one.operation.endswith("-start"):  # (sources, destinations, context)
+            made = made[len(given) : 2 * len(given)] or made
+        if one.operation.removesuffix("-start") in _SLICES:
+            part = sum(array.size for array in made)
+            return _in_memory(made) + sum(min(array.size, part) for array in given[:1] if not array.on_chip)
+        if one.operation == "dynamic-update-slice":
+            return 2 * _in_memory(given[1:2])
+        if one.operation == "fusion" and one.called:
+            return _in_memory(made) + self._read_by_fusion(computation, one)
+        return _in_memory(made) + _in_memory(given)
+
+    def _read_by_fusion(self, computation: Computation, one: Instruction) -> int:
+        """Bytes that a fusion reads: of an operand that it only slices, the slices."""
+        inside = self.computations.get(one.called[0], Computation()).instructions.values()
+        parameters = [i for i in inside if i.operation == "parameter"]
+        arrays = self._operands(computation, one)
+        if len(parameters) != len(arrays):
+            return _in_memory(arrays)
+        users: Mapping[str, list[Instruction]] = defaultdict(list)
+        for instruction in inside:
+            for operand in instruction.operands:
+                users[operand].append(instruction)
+        total = 0
+        for parameter, array in zip(self._in_order(parameters, one), arrays, strict=True):
+            if array.on_chip:
+                continue
+            using = users[parameter.name]
+            sliced = bool(using) and all(u.operation in _SLICES and u.operands[0] == parameter.name for u in using)
+            part = sum(result.size for u in using for result in u.results)
+            total += min(array.size, part) if sliced else array.size
+        return total
+
+    def _in_order(self, parameters: list[Instruction], one: Instruction) -> list[Instruction]:
+        """Parameters by their number, which their names carry: "param_1.2057", "Arg_0"."""
+
+        def number(parameter: Instruction) -> int:
+            found = re.match(r"\D*?_?(\d+)", parameter.name)
+            return int(found[1]) if found else 0
+
+        return sorted(parameters, key=number)
+
+
+def _in_memory(arrays: tuple[Array, ...] | list[Array]) -> int:
+    return sum(array.size for array in arrays if not array.on_chip)
+
+
+def module_of(source: str) -> str:
+    """The module of an operation by the path that JAX gives it.
+
+    `jit(step)/transpose(jvp(Cait))/Cait.forward/blocks_3/attn/qkv/dot_general` becomes `Cait/blocks_*/attn/qkv,
+    backward`. What belongs to no network keeps the name of its operation: `step: add`.
+    """
+    if not source:
+        return ""
+    names, backward = [], False
+    *parts, primitive = source.split(";")[0].split("/")  # of an operation made of several, the first
+    for part in parts:
+        backward |= part.startswith("transpose(")
+        if "jit(" in part or re.fullmatch(r"\w+\.\w+", part):  # jitted functions and methods of a module
+            continue
+        inner = re.sub(r"^(?:\w+\()+|\)+$", "", part) if "(" in part else part
+        if inner and re.fullmatch(r"[\w.*]+", inner):
+            names.append(re.sub(r"_\d+\b", "_*", inner))
+    if not names or all(name in ("while", "body", "cond", "closed_call", "checkpoint") for name in names):
+        return f"step: {primitive}{', backward' if backward else ''}"
+    return "/".join(names) + (", backward" if backward else "")
