@@ -41,11 +41,11 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # two framework
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chips import bf16_peak
 from timing import Compiled, compile_program, interleaved, matrix_products, ratio, summary
 
 from jaxkd import losses
 from jaxkd.errors import ConfigError, JaxkdError
+from jaxkd.experiment.plan.chips import bf16_peak
 from jaxkd.losses.spectral import DEFAULT_METHOD, METHODS
 
 PyTree = Any

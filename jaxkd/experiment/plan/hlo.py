@@ -9,7 +9,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+# "send" is how the slices of a TPU reach one another.
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
+COLLECTIVES += ("send",)
 BITS = {"pred": 8, "token": 0, "opaque": 0} | {
     f"{kind}{bits}": bits for kind in "suf" for bits in (1, 2, 4, 8, 16, 32, 64)
 }
@@ -25,6 +27,7 @@ _NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
 # Instructions that move nothing themselves; the bodies of the last three are counted.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
 _FREE |= {"while", "conditional", "call"}
+_STRUCTURE = {"", "while", "body", "cond", "closed_call", "checkpoint", "rematted_computation"}  # parts of no module
 _SLICES = ("slice", "dynamic-slice", "gather")
 
 
@@ -184,8 +187,8 @@ class Program:
                 continue
             given = sum(array.size for array in self._operands(computation, one))
             made = sum(array.size for array in one.results)
-            if one.operation.endswith("-start") and kind != "all-reduce":  # its type holds the operands too
-                made -= given
+            if kind == "send" or (one.operation.endswith("-start") and kind != "all-reduce"):
+                made -= given  # the type holds the operands too
             found[kind, max(given, made), module_of(one.source)] += times
         rows = [Collective(kind, size, count, source) for (kind, size, source), count in found.items()]
         return sorted(rows, key=lambda row: -row.size * row.count)
@@ -289,8 +292,8 @@ def module_of(source: str) -> str:
         if "jit(" in part or re.fullmatch(r"\w+\.\w+", part):  # jitted functions and methods of a module
             continue
         inner = re.sub(r"^(?:\w+\()+|\)+$", "", part) if "(" in part else part
-        if inner and re.fullmatch(r"[\w.*]+", inner):
+        if inner not in _STRUCTURE and re.fullmatch(r"[\w.*]+", inner):
             names.append(re.sub(r"_\d+\b", "_*", inner))
-    if not names or all(name in ("while", "body", "cond", "closed_call", "checkpoint") for name in names):
+    if not names:
         return f"step: {primitive}{', backward' if backward else ''}"
     return "/".join(names) + (", backward" if backward else "")

@@ -68,7 +68,8 @@ def build_experiment(config: ConfigDict, mesh: Mesh, *, batch_size: int = 0) -> 
       JaxkdError: whatever is wrong with the config, or does not fit the devices.
     """
     if batch_size:
-        config = change(config, {"train.batch_size": batch_size}).lock()
+        # The rate, which scales with the batch, does not matter here and must not be refused.
+        config = change(config, {"train.batch_size": batch_size, "optimizer.reference_batch": 0}).lock()
     experiment = build(config, mesh, load=False, open_data=False)
     if not experiment.abstract_batch:
         raise ConfigError(

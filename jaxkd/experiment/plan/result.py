@@ -64,17 +64,9 @@ def make_plan(
     plan["memory"] = _memory(experiment, topology, compiled)
     plan["peak_bytes"] = plan["memory"]["peak"]
     plan["compile_seconds"] = round(compiled.seconds, 1)
-    plan |= dict.fromkeys(
-        (
-            "flops_per_image",
-            "bytes_per_image",
-            "hbm_bytes_per_image",
-            "roofline_ms",
-            "images_per_second_bound",
-            "input",
-            "largest_batch",
-        )
-    )
+    unknown = ("flops", "bytes", "hbm_bytes", "matrix_flops")  # where the compiler refuses
+    plan |= dict.fromkeys([f"{name}_per_image" for name in unknown])
+    plan |= dict.fromkeys(("roofline_ms", "images_per_second_bound", "input", "largest_batch"))
     plan |= {"collectives": [], "operations": []}
     room = topology.chip.room
     plan["fits"] = isinstance(compiled, Compiled) and not (room and compiled.peak > room)
@@ -86,9 +78,7 @@ def make_plan(
         def attempt(batch_size: int) -> Compiled | TooLarge:
             return _compile(build_experiment(config, mesh, batch_size=batch_size), say)
 
-        unit = math.lcm(
-            parallel.batch_devices(mesh) * config.optimizer.accumulate, parallel.host_count(mesh.devices.flat)
-        )
+        unit = parallel.batch_devices(mesh) * config.optimizer.accumulate
         found = largest_batch(attempt, (plan["batch_size"], compiled), unit=unit, room=room)
         plan["largest_batch"], plan["search"] = found.batch_size, found.tried
     plan["notes"] = _notes(experiment, topology, plan)
@@ -189,7 +179,8 @@ def _work(compiled: Compiled, topology: Topology, batch_size: int) -> dict[str, 
 def _sent(kind: str, chips: int) -> float:
     """Bytes that a chip sends for each byte of a collective's larger side, with the best algorithm on a ring."""
     share = (chips - 1) / chips
-    return {"all-reduce": 2 * share, "collective-permute": 1.0, "collective-broadcast": 1.0}.get(kind, share)
+    others = {"all-reduce": 2 * share, "collective-permute": 1.0, "collective-broadcast": 1.0, "send": 0.0}
+    return others.get(kind, share)
 
 
 def _input(experiment: Experiment, topology: Topology, rate: float | None, host_cores: int) -> dict[str, Any] | None:
@@ -233,12 +224,12 @@ def _notes(experiment: Experiment, topology: Topology, plan: dict[str, Any]) -> 
             "or data.augment.dct_scaling=True cost less."
         )
     if topology.slices > 1:
-        size = sum(row["bytes"] for row in plan["collectives"] if row["kind"] == "all-reduce")
-        moved = 2 * (topology.slices - 1) / topology.slices * size
+        sent = sum(row["bytes"] for row in plan["collectives"] if row["kind"] == "send")
+        chips = topology.count // topology.slices
         notes.append(
-            f"The axis data spans {topology.slices} slices: each step sums {size / 1e6:,.1f} MB, the gradients, over "
-            f"the data centre's network, {moved / 1e6:,.1f} MB out of each slice if the slices sum inside first. The "
-            "interconnect's time above takes all links for those inside a slice."
+            f"The axis data spans {topology.slices} slices: to sum the gradients, each chip sends {sent / 1e6:,.2f} MB "
+            f"a step over the data centre's network, {sent * chips / 1e6:,.1f} MB out of a slice (send in the table of "
+            "collectives). The interconnect's time is that inside a slice."
         )
     if config.optimizer.accumulate > 1:
         notes.append(

@@ -82,7 +82,8 @@ def _next(known: dict[int, Compiled | TooLarge], low: int, high: int, unit: int,
         return None
     size = int(guess) // step * step
     if high and not low < size < high:
-        size = (low + high) // 2 // unit * unit if not low < size else high - step
+        below = unit if not low and len(exact) >= 2 else (low + high) // 2 // unit * unit  # two points tell enough
+        size = below if size <= low else high - step
     elif not high and size <= low:
         size = low + step
     size = max(unit, size)

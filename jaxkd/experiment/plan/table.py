@@ -105,7 +105,8 @@ def _work(plan: dict[str, Any]) -> Table:
 def _collectives(plan: dict[str, Any]) -> Table:
     table = _table("collectives of a step", "count", "bytes of a chip")
     for row in plan["collectives"]:
-        table.add_row(row["kind"], f"{row['count']:,}", size(row["bytes"]))
+        kind = "send (between slices)" if row["kind"] == "send" else row["kind"]
+        table.add_row(kind, f"{row['count']:,}", size(row["bytes"]))
     if not plan["collectives"]:
         table.add_row("none", "", "")
     return table

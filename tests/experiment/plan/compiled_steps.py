@@ -1,0 +1,42 @@
+"""Collectives of steps on eight simulated devices as JSON: SpectralKD with the layers' statistics, in both forms.
+
+python compiled_steps.py      writes {"closed 16": [[kind, bytes, count, module], ...], "closed 32": ..., ...}
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import jax
+
+from jaxkd import parallel
+from jaxkd.config import fields
+from jaxkd.experiment.plan.program import build_experiment, compile_experiment
+
+SMALL = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 10}
+
+
+def config(**changes):
+    """DeiT <- CaiT with the spectral loss, and statistics of its layers, with decompositions."""
+    given = {f"{side}.args.{k}": v for side in ("student", "teacher") for k, v in SMALL.items()}
+    given |= {"task": "distillation", "teacher.name": "cait_xxs24_224", "teacher.weights": "none"}
+    given |= {"distill.preset": "soft+spectral", "distill.pairs": ((0, 0), (1, 1)), "optimizer.reference_batch": 0}
+    given |= {"dynamics.every_steps": 1, "dynamics.images": 8, "dynamics.rank_images": 8}
+    return fields.change(fields.base(), given | changes).lock()
+
+
+def main() -> None:
+    """Compiles and prints."""
+    mesh, found = parallel.make_mesh(), {}
+    assert mesh.devices.size == 8 == jax.device_count()
+    for method in ("closed", "fft"):
+        for batch in (16, 32):
+            experiment = build_experiment(config(**{"distill.spectral_method": method}), mesh, batch_size=batch)
+            compiled = compile_experiment(experiment, statistics=method == "closed")
+            found[f"{method} {batch}"] = [[c.kind, c.size, c.count, c.source] for c in compiled.program.collectives()]
+    json.dump(found, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
