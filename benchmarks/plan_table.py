@@ -2,7 +2,7 @@
 
     python benchmarks/plan_table.py --out=plans.json > table.md
 
-Runs `python -m jaxkd.plan --json` for each recipe and slice (needs the extra `tpu`, no TPU; two minutes each on two
+Runs jaxkd.plan with --json for each recipe and slice (needs the extra `tpu`, no TPU; two minutes each on two
 cores) in bfloat16 with the same number of images a chip. Results are kept in --out as they come and not computed again.
 """
 
