@@ -85,10 +85,10 @@ def test_the_text_names_every_part(capsys):
 
 
 def test_the_last_stage_is_planned_unless_another_is_named(capsys):
-    argv = ["--config=configs/deit_cait.py:embedded", "--config.train.batch_size=8", "--topology=cpu:1", "--json"]
+    argv = ["--config=configs/swin_swin.py:embedded", "--config.train.batch_size=8", "--topology=cpu:1", "--json"]
     assert plan.main([*argv, "--stage=student_alone"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["student"], found["teacher"]) == ("deit_tiny_patch16_224", None)
+    assert (found["student"], found["teacher"]) == ("swin_tiny_patch4_window7_224", None)
 
 
 def test_patches_of_super_resolution(capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import pallas as pl
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxkd.models.flops import multiply_adds
@@ -38,3 +39,17 @@ def test_work_of_all_devices_counts():
     mesh, split = Mesh(np.array(jax.devices()[:1]), ("data",)), PartitionSpec("data")
     mapped = jax.shard_map(lambda x: x @ jnp.ones((4, 2)), mesh=mesh, in_specs=split, out_specs=split)
     assert count(mapped, jnp.ones((6, 4))) == 6 * 4 * 2
+
+
+def test_a_kernel_counts_once_for_each_tile():
+    def multiply(a, b, out):
+        out[...] = a[...] @ b[...]
+
+    kernel = pl.pallas_call(
+        multiply,
+        grid=(4,),
+        in_specs=[pl.BlockSpec((8, 16), lambda i: (i, 0)), pl.BlockSpec((16, 32), lambda i: (0, 0))],
+        out_specs=pl.BlockSpec((8, 32), lambda i: (i, 0)),
+        out_shape=jax.ShapeDtypeStruct((32, 32), jnp.float32),
+    )
+    assert count(kernel, jnp.ones((32, 16)), jnp.ones((16, 32))) == 32 * 16 * 32

@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from jaxkd import parallel
+from jaxkd import models, parallel
 from jaxkd.config.fields import change
 from jaxkd.errors import ConfigError, is_out_of_memory
 from jaxkd.experiment.build import Experiment, build
@@ -121,10 +121,12 @@ def compile_experiment(experiment: Experiment, *, statistics: bool = False) -> C
     """
     start = time.perf_counter()
     arguments = abstract_arguments(experiment)
-    traced = experiment.compile_step(statistics=statistics).trace(*arguments)
-    # The compilation cache keeps programs of this machine; those of others would only fill it.
+    # Networks take the form for the devices that are planned, not for those that JAX has here.
+    with models.traced_for(experiment.mesh.devices.flat[0].platform):
+        traced = experiment.compile_step(statistics=statistics).trace(*arguments)
+        lowered = traced.lower()
     try:
-        compiled = traced.lower().compile()
+        compiled = lowered.compile()
     except Exception as error:
         if not is_out_of_memory(error):
             raise
