@@ -53,7 +53,7 @@ class Experiment(Components):
 
     @cached_property
     def constants(self) -> PyTree:
-        """What the compiled step reads and never changes, on the mesh."""
+        """Arrays that the compiled step reads and never changes, on the mesh."""
         return parallel.put_on_mesh(self.task.constants, self.mesh)
 
     @cached_property
