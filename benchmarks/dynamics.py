@@ -102,7 +102,7 @@ def build_experiment(config: Any) -> tuple[Any, bool]:
 
     files = [Path(n.weights).expanduser() for n in (config.student, config.teacher) if n.weights]
     load = bool(files) and all(file.exists() for file in files)
-    mesh = parallel.make_mesh(config.mesh.data, config.mesh.model)
+    mesh = parallel.make_mesh(config.mesh.data, config.mesh.model, fsdp=config.mesh.fsdp)
     return build(change(config, {"stages": ()}).lock(), mesh, load=load, open_data=False), load
 
 

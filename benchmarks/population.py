@@ -78,7 +78,7 @@ class Program:
         if members:
             config = change(config, {"population": tuple({"seed": s} for s in range(members))}).lock()
         self.config, self.task, optimizer, self.schedule, _ = prepare(config)
-        mesh = parallel.make_mesh(config.mesh.data, config.mesh.model)
+        mesh = parallel.make_mesh(config.mesh.data, config.mesh.model, fsdp=config.mesh.fsdp)
         if constants is not None:
             self.task.constants = constants
         self.constants = parallel.put_on_mesh(self.task.constants, mesh)

@@ -115,7 +115,7 @@ def prepare(config: Any) -> tuple[Any, Any, Any, Any, bool]:
         config.stages = ()
         classes = 10 if config.data.source == "embedded:digits" else models.spec(config.student.name).num_classes
         config.student.args.num_classes = config.student.args.get("num_classes") or classes or 1000
-    mesh = parallel.make_mesh(config.mesh.data, config.mesh.model)
+    mesh = parallel.make_mesh(config.mesh.data, config.mesh.model, fsdp=config.mesh.fsdp)
     experiment = build(config.lock(), mesh, load=load, open_data=False)
     task = experiment.task
     if task.constants and not load:
@@ -208,7 +208,7 @@ def build_step(options: argparse.Namespace, config: Any, *, compiler_options: An
     """Everything that the step needs, and the step compiled."""
     from jaxkd import parallel, train
 
-    mesh = parallel.make_mesh(config.mesh.data, config.mesh.model)
+    mesh = parallel.make_mesh(config.mesh.data, config.mesh.model, fsdp=config.mesh.fsdp)
     parallel.check_batch("--batch-size", options.batch_size, mesh, accumulate=config.optimizer.accumulate)
     config, task, optimizer, schedule, loaded = prepare(config)
     if options.peer:

@@ -178,7 +178,9 @@ def base() -> ConfigDict:
     config.train.batch_size = 512  # global, an optimiser step
 
     config.precision = ConfigDict({"compute": "float32", "remat": False})  # compute: float32 or bfloat16
-    config.mesh = ConfigDict({"data": -1, "model": 1})  # devices along the batch (-1: the rest) and along wide matrices
+    # Devices along the batch, each with the whole train state (-1: the rest); along the batch, sharing one train state;
+    # and along wide matrices.
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "model": 1})
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every_epochs = 1  # every evaluation saves too, so that the best can be kept

@@ -37,7 +37,7 @@ BOUNDS: tuple[tuple[dict[str, float], tuple[str, ...]], ...] = (
         {"least": 1, "most": COUNT},
         (
             *("train.epochs", "train.batch_size", "eval.every_epochs", "log.every_steps", "checkpoint.keep_last"),
-            *("optimizer.accumulate", "data.repeats", "data.erase.count", "mesh.model"),
+            *("optimizer.accumulate", "data.repeats", "data.erase.count", "mesh.fsdp", "mesh.model"),
             *("data.patches.size", "data.patches.per_image", "data.patches.visits"),
             *("dynamics.images", "dynamics.rank_images"),
         ),

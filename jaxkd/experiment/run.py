@@ -95,7 +95,7 @@ def _peer_loss(workdir: Path) -> Iterator[None]:
 def _run_locked(
     config: ConfigDict, workdir: Path, lock: WorkdirLock, console: Console | None, title: str
 ) -> dict[str, Any]:
-    mesh = parallel.make_mesh(config.mesh.data, config.mesh.model)
+    mesh = parallel.make_mesh(config.mesh.data, config.mesh.model, fsdp=config.mesh.fsdp)
     experiment = build(config, mesh, workdir=workdir, console=console)
     config, settings = experiment.config, experiment.settings
     lock.acquire()

@@ -1,13 +1,24 @@
 """Meshes, shardings and hosts: the only place that knows how many devices there are."""
 
 from jaxkd.parallel.hosts import any_host, initialize_distributed, is_main_host, is_peer_loss, main_host_decides
-from jaxkd.parallel.mesh import BATCH_AXES, MODEL_AXIS, batch_devices, batch_spec, check_batch, host_count, make_mesh
+from jaxkd.parallel.mesh import (
+    BATCH_AXES,
+    FSDP_AXIS,
+    MODEL_AXIS,
+    batch_devices,
+    batch_spec,
+    check_batch,
+    host_count,
+    make_mesh,
+)
 from jaxkd.parallel.sharding import (
     batch_sharding,
+    gather_weights,
     path_of,
     put_batch,
     put_on_mesh,
     replicated,
+    split_weights,
     splits_members,
     tree_shardings,
 )

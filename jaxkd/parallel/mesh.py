@@ -1,4 +1,4 @@
-"""The device mesh: the batch is split over `BATCH_AXES`, wide matrices over `MODEL_AXIS`."""
+"""The device mesh: the batch over `BATCH_AXES`, the train state over `FSDP_AXIS`, wide matrices over `MODEL_AXIS`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from jax.sharding import Mesh, PartitionSpec
 
 from jaxkd.errors import TopologyError
 
-BATCH_AXES = ("data",)  # all that a batch is split over: the only place that names them
+FSDP_AXIS = "fsdp"  # each device of a group holds a part of the parameters, and gathers them where they are used
+BATCH_AXES = ("data", FSDP_AXIS)  # all that a batch is split over: the only place that names them
 MODEL_AXIS = "model"
 AXES = (*BATCH_AXES, MODEL_AXIS)
 
 
 def batch_spec(leading: int = 0) -> PartitionSpec:
     """The partition of an array whose batch axis comes after `leading` axes that every device holds whole."""
-    return PartitionSpec(*[None] * leading, BATCH_AXES if len(BATCH_AXES) > 1 else BATCH_AXES[0])
+    return PartitionSpec(*[None] * leading, BATCH_AXES)
 
 
 def batch_devices(mesh: Mesh) -> int:
@@ -31,30 +32,32 @@ def host_count(devices: Iterable[jax.Device]) -> int:
     return len({device.process_index for device in devices})
 
 
-def make_mesh(data: int = -1, model: int = 1, devices: list | None = None) -> Mesh:
-    """A `(data, model)` mesh over all devices of all hosts.
+def make_mesh(data: int = -1, model: int = 1, devices: list | None = None, *, fsdp: int = 1) -> Mesh:
+    """A `(data, fsdp, model)` mesh over all devices of all hosts.
 
     Args:
-      data: devices along the batch; -1 takes what `model` leaves.
+      data: groups of devices along the batch, each with a whole train state; -1 takes what the others leave.
       model: devices along wide matrices.
       devices: the devices, `jax.devices()` by default.
+      fsdp: devices along the batch that share one train state.
     """
     devices = jax.devices() if devices is None else devices
-    count = len(devices)
-    if model < 1 or (data != -1 and data < 1):
+    count, sizes = len(devices), f"mesh.data={data}, mesh.fsdp={fsdp}, mesh.model={model}"
+    if model < 1 or fsdp < 1 or (data != -1 and data < 1):
         raise TopologyError(
-            f"mesh.data={data}, mesh.model={model} is not a mesh. Give numbers of devices (data may be -1 for 'the "
-            "rest'), e.g. --config.mesh.data=-1 --config.mesh.model=1 to split the batch over all devices."
+            f"{sizes} is not a mesh. Give numbers of devices (data may be -1 for 'the rest'), e.g. "
+            "--config.mesh.data=-1 --config.mesh.fsdp=1 --config.mesh.model=1 to split the batch over all devices."
         )
     if data == -1:
-        data = count // model
-    if data * model != count:
+        data = count // (fsdp * model)
+    if data * fsdp * model != count:
         raise TopologyError(
-            f"mesh.data={data} x mesh.model={model} needs {data * model} devices, but there are {count} "
-            f"({devices[0].platform}). Use --config.mesh.data=-1 with a mesh.model that divides {count}."
+            f"mesh.data={data} x mesh.fsdp={fsdp} x mesh.model={model} needs {data * fsdp * model} devices, but there "
+            f"are {count} ({devices[0].platform}). Use --config.mesh.data=-1 with a mesh.fsdp and a mesh.model whose "
+            f"product divides {count}."
         )
-    grid = np.asarray(devices).reshape(data, model)
-    if any(len({d.process_index for d in row}) > 1 for row in grid):
+    grid = np.asarray(devices).reshape(data, fsdp, model)
+    if any(len({d.process_index for d in row}) > 1 for row in grid.reshape(-1, model)):
         raise TopologyError(
             f"mesh.model={model} puts devices of several hosts into one group. A group works on the same images, but "
             f"each host loads its own. Use a mesh.model that divides the {count // host_count(devices)} devices of a "

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from jaxkd.parallel import batch_sharding, batch_spec, replicated, tree_shardings
+from jaxkd.parallel import batch_sharding, batch_spec, gather_weights, replicated, split_weights, tree_shardings
 from jaxkd.train.diverged import mask_members, members_with_images
 from jaxkd.train.moving_average import warmed_decay
 from jaxkd.train.state import TrainState
@@ -36,13 +36,22 @@ def _micro_batches(batch: Batch, count: int, mesh: Mesh) -> Batch:
 
 
 def _gradients(
-    task: Task, params: PyTree, mutable: PyTree, batch: Batch, key: jax.Array | Keys, step: jax.Array, constants: PyTree
+    task: Task,
+    mesh: Mesh,
+    params: PyTree,
+    mutable: PyTree,
+    batch: Batch,
+    key: jax.Array | Keys,
+    step: jax.Array,
+    constants: PyTree,
 ) -> tuple[PyTree, dict[str, jax.Array], PyTree]:
+    members = getattr(task, "member_count", 0)
+
     def loss_fn(p: PyTree) -> tuple[jax.Array, tuple[dict[str, jax.Array], PyTree]]:
-        return task.loss(p, mutable, batch, key, step, constants)
+        return task.loss(gather_weights(p, mesh, members=members), mutable, batch, key, step, constants)
 
     (loss, (terms, mutable)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-    return grads, {"loss": loss, **terms}, mutable
+    return split_weights(grads, mesh, members=members), {"loss": loss, **terms}, mutable
 
 
 def trainable_norm(grads: PyTree, frozen: PyTree | None) -> jax.Array:
@@ -92,16 +101,16 @@ def train_step(
     ) -> tuple[TrainState, dict[str, Any]]:
         key = fold_in(key, state.step)
         observed = (batch, key)
+        constants = gather_weights(constants, mesh)
+        gradients = partial(_gradients, task, mesh, state.params)
         if accumulate == 1:
-            grads, metrics, mutable = _gradients(task, state.params, state.mutable, batch, key, state.step, constants)
+            grads, metrics, mutable = gradients(state.mutable, batch, key, state.step, constants)
         else:
 
             def body(carry: tuple, micro: tuple[jax.Array, Batch]) -> tuple[tuple, None]:
                 total, mutable = carry
                 index, part = micro
-                grads, metrics, mutable = _gradients(
-                    task, state.params, mutable, part, fold_in(key, index), state.step, constants
-                )
+                grads, metrics, mutable = gradients(mutable, part, fold_in(key, index), state.step, constants)
                 count = count_images(part)
 
                 def add(total: jax.Array, value: jax.Array) -> jax.Array:
@@ -112,9 +121,7 @@ def train_step(
             parts = (jnp.arange(accumulate), _micro_batches(batch, accumulate, mesh))
             first = jax.tree.map(lambda x: x[0], parts)
             observed = (first[1], fold_in(key, 0))
-            shapes = jax.eval_shape(
-                lambda m: _gradients(task, state.params, state.mutable, m[1], key, state.step, constants)[:2], first
-            )
+            shapes = jax.eval_shape(lambda m: gradients(state.mutable, m[1], key, state.step, constants)[:2], first)
             zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
             ((grads, metrics), mutable), _ = jax.lax.scan(body, (zeros, state.mutable), parts)
             images = jnp.maximum(count_images(batch), 1)
@@ -122,7 +129,8 @@ def train_step(
         metrics["grad_norm"] = norm(grads)
         metrics["images"] = count_images(batch)
         if statistics is not None:
-            metrics["statistics"] = statistics(state.params, state.mutable, *observed, state.step, constants)
+            params = gather_weights(state.params, mesh, members=members)
+            metrics["statistics"] = statistics(params, state.mutable, *observed, state.step, constants)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
@@ -169,4 +177,9 @@ def compile_train_step(
 
 def compile_eval_step(task: Task, mesh: Mesh) -> Callable[[PyTree, PyTree, Batch, PyTree], dict]:
     """`(params, mutable, batch, constants) -> {name: average}`, jitted; nothing is donated."""
-    return jax.jit(task.evaluate, out_shardings=replicated(mesh))
+
+    def evaluate(params: PyTree, mutable: PyTree, batch: Batch, constants: PyTree) -> dict:
+        params = gather_weights(params, mesh, members=getattr(task, "member_count", 0))
+        return task.evaluate(params, mutable, batch, gather_weights(constants, mesh))
+
+    return jax.jit(evaluate, out_shardings=replicated(mesh))

@@ -121,12 +121,14 @@ def steps(mesh: jax.sharding.Mesh, *, accumulate: int = 1) -> dict[str, np.ndarr
 
 
 def main(out: str, *meshes: str) -> None:
-    """Writes arrays `<mesh>/<name>`; a mesh "8x1x2" accumulates two micro-batches."""
+    """Writes arrays `<mesh>/<name>`; a mesh "8x1x2" accumulates two micro-batches, "2f4x1" has 4 devices of FSDP."""
     parallel.initialize_distributed()
     arrays = {}
     for words in meshes:
-        data, model, *accumulate = map(int, words.split("x"))
-        mesh = parallel.make_mesh(data, model)
+        batch, *rest = words.split("x")
+        data, fsdp = (int(n) for n in (batch if "f" in batch else f"{batch}f1").split("f"))
+        model, *accumulate = map(int, rest)
+        mesh = parallel.make_mesh(data, model, fsdp=fsdp)
         result = steps(mesh, accumulate=(accumulate or [1])[0])
         arrays |= {f"{words}/{k}": v for k, v in result.items()}
         # Gloo mixes up the many independent collectives of this program when two processes run it on CPUs.

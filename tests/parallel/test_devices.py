@@ -80,8 +80,8 @@ def assert_agree(ours, reference):
 
 @pytest.fixture(scope="module")
 def eight(tmp_path_factory):
-    """mesh -> what eight devices make of the five steps; a model axis of 2 and micro-batches among them."""
-    return distilled(tmp_path_factory.mktemp("eight") / "out.npz", 8, "8x1", "4x2x2")
+    """mesh -> what eight devices make of the five steps; FSDP, a model axis of 2 and micro-batches among them."""
+    return distilled(tmp_path_factory.mktemp("eight") / "out.npz", 8, "8x1", "4x2x2", "2f4x1", "2f2x2x2")
 
 
 @pytest.mark.slow
@@ -98,10 +98,18 @@ def test_a_model_axis_and_micro_batches_change_nothing(eight, one):
 
 
 @pytest.mark.slow
+def test_a_split_train_state_changes_nothing(eight, one):
+    assert_agree(eight["2f4x1"], one())
+    np.testing.assert_array_equal(eight["2f4x1"]["shards"], [[24, 18], [24, 18]])
+    assert_agree(eight["2f2x2x2"], one(2))
+    np.testing.assert_array_equal(eight["2f2x2x2"]["shards"], [[12, 36], [12, 36]])
+
+
+@pytest.mark.slow
 def test_losses_between_the_examples_are_global(eight):
     expected = distil.batch_losses(parallel.make_mesh(1, 1, [distil.jax.devices()[0]]))
     assert all((np.abs(values) > 1e-3).all() for values in expected.values())
-    for mesh in ("8x1 batch", "4x2x2 batch"):
+    for mesh in ("8x1 batch", "4x2x2 batch", "2f4x1 batch"):
         for name, values in expected.items():
             np.testing.assert_allclose(eight[mesh][name], values, rtol=1e-5, err_msg=f"{mesh} {name}")
 
@@ -109,14 +117,16 @@ def test_losses_between_the_examples_are_global(eight):
 @pytest.mark.slow
 def test_two_processes_are_one(tmp_path, one):
     port, out = free_port(), tmp_path / "out.npz"
-    command = [sys.executable, str(HERE / "distil.py"), str(out), "4x1"]
+    command = [sys.executable, str(HERE / "distil.py"), str(out), "4x1", "1f4x1", "2f2x1"]
     both = [subprocess.Popen(command, env=environment(2, **distributed(i, port))) for i in (0, 1)]
     try:
         assert [p.wait(timeout=300) for p in both] == [0, 0]
     finally:
         for p in both:
             p.kill()
-    assert_agree(split(np.load(out))["4x1"], one())
+    for mesh, result in split(np.load(out)).items():
+        assert_agree(result, one())
+        assert mesh == "4x1" or result["shards"][0][1] < 72
 
 
 STOPPED = """

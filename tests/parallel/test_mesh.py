@@ -1,7 +1,11 @@
 """Meshes, batches and the table of partitions, without any second device."""
 
+import json
+import os
 import re
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +19,7 @@ from jaxkd import models, parallel
 from jaxkd.errors import DataError, PeerLostError, TopologyError
 from jaxkd.parallel.sharding import PARAMETER_RULES, partition_of
 
+HERE = Path(__file__).resolve().parent
 PACKAGE = Path(parallel.__file__).parents[1]
 
 
@@ -22,25 +27,25 @@ def devices(count, per_host=8):
     return [SimpleNamespace(id=i, process_index=i // per_host, platform="fake") for i in range(count)]
 
 
-def abstract_mesh(data, model):
-    return AbstractMesh((data, model), ("data", "model"))
+def abstract_mesh(data, model, fsdp=1):
+    return AbstractMesh((data, fsdp, model), ("data", "fsdp", "model"))
 
 
 def test_all_devices_are_in_the_mesh():
     mesh = parallel.make_mesh()
-    assert mesh.axis_names == ("data", "model") and mesh.devices.size == jax.device_count()
-    assert dict(mesh.shape) == {"data": jax.device_count(), "model": 1}
+    assert mesh.axis_names == ("data", "fsdp", "model") and mesh.devices.size == jax.device_count()
+    assert dict(mesh.shape) == {"data": jax.device_count(), "fsdp": 1, "model": 1}
 
 
 @pytest.mark.parametrize(
     ("data", "model", "text"),
     [
-        (3, 1, r"mesh.data=3 x mesh.model=1 needs 3 devices, but there are 8 \(fake\).*mesh.data=-1"),
-        (-1, 3, r"mesh.data=2 x mesh.model=3 needs 6 devices, but there are 8.*divides 8"),
+        (3, 1, r"mesh.data=3 x mesh.fsdp=1 x mesh.model=1 needs 3 devices, but there are 8 \(fake\).*mesh.data=-1"),
+        (-1, 3, r"mesh.data=2 x mesh.fsdp=1 x mesh.model=3 needs 6 devices, but there are 8.*divides 8"),
         (-1, 16, r"needs 0 devices, but there are 8"),
-        (0, 1, r"mesh.data=0, mesh.model=1 is not a mesh"),
-        (-2, 1, r"mesh.data=-2, mesh.model=1 is not a mesh"),
-        (-1, 0, r"mesh.data=-1, mesh.model=0 is not a mesh"),
+        (0, 1, r"mesh.data=0, mesh.fsdp=1, mesh.model=1 is not a mesh"),
+        (-2, 1, r"mesh.data=-2, mesh.fsdp=1, mesh.model=1 is not a mesh"),
+        (-1, 0, r"mesh.data=-1, mesh.fsdp=1, mesh.model=0 is not a mesh"),
     ],
 )
 def test_mesh_errors(data, model, text):
@@ -142,6 +147,25 @@ def test_what_does_not_divide_stays_whole_and_one_model_device_splits_nothing():
     assert partition_of(path, (24, 96), abstract_mesh(8, 1)) == PartitionSpec()
 
 
+def test_fsdp_splits_the_largest_axis_that_is_free():
+    path = "student/blocks_0/mlp/fc1/kernel"
+    assert partition_of(path, (24, 96), abstract_mesh(1, 1, 4)) == PartitionSpec(None, "fsdp")
+    assert partition_of(path, (24, 96), abstract_mesh(1, 2, 4)) == PartitionSpec("fsdp", "model")
+    assert partition_of(path, (23, 97), abstract_mesh(1, 1, 4)) == PartitionSpec()  # nothing divides
+    assert partition_of("student/norm/scale", (768,), abstract_mesh(1, 1, 4)) == PartitionSpec()  # too small
+    assert partition_of(path, (24, 96), abstract_mesh(1, 2, 4), fsdp=False) == PartitionSpec(None, "model")
+
+
+def test_members_that_are_split_are_not_split_again():
+    state = {"student": {"head": {"kernel": jax.ShapeDtypeStruct((8, 64, 96), jnp.float32)}}}
+
+    def partition(mesh):
+        return jax.tree.leaves(parallel.tree_shardings(state, mesh, members=8))[0].spec
+
+    assert partition(abstract_mesh(2, 1, 4)) == PartitionSpec(("data", "fsdp"))
+    assert partition(abstract_mesh(2, 1, 8)) == PartitionSpec(None, None, "fsdp")  # 8 members, 16 parts of a batch
+
+
 def test_moments_and_stacked_blocks_follow_their_parameter():
     mesh = abstract_mesh(1, 2)
     for path in ("opt_state/0/mu/student/blocks_0/mlp/fc2/kernel", "ema/student/blocks_0/mlp/fc2/kernel"):
@@ -161,9 +185,10 @@ def test_host_arrays_become_global_ones():
 
 
 def test_a_batch_is_split_over_the_batch_axes_behind_the_leading_ones():
-    assert parallel.batch_spec() == PartitionSpec("data")
-    assert parallel.batch_spec(2) == PartitionSpec(None, None, "data")
-    assert parallel.batch_devices(abstract_mesh(3, 2)) == 3
+    axes = ("data", "fsdp")
+    assert parallel.batch_spec() == PartitionSpec(axes)
+    assert parallel.batch_spec(2) == PartitionSpec(None, None, axes)
+    assert parallel.batch_devices(abstract_mesh(3, 2)) == 3 and parallel.batch_devices(abstract_mesh(3, 2, 4)) == 12
     assert set(parallel.BATCH_AXES) < set(parallel.make_mesh().axis_names)
 
 
@@ -300,3 +325,15 @@ def test_jax_finds_no_other_processes(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", refuse)
     with pytest.raises(TopologyError, match=r"must be defined\.\)\. Set JAX_COORDINATOR_ADDRESS=HOST:PORT"):
         parallel.initialize_distributed(True)
+
+
+@pytest.mark.slow
+def test_fsdp_divides_the_train_state_and_gathers_weights_only():
+    cases = [[16, 8, 1], [16, 1, 8], [32, 1, 8], [16, 2, 4]]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
+    program = [sys.executable, str(HERE / "fsdp_program.py"), json.dumps(cases)]
+    done = subprocess.run(program, env=environment, check=True, capture_output=True, text=True, timeout=300)
+    replicated, split, larger, mixed = json.loads(done.stdout)
+    assert split["state"] <= replicated["state"] / 6 and mixed["state"] <= replicated["state"] / 3.5
+    assert replicated["gathered"] == []
+    assert split["gathered"] and split["gathered"] == larger["gathered"]  # so that no gathered array has a batch

@@ -57,7 +57,7 @@ def make_plan(
             f"--search was given with --topology={topology.name}, whose memory is not known. Name a chip, such as "
             "gpu:h100:8."
         )
-    mesh = parallel.make_mesh(config.mesh.data, config.mesh.model, devices(topology))
+    mesh = parallel.make_mesh(config.mesh.data, config.mesh.model, devices(topology), fsdp=config.mesh.fsdp)
     experiment = build_experiment(config, mesh)
     compiled = _compile(experiment, say)
     plan = _facts(experiment, topology)
@@ -251,7 +251,7 @@ def _refusal(experiment: Experiment, topology: Topology, plan: dict[str, Any]) -
         ways.append("precision.remat=True")
     if config.precision.compute == "float32":
         ways.append("precision.compute=bfloat16")
-    ways += [f"optimizer.accumulate={2 * config.optimizer.accumulate}", "mesh.model=2", "more chips"]
+    ways += [f"optimizer.accumulate={2 * config.optimizer.accumulate}", "mesh.fsdp=8", "mesh.model=2", "more chips"]
     return (
         f"The step at batch {plan['batch_size']:,} {needs} on each {topology.chip.title}, which has "
         f"{topology.chip.room / 2**30:.2f} GiB. Use {', '.join(ways[:-1])} or {ways[-1]}."
