@@ -150,7 +150,7 @@ def build(
         config, mesh, workdir=workdir, console=console, load=load, open_data=open_data
     )
     config, task = parts.config, parts.task
-    settings = loop_settings(config, parts.pipeline.steps_per_epoch if parts.pipeline else STEPS_WITHOUT_DATA)
+    settings = loop_settings(config, parts.pipeline.steps_per_epoch if parts.pipeline else _assumed_epoch(config))
     schedule, optimizer = build_optimizer(config, settings, task.frozen)
 
     def create(key: jax.Array) -> train.TrainState:
@@ -172,6 +172,13 @@ def build(
         abstract_state=abstract,
         shardings=parallel.tree_shardings(abstract, mesh, members=getattr(task, "member_count", 0)),
     )
+
+
+def _assumed_epoch(config: ConfigDict) -> int:
+    """Steps of an epoch where no data set was opened: few enough that the warm-up is shorter than the run."""
+    if not config.schedule.steps:
+        return STEPS_WITHOUT_DATA
+    return max(min(STEPS_WITHOUT_DATA, int(config.schedule.steps / (config.schedule.warmup_epochs + 1))), 1)
 
 
 def loop_settings(config: ConfigDict, steps_per_epoch: int) -> train.LoopSettings:

@@ -50,6 +50,12 @@ def weights_file(tmp_path_factory):
     return path, variables
 
 
+def test_without_data_the_warm_up_is_shorter_than_a_run_of_given_steps(mesh):
+    given = {"schedule.steps": 50, "schedule.warmup_epochs": 2, "student.args.num_classes": 10}
+    schedule = build(config(**given), mesh, open_data=False, load=False).schedule
+    assert schedule(0) < schedule(20) > schedule(49)
+
+
 SPLIT = """
     import sys, jax, numpy as np
     from jaxkd import parallel
