@@ -22,7 +22,7 @@ RECIPES = {
     "Swin-Tiny <- Swin-Small": "configs/swin_swin.py",
 }
 SLICES = ("v5e:4x4", "v5e:16x16", "v4:2x2x4", "v5p:2x2x2", "v6e:4x4")
-TITLES = ("recipe", "slice", "GFLOP an image", "HBM MB an image", "peak GiB of a chip", "ms a step: arithmetic")
+TITLES = ("recipe", "slice", "matrix GFLOP an image", "HBM MB an image", "peak GiB of a chip", "ms a step: products")
 TITLES += ("memory", "interconnect", "images/s at most", "cores needed", "cores there", "compile s")
 
 
@@ -46,7 +46,12 @@ def row(name: str, slice_name: str, found: dict[str, Any]) -> str:
         return f"| {name} | {slice_name} | {found.get('error') or found['refusal']} |"
     times, given = found["roofline_ms"], found["input"]
     cells = [
-        *(name, slice_name, f"{found['flops_per_image'] / 1e9:.1f}", f"{found['hbm_bytes_per_image'] / 1e6:,.0f}"),
+        *(
+            name,
+            slice_name,
+            f"{found['matrix_flops_per_image'] / 1e9:.1f}",
+            f"{found['hbm_bytes_per_image'] / 1e6:,.0f}",
+        ),
         f"{found['peak_bytes'] / 2**30:.2f} of {found['memory']['room'] / 2**30:.2f}",
         *(f"{times[part]:.2f}" if times[part] < 10 else f"{times[part]:.0f}" for part in ("compute", "memory")),
         f"{times['interconnect']:.2f}",
@@ -65,8 +70,8 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     path = Path(options.out)
     known = json.loads(path.read_text()) if path.exists() else {}
-    for name, config in RECIPES.items():
-        for slice_name in options.slices.split(","):
+    for slice_name in options.slices.split(","):
+        for name, config in RECIPES.items():
             key = f"{name} {slice_name} {options.per_chip}"
             if key not in known:
                 print(f"{key} ...", file=sys.stderr, flush=True)

@@ -27,7 +27,8 @@ _NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
 # Instructions that move nothing themselves; the bodies of the last three are counted.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
 _FREE |= {"while", "conditional", "call"}
-_STRUCTURE = {"", "while", "body", "cond", "closed_call", "checkpoint", "rematted_computation"}  # parts of no module
+# Parts of a path that are no module.
+_STRUCTURE = {"", "while", "body", "cond", "closed_call", "checkpoint", "rematted_computation", "shard_map"}
 _SLICES = ("slice", "dynamic-slice", "gather")
 
 
@@ -286,9 +287,9 @@ def module_of(source: str) -> str:
     if not source:
         return ""
     names, backward = [], False
-    *parts, primitive = source.split(";")[0].split("/")  # of an operation made of several, the first
+    *parts, primitive = re.split("[;:]", source)[0].split("/")  # of an operation made of several, the first
     for part in parts:
-        backward |= part.startswith("transpose(")
+        backward |= "transpose(" in part
         if "jit(" in part or re.fullmatch(r"\w+\.\w+", part):  # jitted functions and methods of a module
             continue
         inner = re.sub(r"^(?:\w+\()+|\)+$", "", part) if "(" in part else part

@@ -166,7 +166,7 @@ def _work(compiled: Compiled, topology: Topology, batch_size: int) -> dict[str, 
     }
     if chip.flops:
         times = {
-            "compute": 1e3 * flops / chip.flops,
+            "compute": 1e3 * compiled.matrix_flops / topology.count / chip.flops,
             "memory": 1e3 * total / chip.bandwidth,
             "interconnect": 1e3 * sent / chip.link,
         }

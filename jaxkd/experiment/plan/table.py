@@ -91,8 +91,15 @@ def _work(plan: dict[str, Any]) -> Table:
             return ""
         return f"{times[name]:.3g} ms" + (" (binds)" if times["binds"] == name else "")
 
-    flops, every, traffic = (plan[f"{name}_per_image"] for name in ("flops", "bytes", "hbm_bytes"))
-    table.add_row("arithmetic", f"{flops / 1e9:.3g} GFLOP", f"{flops * images / 1e12:.3g} TFLOP", time("compute"))
+    names = ("flops", "matrix_flops", "bytes", "hbm_bytes")
+    flops, products, every, traffic = (plan[f"{name}_per_image"] for name in names)
+    table.add_row("arithmetic", f"{flops / 1e9:.3g} GFLOP", f"{flops * images / 1e12:.3g} TFLOP", "")
+    table.add_row(
+        "of these in matrix products",
+        f"{products / 1e9:.3g} GFLOP",
+        f"{products * images / 1e12:.3g} TFLOP",
+        time("compute"),
+    )
     table.add_row("bytes read and written", size(every), size(every * images), "")
     table.add_row("of these in its main memory", size(traffic), size(traffic * images), time("memory"))
     sent = sum(row["bytes"] for row in plan["collectives"])

@@ -109,6 +109,7 @@ def prepare(topology: Topology) -> None:
         # A plan touches no TPU, so it may run beside a program that uses one.
         for name, value in {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TF_CPP_MIN_LOG_LEVEL": "3", **quiet}.items():
             os.environ.setdefault(name, value)
+        os.environ.pop("XLA_FLAGS", None)  # libtpu ends the process at a flag of another compiler
         os.environ["JAX_PLATFORMS"] = "cpu"
         jax.config.update("jax_platforms", "cpu")
         return

@@ -64,6 +64,10 @@ def test_an_array_in_memory_on_the_chip_is_known():
         ("jit(step)/transpose(jvp(Cait))/Cait.forward/blocks_23/mlp/fc1/add", "Cait/blocks_*/mlp/fc1, backward"),
         ("jit(step)/jvp(ViT)/blocks_0/norm1/jit(normalise)/mul;jit(step)/add", "ViT/blocks_*/norm1"),
         ("jit(step)/transpose(jvp(ViT))/while/body/closed_call/dot", "ViT, backward"),
+        (
+            "jit(step)/merged(transpose(jvp(ViT))/blocks_0/attn/dot:transpose(jvp(ViT))/dot)",
+            "ViT/blocks_*/attn, backward",
+        ),
         ("jit(step)/add", "step: add"),
         ("jit(step)/transpose(jvp(jit(_where)))/select_n", "step: select_n, backward"),
         ("", ""),
