@@ -45,7 +45,6 @@ from timing import Compiled, compile_program, interleaved, matrix_products, rati
 
 from jaxkd import losses
 from jaxkd.errors import ConfigError, JaxkdError
-from jaxkd.experiment.plan.chips import bf16_peak
 from jaxkd.losses.spectral import DEFAULT_METHOD, METHODS
 
 PyTree = Any
@@ -371,6 +370,8 @@ class Measurement:
         return result, agrees
 
     def _chip_peak(self) -> float | None:
+        from jaxkd.experiment.plan import bf16_peak  # after the check of missing packages
+
         mesh = self.step.mesh
         peak = bf16_peak(mesh.devices.flat[0].device_kind)
         return peak * mesh.devices.size if peak and self.step.config.precision.compute == "bfloat16" else None
