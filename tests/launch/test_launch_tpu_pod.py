@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
+
 import launching
 import pytest
 
@@ -32,6 +35,7 @@ case $* in
   done ;;
 esac
 """
+SLEEP = "exec /bin/sleep 0.05"
 UV = r"""
 if [[ $1 == venv ]]; then mkdir -p .venv/bin; cp "$MARKS/trainer" .venv/bin/python; fi
 """
@@ -46,14 +50,17 @@ if [[ $(wc -l < "$MARKS/trained") -le 2 ]]; then echo SUSPENDING > "$MARKS/state
 def pod(tmp_path, trainer):
     """An environment with a cloud in which training is the script `trainer`."""
     launching.stand_in(tmp_path, "trainer", trainer)
-    for name, text in {"gcloud": GCLOUD, "uv": UV, "sudo": "", "mountpoint": ""}.items():
+    for name, text in {"gcloud": GCLOUD, "uv": UV, "sudo": "", "mountpoint": "", "sleep": SLEEP}.items():
         launching.stand_in(tmp_path / "bin", name, text)
     return launching.environment(tmp_path / "bin", MARKS=str(tmp_path), TMPDIR=str(tmp_path))
 
 
+def up_arguments(*options):
+    return ("up", *PLACE, "--spot", "--nfs=10.0.0.2:/share", "--poll=0", *options, *RUN)
+
+
 def up(environment, *options):
-    argv = ("up", *PLACE, "--spot", "--nfs=10.0.0.2:/share", "--poll=0", *options)
-    return launching.call("tpu_pod.sh", *argv, *RUN, env=environment)
+    return launching.call("tpu_pod.sh", *up_arguments(*options), env=environment)
 
 
 def verbs(tmp_path):
@@ -87,17 +94,28 @@ def test_a_failed_run_shows_its_log_and_leaves_the_slice(tmp_path):
 
 
 def test_a_run_is_attached_to_and_stopped(tmp_path):
-    environment = pod(tmp_path, 'echo x >> "$MARKS/trained"; trap "exit 3" TERM; while true; do sleep 0.05; done')
+    environment = pod(
+        tmp_path, 'echo x >> "$MARKS/trained"; trap "exit 3" TERM; for i in {1..1200}; do sleep 0.05; done'
+    )
     for verb, rest in {"create": ("--poll=0",), "install": (), "run": RUN}.items():
         done = launching.call("tpu_pod.sh", verb, *PLACE, *rest, env=environment)
         assert done.returncode == 0, done.stderr
     status = launching.call("tpu_pod.sh", "status", *PLACE, env=environment).stdout.splitlines()
     assert [line.split()[0] for line in status] == ["ACTIVE", "code=running", "code=running"]
-    stop = launching.stand_in(tmp_path / "bin", "sleep", 'PATH=${PATH#*:}; if [[ $1 == 0 ]]; then touch "$MARKS/polled"; fi; sleep "$1"')
-    assert stop.exists()
-    launching.call("tpu_pod.sh", "stop", *PLACE, env=environment)
-    done = up(environment)
-    assert done.returncode == 3 and "Stopped; jaxkd stays and costs." in done.stderr, done.stderr
+    command = ["bash", str(launching.LAUNCH / "tpu_pod.sh"), *up_arguments()]
+    looks = (tmp_path / "calls").read_text().count("tpu-vm ssh")
+    options = {"cwd": launching.ROOT, "env": environment, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **options) as running:
+        try:
+            deadline = time.monotonic() + 60
+            while (tmp_path / "calls").read_text().count("tpu-vm ssh") < looks + 3:
+                assert time.monotonic() < deadline and running.poll() is None
+                time.sleep(0.05)
+            assert launching.call("tpu_pod.sh", "stop", *PLACE, env=environment).returncode == 0
+            errors = running.communicate(timeout=60)[1]
+        finally:
+            running.kill()
+    assert running.returncode == 3 and "Stopped; jaxkd stays and costs." in errors, errors
     assert (tmp_path / "trained").read_text() == "x\nx\n"  # not started a second time
 
 
@@ -123,9 +141,10 @@ uv pip install --quiet --python .venv -e '\\''.[tpu]'\\''; mountpoint -q /mnt/ja
 { sudo apt-get install -qq -y nfs-common; sudo mkdir -p /mnt/jaxkd; sudo mount -t nfs 10.0.0.2:/share /mnt/jaxkd; \
 sudo chmod a+rwx /mnt/jaxkd; }' --quiet
 gcloud compute tpus tpu-vm ssh jaxkd --zone=us-west4-a --project=p --worker=all '--command=mkdir -p ~/jaxkd-run; \
-rm -f ~/jaxkd-run/code ~/jaxkd-run/pid; nohup setsid bash -c cd\\ ~/jaxkd\\;\\ .venv/bin/python\\ -u\\ -m\\ jaxkd.main\\ \
---distributed\\ --config=c.py\\ --workdir=/mnt/jaxkd/a\\ \\&\\ echo\\ \\$\\!\\ \\>\\ ~/jaxkd-run/pid\\;\\ wait\\ \\$\\!\\;\\ \
-echo\\ \\$\\?\\ \\>\\ ~/jaxkd-run/code > ~/jaxkd-run/log 2>&1 < /dev/null & sleep 1' --quiet
+rm -f ~/jaxkd-run/code ~/jaxkd-run/pid; nohup setsid bash -c cd\\ ~/jaxkd\\;\\ .venv/bin/python\\ -u\\ -m\\ \
+jaxkd.main\\ --distributed\\ --config=c.py\\ --workdir=/mnt/jaxkd/a\\ \\&\\ echo\\ \\$\\!\\ \\>\\ \
+~/jaxkd-run/pid\\;\\ wait\\ \\$\\!\\;\\ echo\\ \\$\\?\\ \\>\\ \
+~/jaxkd-run/code > ~/jaxkd-run/log 2>&1 < /dev/null & sleep 1' --quiet
 # every 30 seconds until all workers have ended; after a preemption delete, and all of this again:
 gcloud compute tpus tpu-vm ssh jaxkd --zone=us-west4-a --project=p --worker=all '--command=cd ~/jaxkd-run 2>/dev/null; \
 if [ -f code ]; then c=$(cat code); elif [ ! -f pid ]; then c=none; elif kill -0 $(cat pid); then c=running; \
