@@ -19,7 +19,7 @@ FOLDER = "checkpoints"
 LONGEST_VALUE = 100  # characters of a field's value in an error
 CLASS_ORDER = "data.class_order"  # runs from before it existed used "text"; their class names are compared instead
 # Fields that may differ between a run and its continuation: none of them changes what a step computes.
-FREE_FIELDS = ("data.workers", "train.steps", "log.", "checkpoint.", "dynamics.", "eval.batch_size")
+FREE_FIELDS = ("data.workers", "train.steps", "log.", "checkpoint.", "dynamics.", "eval.batch_size", "mesh.")
 
 
 def find_run(path: str | Path) -> Path | None:
