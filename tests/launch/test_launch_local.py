@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -87,6 +88,38 @@ def test_the_code_is_that_of_the_first_failure_and_the_others_are_ended(tmp_path
     done = launching.call("local.sh", "-n", "3", "--cpu", "--", "x", env=environment)
     assert done.returncode == 7
     assert sorted(done.stdout.splitlines()) == ["[0] asked to stop", "[2] asked to stop"]
+
+
+COUNTS = """
+case $* in -c*) echo 4321; exit ;; esac
+trap 'echo interrupted' INT
+touch "$MARKS/$JAX_PROCESS_ID"
+for i in {1..10}; do sleep 0.1; done
+while [[ ! -e $MARKS/end ]]; do sleep 0.1; done
+exit 3
+"""
+
+
+def test_ctrl_c_reaches_each_process_once(tmp_path):
+    """A terminal sends SIGINT to the group of the script; a second one would end a process that is saving."""
+    launching.stand_in(tmp_path, "python", COUNTS)
+    command = ["bash", str(launching.LAUNCH / "local.sh"), "-n", "2", "--cpu", "--", "x"]
+    environment = launching.environment(tmp_path, MARKS=str(tmp_path))
+    options = {"cwd": launching.ROOT, "env": environment, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, start_new_session=True, **options) as running:
+        try:
+            deadline = time.monotonic() + 30
+            while not all((tmp_path / str(i)).exists() for i in (0, 1)):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            os.killpg(running.pid, signal.SIGINT)
+            time.sleep(1)
+            (tmp_path / "end").touch()
+            output = running.communicate(timeout=30)[0]
+        finally:
+            running.kill()
+    assert running.returncode == 3
+    assert sorted(output.splitlines()) == ["[0] interrupted", "[1] interrupted"]
 
 
 @pytest.mark.slow
