@@ -79,7 +79,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Any]:
             "at least 1. Nothing would be timed. Leave them out for 8, 10 and 100."
         )
     extra = [f"--config={options.config}", "--workdir=unused", f"--config.train.batch_size={options.batch_size}"]
-    config, _, _ = main.parse([*extra, f"--config.dynamics.every_steps={options.every}", *rest])
+    config = main.parse([*extra, f"--config.dynamics.every_steps={options.every}", *rest]).config
     return options, config
 
 

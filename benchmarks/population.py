@@ -67,7 +67,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Any]:
             "5 and 2,4,8."
         )
     extra = [f"--config={options.config}", "--workdir=unused", f"--config.train.batch_size={options.batch_size}"]
-    config, _, _ = jaxkd_main.parse([*extra, *rest])
+    config = jaxkd_main.parse([*extra, *rest]).config
     return options, config
 
 

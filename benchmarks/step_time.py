@@ -97,7 +97,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Any]:
             "pip install ml-collections absl-py"
         ) from None
     extra = [f"--config={options.config}", "--workdir=unused", f"--config.train.batch_size={options.batch_size}"]
-    config, _, _ = main.parse([*extra, *rest])
+    config = main.parse([*extra, *rest]).config
     return options, config
 
 

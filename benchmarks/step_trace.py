@@ -17,9 +17,9 @@ from typing import Any
 
 import jax
 from step_time import build_step, memory_megabytes, parse, say
-from trace_events import device_events, read_events, source_names, top_operations
 
 from jaxkd.errors import JaxkdError
+from jaxkd.train.trace_events import device_events, read_events, source_names, top_operations
 
 STEPS = 3
 

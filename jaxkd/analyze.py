@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxkd.cli import console, networks
+from jaxkd.cli import compile_cache, console, networks
 from jaxkd.errors import check_range
 
 NOT_OF_BRANCHES = (  # options that nothing reads for super-resolution networks
@@ -81,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--batch-size", type=int, default=8, help="images at once; changes no number (*)")
     group.add_argument("--low-memory", action="store_true", help="features of a chunk wait on the disk (*)")
     group.add_argument("--no-figures", action="store_true", help="numbers only")
+    compile_cache.add_option(parser)
     return parser
 
 
@@ -181,6 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     args = _parser().parse_args(argv)
     console.quiet()
+    compile_cache.use_compile_cache(not args.no_compile_cache)
     results = analyze(args, argv)
     written = Path(args.out).expanduser() / ("results.json" if args.no_figures else "report.html")
     print(*sentences(results), f"{written} ({results['settings']['seconds']:.1f} s)", sep="\n")

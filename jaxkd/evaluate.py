@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from jaxkd.cli import console, networks, score_table
+from jaxkd.cli import compile_cache, console, networks, score_table
 from jaxkd.errors import ConfigError
 
 CLASSIFIERS_ONLY = ("batch_size", "crop_pct", "interpolation", "resize", "old_grid", "class_order", "other_classes")
@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     upscalers.add_argument(
         "--cost", action="store_true", help="also parameters, GFLOP, latency and memory for a result of 1280 x 720"
     )
+    compile_cache.add_option(parser)
     return parser
 
 
@@ -126,6 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; exit code 0, or 2 for a user error."""
     args = _parser().parse_args(argv)
     console.quiet()
+    compile_cache.use_compile_cache(not args.no_compile_cache)
     result = evaluate(args)
     if "bicubic" in result:
         score_table.print_table(result)

@@ -55,7 +55,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Any]:
                 f'"{word}" is not an option.{did_you_mean(name, OPTIONS)} There are {", ".join(OPTIONS)} and '
                 "--config.<field>."
             )
-    config, _, _ = training_config.parse([*rest, "--workdir=none"])  # nothing is written
+    config = training_config.parse([*rest, "--workdir=none"]).config  # nothing is written
     return options, config
 
 

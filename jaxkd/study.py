@@ -16,10 +16,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from jaxkd.cli import console, training_config
+from jaxkd.cli import compile_cache, console, training_config
 from jaxkd.errors import ConfigError, check_range, did_you_mean
 
 OPTIONS = ("--config", "--workdir", "--dry-run", "--budget-minutes", "--no-population", "--tflops")
+OPTIONS += (compile_cache.OPTION,)
 
 
 def _parser() -> console.Parser:
@@ -34,6 +35,7 @@ def _parser() -> console.Parser:
     parser.add_argument(
         "--tflops", type=float, default=0.0, metavar="RATE", help="10^12 operations a second, to plan before a run"
     )
+    compile_cache.add_option(parser)
     return parser
 
 
@@ -53,8 +55,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Any, str, list[str]]
                 f'"{word}" is not an option.{did_you_mean(name, OPTIONS)} There are {", ".join(OPTIONS)} and '
                 "--config.<field>."
             )
-    config, workdir, _ = training_config.parse(rest)
-    return options, config, workdir, rest
+    given = training_config.parse(rest)
+    return options, given.config, given.workdir, rest
 
 
 @console.command("stopped; what was saved stays, and the same command continues.", resumable=True)
@@ -70,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jaxkd.experiment.study.runner import run_study
 
     console.quiet()
+    compile_cache.use_compile_cache(not options.no_compile_cache)
     output = Console(width=None if sys.stdout.isatty() else 140)
     with training_config.explain_recipe(config, rest):
         result = run_study(

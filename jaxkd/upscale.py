@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxkd.cli import console, networks
+from jaxkd.cli import compile_cache, console, networks
 from jaxkd.data.files import LONGEST_NAME
 from jaxkd.errors import ConfigError, check_range, printable
 
@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--batch-size", type=int, default=0, help="windows at once; default: 1 on a CPU, else 4")
     group.add_argument("--compute", choices=("float32", "bfloat16"), default="float32")
     group.add_argument("--ensemble", action="store_true", help="mean over 8 flips and rotations: 8 times the work")
+    compile_cache.add_option(parser)
     return parser
 
 
@@ -121,6 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; see the module for exit codes."""
     args = _parser().parse_args(argv)
     console.quiet()
+    compile_cache.use_compile_cache(not args.no_compile_cache)
     result = upscale(args)
     page = f" · {printable(result['compare'])}" if result["compare"] else ""
     print(

@@ -44,6 +44,9 @@ def _compile_quickly() -> None:
             if name.upper() not in os.environ:
                 os.environ[name.upper()] = str(value)
                 jax.config.update(name, value)
+    else:  # nor that of the commands
+        os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+        jax.config.update("jax_enable_compilation_cache", False)
 
 
 _compile_quickly()

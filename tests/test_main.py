@@ -295,7 +295,7 @@ PRESETS = ("soft", "hard", "spectral", "mse", "soft+spectral", "hard+spectral", 
 def test_every_preset_can_be_chosen_on_the_command_line(name, tmp_path):
     for preset in PRESETS:
         argv = [f"--config={ROOT}/configs/{name}", f"--workdir={tmp_path}", "--config.data.source=/data"]
-        config, _, _ = main.parse([*argv, f"--config.distill.preset={preset}"])
+        config = main.parse([*argv, f"--config.distill.preset={preset}"]).config
         assert config.distill.preset == preset
         for one in stage_configs(config, tmp_path).values() if config.stages else [config]:
             validate(one)

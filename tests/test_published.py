@@ -43,7 +43,7 @@ def test_a_command_is_a_valid_config_whose_cost_is_the_tables(command, hours, mo
     if not (ROOT / "configs" / first.partition(":")[0]).is_file():
         pytest.skip(f"configs/{first} does not exist")
     fixed = ["--workdir=runs/a", "--config.data.source=/data/imagenet", "--config.precision.compute=bfloat16"]
-    config, _, _ = main.parse([f"--config=configs/{first}", *fixed, *options])
+    config = main.parse([f"--config=configs/{first}", *fixed, *options]).config
     validate(config)
     size = {k: float(v) for k, v in re.findall(r"\| ([A-Z]\S+) \| ([\d.]+) (?=\|)", TEXT)}
     teacher = size[NAMES[config.teacher.name]] if config.task == "distillation" else 0.0

@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -19,17 +19,34 @@ from jaxkd.config.fields import ARGS, base, change, flatten, kind_of
 from jaxkd.config.paths import user_path
 from jaxkd.config.plugins import add_plugin_folder
 from jaxkd.config.validate import forget_unread
-from jaxkd.errors import ConfigError, JaxkdError, did_you_mean
+from jaxkd.errors import ConfigError, JaxkdError, check_range, did_you_mean
 
 USAGE = "python -m jaxkd.main --config=configs/deit_cait.py:embedded --workdir=runs/first_light"
 
 
-def parse(argv: Sequence[str]) -> tuple[ConfigDict, str, bool | None]:
-    """(config, workdir, distributed) of a command line."""
+OPTIONS = ("config", "workdir", "distributed", "profile", "no-compile-cache")
+# A trace file holds a million events, and a step on a CPU may have 20,000.
+MOST_PROFILED = 50
+
+
+class Given(NamedTuple):
+    """Options of a command that trains."""
+
+    config: ConfigDict
+    workdir: str
+    distributed: bool | None
+    compile_cache: bool
+    profile: int  # steps to trace, 0 for none
+
+
+def parse(argv: Sequence[str]) -> Given:
+    """Reads a command line; raises JaxkdError for what is wrong with it."""
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, "a config file, perhaps with :arguments", flag_values=values)
     flags.DEFINE_string("workdir", "", "where checkpoints and metrics go", flag_values=values)
     flags.DEFINE_bool("distributed", None, "join the other processes of a pod or cluster", flag_values=values)
+    flags.DEFINE_integer("profile", None, "steps to trace", flag_values=values)
+    flags.DEFINE_bool("no-compile-cache", False, "neither keep nor load compiled programs", flag_values=values)
     paths = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
     paths += [b for a, b in itertools.pairwise(argv) if a == "--config"]
     if not paths:
@@ -72,7 +89,10 @@ def parse(argv: Sequence[str]) -> tuple[ConfigDict, str, bool | None]:
         add_plugin_folder(Path(file).parent)
     if given & {"distill.preset", "distill.terms"}:
         config = forget_unread(config, given)
-    return config, str(user_path(values.workdir, "--workdir")), values.distributed
+    workdir = str(user_path(values.workdir, "--workdir"))
+    if values.profile is not None:
+        check_range("--profile", values.profile, 1, MOST_PROFILED, whole=True, meaning="the number of steps to trace")
+    return Given(config, workdir, values.distributed, not values["no-compile-cache"].value, values.profile or 0)
 
 
 def _given_fields(argv: Sequence[str]) -> set[str]:
@@ -136,10 +156,10 @@ def _flag_error(argv: Sequence[str], error: Exception) -> ConfigError:
                     f'--{name}="{value}" has a value of the wrong type. Give a value of type {kind}, such as the '
                     f"default {known[field]!r}."
                 )
-        elif name not in ("config", "workdir", "distributed") and arg.startswith("--"):
+        elif name not in OPTIONS and arg.startswith("--"):
             return ConfigError(
-                f'"{arg}" is not an option.{did_you_mean(name, ("config", "workdir", "distributed"))} There are '
-                f"--config, --config.<field>, --workdir and --distributed. For example: {USAGE}"
+                f'"{arg}" is not an option.{did_you_mean(name, OPTIONS)} There are --config.<field>, '
+                f"{', '.join(f'--{option}' for option in OPTIONS)}. For example: {USAGE}"
             )
     text = " ".join(str(error).split())
     return ConfigError(f"The command line or the config file was not understood: {text}. For example: {USAGE}")

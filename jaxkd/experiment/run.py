@@ -10,6 +10,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from jaxkd.experiment.lock import WorkdirLock
 from jaxkd.experiment.member_comparison import FIGURE as MEMBERS_FIGURE
 from jaxkd.experiment.member_comparison import compare_members
 from jaxkd.experiment.objective import simkd_note
+from jaxkd.experiment.profile import make_profile
 from jaxkd.experiment.sweep import run_stages
 from jaxkd.experiment.workdir import check_classes, check_subset, check_teacher, claim_workdir
 from jaxkd.report.training_statistics import draw_tables, write_tables
@@ -38,8 +40,14 @@ from jaxkd.report.training_statistics import draw_tables, write_tables
 _LOG = logging.getLogger(__name__)
 
 
-def run(config: ConfigDict, workdir: str | Path, *, console: Console | None = None) -> dict[str, Any]:
+def run(config: ConfigDict, workdir: str | Path, *, console: Console | None = None, profile: int = 0) -> dict[str, Any]:
     """Trains what `config` says in `workdir`, from its last checkpoint if there is one.
+
+    Args:
+      config: full, perhaps with stages.
+      workdir: of the run.
+      console: for summary, progress and tables; None is silent.
+      profile: steps to trace, of each stage; 0 for none.
 
     Returns:
       `{"metrics": {...}, "step": n, "finished": bool, ...}`; with stages `{"stages": {name: result}}`.
@@ -48,8 +56,8 @@ def run(config: ConfigDict, workdir: str | Path, *, console: Console | None = No
     import_plugins(config.plugins)
     with storage_errors(workdir):
         if config.stages:
-            return run_stages(config, workdir, run_one, console)
-        return run_one(config, workdir, console)
+            return run_stages(config, workdir, partial(run_one, profile=profile), console)
+        return run_one(config, workdir, console, profile=profile)
 
 
 @contextlib.contextmanager
@@ -71,11 +79,13 @@ def _kept(workdir: Path) -> str:
     return f"The last whole checkpoint, of step {steps[-1]}, stays" if steps else "No checkpoint was written yet"
 
 
-def run_one(config: ConfigDict, workdir: Path, console: Console | None, *, title: str = "") -> dict[str, Any]:
+def run_one(
+    config: ConfigDict, workdir: Path, console: Console | None, *, title: str = "", profile: int = 0
+) -> dict[str, Any]:
     """One training run; see `run`."""
     with storage_errors(workdir), WorkdirLock(workdir, wanted=parallel.is_main_host()) as lock, _peer_loss(workdir):
         lock.acquire(make=False)  # a run in progress is noticed before data and weights are read
-        return _run_locked(config, workdir, lock, console, title)
+        return _run_locked(config, workdir, lock, console, title, profile)
 
 
 @contextlib.contextmanager
@@ -93,7 +103,7 @@ def _peer_loss(workdir: Path) -> Iterator[None]:
 
 
 def _run_locked(
-    config: ConfigDict, workdir: Path, lock: WorkdirLock, console: Console | None, title: str
+    config: ConfigDict, workdir: Path, lock: WorkdirLock, console: Console | None, title: str, profile: int
 ) -> dict[str, Any]:
     mesh = parallel.make_mesh(config.mesh.data, config.mesh.model, fsdp=config.mesh.fsdp)
     experiment = build(config, mesh, workdir=workdir, console=console)
@@ -129,7 +139,8 @@ def _run_locked(
                 console.print(f"{title}: all {settings.total_steps} steps were done before.", highlight=False)
             scores = evaluate(state)  # says the result again
         else:
-            state, scores = _train(experiment, state, clock, checkpoints, writer, evaluate, console, title)
+            traced = make_profile(profile, workdir, experiment, int(state.step), console, stage="" if alone else title)
+            state, scores = _train(experiment, state, clock, checkpoints, writer, evaluate, console, title, traced)
             _warn_of_average(console, config, int(state.step))
             if (note := simkd_note(config)) and parallel.is_main_host():
                 _say(console, note)
@@ -210,6 +221,7 @@ def _train(
     evaluate: Callable[[train.TrainState], dict[str, Any]],
     console: Console | None,
     title: str,
+    profile: train.StepProfile | None,
 ) -> tuple[train.TrainState, dict[str, Any]]:
     """The training loop with everything around it: data in the background, signals, progress."""
     config, settings, observation = experiment.config, experiment.settings, None
@@ -240,10 +252,13 @@ def _train(
                 observation=observation,
                 members=tuple(member.name for member in experiment.members),
                 remember=members.remember_best(experiment),
+                profile=profile,
             )
             return train.train_loop(experiment.compile_step(), state, batches, loop)
     finally:
         batches.close()
+        if profile is not None:
+            profile.close()
 
 
 def _warn_of_average(console: Console | None, config: ConfigDict, steps: int) -> None:

@@ -15,6 +15,7 @@ from jaxkd.train.optimizer import (
     timm_epoch_rates,
 )
 from jaxkd.train.preemption import StopRequest
+from jaxkd.train.profile import StepProfile, StepTrace
 from jaxkd.train.progress import TrainProgress
 from jaxkd.train.run_folder import checkpoint_steps, differing_fields, find_run, read_config
 from jaxkd.train.state import TrainState, create_state

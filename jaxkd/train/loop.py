@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ from jaxkd.train.checkpoint import Checkpoints
 from jaxkd.train.finite import check_finite, check_state, drop_diverged
 from jaxkd.train.members import Value, live_mean, to_value
 from jaxkd.train.preemption import StopRequest
+from jaxkd.train.profile import StepProfile
 from jaxkd.train.progress import TrainProgress, duration
 from jaxkd.train.state import TrainState
 from jaxkd.train.timer import Clock, StepTimer, Window
@@ -92,6 +94,7 @@ class Loop:
     members: tuple[str, ...] = ()  # names of the members of a population
     # (state, scores) -> the state with what it remembers of its evaluations; None if that is nothing
     remember: Callable[[TrainState, dict[str, Value]], TrainState] | None = None
+    profile: StepProfile | None = None  # traces a few steps
 
     def save(self, state: TrainState, batches: Any, scores: dict[str, Value] | None = None) -> None:
         """Starts writing the checkpoint of `state`, with its scores if it was evaluated."""
@@ -171,7 +174,8 @@ def train_loop(step_fn: Callable, state: TrainState, batches: Any, loop: Loop) -
         pending.flush()  # of the step before, while this one runs
         pending.put(step, metrics)
         due = settings.due(step, evaluates=loop.evaluate is not None)
-        if any(due) or fresh:
+        tracing = loop.profile is not None and loop.profile.switches(step)
+        if any(due) or fresh or tracing:
             pending.flush()
         if fresh:
             timer.window.steps -= 1
@@ -180,6 +184,9 @@ def train_loop(step_fn: Callable, state: TrainState, batches: Any, loop: Loop) -
         timer.update(training=not fresh)
         if timer.window.steps:
             progress.update(step, _status(timer.window, settings, step))
+        if tracing:
+            loop.profile.switch(step, partial(_program_text, step_fn, state, batch, loop))
+            timer.restart()
         if due.log:
             loop.writer.write("train", step, _log_values(timer.next_window(), loop, step))
         if due.save:
@@ -199,6 +206,11 @@ def train_loop(step_fn: Callable, state: TrainState, batches: Any, loop: Loop) -
         progress.say(f"{reason}: stopped at step {step}, saved; the same command continues from there.")
     loop.checkpoints.wait()
     return state, scores
+
+
+def _program_text(step_fn: Callable, state: TrainState, batch: Any, loop: Loop) -> str:
+    """The compiled step as XLA prints it."""
+    return step_fn.lower(state, batch, loop.key, loop.constants).compile().as_text() or ""
 
 
 def _evaluate(state: TrainState, batches: Any, loop: Loop) -> dict[str, Value]:

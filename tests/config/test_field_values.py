@@ -22,9 +22,9 @@ ODD = (
 
 def read(field: str, text: str):
     """The value that a field takes from the command line; raises JaxkdError where it is refused."""
-    config, _, _ = main.parse(
+    config = main.parse(
         [CONFIG, "--workdir=w", "--config.data.source=embedded:digits", f"--config.{field}={text}"]
-    )
+    ).config
     check_stages(config)
     if not config.stages:
         validate(config)
@@ -97,6 +97,6 @@ def test_values_that_are_understood(field, text, value):
     ],
 )
 def test_changes_of_a_stage_have_the_types_of_their_fields(field, value):
-    config, _, _ = main.parse([CONFIG, "--workdir=w", "--config.data.source=embedded:digits"])
+    config = main.parse([CONFIG, "--workdir=w", "--config.data.source=embedded:digits"]).config
     with pytest.raises(JaxkdError, match=rf"{field}=.* is of the wrong type"):
         validate(change(config, {field: value}).lock())

@@ -28,7 +28,7 @@ CONFIG = f"--config={Path(__file__).resolve().parents[2]}/configs/supervised.py"
 )
 def test_an_argument_on_the_command_line(text, value):
     for words in ([f"--config.student.args.own={text}"], ["--config.student.args.own", text]):
-        config, workdir, _ = main.parse([CONFIG, *words, "--workdir=x"])
+        config, workdir, *_ = main.parse([CONFIG, *words, "--workdir=x"])
         assert config.student.args.to_dict() == {"own": value} and workdir == "x"
         assert type(config.student.args.own) is type(value)
 

@@ -187,7 +187,7 @@ def test_a_teacher_without_weights_is_warned_of(tmp_path, teacher, monkeypatch):
 def test_swin_goes_with_swin_by_stages_and_without_a_measurement(tmp_path, monkeypatch):
     monkeypatch.setattr(auto_pairs, "intensity_profile", never)
     argv = [f"--config={ROOT}/configs/swin_swin.py:embedded", f"--workdir={tmp_path}", "--config.distill.pairs=auto"]
-    one = stage_configs(main.parse(argv)[0], tmp_path)["student_distilled"]
+    one = stage_configs(main.parse(argv).config, tmp_path)["student_distilled"]
     validate(one)
     build = lambda c: build_task(c, num_classes=10, load=False)  # noqa: E731
     resolved, choice = auto_pairs.resolve_auto_pairs(resolve(one, num_classes=10), tmp_path, None, build, None)
@@ -213,11 +213,11 @@ def test_a_stage_teaches_with_its_own_profile(tmp_path, teacher):
 @pytest.mark.parametrize("name", ["deit_cait.py", "deit_cait.py:embedded", "swin_swin.py", "dynamics.py:last"])
 def test_auto_can_be_chosen_on_the_command_line(name, tmp_path):
     argv = [f"--config={ROOT}/configs/{name}", f"--workdir={tmp_path}", "--config.data.source=/data"]
-    one, _, _ = main.parse([*argv, "--config.distill.pairs=auto"])
+    one = main.parse([*argv, "--config.distill.pairs=auto"]).config
     assert one.distill.pairs == "auto"
     for stage in stage_configs(one, tmp_path).values() if one.stages else [one]:
         validate(stage)
-    soft, _, _ = main.parse([*argv, "--config.distill.pairs=auto", "--config.distill.preset=soft"])
+    soft = main.parse([*argv, "--config.distill.pairs=auto", "--config.distill.preset=soft"]).config
     with pytest.raises(ConfigError, match="distill.pairs='auto' is set, but nothing reads it"):
         [validate(s) for s in (stage_configs(soft, tmp_path).values() if soft.stages else [soft])]
 

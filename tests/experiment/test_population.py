@@ -234,7 +234,7 @@ def test_what_no_member_reads_is_refused_and_what_a_member_ignores_is_not():
 def test_a_command_line_takes_a_population(tmp_path):
     file = "--config=" + str(ROOT / "configs" / "deit_cait.py")
     given = '--config.population={"seed": (0, 1), "distill.feature_weight": (0.1, 0.2)}'
-    parsed, _, _ = main.parse([file, f"--workdir={tmp_path}", "--config.data.source=embedded:digits", given])
+    parsed = main.parse([file, f"--workdir={tmp_path}", "--config.data.source=embedded:digits", given]).config
     assert [m.name for m in members(parsed)][:2] == ["feature_weight_0.1-seed_0", "feature_weight_0.2-seed_0"]
     assert members(explicit(parsed))[3].changes == {"seed": 1, "distill.feature_weight": 0.2}
 

@@ -223,7 +223,7 @@ def configs(rng: random.Random, folder: Path) -> str:
     argv = [f"--config={Path(__file__).parents[2] / 'configs' / recipe}", "--workdir=w"]
     argv += [f"--config.{rng.choice(names)}={rng.choice(ODD)}" for _ in range(rng.randint(1, 2))]
     with quiet(), contextlib.suppress(JaxkdError):
-        config, _, _ = main.parse(argv)
+        config = main.parse(argv).config
         check_stages(config)
         if not config.stages:
             validate(config)

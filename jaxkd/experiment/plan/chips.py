@@ -86,7 +86,18 @@ _ALL = (
 CHIPS: dict[str, Chip] = {chip.name: chip for chip in _ALL}
 
 
+# Of TPUs, how JAX calls them beside "TPU <name>".
+_TPU_KINDS = {"TPU v5 lite": "v5e", "TPU v6 lite": "v6e", "TPU v5": "v5p"}
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """The entry of a device that JAX calls "NVIDIA H100 80GB HBM3" or "TPU v5 lite"; None where no peaks are known."""
+    name, words = device_kind.removeprefix("TPU "), set(device_kind.replace("-", " ").split())
+    tpus = (chip for chip in _ALL if chip.platform == "tpu" and chip.name == _TPU_KINDS.get(device_kind, name))
+    return next(tpus, None) or next((chip for chip in _ALL if chip.words and set(chip.words) <= words), None)
+
+
 def bf16_peak(device_kind: str) -> float | None:
-    """FLOP/s of a GPU such as "NVIDIA H100 80GB HBM3", or None where it is not in the table."""
-    words = set(device_kind.replace("-", " ").split())
-    return next((chip.flops for chip in _ALL if chip.words and set(chip.words) <= words), None)
+    """FLOP/s of a device by JAX's name, or None where it is not in the table."""
+    chip = chip_of(device_kind)
+    return chip.flops if chip else None

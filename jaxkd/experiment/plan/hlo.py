@@ -29,6 +29,7 @@ _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "afte
 _FREE |= {"while", "conditional", "call"}
 # Parts of a path that are no module.
 _STRUCTURE = {"", "while", "body", "cond", "closed_call", "checkpoint", "rematted_computation", "shard_map"}
+_PRODUCTS = ("dot", "convolution", "custom-call")
 _SLICES = ("slice", "dynamic-slice", "gather")
 
 
@@ -39,10 +40,12 @@ class Array:
     Attributes:
       size: bytes, with the padding of a TPU's tiles.
       on_chip: whether it lies in a memory on the chip instead of the HBM.
+      shape: as in the program, without padding.
     """
 
     size: int
     on_chip: bool = False
+    shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Instruction:
     called: tuple[str, ...]
     trips: int  # of a loop; 1 where the program does not know them, and for everything else
     source: str  # path of the operation in the traced function; ""
+    attributes: str = ""  # what follows the operands; kept of products and convolutions
 
 
 @dataclass
@@ -100,6 +104,7 @@ def array_sizes(text: str) -> tuple[Array, ...]:
         if kind not in BITS:
             continue
         shape = [int(re.sub(r"\D", "", size)) for size in dims.split(",") if size]
+        unpadded = tuple(shape)
         order, _, tiling = layout.partition(":")
         space = re.search(r"S\((\d+)\)", tiling)
         tile = re.match(r"T\(([\d,]+)\)", tiling)
@@ -109,7 +114,7 @@ def array_sizes(text: str) -> tuple[Array, ...]:
             minor = [int(axis) for axis in order.split(",") if axis] or [0]
             for axis, size in zip(minor, reversed([int(s) for s in tile[1].split(",")]), strict=False):
                 shape[axis] = -(-shape[axis] // size) * size
-        found.append(Array(math.prod(shape) * BITS[kind] // 8, space is not None and space[1] != "0"))
+        found.append(Array(math.prod(shape) * BITS[kind] // 8, space is not None and space[1] != "0", unpadded))
     return tuple(found)
 
 
@@ -143,6 +148,7 @@ def _instruction(name: str, text: str) -> Instruction | None:
         tuple(called),
         int(trips[1]) if trips else 1,
         source[1] if source else "",
+        attributes if operation[1] in _PRODUCTS else "",
     )
 
 
@@ -204,15 +210,15 @@ class Program:
         """
         sizes: dict[str, list[int]] = defaultdict(lambda: [0, 0])
         for computation, one, times in self._walk(self.entry, 1, everything=False):
-            size = self._moved(computation, one)
+            size = self.moved(computation, one)
             if size:
-                row = sizes[module_of(self._source(computation, one)) or f"without a name: {one.operation}"]
+                row = sizes[module_of(self.source(computation, one)) or f"without a name: {one.operation}"]
                 row[0] += size * (times if loops else 1)
                 row[1] += times if loops else 1
         rows = [Traffic(module, size, count) for module, (size, count) in sizes.items()]
         return sorted(rows, key=lambda row: -row.size)
 
-    def _source(self, computation: Computation, one: Instruction) -> str:
+    def source(self, computation: Computation, one: Instruction) -> str:
         """Path of an operation; of a copy, which has none, that of what it is made for."""
         users = computation.first_users
         for _ in range(8):
@@ -225,7 +231,7 @@ class Program:
         known = (computation.instructions.get(name) for name in one.operands)
         return [array for instruction in known if instruction is not None for array in instruction.results]
 
-    def _moved(self, computation: Computation, one: Instruction) -> int:
+    def moved(self, computation: Computation, one: Instruction) -> int:
         """Bytes of the HBM that an instruction reads and writes."""
         if one.operation in _FREE or one.operation.endswith(("-done", "-update")):
             return 0
