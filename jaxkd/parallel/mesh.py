@@ -49,7 +49,7 @@ def make_mesh(data: int = -1, model: int = 1, devices: list | None = None, *, fs
             "--config.mesh.data=-1 --config.mesh.fsdp=1 --config.mesh.model=1 to split the batch over all devices."
         )
     if data == -1:
-        data = count // (fsdp * model)
+        data = max(count // (fsdp * model), 1)
     if data * fsdp * model != count:
         raise TopologyError(
             f"mesh.data={data} x mesh.fsdp={fsdp} x mesh.model={model} needs {data * fsdp * model} devices, but there "

@@ -42,7 +42,7 @@ def test_all_devices_are_in_the_mesh():
     [
         (3, 1, r"mesh.data=3 x mesh.fsdp=1 x mesh.model=1 needs 3 devices, but there are 8 \(fake\).*mesh.data=-1"),
         (-1, 3, r"mesh.data=2 x mesh.fsdp=1 x mesh.model=3 needs 6 devices, but there are 8.*divides 8"),
-        (-1, 16, r"needs 0 devices, but there are 8"),
+        (-1, 16, r"mesh.data=1 x mesh.fsdp=1 x mesh.model=16 needs 16 devices, but there are 8"),
         (0, 1, r"mesh.data=0, mesh.fsdp=1, mesh.model=1 is not a mesh"),
         (-2, 1, r"mesh.data=-2, mesh.fsdp=1, mesh.model=1 is not a mesh"),
         (-1, 0, r"mesh.data=-1, mesh.fsdp=1, mesh.model=0 is not a mesh"),
