@@ -374,3 +374,10 @@ def test_the_first_host_decides_what_the_budget_allows(tmp_path, monkeypatch, ca
     (tmp_path / "teacher" / "result.json").write_text("{}")
     result = run_study(study_config(), tmp_path, budget_minutes=1000, population=False)
     assert asked == [False] * 8 and result["done"] == 0 and not (tmp_path / "runs").exists()
+
+
+def test_another_host_writes_no_file_of_the_study(tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel, "is_main_host", lambda: False)
+    monkeypatch.setattr(parallel, "main_host_decides", lambda flag: True)
+    result = run_study(study_config(), tmp_path / "study", budget_minutes=1000, population=False)
+    assert result["done"] == 0 and not (tmp_path / "study").exists()

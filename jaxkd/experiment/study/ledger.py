@@ -97,10 +97,8 @@ class Ledger:
     def claim(self, grid: Grid) -> None:
         """Writes which runs this work directory is about."""
         runs = {key: run.config_hash for key, run in grid.runs.items()}
-        write_atomic(
-            self.workdir / GRID,
-            json.dumps({"kind": "jaxkd study", "images": grid.config.study.images, "runs": runs}, indent=1),
-        )
+        facts = {"kind": "jaxkd study", "images": grid.config.study.images, "runs": runs}
+        self._write(GRID, json.dumps(facts, indent=1))
 
     def add(self, rows: Iterable[Row], grid: Grid) -> None:
         """Adds rows and rewrites results.csv in declared order."""
