@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import subprocess
@@ -10,9 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from jaxkd import plan
 from jaxkd.errors import JaxkdError
+from jaxkd.experiment.plan import print_plan
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCH, WIDTH, DEPTH, TOKENS, CLASSES = 8, 24, 2, 17, 10
@@ -97,6 +100,9 @@ def test_patches_of_super_resolution(capsys):
     assert plan.main(argv) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["memory"]["batch"] == 2 * (32 * 32 * 3 + 8 * 8 * 3 + 1) and found["flops_per_image"] > 0
+    text = io.StringIO()
+    print_plan(found, Console(file=text, width=140))
+    assert "restoration of mdbn_x4, float32, batch 2" in text.getvalue()
 
 
 REFUSALS = [
@@ -113,7 +119,7 @@ REFUSALS = [
     (["--topology=cpu:1", "--search"], "whose memory is not known. Name a chip, such as gpu:h100:8"),
     (["--topology=cpu:1", "--stage=a"], "the config has no stages. Leave it out"),
     (["--topology=cpu:1", "--serch"], '"--serch" is not an option. Did you mean "--search"'),
-    (["--topology=cpu:1", "--config.mesh.model=2"], "needs 0 devices, but there are 1 (cpu)"),
+    (["--topology=cpu:1", "--config.mesh.model=2"], "mesh.model=2 needs 2 devices, but there are 1 (cpu)"),
     (["--topology=cpu:1", "--config.optimizer.accumulate=3"], "train.batch_size=8 does not divide over 1 devices x 3"),
     (["--topology=cpu:512"], "needs 512 simulated devices, but JAX runs with"),
     ([], "required: --topology"),
@@ -140,6 +146,7 @@ def test_a_step_that_is_too_large_is_printed_and_then_refused(capsys):
     found = json.loads(done.out)
     assert caught.value.code == 2 and not found["fits"] and found["peak_bytes"] > found["memory"]["room"]
     assert "on each NVIDIA L4, which has 22.35 GiB. Use a smaller train.batch_size (--search finds" in done.err
+    assert "mesh." not in done.err  # a mesh of one device
 
 
 @pytest.mark.slow
@@ -161,7 +168,7 @@ def run(*argv):
 def test_eight_simulated_devices_sum_the_gradients():
     code, found, errors = run("--topology=cpu:8", "--config.mesh.model=2")
     assert code == 0, errors
-    assert found["mesh"] == {"data": 4, "model": 2} and found["chips"] == 8
+    assert found["mesh"] == {"data": 4, "fsdp": 1, "model": 2} and found["chips"] == 8
     reduced = {row["kind"]: row["bytes"] for row in found["collectives"]}["all-reduce"]
     assert reduced >= 0.5 * found["memory"]["parameters"]
 

@@ -251,7 +251,11 @@ def _refusal(experiment: Experiment, topology: Topology, plan: dict[str, Any]) -
         ways.append("precision.remat=True")
     if config.precision.compute == "float32":
         ways.append("precision.compute=bfloat16")
-    ways += [f"optimizer.accumulate={2 * config.optimizer.accumulate}", "mesh.fsdp=8", "mesh.model=2", "more chips"]
+    ways.append(f"optimizer.accumulate={2 * config.optimizer.accumulate}")
+    devices = math.gcd(parallel.batch_devices(experiment.mesh), 8)
+    if devices > config.mesh.fsdp:
+        ways.append(f"mesh.fsdp={devices}")
+    ways.append("more chips")
     return (
         f"The step at batch {plan['batch_size']:,} {needs} on each {topology.chip.title}, which has "
         f"{topology.chip.room / 2**30:.2f} GiB. Use {', '.join(ways[:-1])} or {ways[-1]}."

@@ -30,9 +30,10 @@ def size(count: float) -> str:
 def print_plan(plan: dict[str, Any], console: Console) -> None:
     """Prints a plan of `make_plan`."""
     networks = " <- ".join(name for name in (plan["student"], plan["teacher"]) if name)
+    classes = f", {plan['classes']} classes" if plan["classes"] else ""
     slices = f", {plan['slices']} slices" if plan["slices"] > 1 else ""
     console.print(
-        f"{plan['task']} of {networks}, {plan['classes']} classes, {plan['dtype']}, batch {plan['batch_size']:,} on "
+        f"{plan['task']} of {networks}{classes}, {plan['dtype']}, batch {plan['batch_size']:,} on "
         f"{plan['chips']} x {plan['chip']}{slices} ({plan['batch_per_chip']:g} a chip; mesh "
         f"{' x '.join(f'{name} {count}' for name, count in plan['mesh'].items())})",
         highlight=False,
