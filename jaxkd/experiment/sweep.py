@@ -77,6 +77,8 @@ def _run_in_order(
         if not results[name]["finished"]:
             return {"stages": results, "finished": False}
     summary = {"stages": results, "finished": True}
+    if not parallel.is_main_host():
+        return summary
     write_atomic(workdir / "summary.json", json.dumps(summary, indent=2))
     table = registered_task(next(iter(configs.values())).task).compare(configs, results, workdir)
     if console is not None:
