@@ -44,7 +44,7 @@ class DistillationTask(ClassificationTask):
 
     @cached_property
     def constants(self) -> PyTree:
-        """The teacher's variables; random ones are drawn when somebody reads them."""
+        """The teacher's variables; random ones are drawn on the first use."""
         return _random_variables(self.teacher) if self.teacher.variables is None else self.teacher.variables
 
     @property

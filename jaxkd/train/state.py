@@ -56,7 +56,7 @@ def non_finite_paths(state: TrainState, mesh: Mesh) -> list[str]:
     for _, leaf in leaves:
         flags.append(_all_finite(mesh)(leaf))
         if not leaf.sharding.is_fully_replicated:
-            # The devices must agree on it. On CPUs, several such programs at once may wait for one another for ever.
+            # The devices must agree on it. On CPUs, several such programs at once can deadlock.
             flags[-1].block_until_ready()
     flags = jax.device_get(flags)
     return [path for (path, _), finite in zip(leaves, flags, strict=True) if not finite]

@@ -120,8 +120,8 @@ def operations(events: Iterable[Event], sources: Mapping[str, str], *, module: s
     Args:
       events: of the trace.
       sources: from `source_names`; {} is allowed.
-      module: name of the compiled program that counts, such as "jit_step_fn"; "": all. Events that do not say theirs
-        count.
+      module: name of the compiled program that counts, such as "jit_step_fn"; "": all. Events without the name
+        of a program count.
     """
     found: dict[str, Operation] = {}
     events = list(events)

@@ -65,7 +65,7 @@ def fetch(hub_id: HubId) -> Path:
 
 
 def _message(hub_id: HubId, error: Exception | None) -> str:
-    """What was asked for, why it failed, and how to get the file without the Hub's client."""
+    """An error text: the file that is missing, why, and how to get it without the Hub's client."""
     from huggingface_hub import constants, errors
 
     repo, revision = hub_id.repo, hub_id.revision or "main"

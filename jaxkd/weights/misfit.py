@@ -64,7 +64,7 @@ def _in_words(facts: Mapping[str, str], keys: list[str]) -> str:
 
 
 def _facts(shapes: Mapping[str, Shape]) -> dict[str, str]:
-    """What names and shapes say of a network, in words."""
+    """Family, sizes and parts of a network, in words, by the names and shapes of its weights."""
     # A Lift has its DeiT below "base."; the last blocks of a WideLast have names of their own.
     shapes = {
         re.sub(r"^wide_blocks?\.(?=\d)|^wide_(?=block\.)", "blocks.", n.removeprefix("base.")): s

@@ -26,7 +26,7 @@ class Chip:
       name: as in `--topology`.
       title: for people.
       platform: "tpu", "gpu" or "cpu".
-      flops: peak of dense bf16 matrix products, FLOP/s; 0 where nobody says it.
+      flops: peak of dense bf16 matrix products, FLOP/s; 0 where it is not published.
       memory: bytes of the data sheet, 0 likewise.
       bandwidth: of that memory, bytes/s.
       link: bytes/s that it sends to other chips over all links at once, in one direction.
@@ -86,7 +86,7 @@ _ALL = (
 CHIPS: dict[str, Chip] = {chip.name: chip for chip in _ALL}
 
 
-# Of TPUs, how JAX calls them beside "TPU <name>".
+# Names that JAX gives TPUs, beside "TPU <name>".
 _TPU_KINDS = {"TPU v5 lite": "v5e", "TPU v6 lite": "v6e", "TPU v5": "v5p"}
 
 
