@@ -130,7 +130,9 @@ def compile_experiment(experiment: Experiment, *, statistics: bool = False) -> C
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        return TooLarge(time.perf_counter() - start, *_sizes(str(error)))
+        needed, room = _sizes(str(error))
+        # The message counts what exists inside the step; its arguments are there too.
+        return TooLarge(time.perf_counter() - start, needed + bytes_of(arguments) if needed else 0, room)
     seconds = time.perf_counter() - start
     cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
     program = Program(compiled.as_text())

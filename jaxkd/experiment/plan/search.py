@@ -9,7 +9,10 @@ from typing import Any
 from jaxkd.experiment.plan.program import Compiled, TooLarge
 
 MOST_COMPILATIONS = 6
-FINE = 64  # the answer is exact to this fraction of itself
+FINE = 64  # steps are no finer than this fraction of the batch
+# Shares of the room: what is aimed at, and what is full enough. Close to the limit a TPU's compiler looks for ways to
+# save memory for many minutes.
+AIM, FULL = 0.96, 0.93
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ def largest_batch(
 ) -> Found:
     """Follows the line through the two compilations nearest to `room`, until the next batch to try is known.
 
-    Memory is nearly linear in the batch, so three or four compilations suffice; the answer was compiled, not predicted.
+    Memory is nearly linear in the batch, so three or four compilations suffice; the answer was compiled, not predicted,
+    and fills `FULL` of the room or more unless the compilations are used up.
 
     Args:
       attempt: compiles the step at a batch size.
@@ -42,7 +46,9 @@ def largest_batch(
     while len(known) < MOST_COMPILATIONS:
         fits = [size for size, one in known.items() if _peak(one, room) <= room]
         fails = [size for size in known if size not in fits]
-        size = _next(known, max(fits, default=0), min(fails, default=0), unit, room)
+        if fits and _peak(known[max(fits)], room) >= FULL * room:
+            break
+        size = _next(known, max(fits, default=0), min(fails, default=0), unit, AIM * room)
         if size is None:
             break
         known[size] = attempt(size)
@@ -65,7 +71,8 @@ def _next(known: dict[int, Compiled | TooLarge], low: int, high: int, unit: int,
     Args:
       known: what was compiled.
       low, high: the largest that fits and the smallest that does not, 0 for none.
-      unit, room: of `largest_batch`.
+      unit: of `largest_batch`.
+      room: bytes of a chip to aim at.
     """
     points = sorted((abs(_peak(one, room) - room), size, _peak(one, room)) for size, one in known.items())
     exact = [(size, peak) for _, size, peak in points if isinstance(known[size], Compiled) or known[size].needed]
