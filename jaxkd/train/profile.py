@@ -80,12 +80,16 @@ class StepProfile:
             if traced:
                 self._report(StepTrace(self._folder, self._steps, seconds, text))
         except Exception as error:  # of CUPTI, of the disk, or of another profiler that runs already
-            reason = " ".join(str(error).split())[:200]
-            self._say(f"The steps could not be profiled ({type(error).__name__}: {reason}); training goes on.")
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        reason = " ".join(str(error).split())[:200]
+        self._say(f"The steps could not be profiled ({type(error).__name__}: {reason}). Training is not affected.")
 
     def _begin(self) -> None:
         if not self._active:
             return
+        self._folder.mkdir(parents=True, exist_ok=True)  # JAX would notice at the end, and not trace again
         settings = jax.profiler.ProfileOptions()
         settings.python_tracer_level = 0  # calls of Python functions would fill the trace
         settings.host_tracer_level = 2 if jax.default_backend() == "cpu" else 1
@@ -95,8 +99,12 @@ class StepProfile:
     def close(self) -> bool:
         """Ends tracing if it is on, and writes the trace; returns whether it was."""
         tracing, self._tracing = self._tracing, False
-        if tracing:
-            jax.profiler.stop_trace()
+        try:
+            if tracing:
+                jax.profiler.stop_trace()
+        except Exception as error:
+            self._fail(error)
+            return False
         return tracing
 
 

@@ -47,6 +47,19 @@ def test_a_profiled_run_prints_its_operations_and_trains_to_the_same_bits(images
     assert losses(tmp_path / "run") == losses(tmp_path / "plain") and len(losses(tmp_path / "run")) >= 8
 
 
+@pytest.mark.slow
+def test_a_population_is_profiled_and_a_trace_that_cannot_be_written_ends_no_run(images, tmp_path, capsys):
+    members = "--config.population={'seed': (0, 1)}"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "profile").write_text("in the way")
+    more = (members, "--profile=2")
+    assert main.main(argv(images, tmp_path / "run", *more)) == 0
+    said = capsys.readouterr().out
+    assert "The steps could not be profiled" in said and "Most expensive" not in said
+    assert main.main(argv(images, tmp_path / "other", *more)) == 0
+    assert "/blocks_*/" in capsys.readouterr().out
+
+
 def test_numbers_of_steps_that_cannot_be_traced(images, tmp_path, complaint_of):
     for steps in ("0", "-1", "51"):
         text = complaint_of(main.main, argv(images, tmp_path / "run", f"--profile={steps}"))
