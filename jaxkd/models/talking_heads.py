@@ -126,7 +126,11 @@ def _kernel(q_ref, k_ref, v_ref, before_ref, bias_ref, after_ref, after_bias_ref
 
 def _product(left: jax.Array, right: jax.Array, *, contract: int) -> jax.Array:
     """Over the last axis of `left` and the axis `contract` of `right`, in fp32."""
-    return jax.lax.dot_general(left, right, (((1,), (contract,)), ((), ())), preferred_element_type=jnp.float32)
+    # Products of bfloat16 are exact in fp32; a higher precision that the caller has set is an error of the compiler.
+    precision = None if left.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+    return jax.lax.dot_general(
+        left, right, (((1,), (contract,)), ((), ())), precision, preferred_element_type=jnp.float32
+    )
 
 
 def _forward(qkv: jax.Array, logits: Mixer, probs: Mixer) -> jax.Array:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import subprocess
+import sys
+import textwrap
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -88,3 +94,39 @@ def test_a_network_with_the_kernel_is_the_same_network(monkeypatch):
 def test_a_block_that_does_not_fit_on_the_chip_is_computed_with_matrices():
     assert kernel.fits(196, 384, jnp.bfloat16) and kernel.fits(784, 768, jnp.bfloat16)
     assert not kernel.fits(4096, 768, jnp.float32)
+
+
+TPU = """
+    import jax, jax.numpy as jnp
+    from jax.experimental import topologies
+    from jax.sharding import SingleDeviceSharding
+    from jaxkd.models.talking_heads import fused
+
+    where = SingleDeviceSharding(topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices[0])
+    for tokens, heads, channels, dtype in (
+        (784, 8, 384, jnp.bfloat16), (576, 16, 768, jnp.bfloat16), (196, 6, 288, jnp.bfloat16), (200, 4, 128, jnp.float32)
+    ):
+        def array(*shape, dtype=jnp.float32):
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+        mixer = array(heads, heads), array(heads)
+        compiled = jax.jit(fused).lower(array(2, tokens, 3 * channels, dtype=dtype), mixer, mixer).compile()
+        size = 2 * tokens * 4 * channels * jnp.dtype(dtype).itemsize
+        print(compiled.cost_analysis()["bytes accessed"] / size)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu, the compiler of TPUs, is not installed (extra `tpu`)"
+)
+def test_on_a_tpu_it_moves_hardly_more_than_its_input_and_output():
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}  # libtpu ends at a flag of another compiler
+    environment |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    environment |= {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}  # as in parity tests
+    environment |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4"}
+    command = [sys.executable, "-c", textwrap.dedent(TPU)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    ratios = [float(line) for line in done.stdout.split()]
+    # 196 tokens and 288 channels fill no whole tiles: alone, such an array is copied before and after.
+    assert len(ratios) == 4 and all(1 <= ratio < 1.5 for ratio in (*ratios[:2], ratios[3])), ratios
