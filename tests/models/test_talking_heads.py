@@ -104,7 +104,8 @@ TPU = """
 
     where = SingleDeviceSharding(topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices[0])
     for tokens, heads, channels, dtype in (
-        (784, 8, 384, jnp.bfloat16), (576, 16, 768, jnp.bfloat16), (196, 6, 288, jnp.bfloat16), (200, 4, 128, jnp.float32)
+        (784, 8, 384, jnp.bfloat16), (576, 16, 768, jnp.bfloat16), (196, 6, 288, jnp.bfloat16),
+        (200, 4, 128, jnp.float32),
     ):
         def array(*shape, dtype=jnp.float32):
             return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
