@@ -1,6 +1,6 @@
 """Figures of accelerators, from their data sheets.
 
-Sources, read in November 2026:
+Sources:
   TPU v5e, v6e, v5p, v4: cloud.google.com/tpu/docs/v5e, .../v6e, .../v5p, .../v4: bf16 peak, HBM, and the bandwidth
     between chips, which is given there for both directions together or in Gbps for one; here it is of one direction.
   Cores of a TPU host: vCPUs of the machine types ct5lp-hightpu-4t, ct6e-standard-4t, ct5p-hightpu-4t, ct4p-hightpu-4t
@@ -9,6 +9,8 @@ Sources, read in November 2026:
     sparsity are halved. NVLink or PCIe: half of the printed rate, which is of both directions.
   Cores of a GPU host: vCPUs of a3-highgpu-8g, a3-ultragpu-8g and a2-ultragpu-8g (cloud.google.com/compute/docs/gpus).
   `usable`: what libtpu 0.0.52 lets a program use, from its message where a program is too large.
+Compared with the page in November 2026: v5e, v5p and v6e, and the vCPUs of v5e's hosts. Not compared again: HBM's
+bandwidth and links of v4, the vCPUs of other hosts, memory, bandwidth and links of GPUs.
 """
 
 from __future__ import annotations
