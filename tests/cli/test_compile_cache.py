@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
 import sys
 from jaxkd.cli.compile_cache import use_compile_cache
+if "--coordinator" in sys.argv:
+    import jax
+    jax.distributed.initialize(sys.argv[-1], 1, 0)
 use_compile_cache("--no-compile-cache" not in sys.argv)
 import jax
 import jax.numpy as jnp
@@ -75,5 +79,10 @@ def test_a_folder_that_cannot_be_written_is_said_and_the_user_may_choose_another
     assert "(Not a directory)" in said and "--no-compile-cache" in said and said.count("\n") == 1
     assert run("--no-compile-cache") == (value, False, "")
     assert run(JAX_ENABLE_COMPILATION_CACHE="false") == (value, False, "")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        coordinator = f"localhost:{free.getsockname()[1]}"
+    assert run("--coordinator", coordinator)[:2] == (value, False)  # of several hosts only the first would write
+    assert not (tmp_path / "jaxkd").exists()
     assert run(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "mine")) == (value, False, "")
     assert not (tmp_path / "jaxkd").exists() and entries(tmp_path / "mine")
