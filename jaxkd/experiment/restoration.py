@@ -31,7 +31,7 @@ def scale_of(config: ConfigDict) -> int:
     return models.create(config.student.name).scale
 
 
-def build_task(config: ConfigDict, *, load: bool = True) -> tasks.RestorationTask:
+def build_task(config: ConfigDict, *, load: bool = True, mesh: Mesh | None = None) -> tasks.RestorationTask:
     """The network, its loss and its frozen parameters; `load=False` leaves the weights random."""
     args = {k: v for k, v in config.student.args.items() if v is not None}
     student = weights.build_network(
@@ -44,7 +44,7 @@ def build_task(config: ConfigDict, *, load: bool = True) -> tasks.RestorationTas
     if load and config.student.weights:
         student = weights.load_weights(student, config.student.weights, variant=config.student.variant)
     return tasks.RestorationTask(
-        student, pixel=config.restoration.loss, fft_weight=config.restoration.fft_weight, frozen=frozen
+        student, pixel=config.restoration.loss, fft_weight=config.restoration.fft_weight, frozen=frozen, mesh=mesh
     )
 
 
@@ -88,7 +88,7 @@ def build_components(
     _check_mesh(mesh)
     scale = scale_of(config)
     config = config.copy_and_resolve_references().lock()
-    task = build_task(config, load=load)
+    task = build_task(config, load=load, mesh=mesh)
     loss = f"loss {config.restoration.loss}"
     if config.restoration.fft_weight:
         loss += f" + {config.restoration.fft_weight} FFT-L1"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jaxkd import losses, metrics, models
 from jaxkd.errors import ConfigError, check_choice
+from jaxkd.parallel import batch_devices, batch_spec
 from jaxkd.train.task import Batch, Inputs, Metrics, Task
 from jaxkd.weights.network import Network
 
@@ -24,9 +27,18 @@ class RestorationTask(Task):
       pixel: name of the loss between pixels, of `PIXEL_LOSSES`.
       fft_weight: weight of `losses.fft_l1` beside it; 0 leaves it out.
       frozen: tree of bool like the parameters, or None.
+      mesh: devices over which a batch is split, each of which then transforms its own images.
     """
 
-    def __init__(self, student: Network, *, pixel: str = "l1", fft_weight: float = 0.0, frozen: PyTree | None = None):
+    def __init__(
+        self,
+        student: Network,
+        *,
+        pixel: str = "l1",
+        fft_weight: float = 0.0,
+        frozen: PyTree | None = None,
+        mesh: Mesh | None = None,
+    ):
         check_choice("restoration.loss", pixel, PIXEL_LOSSES)
         if student.spec.task != "restoration":
             raise ConfigError(
@@ -34,7 +46,13 @@ class RestorationTask(Task):
                 'image to image. Choose one such as "mdbn_x4" or "edsr_x4".'
             )
         self.student, self.frozen, self.constants = student, frozen, {}
-        self._pixel, self._fft_weight = pixel, fft_weight
+        self._pixel, self._fft_weight, self._fft_l1 = pixel, fft_weight, losses.fft_l1
+        if mesh is not None and batch_devices(mesh) > 1:
+            # XLA would gather the batch for an FFT.
+            spec = batch_spec()
+            transform = partial(jax.shard_map, mesh=mesh, in_specs=(spec, spec, spec), out_specs=spec)
+            split = transform(lambda output, target, where: losses.fft_l1(output, target, where=where))
+            self._fft_l1 = lambda output, target, *, where: split(output, target, where)
 
     def init(self, key: jax.Array) -> tuple[PyTree, PyTree]:
         """Random parameters, or the given ones; no mutable collections."""
@@ -63,7 +81,7 @@ class RestorationTask(Task):
         count = jnp.maximum(jnp.sum(where), 1)
         terms = {self._pixel: jnp.sum(PIXEL_LOSSES[self._pixel](output[0], large, where=where)) / count}
         if self._fft_weight:
-            terms["fft_l1"] = jnp.sum(losses.fft_l1(output[0], large, where=where)) / count
+            terms["fft_l1"] = jnp.sum(self._fft_l1(output[0], large, where=where)) / count
         loss = terms[self._pixel] + self._fft_weight * terms.get("fft_l1", 0.0)
         return loss, terms, mutable
 

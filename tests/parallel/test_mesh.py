@@ -337,3 +337,15 @@ def test_fsdp_divides_the_train_state_and_gathers_weights_only():
     assert split["state"] <= replicated["state"] / 6 and mixed["state"] <= replicated["state"] / 3.5
     assert replicated["gathered"] == []
     assert split["gathered"] and split["gathered"] == larger["gathered"]  # so that no gathered array has a batch
+
+
+@pytest.mark.slow
+def test_the_fft_loss_of_super_resolution_gathers_no_images():
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
+    environment |= {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}
+    program = [sys.executable, str(HERE / "restoration_program.py")]
+    done = subprocess.run(program, env=environment, check=True, capture_output=True, text=True, timeout=300)
+    one, eight = json.loads(done.stdout)
+    assert eight["gathers"] == 0
+    for row, expected in zip(eight["rows"], one["rows"], strict=True):
+        assert row == pytest.approx(expected, rel=1e-5)
