@@ -8,7 +8,6 @@ from jaxkd.parallel.mesh import (
     batch_devices,
     batch_spec,
     check_batch,
-    host_count,
     make_mesh,
 )
 from jaxkd.parallel.sharding import (
