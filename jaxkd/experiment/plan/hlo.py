@@ -23,6 +23,7 @@ _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\](?:\{([^{}]*)\})?")
 _OPERATION = re.compile(r"\s*([\w-]+)\(")
 _CALLED = re.compile(r"\b(?:calls|body|to_apply|branch_computations|called_computations)=\{?((?:%?[\w.-]+(?:, )?)+)\}?")
 _TRIPS = re.compile(r'known_trip_count"?:\s*\{"n":\s*"(\d+)"')
+_CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 _NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
 # Instructions that move nothing themselves; the bodies of the last three are counted.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
@@ -60,6 +61,7 @@ class Instruction:
     trips: int  # of a loop; 1 where the program does not know them, and for everything else
     source: str  # path of the operation in the traced function; ""
     attributes: str = ""  # what follows the operands; kept of products and convolutions
+    channel: str = ""  # number of a communication
 
 
 @dataclass
@@ -67,6 +69,7 @@ class Computation:
     """Instructions by name, in the order of the text."""
 
     instructions: dict[str, Instruction] = field(default_factory=dict)
+    name: str = ""
 
     @cached_property
     def first_users(self) -> dict[str, str]:
@@ -149,6 +152,7 @@ def _instruction(name: str, text: str) -> Instruction | None:
         int(trips[1]) if trips else 1,
         source[1] if source else "",
         attributes if operation[1] in _PRODUCTS else "",
+        channel[1] if (channel := _CHANNEL.search(attributes)) else "",
     )
 
 
@@ -166,7 +170,7 @@ class Program:
         for line in text.splitlines():
             header = _COMPUTATION.match(line)
             if header:
-                current = self.computations.setdefault(header[2], Computation())
+                current = self.computations.setdefault(header[2], Computation(name=header[2]))
                 self.entry = header[2] if header[1] else self.entry
             elif current is not None and (found := _INSTRUCTION.match(line)):
                 instruction = _instruction(*found.groups())
@@ -186,12 +190,20 @@ class Program:
                     yield from self._walk(called, times * instruction.trips, everything)
 
     def collectives(self) -> list[Collective]:
-        """All communications, those of one place together, largest first."""
+        """All communications, those of one place together, largest first.
+
+        A TPU's program spreads an asynchronous one over several fusions, each of which names it with the same channel.
+        """
         found: dict[tuple[str, int, str], int] = defaultdict(int)
+        seen: set[tuple[str, str]] = set()
         for computation, one, times in self._walk(self.entry, 1, everything=True):
             kind = one.operation.removesuffix("-start")
-            if kind not in COLLECTIVES:
+            if kind not in COLLECTIVES or (kind, one.channel) in seen:
                 continue
+            if one.channel and kind != "send":
+                seen.add((kind, one.channel))
+            if computation.name.startswith("all-reduce-scatter"):  # all-reduce and slice, run as one
+                kind = "reduce-scatter"
             given = sum(array.size for array in self._operands(computation, one))
             made = sum(array.size for array in one.results)
             if kind == "send" or (one.operation.endswith("-start") and kind != "all-reduce"):

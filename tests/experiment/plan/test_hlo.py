@@ -107,3 +107,41 @@ def test_the_body_of_a_loop_counts_as_often_as_it_runs():
     inside = {row.module: row for row in program.traffic()}["turn_*"]
     assert inside.size >= 7 * 4 * (64 * 64 + 32 * 64) and inside.count % 7 == 0
     assert every > 5 * once
+
+
+SPREAD = """
+HloModule jit_step
+
+%all-reduce-scatter.1 (input_0: f32[16,128]) -> f32[2,128] {
+  %input_0 = f32[16,128]{1,0:T(8,128)} parameter(0)
+  %all-reduce.2 = f32[16,128]{1,0:T(8,128)} all-reduce(%input_0), channel_id=9, to_apply=%add
+  ROOT %slice.3 = f32[2,128]{1,0:T(8,128)} slice(%all-reduce.2), slice={[0:2], [0:128]}
+}
+
+%begin (param_0.4: f32[8,128]) -> f32[64,128] {
+  %param_0.4 = f32[8,128]{1,0:T(8,128)} parameter(0)
+  ROOT %all-gather.5 = f32[64,128]{1,0:T(8,128)} all-gather(%param_0.4), channel_id=8, dimensions={0}
+}
+
+%end (param_0.6: f32[8,128]) -> f32[64,128] {
+  %param_0.6 = f32[8,128]{1,0:T(8,128)} parameter(0)
+  ROOT %all-gather.7 = f32[64,128]{1,0:T(8,128)} all-gather(%param_0.6), channel_id=8, dimensions={0}
+}
+
+ENTRY %main (a: f32[8,128], b: f32[16,128]) -> (f32[64,128], f32[2,128]) {
+  %a = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %b = f32[16,128]{1,0:T(8,128)} parameter(1)
+  %fusion.8 = f32[64,128]{1,0:T(8,128)} fusion(%a), kind=kCustom, calls=%begin
+  %fusion.9 = f32[64,128]{1,0:T(8,128)} fusion(%a), kind=kCustom, calls=%end
+  %fusion.10 = f32[2,128]{1,0:T(8,128)} fusion(%b), kind=kCustom, calls=%all-reduce-scatter.1
+  ROOT %tuple.11 = (f32[64,128]{1,0:T(8,128)}, f32[2,128]{1,0:T(8,128)}) tuple(%fusion.9, %fusion.10)
+}
+"""
+
+
+def test_a_collective_that_is_spread_over_fusions_counts_once():
+    tile = 8 * 128 * 4
+    assert Program(SPREAD).collectives() == [
+        Collective("all-gather", 8 * tile, 1, ""),
+        Collective("reduce-scatter", 2 * tile, 1, ""),
+    ]
