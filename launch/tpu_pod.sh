@@ -145,7 +145,9 @@ codes() { # one line a worker: code=none, running, lost (it ended without a code
 
 outcome() { # running, finished, stopped, failed, none, lost or gone, of all workers together
   local found
-  found=$(codes 2>/dev/null | sed -n 's/^code=\([a-z0-9]*\).*/\1/p' | sort -u | tr '\n' ' ') || true
+  # gcloud fails where a worker does not answer; the codes of the others alone would be no end of the run.
+  found=$(codes 2>/dev/null) || { echo gone; return; }
+  found=$(sed -n 's/^code=\([a-z0-9]*\).*/\1/p' <<< "$found" | sort -u | tr '\n' ' ')
   case " $found" in
     " ") echo gone ;;
     *" running "*) echo running ;;

@@ -215,7 +215,7 @@ def embedded_study(config: ConfigDict) -> ConfigDict:
     """A distillation config on the digits with few labels: a teacher, then 5 seeds x 4 objectives in one program.
 
     The teacher learns from all 1,438 labelled training images, the students from 20 of each class. Its LayerScale is
-    the one of CaiTs with up to 18 blocks. After these 1,200 steps the students without a teacher hardly improve.
+    the one of CaiTs with up to 18 blocks. In 3,000 steps the students without a teacher gain 0.9 points more.
     """
     student = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 4, "num_heads": 2}
     teacher = {"img_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 6, "num_heads": 4, "init_values": 0.1}

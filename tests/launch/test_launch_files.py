@@ -87,9 +87,9 @@ def test_the_manifest_starts_one_process_on_each_machine_of_the_slice(manifest):
     machines = chips // container["resources"]["limits"]["google.com/tpu"]
     assert job["completions"] == job["parallelism"] == machines == 4
     assert pod["restartPolicy"] == "Never" and job["backoffLimit"] == 0
-    _, workdir, distributed = main.parse(container["args"])
+    given = main.parse(container["args"])
     shared = [mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "shared"]
-    assert distributed and workdir.startswith(f"{shared[0]}/")
+    assert given.distributed and given.workdir.startswith(f"{shared[0]}/")
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
 
 

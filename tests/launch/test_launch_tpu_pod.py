@@ -26,6 +26,7 @@ case $* in
 *"queued-resources delete"*) rm -r "$MARKS/state" "$MARKS/workers" ;;
 *) # ssh and scp
   [[ $(cat "$MARKS/state") == ACTIVE && $* == *--worker=all* ]] || exit 255
+  if [[ -e $MARKS/silent && $* == *"echo code="* ]]; then rm "$MARKS/silent"; echo code=0 one; exit 1; fi
   for worker in 0 1; do
     home=$MARKS/workers/$worker
     if [[ $4 == scp ]]; then cp "$5" "$home/${6#*:}"; continue; fi
@@ -91,6 +92,12 @@ def test_a_failed_run_shows_its_log_and_leaves_the_slice(tmp_path):
     assert done.returncode == 2 and done.stdout.count("jaxkd: no such config") == 2
     assert "The run failed (above); jaxkd stays and costs." in done.stderr
     assert verbs(tmp_path) == ["queued-resources create", "tpu-vm scp"]
+
+
+def test_a_worker_that_does_not_answer_is_not_taken_for_one_that_has_finished(tmp_path):
+    done = up(pod(tmp_path, '[[ $WORKER == 1 ]] && touch "$MARKS/silent"; exit 2'))
+    assert not (tmp_path / "silent").exists() and done.returncode == 2
+    assert "queued-resources delete" not in verbs(tmp_path)
 
 
 def test_a_run_is_attached_to_and_stopped(tmp_path):
