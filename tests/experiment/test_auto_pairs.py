@@ -210,7 +210,7 @@ def test_a_stage_teaches_with_its_own_profile(tmp_path, teacher):
     assert not (tmp_path / "teacher" / "pairs.json").exists()
 
 
-@pytest.mark.parametrize("name", ["deit_cait.py", "deit_cait.py:embedded", "swin_swin.py", "dynamics.py:last"])
+@pytest.mark.parametrize("name", ["deit_cait.py", "swin_swin.py:embedded", "swin_swin.py", "dynamics.py:last"])
 def test_auto_can_be_chosen_on_the_command_line(name, tmp_path):
     argv = [f"--config={ROOT}/configs/{name}", f"--workdir={tmp_path}", "--config.data.source=/data"]
     one = main.parse([*argv, "--config.distill.pairs=auto"]).config

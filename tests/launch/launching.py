@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -30,10 +31,10 @@ def stand_in(folder: Path, name: str, text: str) -> Path:
 
 
 def environment(programs: Path | None = None, **variables: str) -> dict[str, str]:
-    """This process's environment without what a cluster or GPUs have set, `programs` first on PATH."""
+    """This process's environment without what a cluster or GPUs have set; PATH: `programs`, this Python, the rest."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "JAX_COORDINATOR", "CUDA_"))}
-    path = os.environ["PATH"] if programs is None else f"{programs}:{os.environ['PATH']}"
-    return kept | {"PATH": path, **variables}
+    folders = [programs, Path(sys.executable).parent, os.environ["PATH"]]
+    return kept | {"PATH": ":".join(str(folder) for folder in folders if folder), **variables}
 
 
 def call(script: str, *argv: str, **options: object) -> subprocess.CompletedProcess[str]:
