@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -71,10 +72,14 @@ def open_sets(config: ConfigDict, scale: int) -> dict[str, data.PairSource]:
 def build_evaluator(scorer: PairScorer, writer: train.MetricWriter) -> Evaluator:
     """State -> {metric: mean} of raw weights and, `ema_*`, of the moving average; pictures go to TensorBoard."""
 
+    def local(params: Any) -> Any:
+        """The copy of this host: images are enlarged by each host for itself, outside of the mesh."""
+        return params if jax.process_count() == 1 else jax.tree.map(np.asarray, params)
+
     def score(state: train.TrainState) -> dict[str, float]:
-        found = scorer(state.params["student"], keep_pictures=state.ema is None)
+        found = scorer(local(state.params["student"]), keep_pictures=state.ema is None)
         if state.ema is not None:
-            found |= {f"ema_{k}": v for k, v in scorer(state.ema["student"], keep_pictures=True).items()}
+            found |= {f"ema_{k}": v for k, v in scorer(local(state.ema["student"]), keep_pictures=True).items()}
         writer.write_images("eval", int(state.step), dict(scorer.pictures))
         return found
 
@@ -131,12 +136,13 @@ def abstract_batch(config: ConfigDict, scale: int) -> dict[str, jax.ShapeDtypeSt
 
 
 def _check_mesh(mesh: Mesh) -> None:
-    """Raises ConfigError where wide matrices are to be split: convolutions are not."""
-    if mesh.shape[parallel.MODEL_AXIS] > 1:
-        raise ConfigError(
-            f'mesh.model={mesh.shape[parallel.MODEL_AXIS]} with task="restoration" splits nothing: the rules are for '
-            "the matrices of transformers. Leave mesh.model at 1."
-        )
+    """Raises ConfigError where parameters are to be split: their networks are small, and scored whole on each host."""
+    for name, axis in (("mesh.model", parallel.MODEL_AXIS), ("mesh.fsdp", parallel.FSDP_AXIS)):
+        if mesh.shape[axis] > 1:
+            raise ConfigError(
+                f'{name}={mesh.shape[axis]} with task="restoration" gains nothing: these networks have a few million '
+                f"parameters, and only their batch is split over devices. Leave {name} at 1."
+            )
 
 
 def draw_run(config: ConfigDict, workdir: Path, result: dict[str, Any]) -> Path | None:

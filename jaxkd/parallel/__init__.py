@@ -1,6 +1,13 @@
 """Meshes, shardings and hosts: the only place that knows how many devices there are."""
 
-from jaxkd.parallel.hosts import any_host, initialize_distributed, is_main_host, is_peer_loss, main_host_decides
+from jaxkd.parallel.hosts import (
+    any_host,
+    initialize_distributed,
+    is_main_host,
+    is_peer_loss,
+    main_host_decides,
+    sum_over_hosts,
+)
 from jaxkd.parallel.mesh import (
     BATCH_AXES,
     FSDP_AXIS,

@@ -193,6 +193,15 @@ def any_host(flag: bool, mesh: Mesh) -> jax.Array:
     return _any(mesh)(jax.make_array_from_process_local_data(sharding, local))
 
 
+def sum_over_hosts(values: np.ndarray) -> np.ndarray:
+    """The sum of the hosts' `values` in float64, on every host, which must all call it at the same point."""
+    if jax.process_count() == 1:
+        return values
+    # As bytes: JAX would round float64 to float32.
+    gathered = multihost_utils.process_allgather(np.frombuffer(np.asarray(values, np.float64).tobytes(), np.uint8))
+    return np.asarray(gathered).view(np.float64).reshape(jax.process_count(), *values.shape).sum(axis=0)
+
+
 def main_host_decides(flag: bool) -> bool:
     """The `flag` of the main host, on every host, which must all call it at the same point."""
     if jax.process_count() == 1:

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-from jaxkd import data, metrics, weights
+from jaxkd import data, metrics, parallel, weights
 from jaxkd.data.ordered_map import ordered_map
 from jaxkd.errors import ConfigError, DataError, ShapeError
 from jaxkd.superres.benchmark import measure_cost
@@ -80,6 +81,8 @@ def _read_pairs(name: str, source: data.PairSource) -> list[data.Pair]:
 class PairScorer:
     """Scores a network on whole images, by tiles that give the pixels of one pass.
 
+    Several hosts divide the images among them, and all must call it; every image counts once.
+
     Args:
       model: the network.
       sets: name -> pairs.
@@ -109,7 +112,7 @@ class PairScorer:
         done = 0
         for name, pairs in self._pairs.items():
             rows = []
-            for pair in pairs:
+            for pair in pairs[jax.process_index() :: jax.process_count()]:  # each host its own
                 made = enlarge(pair.lr)
                 try:
                     rows.append([getattr(metrics, k)(made, pair.hr, self._crop, self._luma) for k in self._kinds])
@@ -119,7 +122,9 @@ class PairScorer:
                     self.pictures.append((f"{name}/{Path(pair.name).stem}", made))
                 done += 1
                 progress(done)
-            out |= dict(zip((f"{name}/{k}" for k in self._kinds.values()), np.mean(rows, axis=0).tolist(), strict=True))
+            total = np.sum(rows, axis=0) if rows else np.zeros(len(self._kinds))
+            means = parallel.sum_over_hosts(total) / len(pairs)
+            out |= dict(zip((f"{name}/{k}" for k in self._kinds.values()), means.tolist(), strict=True))
         return out
 
     def __call__(
@@ -127,7 +132,7 @@ class PairScorer:
     ) -> dict[str, float]:
         """`params` of the network -> {metric: mean over the images of its set}, each of which counts the same.
 
-        `keep_pictures` keeps the first results in `pictures`.
+        `keep_pictures` keeps the first results of this host in `pictures`.
         """
         variables = {"params": params}
         if self._enlarger is None:

@@ -11,7 +11,7 @@ from pictures import smooth_pictures
 
 from jaxkd import data, metrics, models, weights
 from jaxkd.config import fields, recipes
-from jaxkd.errors import JaxkdError
+from jaxkd.errors import ConfigError, JaxkdError
 from jaxkd.experiment import restoration
 from jaxkd.experiment import run as run_module
 from jaxkd.superres.scoring import PairScorer
@@ -135,3 +135,24 @@ def test_a_classification_run_refuses_what_only_super_resolution_reads(tmp_path)
     config = fields.change(fields.base(), {"data.source": "embedded:digits", "eval.sets": ("A=b",)})
     with pytest.raises(JaxkdError, match=r"eval.sets=.*nothing reads it"):
         run_module.run(config.lock(), tmp_path / "run")
+
+
+def test_hosts_divide_the_images_of_a_set(folder, monkeypatch):
+    model = models.create("mdbn_x2", num_feat=4, num_block=1)
+    sets = {"six": data.open_pairs(str(folder), 2, split="train")}
+    whole = PairScorer(model, sets, crop=4, luma=True).compare_bicubic()
+    parts = []
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    monkeypatch.setattr("jaxkd.parallel.sum_over_hosts", lambda values: parts.append(values) or values)
+    for host in range(4):
+        monkeypatch.setattr(jax, "process_index", lambda host=host: host)
+        PairScorer(model, sets, crop=4, luma=True).compare_bicubic()
+    assert len(parts) == 4 and not any(np.allclose(parts[0], part) for part in parts[1:])
+    np.testing.assert_allclose(np.sum(parts, axis=0) / 6, list(whole.values()), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("fsdp", "model", "name"), [(2, 1, "mesh.fsdp=2"), (1, 2, "mesh.model=2")])
+def test_a_mesh_that_splits_parameters_is_refused(folder, fsdp, model, name):
+    mesh = jax.sharding.AbstractMesh((1, fsdp, model), ("data", "fsdp", "model"))
+    with pytest.raises(ConfigError, match=name):
+        restoration.build_components(config_of(folder), mesh, workdir=None, console=None, load=False, open_data=False)
