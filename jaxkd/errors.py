@@ -31,6 +31,13 @@ class ConfigError(JaxkdError):
     """
 
 
+class MemberFieldError(ConfigError):
+    """Members of a population differ in a field in which they cannot; the message lists those in which they may.
+
+    Fails: `--config.population="{'student.args.depth': (4, 6)}"`. Works: `--config.population="{'seed': (0, 1)}"`.
+    """
+
+
 class UnknownNameError(JaxkdError):
     """A model, preset or other registered name does not exist.
 

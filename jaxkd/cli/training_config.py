@@ -19,7 +19,7 @@ from jaxkd.config.fields import ARGS, base, change, flatten, kind_of
 from jaxkd.config.paths import user_path
 from jaxkd.config.plugins import add_plugin_folder
 from jaxkd.config.validate import forget_unread
-from jaxkd.errors import ConfigError, JaxkdError, check_range, did_you_mean
+from jaxkd.errors import ConfigError, JaxkdError, MemberFieldError, check_range, did_you_mean
 
 USAGE = "python -m jaxkd.main --config=configs/deit_cait.py:embedded --workdir=runs/first_light"
 
@@ -111,9 +111,8 @@ def explain_recipe(config: ConfigDict, argv: Sequence[str]) -> Iterator[None]:
         set_here = [f for f in named if f in values and f not in given and values[f] != known.get(f)]
         # A stage may have another value than the config that it changes.
         set_here = [f for f in set_here if f"{f}=" not in str(error) or f"{f}={values[f]!r}" in str(error)]
-        # That message lists the fields in which members may differ; none of them is wrong.
-        of_members = str(error).startswith("config.population changes")
-        if of_members or not set_here or given.isdisjoint(values):
+        # The fields that a MemberFieldError lists are not wrong.
+        if isinstance(error, MemberFieldError) or not set_here or given.isdisjoint(values):
             raise
         words = ", ".join(f"{f}={values[f]!r}" for f in set_here)
         error.args = (f"{error} The config file set {words}; --config.{set_here[0]}=VALUE changes it.",)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from jaxkd.config.fields import base, change, data_seed, flatten
 from jaxkd.config.validate import forget_unread
-from jaxkd.errors import ConfigError, did_you_mean
+from jaxkd.errors import ConfigError, MemberFieldError, did_you_mean
 
 # What members may differ in. Anything else has other shapes or another number of steps, hence another program.
 FIELDS = (
@@ -130,11 +130,11 @@ def _check_field(field: str, value: Any) -> None:
         return
     known = flatten(base())
     if field not in known and not field.startswith(("student.args.", "teacher.args.")):
-        raise ConfigError(
+        raise MemberFieldError(
             f'config.population changes "{field}", which is not a field of a config.{did_you_mean(field, FIELDS)} '
             f"Members may differ in {', '.join(FIELDS)}."
         )
-    raise ConfigError(
+    raise MemberFieldError(
         f"config.population changes {field} (here: {value!r}), which needs another program. Train those students in "
         f"separate runs, each with its own --config.{field}. Members may differ in {', '.join(FIELDS)}."
     )
