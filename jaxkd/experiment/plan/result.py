@@ -253,7 +253,7 @@ def _refusal(experiment: Experiment, topology: Topology, plan: dict[str, Any]) -
         ways.append("precision.compute=bfloat16")
     ways.append(f"optimizer.accumulate={2 * config.optimizer.accumulate}")
     devices = math.gcd(parallel.batch_devices(experiment.mesh), 8)
-    if devices > config.mesh.fsdp:
+    if devices > config.mesh.fsdp and "label" in experiment.abstract_batch:  # super-resolution refuses it
         ways.append(f"mesh.fsdp={devices}")
     ways.append("more chips")
     return (
