@@ -23,7 +23,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         (
             {"errors"},
             {"config"},
-            {"models", "losses", "metrics", "analysis", "data", "parallel"},
+            {"models", "losses", "metrics", "analysis", "data", "parallel", "language"},
             {"train"},
             {"weights", "distill", "report"},
             {"tasks", "analysis.pipeline"},
