@@ -22,6 +22,7 @@ from jaxkd.analysis.lowrank import (
     stable_rank,
 )
 from jaxkd.analysis.nulls import null_tokens
+from jaxkd.analysis.oracle import oracle_topk
 from jaxkd.analysis.saliency import integrated_gradients, layer_gradients, smooth_grad, vanilla_gradient
 from jaxkd.analysis.sep import bandwidths, sep_curve, sep_permutation
 from jaxkd.analysis.similarity import linear_cka, principal_angles

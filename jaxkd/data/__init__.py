@@ -1,14 +1,16 @@
 """Data sets, image transforms and batches.
 
-`sources` gives records with random access (labelled images; pairs for super-resolution), `transforms` are functions on
-one image or, on the device, on a batch, and `pipeline` makes batches of them. The host decodes and crops uint8;
-normalising happens on the device, inside the compiled step.
+`sources` gives records with random access (labelled images; pairs for super-resolution) and corpora of word-level EEG,
+`transforms` are functions on one image or, on the device, on a batch, and `pipeline` makes batches of them. The host
+decodes and crops uint8; normalising of images happens on the device, inside the compiled step.
 """
 
+from jaxkd.data.pipeline.eeg import EegEvalBatches, EegLabels, EegPipeline, normalise_words
 from jaxkd.data.pipeline.eval import EvalBatches, EvalPreprocess, eval_preprocess
 from jaxkd.data.pipeline.patches import PatchConfig, PatchPipeline
 from jaxkd.data.pipeline.prefetch import Prefetcher
 from jaxkd.data.pipeline.train import AugmentConfig, TrainPipeline, TrainTransform
+from jaxkd.data.sources.eeg_corpus import EegCorpus
 from jaxkd.data.sources.labels import check_same_classes, order_classes
 from jaxkd.data.sources.pairs import Pair, PairSource, open_pairs
 from jaxkd.data.sources.registry import Source, open_source, register_source
@@ -22,6 +24,8 @@ from jaxkd.data.sources.subset import (
     take_member_subsets,
     take_subset,
 )
+from jaxkd.data.sources.synthetic_zuco import SyntheticZuco, synthetic_corpus, synthetic_templates
+from jaxkd.data.sources.zuco import open_eeg
 from jaxkd.data.transforms.crops import INTERPOLATIONS
 from jaxkd.data.transforms.erasing import EraseConfig
 from jaxkd.data.transforms.imresize import imresize

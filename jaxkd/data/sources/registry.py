@@ -13,6 +13,7 @@ from jaxkd.data.sources.digits import DigitsSource
 from jaxkd.data.sources.folder import FolderSource
 from jaxkd.data.sources.labels import CLASS_ORDERS
 from jaxkd.data.sources.shards import MANIFEST, ShardSource, is_shards
+from jaxkd.data.sources.synthetic_zuco import EMBEDDED_EEG
 from jaxkd.data.sources.tfds import TFDS, TfdsSource
 from jaxkd.errors import ConfigError, DataError, check_choice, did_you_mean
 
@@ -131,6 +132,11 @@ def open_source(spec: str, split: str, *, exif: bool = False, class_order: str =
         _refuse_order(spec, class_order, "")
         return opener(spec, split, exif=exif)
     if spec.startswith(EMBEDDED):
+        if spec.partition("?")[0] in EMBEDDED_EEG:
+            raise DataError(
+                f'data.source="{spec}" holds EEG and no images. Read it with a config whose task is "contrastive", or '
+                f"choose images: {', '.join(OPENERS)}."
+            )
         raise DataError(
             f'data.source="{spec}" does not exist.{did_you_mean(spec, OPENERS)} There is: {", ".join(OPENERS)}.'
         )
