@@ -70,6 +70,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
     given = networks.network_args(args)
     name, _ = networks.identify(given)
+    networks.require_image_network(name)
     upscales = models.spec(name).task == "restoration"
     unread, kind = (CLASSIFIERS_ONLY, "enlarges") if upscales else (UPSCALERS_ONLY, "classifies")
     console.refuse_options({option: getattr(args, option) for option in unread}, f"{name} {kind} images")

@@ -268,9 +268,23 @@ def require_upscaler(name: str) -> None:
     """Raises ConfigError for a network that does not enlarge images."""
     from jaxkd import models
 
-    if models.spec(name).task != "restoration":
+    spec = models.spec(name)
+    if spec.task != "restoration":
         names = [n for n in models.list_models() if models.spec(n).task == "restoration"]
-        raise ConfigError(f"{name} classifies images and cannot enlarge them. Use one of: {', '.join(names)}.")
+        what = "them" if spec.task == "classification" else "images"
+        raise ConfigError(f"{name} {spec.purpose} and cannot enlarge {what}. Use one of: {', '.join(names)}.")
+
+
+def require_image_network(name: str) -> None:
+    """Raises ConfigError for a network whose input is no image."""
+    from jaxkd import models
+
+    spec = models.spec(name)
+    if spec.task == "eeg_words":
+        raise ConfigError(
+            f"{name} {spec.purpose}, and this command reads images. Give a network for images; "
+            "jaxkd.models.list_models() has the names."
+        )
 
 
 def resolve(given: Sequence[NetworkArgs]) -> list[NetworkArgs]:
@@ -311,7 +325,10 @@ def all_upscalers(networks: Sequence[NetworkArgs]) -> bool:
     """Whether the networks enlarge images; False if they classify or are functions of the user."""
     from jaxkd import models
 
-    kinds = [":" not in n.model and models.spec(identify(n)[0]).task == "restoration" for n in networks]
+    names = ["" if ":" in n.model else identify(n)[0] for n in networks]
+    for name in filter(None, names):
+        require_image_network(name)
+    kinds = [bool(name) and models.spec(name).task == "restoration" for name in names]
     if any(kinds) and not all(kinds):
         first, other = networks[kinds.index(True)].label, networks[kinds.index(False)].label
         raise ConfigError(

@@ -259,6 +259,13 @@ def _on_device(config: ConfigDict) -> dict[str, Any]:
 
 
 def _network(config: ConfigDict, compute: str, remat: bool, *, like: weights.Network | None = None) -> weights.Network:
+    spec = models.spec(config.name)
+    if spec.task in ("restoration", "eeg_words"):
+        field = "student.name" if like is None else "teacher.name"
+        raise ConfigError(
+            f'{field}="{config.name}" {spec.purpose} and cannot classify images. Set --config.{field} to a classifier, '
+            'for example "deit_tiny_patch16_224".'
+        )
     args = {k: plain(v) for k, v in config.args.items() if v is not None}
     if like is not None:  # a teacher sees the student's images
         args.setdefault("img_size", like.image_size)

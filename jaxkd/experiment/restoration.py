@@ -24,9 +24,10 @@ from jaxkd.superres.scoring import CROPS, PairScorer, named_sets
 
 def scale_of(config: ConfigDict) -> int:
     """The super-resolution scale of the student."""
-    if models.spec(config.student.name).task != "restoration":
+    spec = models.spec(config.student.name)
+    if spec.task != "restoration":
         raise ConfigError(
-            f'student.name="{config.student.name}" classifies images, but task="restoration" needs a network from '
+            f'student.name="{config.student.name}" {spec.purpose}, but task="restoration" needs a network from '
             'image to image. Set --config.student.name, for example "mdbn_x4".'
         )
     return models.create(config.student.name).scale

@@ -48,5 +48,12 @@ from jaxkd.losses.restoration import charbonnier, fft_l1, l1
 
 # These names hide the modules of the same name: users type losses.spectral(...). `from jaxkd.losses.spectral import
 # DEFAULT_METHOD` still works, as it finds the module by its path.
-from jaxkd.losses.contrastive import contrastive  # isort: skip
+from jaxkd.losses.contrastive import (  # isort: skip
+    clip_log_scale,
+    contrastive,
+    info_nce,
+    info_nce_multi,
+    info_nce_vocabulary,
+    siglip,
+)
 from jaxkd.losses.spectral import spectral

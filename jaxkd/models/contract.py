@@ -25,6 +25,12 @@ Offsets = Mapping[str, jax.Array]
 # Features inside a self-attention, in the order of their computation. A network adds its own index: `query_0`.
 ATTENTION_TAPS = ("query", "key", "value", "attn")
 
+PURPOSES = {
+    "classification": "classifies images",
+    "restoration": "enlarges images",
+    "eeg_words": "embeds words of EEG",
+}
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -33,13 +39,14 @@ class ModelSpec:
     Attributes:
       name: registered name without its tag.
       tag: name of the weights, e.g. "fb_in1k".
-      input_size: (height, width) in pixels that the weights were trained on; the default `img_size`.
+      input_size: (height, width) in pixels that the weights were trained on; the default `img_size`. Of encoders of EEG
+        (words, features of a word).
       mean: per channel (R, G, B), of images in [0, 1].
       std: likewise.
       crop_pct: side of the evaluation's centre crop over the side of the resized image.
       interpolation: of that resize, "bicubic" or "bilinear".
       num_classes: outputs of the weights' head; 0 if they have no head.
-      task: "classification" or "restoration" (images to images).
+      task: "classification", "restoration" (images to images) or "eeg_words" (EEG to an embedding per word).
     """
 
     name: str
@@ -51,6 +58,11 @@ class ModelSpec:
     interpolation: str = "bicubic"
     num_classes: int = 1000
     task: str = "classification"
+
+    @property
+    def purpose(self) -> str:
+        """Continuation of a sentence that begins with the name, such as "classifies images"."""
+        return PURPOSES.get(self.task, f'is a network of the task "{self.task}"')
 
 
 def add_offset(value: jax.Array, offset: jax.Array, name: str) -> jax.Array:

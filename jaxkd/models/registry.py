@@ -4,6 +4,7 @@
 weights, and with them mean, std, crop, interpolation, default image size and number of classes (timm 1.0.31,
 `default_cfgs`). Without a tag, timm's default tag, the first in the table of `specs.py`, is meant. Super-resolution
 networks take BasicSR's arguments, `create("mdbn_x4", num_feat=32)`; their names end in the scale and have no tags.
+Encoders of EEG words, `create("eeg_words_tiny", out_features=128)`, have no tags either.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from jaxkd.errors import ConfigError, UnknownNameError, did_you_mean
 from jaxkd.models.cait import Cait
 from jaxkd.models.contract import ModelSpec
 from jaxkd.models.edsr import EDSR
+from jaxkd.models.eeg_words import EegWords
 from jaxkd.models.mdbn import MDBN
 from jaxkd.models.specs import SPECS
 from jaxkd.models.students import Lift, WideLast, uniform_wide
@@ -93,6 +95,10 @@ _BUILT_IN: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     },
     **{f"mdbn_x{scale}": (MDBN, {"scale": scale}) for scale in (2, 3, 4, 8)},
     **{f"edsr_x{scale}": (EDSR, {"scale": scale}) for scale in (2, 3, 4)},
+    "eeg_words_linear": (EegWords, {"embed_dim": 0, "depth": 0, "drop_rate": 0.0}),
+    "eeg_words_tiny": (EegWords, {"embed_dim": 64, "mlp_dim": 128, "depth": 1, "out_features": 32}),
+    "eeg_words_base": (EegWords, {}),
+    "eeg_words_context": (EegWords, {"mix_depth": 2}),
 }
 
 # Arguments that the name or a conversion of the weights decides.

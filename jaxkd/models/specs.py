@@ -83,6 +83,9 @@ _RESTORATION = """
 mdbn_x8 32 none 1.0 0
 """
 
+# Encoders of EEG words: 56 words of 8 bands x 105 electrodes. The constants of images say nothing about them.
+_EEG_WORDS = "linear tiny base context"
+
 
 def _read(table: str, task: str) -> dict[str, list[ModelSpec]]:
     specs: dict[str, list[ModelSpec]] = {}
@@ -104,4 +107,8 @@ SPECS: dict[str, list[ModelSpec]] = {
     **_read(_PUBLISHED, "classification"),
     **_read(_STUDENTS, "classification"),
     **_read(_RESTORATION, "restoration"),
+    **{
+        name: [ModelSpec(name, "", (56, 840), *_CONSTANTS["none"], 1.0, num_classes=0, task="eeg_words")]
+        for name in (f"eeg_words_{size}" for size in _EEG_WORDS.split())
+    },
 }

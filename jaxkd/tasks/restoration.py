@@ -42,8 +42,8 @@ class RestorationTask(Task):
         check_choice("restoration.loss", pixel, PIXEL_LOSSES)
         if student.spec.task != "restoration":
             raise ConfigError(
-                f'student.name="{student.spec.name}" classifies images, and task="restoration" trains a network from '
-                'image to image. Choose one such as "mdbn_x4" or "edsr_x4".'
+                f'student.name="{student.spec.name}" {student.spec.purpose}, and task="restoration" trains a network '
+                'from image to image. Choose one such as "mdbn_x4" or "edsr_x4".'
             )
         self.student, self.frozen, self.constants = student, frozen, {}
         self._pixel, self._fft_weight, self._fft_l1 = pixel, fft_weight, losses.fft_l1

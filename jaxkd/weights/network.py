@@ -16,6 +16,7 @@ from jaxkd import models
 from jaxkd.errors import ConfigError, WeightMismatchError
 from jaxkd.models import ModelSpec
 from jaxkd.models.contract import size_pair
+from jaxkd.models.eeg_words import EegWords
 from jaxkd.train.checkpoint import find_run, load_run_weights
 from jaxkd.weights import candidates, formats, readers
 from jaxkd.weights.basicsr import from_basicsr, is_upscaler
@@ -138,6 +139,10 @@ def load_with_origin(
     Args, Raises: see `load`; `fitting` are its resize, new_head and key.
     """
     for option in ("resize", "old_grid", "new_head"):
+        if isinstance(model, EegWords) and fitting.get(option):
+            raise ConfigError(
+                f"{option}={fitting[option]}, but {model.title} has no grid of patches and no classifier. Leave it out."
+            )
         if is_upscaler(model) and fitting.get(option):
             raise ConfigError(
                 f"{option}={fitting[option]}, but this {type(model).__name__} takes images of any size and has no "
@@ -227,7 +232,8 @@ def load_weights(network: Network, source: str, **options: Any) -> Network:
 
 def _same_shapes(model: nn.Module, variables: PyTree) -> bool:
     size = size_pair(getattr(model, "img_size", 8), "img_size")
-    expected = models.abstract_variables(model, (1, *size, getattr(model, "in_chans", 3)))
+    shape = getattr(model, "example_shape", (1, *size, getattr(model, "in_chans", 3)))
+    expected = models.abstract_variables(model, shape)
     shapes = [jax.tree.map(lambda x: tuple(x.shape), tree) for tree in (expected, variables)]
     return shapes[0] == shapes[1]
 

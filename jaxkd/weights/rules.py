@@ -20,7 +20,7 @@ _PLACEHOLDERS = {
     "norm": r"norm1|norm2|norm",
     "top_norm": r"norm|norm_pre|fc_norm|projector_norm|widen_norm",
     "top_norms": r"projector_norms|widen_norms",
-    "top_linear": r"head|head_dist|head/fc|projector|widen",
+    "top_linear": r"head|head_dist|head/fc|projector|widen|input",
     "top_linears": r"projectors|widens",
     "linear": r"attn/(?:qkv|proj|proj_l|proj_w|q|k|v)|mlp/(?:fc1|fc2)|reduction",
     "token": r"cls_token|dist_token|reg_token|pos_embed",
@@ -34,6 +34,7 @@ _PLACEHOLDERS = {
 
 _BLOCKS = ("blocks_{i}", "blocks_token_only_{i}", "layers_{i}/blocks_{j}", "layers_{i}/downsample")
 _BLOCKS += ("wide_block", "wide_blocks_{i}")  # of WideLast
+_BLOCKS += ("mix_{i}",)  # of the encoders of EEG words, which timm does not have
 _LINEAR = ("{top_linear}", "{top_linears}_{i}", *(f"{block}/{{linear}}" for block in _BLOCKS))
 _NORMS = ("patch_embed/norm", "{top_norm}", "{top_norms}_{i}", *(f"{block}/{{norm}}" for block in _BLOCKS))
 _IN_BLOCK = ("{ls}/gamma", "{gamma}", "attn/relative_position_bias_table")
@@ -85,6 +86,7 @@ RULES: dict[str, str] = {
     **{f"{module}/bias": "same" for module in (*_LINEAR, *_CONVOLUTIONS, *_NORMS)},
     **{f"{block}/{name}": "same" for block in _BLOCKS for name in _IN_BLOCK},
     "{token}": "same",
+    "places/pos_embed": "same",  # of the encoders of EEG words
 }
 
 

@@ -47,6 +47,8 @@ class Entry:
 
 def _image_shape(model: nn.Module) -> tuple[int, ...]:
     # Networks without a size of their own take every size.
+    if hasattr(model, "example_shape"):
+        return model.example_shape
     return (1, *getattr(model, "img_size", (1, 1)), model.in_chans)
 
 

@@ -65,6 +65,11 @@ PARAMETERS = {
     "edsr_x2": 1_369_859,
     "edsr_x3": 1_554_499,
     "edsr_x4": 1_517_571,
+    # from the design, by hand: norms, linear layers, 56 places and two attention blocks of 789,760
+    "eeg_words_linear": 840 * 128 + 128,
+    "eeg_words_tiny": 2 * 840 + 841 * 64 + 2 * 64 + 65 * 128 + 129 * 64 + 2 * 64 + 65 * 32,
+    "eeg_words_base": 777_232,
+    "eeg_words_context": 2_371_088,
 }
 
 REQUIRED = [
@@ -75,6 +80,7 @@ REQUIRED = [
     *(f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base", "large")),
     *(f"mdbn_x{scale}" for scale in (2, 3, 4, 8)),
     *(f"edsr_x{scale}" for scale in (2, 3, 4)),
+    *(f"eeg_words_{size}" for size in ("linear", "tiny", "base", "context")),
 ]
 
 MANIFESTS = [
@@ -94,7 +100,8 @@ def test_no_registered_name_escapes_the_tables():
 @pytest.mark.parametrize("name", sorted(REGISTRY))
 def test_parameter_count_is_the_references(name):
     model = models.create(name)
-    images = jnp.zeros((1, *models.spec(name).input_size, 3))
+    size = models.spec(name).input_size
+    images = jnp.zeros((1, *size) if models.spec(name).task == "eeg_words" else (1, *size, 3))
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images))
     assert set(shapes) == {"params"}
     assert sum(x.size for x in jax.tree.leaves(shapes)) == PARAMETERS[name]

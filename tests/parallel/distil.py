@@ -75,8 +75,15 @@ def batch_losses(mesh: jax.sharding.Mesh) -> dict[str, np.ndarray]:
     def values(student, batch):
         wide = (losses.rkd_distance, losses.rkd_angle, losses.manifold_inter, losses.linear_cka, losses.pkt)
         found = [loss(student, batch["u"], where=batch["where"]) for loss in wide]
-        pooled = (x.mean(axis=1) for x in (student, batch["t"]))
-        return jnp.stack([*found, losses.contrastive(*pooled, where=batch["where"]).sum()])
+        where, (a, b) = batch["where"], (x.mean(axis=1) for x in (student, batch["t"]))
+        ids = jnp.arange(len(where)) % 5
+        same, candidates = ids[:, None] == ids[None], ids[:, None] == jnp.arange(5)[None]
+        found += [losses.contrastive(a, b, where=where), losses.info_nce(a, b, 1.5, where=where)]
+        found += [losses.info_nce_vocabulary(a, b[:5], ids, 1.5, where=where)]
+        kinds = ("mean_log", "log_mean", "log_sum", "masked")
+        found += [losses.info_nce_multi(a, b, same, 1.5, kind, where=where) for kind in kinds]
+        found += [losses.siglip(a, b[:5], candidates, 1.5, -1.0, where=where)]
+        return jnp.stack([jnp.sum(loss) for loss in found])
 
     @functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
     def evaluate(batch):
