@@ -36,7 +36,8 @@ def plan(config: str, slice_name: str, per_chip: int) -> dict[str, Any]:
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     if not done.stdout.strip():
-        return {"error": done.stderr.strip().splitlines()[-1]}
+        said = done.stderr.strip().splitlines() or [f"jaxkd.plan ended with code {done.returncode} and no message"]
+        return {"error": said[-1]}
     return json.loads(done.stdout)
 
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from jaxkd.cli import compile_cache, console
-from jaxkd.cli.training_config import explain_recipe, parse
+from jaxkd.cli.training_config import explain_recipe, parse, print_overridden
 from jaxkd.config.validate import check_stages, validate
 
 
@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not config.stages:  # those are checked one by one
             validate(config)
     if not given.distributed and "JAX_COORDINATOR_ADDRESS" not in os.environ:  # else every process would print it
+        print_overridden(config, argv)
         print(f"{workdir}: task {config.task}, student {config.student.name}; loading JAX ...", flush=True)
     # TensorFlow is not needed, but other packages may import it and it prints a lot.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -78,7 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         stages = stage_configs(config, Path("none"))
         if options.stage:
             check_choice("--stage", options.stage, tuple(stages))
-        config = stages[options.stage or list(stages)[-1]]
+        chosen = options.stage or list(stages)[-1]
+        training_config.print_overridden(config, argv, stage=chosen)
+        config = stages[chosen]
     elif options.stage:
         raise ConfigError(f'--stage="{options.stage}" was given, but the config has no stages. Leave it out.')
     console.quiet()

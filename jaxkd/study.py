@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxkd.cli import compile_cache, console, training_config
+from jaxkd.config.validate import check_stages
 from jaxkd.errors import ConfigError, check_range, did_you_mean
 
 OPTIONS = ("--config", "--workdir", "--dry-run", "--budget-minutes", "--no-population", "--tflops")
@@ -66,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv:
         argv = ["--help"]
     options, config, workdir, rest = parse(argv)
+    check_stages(config)
+    training_config.print_overridden(config, rest)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from rich.console import Console
 

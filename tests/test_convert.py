@@ -106,7 +106,7 @@ def test_a_work_directory_knows_its_network(mdbn, tmp_path, capsys, monkeypatch)
     (run / "config.json").write_text(json.dumps({"student": student}))
     asked = []
 
-    def load(path, *, variant, step):
+    def load(path, *, variant, step, **_):
         asked.append((str(path), variant, step))
         return variables, {"student": student}, "step 7 of the run"
 

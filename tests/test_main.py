@@ -15,6 +15,7 @@ from random_weights import random_variables
 
 from jaxkd import main, models, weights
 from jaxkd.cli import console
+from jaxkd.cli.training_config import print_overridden
 from jaxkd.config.validate import validate
 from jaxkd.errors import DataError
 from jaxkd.experiment.lock import WorkdirLock
@@ -299,6 +300,32 @@ def test_every_preset_can_be_chosen_on_the_command_line(name, tmp_path):
         assert config.distill.preset == preset
         for one in stage_configs(config, tmp_path).values() if config.stages else [config]:
             validate(one)
+
+
+OVERRIDES = [
+    (
+        ["distill.preset=soft"],
+        "teacher has distill.preset='none'; students has distill.preset=('none', 'soft', 'spectral', 'soft+spectral')",
+    ),
+    (
+        ["optimizer.learning_rate=0.01", "student.args.depth=5", "seed=7", "train.batch_size=16"],
+        "teacher has student.args.depth=6; students has optimizer.learning_rate=0.003, seed=(0, 1, 2, 3, 4)",
+    ),
+    (["train.batch_size=16", "data.per_class=20"], ""),
+]
+
+
+@pytest.mark.parametrize(("changes", "words"), OVERRIDES)
+def test_fields_that_a_stage_sets_itself_are_named(tmp_path, capsys, changes, words):
+    """And what a stage's own objective reads is not reset with the objective of the command line."""
+    argv = [f"--config={ROOT}/configs/deit_cait.py:embedded", f"--workdir={tmp_path}"]
+    argv += [f"--config.{change}" for change in changes]
+    config = main.parse(argv).config
+    for one in stage_configs(config, tmp_path).values():
+        validate(one)
+    print_overridden(config, argv)
+    said = f"jaxkd: stages have values of their own for fields of the command line: {words}. The config file sets them."
+    assert capsys.readouterr().err == (f"{said}\n" if words else "")
 
 
 @pytest.mark.parametrize(

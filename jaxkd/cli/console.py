@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -115,6 +116,7 @@ def command(stopped: str = "stopped.", *, resumable: bool = False) -> Callable[[
                     _leave(code)
                 return code
             except JaxkdError as error:
+                _ignore_abandoned_coroutines()
                 message = str(error)
             except Exception as error:
                 refused = storage_error(error, continues=resumable) or device_error(error)
@@ -123,6 +125,7 @@ def command(stopped: str = "stopped.", *, resumable: bool = False) -> Callable[[
                         traceback.print_exc()
                         _leave(1)
                     raise
+                _ignore_abandoned_coroutines()
                 message = str(refused)
             print(f"jaxkd: {message}", file=sys.stderr)
             if _in_distributed_run():
@@ -132,6 +135,15 @@ def command(stopped: str = "stopped.", *, resumable: bool = False) -> Callable[[
         return guarded
 
     return decorate
+
+
+def _ignore_abandoned_coroutines() -> None:
+    """Keeps "coroutine ... was never awaited" off the console; all other warnings stay.
+
+    A write that fails leaves those that Orbax had not started yet. Python notices them when the error is dropped, or
+    when it exits, after the one sentence that says what is wrong.
+    """
+    warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
 
 
 def _in_distributed_run() -> bool:

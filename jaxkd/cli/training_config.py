@@ -18,7 +18,8 @@ from ml_collections import ConfigDict, config_flags
 from jaxkd.config.fields import ARGS, base, change, flatten, kind_of
 from jaxkd.config.paths import user_path
 from jaxkd.config.plugins import add_plugin_folder
-from jaxkd.config.validate import forget_unread
+from jaxkd.config.stages import objective_fields_of_stages, overridden_fields
+from jaxkd.config.validate import OBJECTIVE, check_stages, forget_unread
 from jaxkd.errors import ConfigError, JaxkdError, MemberFieldError, check_range, did_you_mean
 
 USAGE = "python -m jaxkd.main --config=configs/deit_cait.py:embedded --workdir=runs/first_light"
@@ -87,8 +88,9 @@ def parse(argv: Sequence[str]) -> Given:
     config = change(values.config, network_args).lock()
     if config.plugins:
         add_plugin_folder(Path(file).parent)
-    if given & {"distill.preset", "distill.terms"}:
-        config = forget_unread(config, given)
+    if given & OBJECTIVE:
+        check_stages(config)
+        config = forget_unread(config, given | objective_fields_of_stages(config))
     workdir = str(user_path(values.workdir, "--workdir"))
     if values.profile is not None:
         check_range("--profile", values.profile, 1, MOST_PROFILED, whole=True, meaning="the number of steps to trace")
@@ -98,6 +100,28 @@ def parse(argv: Sequence[str]) -> Given:
 def _given_fields(argv: Sequence[str]) -> set[str]:
     """Fields that a command line sets, without its --config."""
     return {a.split("=", 1)[0].removeprefix("--config.") for a in argv if a.startswith("--config.")}
+
+
+def print_overridden(config: ConfigDict, argv: Sequence[str], *, stage: str = "") -> None:
+    """Says on stderr which fields of the command line have other values in a stage (all stages), which sets them.
+
+    Args:
+      config: as `parse` returned it, with stages of the right form.
+      argv: the command line.
+      stage: the only one that matters; "" for all.
+    """
+    found = overridden_fields(config, _given_fields(argv))
+    words = [
+        f"{name} has {', '.join(f'{field}={value!r}' for field, value in own.items())}"
+        for name, own in found.items()
+        if stage in ("", name)
+    ]
+    if words:
+        print(
+            f"jaxkd: stages have values of their own for fields of the command line: {'; '.join(words)}. The config "
+            "file sets them.",
+            file=sys.stderr,
+        )
 
 
 @contextlib.contextmanager

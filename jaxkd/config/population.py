@@ -90,6 +90,12 @@ def members(config: ConfigDict) -> tuple[Member, ...]:
     return tuple(found)
 
 
+def member_values(population: Any) -> dict[str, tuple[Any, ...]]:
+    """Field -> the distinct values that the members of `config.population` give it."""
+    entries = _entries(population)
+    return {f: tuple(_distinct(e[f] for e in entries if f in e)) for e in entries for f in e if f != "name"}
+
+
 def explicit(config: ConfigDict) -> ConfigDict:
     """A copy whose population is a tuple of dicts, each with a name, as config.json holds it."""
     if config.population is None:

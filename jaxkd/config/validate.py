@@ -30,6 +30,7 @@ CHOICES = {
     "student.variant": ("", "raw", "ema"),
     "teacher.variant": ("", "raw", "ema"),
 }
+OBJECTIVE = {"distill.preset", "distill.terms"}  # each replaces the other
 COUNT = 2**31 - 1  # the largest number that the step's 32-bit counters hold
 # bounds of `check_range` -> the fields that they hold for
 BOUNDS: tuple[tuple[dict[str, float], tuple[str, ...]], ...] = (
@@ -194,6 +195,11 @@ def mixes(c: ConfigDict) -> bool:
     return bool(c.data.mix.mixup or c.data.mix.cutmix or c.data.mix.cutmix_minmax)
 
 
+def is_read(c: ConfigDict, field: str) -> bool:
+    """Whether a run of this config reads `field`."""
+    return not any(field in names and unread(c) for names, unread, _ in UNREAD)
+
+
 def forget_unread(config: ConfigDict, given: set[str]) -> ConfigDict:
     """A copy of `config` with another objective: what the config file set for its own objective is reset.
 
@@ -283,10 +289,12 @@ def _check_population(config: ConfigDict) -> None:
 
 def check_stages(config: ConfigDict) -> None:
     """Raises ConfigError unless `stages` is a tuple of dicts, each with a name."""
-    if not all(isinstance(stage, dict | ConfigDict) and stage.get("name") for stage in config.stages):
+    stages = config.stages
+    proper = isinstance(stages, tuple | list)
+    if not proper or not all(isinstance(stage, dict | ConfigDict) and stage.get("name") for stage in stages):
         raise ConfigError(
-            f"stages={tuple(config.stages)!r} is not a list of stages. Write dicts of changed fields with a name, as "
-            "recipes.embedded does."
+            f"stages={tuple(stages) if proper else stages!r} is not a list of stages. Write dicts of changed fields "
+            "with a name, as recipes.embedded does, or () for one run without stages."
         )
 
 

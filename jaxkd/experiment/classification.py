@@ -284,6 +284,7 @@ def _loaded(network: weights.Network, config: ConfigDict, seed: int, load: bool)
         old_grid=tuple(config.old_grid) or None,
         new_head=config.new_head,
         key=key,
+        on_host=True,  # until they are on the mesh, which may split them
     )
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.experimental import multihost_utils
 
 from jaxkd import parallel, train
@@ -73,7 +72,7 @@ def member_results(
             "changes": json.loads(json.dumps(member.changes, default=str)),
             metric: _number(scores[metric][index]) if metric in scores else None,
             "diverged_at_step": None if diverged == NEVER else diverged,
-            "updates": int(updates[index]),
+            "updates": None if updates is None else int(updates[index]),
             "train_images": images[index] if images else experiment.train_images,
             "metrics": {name: _number(value[index]) for name, value in scores.items()},
         }
@@ -84,14 +83,14 @@ def member_results(
     return results
 
 
-def _updates(state: train.TrainState) -> np.ndarray:
-    """(S,) optimiser updates of each member: fewer than steps where a batch had none of its images."""
+def _updates(state: train.TrainState) -> np.ndarray | None:
+    """(S,) optimiser updates of each member: fewer than steps where a batch had none of its images.
 
-    def is_adam(part: PyTree) -> bool:
-        return isinstance(part, optax.ScaleByAdamState)
-
-    states = filter(is_adam, jax.tree.leaves(state.opt_state, is_leaf=is_adam))
-    return on_host(next(states).count)
+    None where the optimiser does not count them, as SGD of a constant rate.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(state.opt_state)
+    counts = [leaf for path, leaf in leaves if getattr(path[-1], "name", "") == "count"]
+    return on_host(counts[0]) if counts else None  # every part of an optimiser counts the same updates
 
 
 def _best(rows: dict[int, dict[str, Any]], metric: str, index: int) -> int:

@@ -44,7 +44,7 @@ def build_task(config: ConfigDict, *, load: bool = True, mesh: Mesh | None = Non
         shapes = models.abstract_variables(student.model, (1, 8, 8, 3))
         frozen = {"student": weights.freeze_mask(shapes["params"], tuple(config.student.freeze)), "projectors": {}}
     if load and config.student.weights:
-        student = weights.load_weights(student, config.student.weights, variant=config.student.variant)
+        student = weights.load_weights(student, config.student.weights, variant=config.student.variant, on_host=True)
     return tasks.RestorationTask(
         student, pixel=config.restoration.loss, fft_weight=config.restoration.fft_weight, frozen=frozen, mesh=mesh
     )

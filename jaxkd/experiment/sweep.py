@@ -12,6 +12,7 @@ from rich.console import Console
 
 from jaxkd import parallel
 from jaxkd.config.fields import change
+from jaxkd.config.validate import check_stages
 from jaxkd.data.files import write_atomic
 from jaxkd.errors import ConfigError, did_you_mean
 from jaxkd.experiment.checks import check_config
@@ -24,6 +25,7 @@ PREFIX = "stage:"
 
 def stage_configs(config: ConfigDict, workdir: Path) -> dict[str, ConfigDict]:
     """name -> the stage's own config: its changes applied, `stage:<name>` replaced by that stage's folder."""
+    check_stages(config)
     configs: dict[str, ConfigDict] = {}
     for stage in config.stages:
         changes = dict(stage)

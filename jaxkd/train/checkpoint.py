@@ -266,7 +266,12 @@ def recorded_classes(path: str | Path) -> tuple[str, ...]:
 
 
 def load_run_weights(
-    path: str | Path, *, variant: str | None = None, step: str = "", best_metric: str = ""
+    path: str | Path,
+    *,
+    variant: str | None = None,
+    step: str = "",
+    best_metric: str = "",
+    on_host: bool = False,
 ) -> tuple[PyTree, dict, str]:
     """The student's parameters of a work directory, without its optimiser.
 
@@ -275,6 +280,7 @@ def load_run_weights(
       variant: "raw" (default) or "ema".
       step: a step number, "last" (default) or "best" (by `best_metric`, the newest of equals).
       best_metric: as in `Checkpoints`; "" is top-1 accuracy or, of a super-resolution run, PSNR on its first set.
+      on_host: see `restore_item`.
 
     Returns:
       `{"params": ...}`, the run's resolved config as a dict, and a sentence that says what was loaded.
@@ -323,7 +329,7 @@ def load_run_weights(
         damage = find_damage(folder, (item,))
         if damage:
             raise _damaged(folder, damage, advice)
-        restored = restore_item(folder / item)
+        restored = restore_item(folder / item, on_host=on_host)
     kind = _moving_average(config, chosen) if item == "ema" else "raw weights"
     said = f"step {chosen} of {run} ({kind})"
     if not has_manifest(folder):
@@ -369,13 +375,17 @@ def _moving_average(config: dict[str, Any], step: int) -> str:
     return f"moving average, {100 * initial_share(decay, step, warmup=warmup):.0f} % of it the initial weights"
 
 
-def restore_item(folder: Path) -> PyTree:
-    """One saved tree as arrays on this process's first device, whatever mesh wrote it."""
+def restore_item(folder: Path, *, on_host: bool = False) -> PyTree:
+    """One saved tree, whatever mesh wrote it: on this process's first device, or as arrays of NumPy (`on_host`)."""
     with ocp.StandardCheckpointer() as checkpointer:
         metadata = checkpointer.metadata(folder.absolute()).item_metadata
         tree = getattr(metadata, "tree", metadata)
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        template = jax.tree.map(
-            lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=here), tree, is_leaf=lambda m: hasattr(m, "shape")
-        )
+
+        def template_of(leaf: Any) -> Any:
+            if on_host:
+                return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)  # the kind and shape; takes no memory
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
+
+        template = jax.tree.map(template_of, tree, is_leaf=lambda m: hasattr(m, "shape"))
         return checkpointer.restore(folder.absolute(), template)

@@ -96,6 +96,7 @@ def load(
     old_grid: tuple[int, int] | None = None,
     new_head: bool = False,
     key: jax.Array | None = None,
+    on_host: bool = False,
 ) -> PyTree:
     """Variables of `model` from a file, a folder, a work directory of jaxkd or the Hugging Face Hub.
 
@@ -117,9 +118,10 @@ def load(
       new_head: replace a classifier that is absent or of another size by one drawn with `key`; drop one that the
         network does not have.
       key: needed where `new_head` draws one.
+      on_host: leave the arrays in NumPy, for weights that go to several devices: else the first one holds all of them.
 
     Returns:
-      `{"params": ...}`, fp32.
+      `{"params": ...}`, fp32 arrays of JAX, or of NumPy with `on_host`.
 
     Raises:
       WeightSourceError: the source is missing, damaged, cannot be fetched, lacks the variant, or holds NaN or infinity.
@@ -127,7 +129,7 @@ def load(
       CheckpointError: a work directory without what is asked for.
       ConfigError: another variant; a step of a file; `resize` or `new_head` for a network that has nothing of the kind.
     """
-    fitting = {"resize": resize, "old_grid": old_grid, "new_head": new_head, "key": key}
+    fitting = {"resize": resize, "old_grid": old_grid, "new_head": new_head, "key": key, "on_host": on_host}
     return load_with_origin(model, source, variant=variant, step=step, **fitting)[0]
 
 
@@ -136,7 +138,7 @@ def load_with_origin(
 ) -> tuple[PyTree, str]:
     """`load`, and in words what was loaded, e.g. `"net.pth" ("params_ema", the moving average of the weights)`.
 
-    Args, Raises: see `load`; `fitting` are its resize, new_head and key.
+    Args, Raises: see `load`; `fitting` are its resize, old_grid, new_head, key and on_host.
     """
     for option in ("resize", "old_grid", "new_head"):
         if isinstance(model, EegWords) and fitting.get(option):
@@ -161,7 +163,8 @@ def _load_run(
     model: nn.Module, source: str | Path, variant: str | None, step: str, fitting: dict[str, Any]
 ) -> tuple[PyTree, str]:
     """`load_with_origin` of a work directory."""
-    saved, config, origin = load_run_weights(source, variant=variant or None, step=step)
+    on_host = fitting.get("on_host", False)
+    saved, config, origin = load_run_weights(source, variant=variant or None, step=step, on_host=on_host)
     subject = f"The network of {origin}"
     require_finite(flatten_dict(saved["params"], sep="/"), subject)
     trained = network_from_run(config).model
@@ -208,7 +211,8 @@ def _load_file(
 
 def _from_state(model: nn.Module, state: StateDict, subject: str, fitting: dict[str, Any]) -> PyTree:
     if is_upscaler(model):
-        return from_basicsr(model, state, origin=subject)
+        variables = from_basicsr(model, state, origin=subject)  # small, so that they may pass through a device
+        return jax.device_get(variables) if fitting.get("on_host") else variables
     return from_timm(model, state, origin=subject, **fitting)
 
 

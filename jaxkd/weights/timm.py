@@ -251,6 +251,7 @@ def from_timm(
     old_window: Any = None,
     new_head: bool = False,
     key: jax.Array | None = None,
+    on_host: bool = False,
     origin: str = "The state dict",
 ) -> PyTree:
     """Variables of `model` from a timm state dict.
@@ -265,10 +266,11 @@ def from_timm(
       new_head: replace a classifier that is absent or of another size by a new one, drawn with `key`; drop one that
         the network does not have.
       key: needed where `new_head` draws one.
+      on_host: leave the arrays in NumPy, for weights that go to several devices: else the first one holds all of them.
       origin: what the error calls the state dict.
 
     Returns:
-      `{"params": ...}`, fp32 arrays of JAX that share no memory with `state_dict`.
+      `{"params": ...}`, fp32 arrays of JAX, of NumPy with `on_host`, that share no memory with `state_dict`.
 
     Raises:
       WeightMismatchError: missing, unused or misshapen keys, the cause first and a diff in PyTorch's names; or position
@@ -296,8 +298,9 @@ def from_timm(
     with np.errstate(over="ignore"):  # what overflows is refused as infinity
         arrays = {k: v.astype(np.float32) for k, v in given.items()}
     require_finite(arrays, origin)
-    params = {entries[k].path: jnp.array(from_torch_layout(v, entries[k].layout)) for k, v in arrays.items()}
-    return {"params": unflatten_dict({**params, **fresh}, sep="/")}
+    params = {entries[k].path: from_torch_layout(v, entries[k].layout) for k, v in arrays.items()}
+    place = jax.device_get if on_host else jnp.array
+    return {"params": unflatten_dict({k: place(v) for k, v in {**params, **fresh}.items()}, sep="/")}
 
 
 def require_finite(arrays: Mapping[str, Any], origin: str) -> None:

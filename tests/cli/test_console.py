@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -38,3 +40,36 @@ def test_a_signal_inside_a_finaliser_ends_the_command(number, capsys):
         signal.signal(signal.SIGINT, before)
         signal.signal(signal.SIGHUP, hangup)
     assert capsys.readouterr().err == "jaxkd: stopped here.\n"
+
+
+ABANDONED = """
+import sys, warnings
+from jaxkd.cli import console
+from jaxkd.errors import CheckpointError, storage_error
+
+kept = []
+
+async def write_fragment():
+    pass
+
+@console.command()
+def main(kind):
+    here = write_fragment()  # dropped with the error
+    kept.append(write_fragment())  # dropped at exit
+    warnings.warn("another one", RuntimeWarning)
+    if kind == "user":
+        raise CheckpointError("The disk is full. Free space.")
+    if kind == "disk":
+        raise OSError(28, "No space left on device", "/a")
+    raise KeyError("a bug")
+
+main(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize(("kind", "code", "noise"), [("user", 2, False), ("disk", 2, False), ("bug", 1, True)])
+def test_writes_that_an_error_broke_off_add_nothing_to_its_message(kind, code, noise):
+    done = subprocess.run([sys.executable, "-c", ABANDONED, kind], capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert ("was never awaited" in done.stderr) == noise and "RuntimeWarning: another one" in done.stderr
+    assert ("Traceback" in done.stderr) == (kind == "bug")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxkd import main
+from jaxkd import main, study
 from jaxkd.config.fields import base, change, flatten
 from jaxkd.config.validate import check_stages, validate
 from jaxkd.errors import JaxkdError
@@ -74,6 +74,20 @@ def test_values_that_once_passed_in_silence_are_refused(field, text, words):
     with pytest.raises(JaxkdError) as raised:
         read(field, text)
     assert field in str(raised.value) and words in str(raised.value)
+
+
+@pytest.mark.parametrize("stages", [None, 3, "teacher", ({"student.name": "x"},)])
+def test_stages_of_a_config_file_that_are_no_stages(stages, tmp_path, capsys):
+    file = tmp_path / "odd.py"
+    file.write_text(
+        f"from jaxkd.config import fields\ndef get_config():\n    config = fields.base()\n"
+        f"    with config.ignore_type():\n        config.stages = {stages!r}\n    return config\n"
+    )
+    for command in (main.main, study.main):
+        with pytest.raises(SystemExit):
+            command([f"--config={file}", f"--workdir={tmp_path}/w", "--config.distill.preset=soft"])
+        said = capsys.readouterr().err
+        assert f"stages={stages!r} is not a list of stages. Write dicts" in said and len(said.splitlines()) == 1, said
 
 
 @pytest.mark.parametrize(

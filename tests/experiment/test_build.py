@@ -115,6 +115,20 @@ def test_the_step_takes_the_first_state_and_the_loaded_weights_outlive_it(mesh, 
     jax.tree.map(np.testing.assert_array_equal, again, variables["params"])
 
 
+def test_loaded_weights_are_on_no_device_before_the_mesh_has_them(mesh, weights_file):
+    """Else the first device would hold a teacher whole beside its part of the one that is split."""
+    teacher = {f"teacher.args.{k}": v for k, v in SMALL.items()} | {"teacher.name": "deit_tiny_patch16_224"}
+    teacher |= {"teacher.weights": str(weights_file[0]), "student.weights": str(weights_file[0])}
+    teacher |= {"student.new_head": True, "distill.preset": "spectral", "distill.pairs": "last"}
+    experiment = build(config(**teacher, task="distillation"), mesh)
+    loaded = (experiment.task.constants, experiment.task.student.variables)
+    assert {type(leaf) for leaf in jax.tree.leaves(loaded)} == {np.ndarray}
+    jax.tree.map(np.testing.assert_array_equal, loaded, (weights_file[1],) * 2)
+    assert {type(leaf) for leaf in jax.tree.leaves(weights.load(experiment.task.teacher.model, weights_file[0]))} == {
+        type(experiment.constants["params"]["norm"]["scale"])
+    }
+
+
 def leaf(name):
     spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 from population_runs import MEMBERS, STEPS, TEACHER, config, experiment, summary, train
 from random_weights import random_variables
@@ -22,6 +23,7 @@ from jaxkd.config import fields
 from jaxkd.config.population import explicit, members
 from jaxkd.config.validate import validate
 from jaxkd.errors import CheckpointError, ConfigError, JaxkdError, NonFiniteLossError, TapError
+from jaxkd.experiment.members import member_results
 from jaxkd.experiment.run import run
 from jaxkd.train import read_metrics
 
@@ -280,6 +282,16 @@ def test_members_with_few_images_count_their_updates_and_their_folders_say_so(tm
     with pytest.raises(CheckpointError, match=r"holds a member of the population .* no training continues in it"):
         run(single, folder)
     assert json.loads((folder / "result.json").read_text()) == said
+
+
+@pytest.mark.parametrize(("rate", "updates"), [(1e-3, None), (lambda step: 1e-3, 1)])
+def test_updates_are_counted_whatever_the_optimiser(mesh, tmp_path, rate, updates):
+    built = experiment(config(), mesh)
+    optimizer = train_module.member_optimizer(lambda member: optax.sgd(rate, momentum=0.9), len(built.members))
+    state = built.init_state()
+    changed = optimizer.update(state.params, optimizer.init(state.params), state.params)[1]
+    rows = member_results(built, tmp_path, state.replace(opt_state=changed), {})
+    assert [row["updates"] for row in rows] == [updates] * 6
 
 
 def test_the_largest_seed_has_the_keys_of_its_single_run(mesh):

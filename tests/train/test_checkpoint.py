@@ -339,6 +339,9 @@ def test_weights_of_a_run_raw_and_average_last_and_best(run, assert_same):
             state = state_of(expected)
             tree = state.ema if variant == "ema" else state.params
             assert_same(variables, {"params": tree["student"]})
+            on_host = train.load_run_weights(run, variant=variant, step=step, on_host=True)[0]
+            assert_same(on_host, {"params": tree["student"]})
+            assert {type(leaf) for leaf in jax.tree.leaves(on_host)} == {np.ndarray}
             assert config == {"student": {"name": "toy"}}
             name = "moving average" if variant == "ema" else "raw weights"
             assert said == f"step {expected} of {run} ({name})"

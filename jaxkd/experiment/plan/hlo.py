@@ -273,7 +273,7 @@ class Program:
             for operand in instruction.operands:
                 users[operand].append(instruction)
         total = 0
-        for parameter, array in zip(self._in_order(parameters, one), arrays, strict=True):
+        for parameter, array in zip(_in_order(parameters), arrays, strict=True):
             if array.on_chip:
                 continue
             using = users[parameter.name]
@@ -282,14 +282,15 @@ class Program:
             total += min(array.size, part) if sliced else array.size
         return total
 
-    def _in_order(self, parameters: list[Instruction], one: Instruction) -> list[Instruction]:
-        """Parameters by their number, which their names carry: "param_1.2057", "Arg_0"."""
 
-        def number(parameter: Instruction) -> int:
-            found = re.match(r"\D*?_?(\d+)", parameter.name)
-            return int(found[1]) if found else 0
+def _in_order(parameters: list[Instruction]) -> list[Instruction]:
+    """Parameters by their number, which their names carry: "param_1.2057", "Arg_0"."""
 
-        return sorted(parameters, key=number)
+    def number(parameter: Instruction) -> int:
+        found = re.match(r"\D*?_?(\d+)", parameter.name)
+        return int(found[1]) if found else 0
+
+    return sorted(parameters, key=number)
 
 
 def _in_memory(arrays: tuple[Array, ...] | list[Array]) -> int:
