@@ -24,6 +24,7 @@ from jaxkd.errors import DataError, ShapeError
 BANDS = ("t1", "t2", "a1", "a2", "b1", "b2", "g1", "g2")  # theta, alpha, beta and gamma, each lower and upper half
 ELECTRODES = 105
 FEATURES = len(BANDS) * ELECTRODES
+TASKS = ("SR", "NR", "TSR")  # sentiment reading, normal reading, task-specific reading
 MEASURES = ("GD", "FFD", "TRT")  # over which fixations of a word its EEG is averaged; those that the pickles hold
 GAZE = ("nFixations", "FFD", "SFD", "GD", "GPT", "TRT")
 MAX_WORDS = 56  # fixated words of a sentence that the published pipelines have room for
@@ -220,6 +221,20 @@ def mend_text(text: str) -> str:
     return text
 
 
+def join_bands(bands: Sequence[Any]) -> np.ndarray | None:
+    """(840,) float32 of the values of 8 bands, or None if one of them does not have 105 numbers."""
+    arrays = [np.asarray(() if band is None else band).ravel() for band in bands]
+    if any(array.shape != (ELECTRODES,) or array.dtype.kind not in "biuf" for array in arrays):
+        return None
+    return np.concatenate(arrays).astype(np.float32)
+
+
+def first_number(value: Any) -> float:
+    """A number of a file; NaN where it holds None, a text or an empty array."""
+    array = np.asarray(np.nan if value is None else value)
+    return float(array.flat[0]) if array.size and array.dtype.kind in "biuf" else float("nan")
+
+
 class CorpusBuilder:
     """Collects sentences into an `EegCorpus` and counts what is left out.
 
@@ -230,12 +245,9 @@ class CorpusBuilder:
 
     def __init__(self, *, strict_nan: bool = False):
         self._strict = strict_nan
-        self._readings: list[tuple[str, str, str, int, str, int]] = []
-        self._lengths: list[int] = []
-        self._word: list[str] = []
-        self._position: list[int] = []
+        self._readings: list[tuple[str, str, str, int]] = []
+        self._sentences: list[RawSentence] = []
         self._eeg: list[np.ndarray] = []
-        self._gaze: list[np.ndarray] = []
         self._counts: dict[str, dict[str, int]] = {}
 
     def add(self, subject: str, corpus: str, task: str, index: int, sentence: RawSentence | None) -> None:
@@ -262,31 +274,35 @@ class CorpusBuilder:
         counts["short_words"] += sum(e is None for e in sentence.eeg)
         counts["long_readings"] += words > MAX_WORDS
         counts["cut_words"] += max(0, words - MAX_WORDS)
-        self._readings.append((subject, corpus, task, index, mend_text(sentence.text), sentence.word_count))
-        self._lengths.append(words)
-        self._word.extend(map(mend_text, sentence.word))
-        self._position.extend(sentence.position)
+        self._readings.append((subject, corpus, task, index))
+        sentence.eeg = []  # the stacked copy is enough
+        self._sentences.append(sentence)
         self._eeg.append(eeg)
-        self._gaze.append(np.asarray(sentence.gaze, np.float32).reshape(words, len(GAZE)))
 
     def build(self, facts: dict[str, Any]) -> EegCorpus:
-        """The corpus, with `facts` before the counts."""
-        subject, corpus, task, index, text, word_count = (
-            zip(*self._readings, strict=True) if self._readings else ((),) * 6
-        )
-        eeg, self._eeg = self._eeg, []  # half the memory at the peak is enough
+        """The corpus, by subject, task and place in the file, with `facts` before the counts."""
+
+        def place(i: int) -> tuple[str, int, str, int]:
+            subject, corpus, task, index = self._readings[i]
+            return subject, TASKS.index(task), corpus, index
+
+        order = sorted(range(len(self._readings)), key=place)
+        readings, sentences = [self._readings[i] for i in order], [self._sentences[i] for i in order]
+        eeg, self._eeg = [self._eeg[i] for i in order], []
+        subject, corpus, task, index = zip(*readings, strict=True) if readings else ((),) * 4
+        gaze = [row for s in sentences for row in s.gaze]
         return EegCorpus(
             subject=np.array(subject, str),
             corpus=np.array(corpus, str),
             task=np.array(task, str),
             index=np.array(index, np.int64),
-            text=tuple(text),
-            word_count=np.array(word_count, np.int64),
-            start=np.concatenate([[0], np.cumsum(self._lengths)]).astype(np.int64),
-            word=tuple(self._word),
-            position=np.array(self._position, np.int32),
+            text=tuple(mend_text(s.text) for s in sentences),
+            word_count=np.array([s.word_count for s in sentences], np.int64),
+            start=np.concatenate([[0], np.cumsum([len(s.word) for s in sentences], dtype=np.int64)]),
+            word=tuple(mend_text(word) for s in sentences for word in s.word),
+            position=np.array([p for s in sentences for p in s.position], np.int32),
             eeg=np.concatenate(eeg) if eeg else np.zeros((0, FEATURES), np.float32),
-            gaze=np.concatenate(self._gaze) if self._gaze else np.zeros((0, len(GAZE)), np.float32),
+            gaze=np.array(gaze, np.float32).reshape(-1, len(GAZE)),
             facts=facts | total_counts(self._counts),
         )
 

@@ -21,12 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxkd.data.sources.eeg_corpus import FEATURES, GAZE, MAX_WORDS, EegCorpus, total_counts
+from jaxkd.data.sources.eeg_corpus import FEATURES, GAZE, MAX_WORDS, TASKS, EegCorpus, total_counts
 from jaxkd.errors import DataError, check_choice, check_range, did_you_mean
 
 SYNTHETIC_ZUCO = "embedded:synthetic_zuco"
 EMBEDDED_EEG = (SYNTHETIC_ZUCO,)  # all corpora of EEG without files
-TASKS = ("SR", "NR", "TSR")
 FUNCTION_WORDS = (
     *("the", "of", "and", "in", "to", "a", "was", "for", "with", "on", "by", "as"),
     *("he", "his", "from", "at", "it", "is", "that", "an"),
@@ -120,7 +119,7 @@ class SyntheticZuco:
             check(name, least=0, below=1)
         for name, least in (("subjects", 1), ("sentences", 1), ("vocabulary", 2), ("duplicates", 0), ("seed", 0)):
             check(name, least=least, whole=True)
-        for task in self.task_names:
+        for task in self.tasks.split(","):
             check_choice(f"tasks of {SYNTHETIC_ZUCO}", task, TASKS, error=DataError)
         _, most = self.word_range
         if most > self.vocabulary:
@@ -141,8 +140,8 @@ class SyntheticZuco:
 
     @property
     def task_names(self) -> tuple[str, ...]:
-        """The tasks, each once."""
-        return tuple(dict.fromkeys(self.tasks.split(",")))
+        """The tasks, each once, in the order of `TASKS`."""
+        return tuple(task for task in TASKS if task in self.tasks.split(","))
 
     @property
     def subject_names(self) -> tuple[str, ...]:
