@@ -108,6 +108,10 @@ def test_patches_of_super_resolution(capsys):
 REFUSALS = [
     (["--topology=w9:2"], '--topology="w9:2" is not known. Give a TPU (v5e'),
     (["--topology=v5e"], '--topology="v5e" has no shape of 2 numbers'),
+    (
+        ["--topology=v5e:32x16"],
+        "has 512 chips, but a slice of TPU v5e has 256 at most. Give a smaller shape; --slices=2",
+    ),
     (["--topology=v4:4x4"], "has no shape of 3 numbers, which a TPU v4 has. Write for example --topology=v4:2x2x4"),
     (["--topology=gpu:h1000:8"], '--topology="gpu:h1000:8" is not known. Did you mean "gpu:h100:8"'),
     (["--topology=h100:8"], "is not known"),

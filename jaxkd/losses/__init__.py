@@ -45,6 +45,7 @@ from jaxkd.losses.relational import (
     similarity_preserving,
 )
 from jaxkd.losses.restoration import charbonnier, fft_l1, l1
+from jaxkd.losses.splitting import transforms_applied_by
 
 # These names hide the modules of the same name: users type losses.spectral(...). `from jaxkd.losses.spectral import
 # DEFAULT_METHOD` still works, as it finds the module by its path.

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxkd.errors import ShapeError
 from jaxkd.losses.arguments import exclude, full_precision, include
+from jaxkd.losses.splitting import on_examples
 
 
 def _pair(output: jax.Array, target: jax.Array, where: jax.Array | None) -> tuple[jax.Array, jax.Array]:
@@ -76,12 +77,16 @@ def fft_l1(output: jax.Array, target: jax.Array, *, where: jax.Array | None = No
       ShapeError: the shapes differ.
     """
     output, target = _pair(output, target, where)
-    width = output.shape[2]
-    difference = jnp.fft.rfft2(output - target, axes=(1, 2))
+    return exclude(where, on_examples(_spectral_l1, output - target))
+
+
+def _spectral_l1(difference: jax.Array) -> jax.Array:
+    """(B, H, W, C) -> (B,) mean absolute real and imaginary parts of the full spectrum."""
+    _, height, width, channels = difference.shape
+    difference = jnp.fft.rfft2(difference, axes=(1, 2))
     size = jnp.abs(difference.real) + jnp.abs(difference.imag)
     # The columns that rfft2 omits mirror the computed ones, except the first and, for even widths, the last.
     twice = jnp.full(size.shape[2], 2.0).at[0].set(1.0)
     if width % 2 == 0:
         twice = twice.at[-1].set(1.0)
-    total = jnp.sum(size * twice[:, None], axis=(1, 2, 3))
-    return exclude(where, total / (2 * output.shape[1] * width * output.shape[3]))
+    return jnp.sum(size * twice[:, None], axis=(1, 2, 3)) / (2 * height * width * channels)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxkd.errors import UnknownNameError, check_choice
 from jaxkd.losses.arguments import check_features, exclude, include
 from jaxkd.losses.features import difference
+from jaxkd.losses.splitting import on_examples
 
 # The default method of `spectral` and the presets. Both methods give the same number; "closed" has no FFT, hence no
 # transposes and no complex intermediates, and a sharded batch is not gathered. benchmarks/step_time.py times both.
@@ -37,7 +38,10 @@ def _squares_closed(d: jax.Array) -> jax.Array:
     return jnp.sum(rows, axis=(1, 2)) / 2
 
 
-_FORMS: dict[str, Callable[[jax.Array], jax.Array]] = {"closed": _squares_closed, "fft": _squares_fft}
+_FORMS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "closed": _squares_closed,
+    "fft": lambda d: on_examples(_squares_fft, d),
+}
 METHODS = tuple(_FORMS)
 
 

@@ -16,10 +16,12 @@ from jaxkd.parallel.mesh import (
     batch_spec,
     check_batch,
     make_mesh,
+    slices_of_group,
 )
 from jaxkd.parallel.sharding import (
     batch_sharding,
     gather_weights,
+    on_each_device,
     path_of,
     put_batch,
     put_on_mesh,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import re
 import socket
+import sys
+import threading
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -23,6 +27,7 @@ _LOG = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 40  # without a sign of life, after which a process counts as dead
 JOIN_SECONDS = 300  # in which all processes must have started
+SILENT_SECONDS = 15  # of these, after which a process says what it waits for
 _ADDRESS, _BIND = "JAX_COORDINATOR_ADDRESS", "JAX_COORDINATOR_BIND_ADDRESS"
 
 _LOST = ("gloo", "nccl", "connection closed by peer", "connection reset", "coordination service", "heartbeat")
@@ -62,7 +67,7 @@ def initialize_distributed(wanted: bool | None = None) -> None:
     # JAX's own service for it takes SIGTERM, and a process would go on; see `train.StopRequest`.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        with peer_watch.ended_in_words():
+        with peer_watch.ended_in_words(), _said_while_waiting(count, address, index):
             jax.distributed.initialize(
                 coordinator_address=address,
                 coordinator_bind_address=_bind_address(index),
@@ -83,9 +88,42 @@ def initialize_distributed(wanted: bool | None = None) -> None:
             raise
         raise PeerLostError(
             f"The {count or 'other'} processes of this run did not all meet at {address or 'the coordinator'} within "
-            f"{JOIN_SECONDS} seconds. Start all of them at about the same time, each with its own JAX_PROCESS_ID from "
-            "0 and the same coordinator, which the others must be able to reach."
+            f"{JOIN_SECONDS} seconds{_why_not_reached(address, index)}. Start all of them at about the same time, each "
+            "with its own JAX_PROCESS_ID from 0 and the same coordinator, which the others must be able to reach."
         ) from error
+
+
+@contextlib.contextmanager
+def _said_while_waiting(count: int | None, address: str | None, index: int | None) -> Iterator[None]:
+    """Context in which a process waits for the others: a line on standard error after `SILENT_SECONDS`."""
+
+    def say() -> None:
+        print(
+            f"jaxkd: Waiting for all {count or 'other'} processes of this run to meet at "
+            f"{address or 'the coordinator'}{_why_not_reached(address, index)}. Gives up after {JOIN_SECONDS} seconds.",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    timer = threading.Timer(SILENT_SECONDS, say)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _why_not_reached(address: str | None, index: int | None) -> str:
+    """ " (this machine cannot connect to it: ...)", or "" where it can or process 0 is this one."""
+    if not address or not index:
+        return ""
+    host, port = _host_and_port(_ADDRESS)
+    try:
+        socket.create_connection((host, port), timeout=3).close()
+    except OSError as error:
+        return f" (this machine cannot connect to it: {error.strerror or error})"
+    return ""
 
 
 def _whole_number(name: str, *, least: int, below: int | None = None) -> int | None:

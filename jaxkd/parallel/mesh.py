@@ -32,6 +32,11 @@ def host_count(devices: Iterable[jax.Device]) -> int:
     return len({device.process_index for device in devices})
 
 
+def slices_of_group(mesh: Mesh) -> int:
+    """TPU slices over which a group of FSDP is spread at most; 1 also for devices that have no slices."""
+    return max(len({getattr(device, "slice_index", 0) for device in group.flat}) for group in mesh.devices)
+
+
 def make_mesh(data: int = -1, model: int = 1, devices: list | None = None, *, fsdp: int = 1) -> Mesh:
     """A `(data, fsdp, model)` mesh over all devices of all hosts.
 

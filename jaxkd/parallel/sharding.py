@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -70,6 +71,21 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The sharding of a batch: its first axis over `BATCH_AXES`."""
     return NamedSharding(mesh, batch_spec())
+
+
+def on_each_device(mesh: Mesh) -> Callable[..., Any]:
+    """`apply(function, *arrays)` inside a compiled step: each device calls the function with its own examples.
+
+    For functions that XLA does not partition, such as an FFT, for which it would gather the batch. All arrays have the
+    batch first, and so has what the function returns, which must not compare examples with each other.
+    """
+
+    def apply(function: Callable[..., Any], *arrays: Any) -> Any:
+        if batch_devices(mesh) == 1 or any(x.shape[0] % batch_devices(mesh) for x in arrays):
+            return function(*arrays)
+        return jax.shard_map(function, mesh=mesh, in_specs=batch_spec(), out_specs=batch_spec())(*arrays)
+
+    return apply
 
 
 def splits_members(members: int, mesh: Mesh) -> bool:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxkd import models, weights
+from jaxkd import losses, models, parallel, weights
 from jaxkd.distill import ModelOutput, Objective, Teacher, Term, check_pairs
 from jaxkd.errors import ConfigError, JaxkdError, ShapeError
 from jaxkd.tasks.classification import ClassificationTask, abstract_output
@@ -27,7 +27,8 @@ class DistillationTask(ClassificationTask):
       student: the network that learns.
       teacher: the network that is read; its variables become `constants`.
       objective: what to minimise; its pairs are checked here before anything compiles.
-      mesh: devices, on which the teacher may use kernels of its own; see `Teacher`.
+      mesh: devices, on which the teacher may use kernels of its own, see `Teacher`, and each of which transforms the
+        features of its own images.
       **options: frozen, erase and mix of `ClassificationTask`; the teacher sees the erased and mixed images.
     """
 
@@ -40,6 +41,7 @@ class DistillationTask(ClassificationTask):
         self._two_heads = _two_heads(student)
         colours = (teacher.spec.mean, teacher.spec.std, student.spec.mean, student.spec.std)
         self._teacher = Teacher(teacher.model, *colours, mesh)
+        self._transform = None if mesh is None else parallel.on_each_device(mesh)
         check_networks(student, teacher, objective, mixed=self.mix is not None)
 
     @cached_property
@@ -70,6 +72,11 @@ class DistillationTask(ClassificationTask):
     def teacher_forward(self, images: jax.Array, constants: PyTree) -> ModelOutput:
         """The teacher's (logits, features), without gradient."""
         return self._teacher(constants, images, self.objective.teacher_taps)
+
+    def compare(self, *args: Any, **kwargs: Any) -> tuple[jax.Array, dict[str, jax.Array], PyTree]:
+        """See `ClassificationTask.compare`."""
+        with losses.transforms_applied_by(self._transform):
+            return super().compare(*args, **kwargs)
 
     def metadata(self) -> dict[str, Any]:
         """The teacher's name and hash, so that a resume with another teacher is noticed."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ from jax.sharding import Mesh
 
 from jaxkd import losses, metrics, models
 from jaxkd.errors import ConfigError, check_choice
-from jaxkd.parallel import batch_devices, batch_spec
+from jaxkd.parallel import on_each_device
 from jaxkd.train.task import Batch, Inputs, Metrics, Task
 from jaxkd.weights.network import Network
 
@@ -46,13 +45,8 @@ class RestorationTask(Task):
                 'from image to image. Choose one such as "mdbn_x4" or "edsr_x4".'
             )
         self.student, self.frozen, self.constants = student, frozen, {}
-        self._pixel, self._fft_weight, self._fft_l1 = pixel, fft_weight, losses.fft_l1
-        if mesh is not None and batch_devices(mesh) > 1:
-            # XLA would gather the batch for an FFT.
-            spec = batch_spec()
-            transform = partial(jax.shard_map, mesh=mesh, in_specs=(spec, spec, spec), out_specs=spec)
-            split = transform(lambda output, target, where: losses.fft_l1(output, target, where=where))
-            self._fft_l1 = lambda output, target, *, where: split(output, target, where)
+        self._pixel, self._fft_weight = pixel, fft_weight
+        self._transform = None if mesh is None else on_each_device(mesh)
 
     def init(self, key: jax.Array) -> tuple[PyTree, PyTree]:
         """Random parameters, or the given ones; no mutable collections."""
@@ -81,7 +75,8 @@ class RestorationTask(Task):
         count = jnp.maximum(jnp.sum(where), 1)
         terms = {self._pixel: jnp.sum(PIXEL_LOSSES[self._pixel](output[0], large, where=where)) / count}
         if self._fft_weight:
-            terms["fft_l1"] = jnp.sum(self._fft_l1(output[0], large, where=where)) / count
+            with losses.transforms_applied_by(self._transform):
+                terms["fft_l1"] = jnp.sum(losses.fft_l1(output[0], large, where=where)) / count
         loss = terms[self._pixel] + self._fft_weight * terms.get("fft_l1", 0.0)
         return loss, terms, mutable
 

@@ -28,7 +28,7 @@ def network(name: str, args: dict, seed: int) -> weights.Network:
     return weights.Network(model, models.spec(name), (32, 32), CLASSES, variables, "random weights")
 
 
-def build() -> tasks.DistillationTask:
+def build(mesh: jax.sharding.Mesh) -> tasks.DistillationTask:
     """Soft, spectral, BatchNorm in a projector, relations of examples; deit <- cait, two pairs, stochastic depth."""
     student = network("deit_tiny_patch16_224", STUDENT, 3)
     teacher = network("cait_xxs24_224", TEACHER, 7)
@@ -37,11 +37,12 @@ def build() -> tasks.DistillationTask:
         {"loss": "ce", "weight": 0.1},
         {"loss": "kl", "weight": 0.9},
         {"loss": "spectral", "weight": 0.2},
+        {"loss": "spectral", "weight": 0.1, "method": "fft", "name": "spectral_fft"},
         # No BatchNorm on the teacher: both shifts would start at a gradient of 0, whose rounding Adam scales up.
         {"loss": "mse", "weight": 0.2, "projector": "linear_batchnorm"},
         {"loss": "rkd_distance", "weight": 0.2},  # compares the examples of the global batch
     )
-    return tasks.DistillationTask(student, teacher, distill.build_objective(terms, pairs=pairs))
+    return tasks.DistillationTask(student, teacher, distill.build_objective(terms, pairs=pairs), mesh=mesh)
 
 
 def batch_of(step: int) -> dict[str, np.ndarray]:
@@ -97,7 +98,7 @@ def batch_losses(mesh: jax.sharding.Mesh) -> dict[str, np.ndarray]:
 
 def steps(mesh: jax.sharding.Mesh, *, accumulate: int = 1) -> dict[str, np.ndarray]:
     """Terms of each step; sums of absolute parameters, averages and batch statistics at the end; the evaluation."""
-    task = build()
+    task = build(mesh)
     tx = train.make_optimizer(1e-3, clip_norm=1.0)
 
     def start():

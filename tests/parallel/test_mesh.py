@@ -6,6 +6,8 @@ import re
 import socket
 import subprocess
 import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +19,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from jaxkd import models, parallel
 from jaxkd.errors import DataError, PeerLostError, TopologyError
+from jaxkd.parallel import hosts
 from jaxkd.parallel.sharding import PARAMETER_RULES, partition_of
 
 HERE = Path(__file__).resolve().parent
@@ -25,6 +28,16 @@ PACKAGE = Path(parallel.__file__).parents[1]
 
 def devices(count, per_host=8):
     return [SimpleNamespace(id=i, process_index=i // per_host, platform="fake") for i in range(count)]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A device of a TPU slice."""
+
+    id: int
+    slice_index: int
+    process_index: int = 0
+    platform: str = "fake"
 
 
 def abstract_mesh(data, model, fsdp=1):
@@ -51,6 +64,14 @@ def test_all_devices_are_in_the_mesh():
 def test_mesh_errors(data, model, text):
     with pytest.raises(TopologyError, match=text):
         parallel.make_mesh(data, model, devices(8))
+
+
+@pytest.mark.parametrize(("fsdp", "slices"), [(1, 1), (4, 1), (8, 2), (16, 4)])
+def test_slices_that_hold_one_train_state(fsdp, slices):
+    """16 devices in slices of 4."""
+    placed, plain = ([Placed(i, i // size) for i in range(16)] for size in (4, 16))
+    assert parallel.slices_of_group(parallel.make_mesh(devices=placed, fsdp=fsdp)) == slices
+    assert parallel.slices_of_group(parallel.make_mesh(devices=plain, fsdp=fsdp)) == 1
 
 
 def test_a_model_group_stays_on_one_host():
@@ -297,6 +318,23 @@ def test_a_port_in_use_and_a_name_that_nobody_knows(joined, monkeypatch):
     with pytest.raises(TopologyError, match=r"Name or service not known\). Start process 0 on the machine that has it"):
         parallel.initialize_distributed()
     assert joined == []
+
+
+def test_a_process_says_what_it_waits_for(monkeypatch, capsys):
+    with socket.socket() as closed:  # nobody listens on its port
+        closed.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+        name_processes(monkeypatch, address, index="1")
+        monkeypatch.setattr(hosts, "SILENT_SECONDS", 0.0)
+        monkeypatch.setattr(jax.distributed, "initialize", lambda **_: time.sleep(0.5))
+        parallel.initialize_distributed()
+    assert capsys.readouterr().err == (
+        f"jaxkd: Waiting for all 4 processes of this run to meet at {address} (this machine cannot connect to it: "
+        "Connection refused). Gives up after 300 seconds.\n"
+    )
+    monkeypatch.setattr(hosts, "SILENT_SECONDS", 60.0)
+    parallel.initialize_distributed()
+    assert capsys.readouterr().err == ""
 
 
 def test_processes_that_do_not_all_start(monkeypatch):

@@ -3,6 +3,7 @@
 Sources:
   TPU v5e, v6e, v5p, v4: cloud.google.com/tpu/docs/v5e, .../v6e, .../v5p, .../v4: bf16 peak, HBM, and the bandwidth
     between chips, which is given there for both directions together or in Gbps for one; here it is of one direction.
+  Chips of a slice at most: the same pages (16x16 of v5e and v6e, 16x16x24 of v5p, a pod of v4).
   Cores of a TPU host: vCPUs of the machine types ct5lp-hightpu-4t, ct6e-standard-4t, ct5p-hightpu-4t, ct4p-hightpu-4t
     (cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus), four chips each.
   GPUs: NVIDIA's data sheets of H100 (SXM, PCIe, NVL), H200, A100 80GB, L4, L40S and A10; rates that are printed with
@@ -37,6 +38,7 @@ class Chip:
       host_cores: vCPUs of a host with so many chips; 0 where there is no usual one.
       words: all in the name that JAX gives a GPU.
       options: of JAX's `get_topology_desc`, as a sorted tuple.
+      slice_chips: most chips of one slice of a TPU; 0 for others.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Chip:
     host_cores: int = 0
     words: tuple[str, ...] = ()
     options: tuple[tuple[str, str], ...] = ()
+    slice_chips: int = 0
 
     @property
     def room(self) -> float:
@@ -58,10 +61,13 @@ class Chip:
         return self.usable or self.memory
 
 
-def _tpu(name: str, flops: float, memory: float, bandwidth: float, link: float, usable: float, cores: int) -> Chip:
+def _tpu(
+    name: str, flops: float, memory: float, bandwidth: float, link: float, usable: float, cores: int, most: int
+) -> Chip:
     # v4 and v5p have two cores that a program uses as one; JAX's description of v4 shows them apart unless told.
     options = (("chip_config_name", "megacore"),) if name == "v4" else ()
-    return Chip(name, f"TPU {name}", "tpu", flops, memory, bandwidth, link, usable, 4, cores, options=options)
+    figures = (flops, memory, bandwidth, link, usable, 4, cores)
+    return Chip(name, f"TPU {name}", "tpu", *figures, options=options, slice_chips=most)
 
 
 def _gpu(name: str, words: str, flops: float, memory: float, bandwidth: float, link: float, cores: int = 0) -> Chip:
@@ -71,10 +77,10 @@ def _gpu(name: str, words: str, flops: float, memory: float, bandwidth: float, l
 
 # Of GPUs the first entry whose words are all in the device's name counts.
 _ALL = (
-    _tpu("v5e", 197e12, 16 * GIB, 819e9, 200e9, 15.75 * GIB, 112),
-    _tpu("v6e", 918e12, 32 * GIB, 1638e9, 400e9, 31.24 * GIB, 180),
-    _tpu("v5p", 459e12, 95 * GIB, 2765e9, 600e9, 95.73 * GIB, 208),
-    _tpu("v4", 275e12, 32 * GIB, 1228e9, 300e9, 30.75 * GIB, 240),
+    _tpu("v5e", 197e12, 16 * GIB, 819e9, 200e9, 15.75 * GIB, 112, 256),
+    _tpu("v6e", 918e12, 32 * GIB, 1638e9, 400e9, 31.24 * GIB, 180, 256),
+    _tpu("v5p", 459e12, 95 * GIB, 2765e9, 600e9, 95.73 * GIB, 208, 6144),
+    _tpu("v4", 275e12, 32 * GIB, 1228e9, 300e9, 30.75 * GIB, 240, 4096),
     _gpu("h200", "H200", 989e12, 141e9, 4.8e12, 450e9, 224),
     _gpu("h100pcie", "H100 PCIe", 756e12, 80e9, 2.0e12, 64e9),
     _gpu("h100nvl", "H100 NVL", 835e12, 94e9, 3.9e12, 300e9),

@@ -24,6 +24,9 @@ _OPERATION = re.compile(r"\s*([\w-]+)\(")
 _CALLED = re.compile(r"\b(?:calls|body|to_apply|branch_computations|called_computations)=\{?((?:%?[\w.-]+(?:, )?)+)\}?")
 _TRIPS = re.compile(r'known_trip_count"?:\s*\{"n":\s*"(\d+)"')
 _CHANNEL = re.compile(r"\bchannel_id=(\d+)")
+# Groups of chips that communicate: {{0,1},{2,3}}, [groups,chips of a group]<=[...] of the list of all chips, or axes of
+# a mesh, whole or in part: mesh['a'=4,'b'=8] {'a','b':(2)4}.
+_GROUPS = re.compile(r"\breplica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\]<=|mesh\[([^\]]*)\][^{]*\{([^}]*)\})")
 _NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
 # Instructions that move nothing themselves; the bodies of the last three are counted.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
@@ -62,6 +65,7 @@ class Instruction:
     source: str  # path of the operation in the traced function; ""
     attributes: str = ""  # what follows the operands; kept of products and convolutions
     channel: str = ""  # number of a communication
+    group: int = 0  # chips that communicate with one another; 0: all, or the program does not say
 
 
 @dataclass
@@ -83,12 +87,16 @@ class Computation:
 
 @dataclass(frozen=True)
 class Collective:
-    """A communication between chips, with the bytes of its largest side on one chip; `count` in one step."""
+    """A communication between chips, with the bytes of its largest side on one chip; `count` in one step.
+
+    `group` chips take part in each, 0 where it is all of them.
+    """
 
     kind: str
     size: int
     count: int
     source: str
+    group: int = 0
 
 
 @dataclass(frozen=True)
@@ -153,7 +161,20 @@ def _instruction(name: str, text: str) -> Instruction | None:
         source[1] if source else "",
         attributes if operation[1] in _PRODUCTS else "",
         channel[1] if (channel := _CHANNEL.search(attributes)) else "",
+        _group(attributes),
     )
+
+
+def _group(attributes: str) -> int:
+    """Chips of the first group that communicates, 0 for all."""
+    found = _GROUPS.search(attributes)
+    if found is None:
+        return 0
+    listed, count, mesh, axes = found.groups()
+    if mesh is None:
+        return int(count) if count else listed.count(",") + 1
+    sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh))
+    return math.prod(int(part or sizes[axis]) for axis, part in re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", axes))
 
 
 class Program:
@@ -194,7 +215,7 @@ class Program:
 
         A TPU's program spreads an asynchronous one over several fusions, each of which names it with the same channel.
         """
-        found: dict[tuple[str, int, str], int] = defaultdict(int)
+        found: dict[tuple[str, int, str, int], int] = defaultdict(int)
         seen: set[tuple[str, str]] = set()
         for computation, one, times in self._walk(self.entry, 1, everything=True):
             kind = one.operation.removesuffix("-start")
@@ -208,8 +229,8 @@ class Program:
             made = sum(array.size for array in one.results)
             if kind == "send" or (one.operation.endswith("-start") and kind != "all-reduce"):
                 made -= given  # the type holds the operands too
-            found[kind, max(given, made), module_of(one.source)] += times
-        rows = [Collective(kind, size, count, source) for (kind, size, source), count in found.items()]
+            found[kind, max(given, made), module_of(one.source), one.group] += times
+        rows = [Collective(kind, size, count, source, group) for (kind, size, source, group), count in found.items()]
         return sorted(rows, key=lambda row: -row.size * row.count)
 
     def traffic(self, *, loops: bool = True) -> list[Traffic]:

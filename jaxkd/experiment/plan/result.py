@@ -79,8 +79,8 @@ def make_plan(
             return _compile(build_experiment(config, mesh, batch_size=batch_size), say)
 
         unit = parallel.batch_devices(mesh) * config.optimizer.accumulate
-        found = largest_batch(attempt, (plan["batch_size"], compiled), unit=unit, room=room)
-        plan["largest_batch"], plan["search"] = found.batch_size, found.tried
+        found = largest_batch(attempt, (plan["batch_size"], compiled), unit=unit, room=room, say=say)
+        plan["largest_batch"], plan["search"], plan["memory_full_at"] = found.batch_size, found.tried, found.full_at
     plan["notes"] = _notes(experiment, topology, plan)
     plan["refusal"] = "" if plan["fits"] else _refusal(experiment, topology, plan)
     return plan
@@ -146,7 +146,7 @@ def _work(compiled: Compiled, topology: Topology, batch_size: int) -> dict[str, 
     for one in program.collectives():
         kinds[one.kind][0] += one.count
         kinds[one.kind][1] += one.count * one.size
-        sent += one.count * one.size * _sent(one.kind, topology.count)
+        sent += one.count * one.size * _sent(one.kind, one.group or topology.count)
     rows = program.traffic()
     total = sum(row.size for row in rows)
     result: dict[str, Any] = {
@@ -156,7 +156,13 @@ def _work(compiled: Compiled, topology: Topology, batch_size: int) -> dict[str, 
         "hbm_bytes_per_image": total * topology.count / batch_size,
         "collectives": [{"kind": kind, "count": count, "bytes": size} for kind, (count, size) in sorted(kinds.items())],
         "largest_collectives": [
-            {"kind": one.kind, "count": one.count, "bytes": one.size, "module": one.source}
+            {
+                "kind": one.kind,
+                "count": one.count,
+                "bytes": one.size,
+                "chips": one.group or topology.count,
+                "module": one.source,
+            }
             for one in program.collectives()[:5]
         ],
         "operations": [
@@ -177,7 +183,7 @@ def _work(compiled: Compiled, topology: Topology, batch_size: int) -> dict[str, 
 
 
 def _sent(kind: str, chips: int) -> float:
-    """Bytes that a chip sends for each byte of a collective's larger side, with the best algorithm on a ring."""
+    """Bytes that each of `chips` sends for each byte of their collective's larger side, best algorithm on a ring."""
     share = (chips - 1) / chips
     others = {"all-reduce": 2 * share, "collective-permute": 1.0, "collective-broadcast": 1.0, "send": 0.0}
     return others.get(kind, share)
@@ -224,19 +230,33 @@ def _notes(experiment: Experiment, topology: Topology, plan: dict[str, Any]) -> 
             "or data.augment.dct_scaling=True cost less."
         )
     if topology.slices > 1:
-        sent = sum(row["bytes"] for row in plan["collectives"] if row["kind"] == "send")
-        chips = topology.count // topology.slices
-        notes.append(
-            f"The axis data spans {topology.slices} slices: to sum the gradients, each chip sends {sent / 1e6:,.2f} MB "
-            f"a step over the data centre's network, {sent * chips / 1e6:,.1f} MB out of a slice (send in the table of "
-            "collectives). The interconnect's time is that inside a slice."
-        )
+        notes.append(_slices_note(experiment, topology, plan))
     if config.optimizer.accumulate > 1:
         notes.append(
             f"Micro-batches are a loop of {config.optimizer.accumulate} turns, which XLA's analysis counts once; FLOPs "
             "and bytes are scaled by the turns that the program's text names."
         )
     return notes
+
+
+def _slices_note(experiment: Experiment, topology: Topology, plan: dict[str, Any]) -> str:
+    """A sentence on the network between slices, and one on a mesh that asks too much of it."""
+    mesh, chips = experiment.mesh, topology.count // topology.slices
+    sent = sum(row["bytes"] for row in plan["collectives"] if row["kind"] == "send")
+    amount = (
+        f"each chip sends {sent / 1e6:,.2f} MB a step over the data centre's network, {sent * chips / 1e6:,.1f} MB out "
+        "of a slice (send in the table of collectives). The interconnect's time is that inside a slice."
+    )
+    spread = parallel.slices_of_group(mesh)
+    if spread == 1:
+        return f"The axis data spans {topology.slices} slices: to sum the gradients, {amount}"
+    fsdp, model = mesh.shape[parallel.FSDP_AXIS], mesh.shape[parallel.MODEL_AXIS]
+    widest = max(n for n in range(1, fsdp + 1) if fsdp % n == 0 and chips % (n * model) == 0)
+    return (
+        f"Warning: mesh.fsdp={fsdp} spreads the weights over {spread} slices of {chips} chips, so that every step "
+        f"gathers them between slices as well: {amount} Use mesh.fsdp={widest} with mesh.data=-1: each slice then "
+        "holds all weights, and only gradients leave it."
+    )
 
 
 def _refusal(experiment: Experiment, topology: Topology, plan: dict[str, Any]) -> str:

@@ -54,12 +54,15 @@ def print_plan(plan: dict[str, Any], console: Console) -> None:
         )
     if "search" in plan:
         largest = plan["largest_batch"]
-        tried = ", ".join(
-            f"{row['batch_size']:,}: {row['peak_bytes'] / 2**30:.2f} GiB{'' if row['fits'] else ' (too large)'}"
+        tried = "; ".join(
+            f"{row['batch_size']:,}: {row['peak_bytes'] / 2**30:.2f} GiB{'' if row['fits'] else ' (too large)'}, "
+            f"{row['seconds']:.0f} s"
             for row in plan["search"]
         )
         found = f"{largest:,}" if largest else "none that was tried"
-        console.print(f"Largest batch that was compiled and fits: {found}. Compiled: {tried}.", highlight=False)
+        full = plan["memory_full_at"]
+        full = f" By the line through the two largest, memory is full at {full:,} (not compiled)." if full else ""
+        console.print(f"Largest batch that was compiled and fits: {found}.{full} Compiled: {tried}.", highlight=False)
     for note in plan["notes"]:
         console.print(note, highlight=False)
     console.print(f"Compiled in {plan['compile_seconds']} s with jax {plan['jax']}.", highlight=False)

@@ -82,6 +82,11 @@ def parse(text: str, *, slices: int = 1) -> Topology:
                 f"--topology={example}."
             )
         count = functools.reduce(lambda a, b: a * int(b), rest.split("x"), 1)
+        if count > chip.slice_chips:
+            raise TopologyError(
+                f'--topology="{text}" has {count:,} chips, but a slice of TPU {name} has {chip.slice_chips:,} at most. '
+                "Give a smaller shape; --slices=2 plans for two slices of it."
+            )
         return Topology(text, chip, count * slices, rest, slices)
     if not re.fullmatch(r"[1-9]\d{0,3}", rest) or int(rest) > 1024:
         raise TopologyError(

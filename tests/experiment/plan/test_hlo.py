@@ -80,7 +80,7 @@ def test_modules_of_operations(source, module):
 def test_a_program_of_a_tpu():
     program, tile = Program(TPU), 8 * 128 * 4
     assert program.collectives() == [
-        Collective("all-reduce", tile + 512, 1, "step: reduce_sum"),
+        Collective("all-reduce", tile + 512, 1, "step: reduce_sum", 2),
         Collective("send", tile, 1, ""),
     ]
     moved = {row.module: row.size for row in program.traffic()}
@@ -89,6 +89,24 @@ def test_a_program_of_a_tpu():
     # The copy and the two tiles of the slice are read for it, and the result of the other fusion.
     assert moved["Net/blocks_*/mlp/fc1, backward"] == tile + 2 * tile + tile
     assert moved["step: reduce_sum"] == 512
+
+
+@pytest.mark.parametrize(
+    ("groups", "chips"),
+    [
+        ("{{0,1},{2,3}}", 2),
+        ("{{0},{1}}", 1),
+        ("{}", 0),  # all
+        ("[2,8]<=[16]", 8),
+        ("[4,4]<=[4,4]T(1,0)", 4),
+        ("mesh['axis_0'=16] {'axis_0'}", 16),
+        ("mesh['axis_0'=4,'axis_1'=2,'axis_2'=8] {'axis_1','axis_2'}", 16),
+        ("mesh['axis_0'=4,'axis_1'=4], device_ids=([4,4]T(1,0)) {'axis_0'}", 4),
+        ("mesh['a'=4,'b'=8] {'a','b':(2)4}", 16),
+    ],
+)
+def test_chips_that_take_part_in_a_collective(groups, chips):
+    assert Program(TPU.replace("{{0,1}}", groups)).collectives()[0].group == chips
 
 
 def test_the_body_of_a_loop_counts_as_often_as_it_runs():

@@ -44,7 +44,14 @@ def test_a_step_with_statistics_moves_no_more_between_devices_for_a_larger_batch
 
 
 @pytest.mark.slow
+def test_the_spectral_loss_with_an_fft_gathers_no_activations(collectives):
+    small, large = collectives["fft 16"], collectives["fft 32"]
+    assert growing(small, large) == set()
+    assert {kind for kind, *_ in large} == {"all-reduce"}
+
+
+@pytest.mark.slow
 def test_an_activation_that_is_gathered_is_found(collectives):
-    """XLA does not partition an FFT: the form of the spectral loss that has one gathers its maps on every device."""
-    assert growing(collectives["fft 16"], collectives["fft 32"]) == {"all-gather"}
-    assert any("fft" in module for kind, *_, module in collectives["fft 32"] if kind == "all-gather")
+    """XLA does not partition an FFT: a term that has one in the open gathers its maps on every device."""
+    assert growing(collectives["gathered 16"], collectives["gathered 32"]) == {"all-gather"}
+    assert any("fft" in module for kind, *_, module in collectives["gathered 32"] if kind == "all-gather")
