@@ -21,9 +21,10 @@ RECIPES = {
     "DeiT-Small <- CaiT-S24": "configs/deit_cait.py:student=deit_small_patch16_224",
     "Swin-Tiny <- Swin-Small": "configs/swin_swin.py",
 }
-SLICES = ("v5e:4x4", "v5e:16x16", "v4:2x2x4", "v5p:2x2x2", "v6e:4x4")
-TITLES = ("recipe", "slice", "matrix GFLOP an image", "HBM MB an image", "peak GiB of a chip", "ms a step: products")
-TITLES += ("memory", "interconnect", "images/s at most", "cores needed", "cores there", "compile s")
+SLICES = ("v5e:4x4", "v5e:16x16", "v4:2x2x4", "v5p:2x2x4", "v6e:4x4")
+TITLES = ("recipe", "slice", "batch", "matrix GFLOP an image", "HBM MB an image", "peak GiB of a chip")
+TITLES += ("ms a step: products", "memory", "interconnect", "binds", "images/s at most", "cores needed", "cores there")
+TITLES += ("gathers", "compile s")
 
 
 def plan(config: str, slice_name: str, per_chip: int) -> dict[str, Any]:
@@ -46,18 +47,22 @@ def row(name: str, slice_name: str, found: dict[str, Any]) -> str:
     if "error" in found or not found["roofline_ms"]:
         return f"| {name} | {slice_name} | {found.get('error') or found['refusal']} |"
     times, given = found["roofline_ms"], found["input"]
+    gathers = sum(row["count"] for row in found["collectives"] if row["kind"] == "all-gather")
     cells = [
         *(
             name,
             slice_name,
+            f"{found['batch_size']:,}",
             f"{found['matrix_flops_per_image'] / 1e9:.1f}",
             f"{found['hbm_bytes_per_image'] / 1e6:,.0f}",
         ),
         f"{found['peak_bytes'] / 2**30:.2f} of {found['memory']['room'] / 2**30:.2f}",
         *(f"{times[part]:.2f}" if times[part] < 10 else f"{times[part]:.0f}" for part in ("compute", "memory")),
         f"{times['interconnect']:.2f}",
+        {"compute": "products"}.get(times["binds"], times["binds"]),
         f"{found['images_per_second_bound']:,.0f}",
-        *(f"{given['cores_needed']:,}", f"{given['cores']:,}", f"{found['compile_seconds']:.0f}"),
+        *(f"{given['cores_needed']:,}", f"{given['cores']:,}"),
+        *(str(gathers), f"{found['compile_seconds']:.0f}"),
     ]
     return f"| {' | '.join(cells)} |"
 
