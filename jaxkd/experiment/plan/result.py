@@ -88,7 +88,7 @@ def make_plan(
 
 def _compile(experiment: Experiment, say: Say) -> Compiled | TooLarge:
     size = experiment.config.train.batch_size
-    say(f"compiling the step at batch {size:,}; this takes a minute or two at full size ...")
+    say(f"compiling the step at batch {size:,}; a TPU program takes minutes at full size ...")
     compiled = compile_experiment(experiment)
     end = "does not fit" if isinstance(compiled, TooLarge) else f"{compiled.peak / 2**30:.2f} GiB a chip"
     say(f"batch {size:,}: {end} ({compiled.seconds:.0f} s)")
