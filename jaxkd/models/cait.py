@@ -38,13 +38,11 @@ class MixHeads(nn.Module):
 
 
 class TalkingHeadAttention(Attention):
-    """Self-attention whose heads are mixed before and after the softmax; what it returns is from between the two.
+    """Self-attention whose heads are mixed before and after the softmax; what it returns is from between the two."""
 
-    Attributes:
-      fused: by the kernel of `talking_heads`, where nothing is dropped or shifted; returns no more than the result.
-    """
-
-    fused: bool = False
+    def attend(self, qkv: jax.Array, bias: jax.Array | None) -> jax.Array:
+        """(B, N, 3C) -> (B, N, C) by the kernel; there is no bias."""
+        return talking_heads(qkv, *(MixHeads(name=name)(self.num_heads) for name in ("proj_l", "proj_w")))
 
     def mix_logits(self, logits: jax.Array) -> jax.Array:
         """(B, H, N, N) -> the same, in fp32."""
@@ -53,16 +51,6 @@ class TalkingHeadAttention(Attention):
     def mix_probs(self, probs: jax.Array) -> jax.Array:
         """(B, H, N, N) -> the same, in `dtype`."""
         return mix_heads(probs, *MixHeads(name="proj_w")(self.num_heads)).astype(self.dtype)
-
-    @nn.compact
-    def __call__(self, x: jax.Array, offsets: Offsets | None = None) -> tuple[jax.Array, Features]:
-        """See `Attention`."""
-        if not self.fused or offsets or not self.deterministic:
-            return super().__call__(x, offsets)
-        channels = x.shape[-1]
-        qkv = Linear(3 * channels, self.qkv_bias, self.dtype, name="qkv")(x)
-        mixers = (MixHeads(name=name)(self.num_heads) for name in ("proj_l", "proj_w"))
-        return Linear(channels, dtype=self.dtype, name="proj")(talking_heads(qkv, *mixers)), {}
 
 
 class ClassAttention(nn.Module):
@@ -92,8 +80,6 @@ class ClassAttention(nn.Module):
 class Block(TransformerBlock):
     """LayerScale block: talking-head attention over the patch tokens, then an MLP."""
 
-    fused_attention: bool = False
-
     def factors(self, channels: int) -> list[jax.Array]:
         """LayerScale's factors of the two branches, each (C,)."""
         scale = nn.initializers.constant(self.init_values)
@@ -104,7 +90,7 @@ class Block(TransformerBlock):
         """(B, N, C) -> (B, N, C) and what `Attention` returns beside it."""
         gamma_1, gamma_2 = self.factors(x.shape[-1])
         drop_path = DropPath(self.drop_path, self.deterministic)
-        y, inner = self.attention(TalkingHeadAttention, fused=self.fused_attention)(self.layer_norm(1)(x), offsets)
+        y, inner = self.attention(TalkingHeadAttention)(self.layer_norm(1)(x), offsets)
         x = x + drop_path(gamma_1 * y)
         return x + drop_path(gamma_2 * self.feed_forward(self.layer_norm(2)(x))), inner
 
@@ -136,9 +122,6 @@ class Cait(Transformer):
       mlp_ratio_token_only: `mlp_ratio` of the class-attention blocks.
       init_values: LayerScale's initial factor.
       drop_path_rate: stochastic depth, the same for every block (as in timm).
-      fused_attention: on a TPU, computes the attention of a block in one kernel, outside training and where none of
-        its query, key, value or attn features is asked for; results differ by rounding. XLA does not split the kernel:
-        with several devices, apply the network inside `shard_map`.
     """
 
     depth: int = 12
@@ -147,7 +130,6 @@ class Cait(Transformer):
     init_values: float = 1e-4
     depth_token_only: int = 2
     mlp_ratio_token_only: float = 4.0
-    fused_attention: bool = False
 
     title = "this CaiT"
 
@@ -169,8 +151,7 @@ class Cait(Transformer):
         x = Dropout(self.pos_drop_rate, not train)(x)
         block_type = self.block_type(Block, train, num_heads=self.num_heads, init_values=self.init_values)
         for i in range(self.depth):
-            fused = self.fused_attention and not tap.wants(*(f"{kind}_{i}" for kind in ATTENTION_TAPS))
-            block = block_type(drop_path=self.drop_path_rate, fused_attention=fused, name=f"blocks_{i}")
+            block = block_type(drop_path=self.drop_path_rate, name=f"blocks_{i}")
             x = tap.block(block, x, f"{{}}_{i}")
             x = tap.tokens(i, x, self.grid_size, 0)
         cls_token = parameter(self, "cls_token", LINEAR_INIT, (1, 1, self.embed_dim)).astype(self.dtype)

@@ -121,12 +121,14 @@ class TapRecorder:
         """Runs a block of self-attention and records its ATTENTION_TAPS.
 
         Args:
-          block: (x, offsets by kind) -> (output, features by kind; none where none is asked for).
+          block: (x, offsets by kind, or None where no feature is asked for) -> (output, features by kind).
           x: its input.
           name: of its taps, with {} for the kind: "{}_3" or "stage_0.block_3.{}".
         """
         named = {kind: name.format(kind) for kind in ATTENTION_TAPS}
-        x, inner = block(x, {kind: self.offsets[tap] for kind, tap in named.items() if tap in self.offsets})
+        wanted = self.wants(*named.values())
+        offsets = {kind: self.offsets[tap] for kind, tap in named.items() if tap in self.offsets} if wanted else None
+        x, inner = block(x, offsets)
         for kind, value in inner.items():
             self.record(named[kind], value)
         return x

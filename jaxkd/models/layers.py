@@ -17,6 +17,7 @@ import numpy as np
 from flax import linen as nn
 
 from jaxkd.errors import check_choice
+from jaxkd.models import fused_attention
 from jaxkd.models.contract import ATTENTION_TAPS, Features, Offsets, add_offset, require
 from jaxkd.models.target import target_platform
 
@@ -266,7 +267,11 @@ def softmax(logits: jax.Array) -> jax.Array:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention (Vaswani et al. 2017; timm/layers/attention.py) with one fused qkv product."""
+    """Multi-head self-attention (Vaswani et al. 2017; timm/layers/attention.py) with one fused qkv product.
+
+    Attributes:
+      fused: by a kernel for TPUs, outside training and where no feature is asked for; returns no more than the result.
+    """
 
     num_heads: int
     qkv_bias: bool = True
@@ -274,6 +279,11 @@ class Attention(nn.Module):
     proj_drop: float = 0.0
     deterministic: bool = True
     dtype: jnp.dtype = jnp.float32
+    fused: bool = False
+
+    def attend(self, qkv: jax.Array, bias: jax.Array | None) -> jax.Array:
+        """(..., N, 3C) -> (..., N, C) by the kernel; see `__call__` for the bias."""
+        return fused_attention.attention(qkv, self.num_heads, bias)
 
     def mix_logits(self, logits: jax.Array) -> jax.Array:
         """(..., H, N, N) in fp32 -> the same, before the softmax; CaiT mixes the heads here."""
@@ -291,20 +301,22 @@ class Attention(nn.Module):
 
         Args:
           x: (..., N, C).
-          offsets: any of the names below -> array of its shape, added to it.
-          bias: added to the logits (..., H, N, N).
+          offsets: any of the names below -> array of its shape, added to it; None where no feature is asked for.
+          bias: (1 or W, H, N, N) fp32, added to the logits (..., H, N, N) of an example or of each of its windows.
 
         Returns:
           (..., N, C), and by the names ATTENTION_TAPS: "query" (before the scaling by D^-1/2), "key" and "value",
           (..., H, N, D) in `dtype`, and "attn", the softmax' result (..., H, N, N) in fp32, whose rows sum to one.
         """
+        channels = x.shape[-1]
+        qkv = Linear(3 * channels, self.qkv_bias, self.dtype, name="qkv")(x)
+        if self.fused and offsets is None and self.deterministic:
+            return Linear(channels, dtype=self.dtype, name="proj")(self.attend(qkv, bias)), {}
         offsets = offsets or {}
 
         def shifted(value: jax.Array, name: str) -> jax.Array:
             return add_offset(value, offsets[name], name) if name in offsets else value
 
-        channels = x.shape[-1]
-        qkv = Linear(3 * channels, self.qkv_bias, self.dtype, name="qkv")(x)
         q, k, v = map(shifted, split_heads(qkv, self.num_heads), ("query", "key", "value"))
         scaled = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
         logits = jnp.einsum("...nd,...md->...nm", scaled, k, preferred_element_type=jnp.float32)

@@ -18,11 +18,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from jaxkd.models.fused_attention import LANES, MEMORY, TILE, product, row_softmax
 from jaxkd.models.target import target_platform
 
-TILE = 256  # rows of queries; of N tokens up to this number, all
-LANES = 128  # the last axis of a TPU's tiles
-MEMORY = 14 * 2**20  # bytes of on-chip memory for the arrays of a tile; the compiler's own limit is 16 MiB
 Mixer = tuple[jax.Array, jax.Array]
 
 
@@ -117,20 +115,10 @@ def _kernel(q_ref, k_ref, v_ref, before_ref, bias_ref, after_ref, after_bias_ref
     total = jnp.broadcast_to(total, out_ref.shape[1:])
     for head in range(heads):
         weighted = (queries * before_ref[head : head + 1, :]).astype(dtype)
-        scores = _product(weighted, keys, contract=1) + bias_ref[0:1, head : head + 1]
-        powers = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
-        probs = (powers / jnp.sum(powers, axis=-1, keepdims=True)).astype(dtype)
-        total += _product(probs, (values * after_ref[head : head + 1, :]).astype(dtype), contract=0)
+        scores = product(weighted, keys, contract=1) + bias_ref[0:1, head : head + 1]
+        probs = row_softmax(scores).astype(dtype)
+        total += product(probs, (values * after_ref[head : head + 1, :]).astype(dtype), contract=0)
     out_ref[0] = total.astype(out_ref.dtype)
-
-
-def _product(left: jax.Array, right: jax.Array, *, contract: int) -> jax.Array:
-    """Over the last axis of `left` and the axis `contract` of `right`, in fp32."""
-    # Products of bfloat16 are exact in fp32; a higher precision that the caller has set is an error of the compiler.
-    precision = None if left.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-    return jax.lax.dot_general(
-        left, right, (((1,), (contract,)), ((), ())), precision, preferred_element_type=jnp.float32
-    )
 
 
 def _forward(qkv: jax.Array, logits: Mixer, probs: Mixer) -> jax.Array:

@@ -26,6 +26,7 @@ class TransformerBlock(nn.Module, kw_only=True):
       drop_path: probability that an example loses a residual branch.
       init_values: LayerScale's initial factor; None for no LayerScale.
       deterministic: True outside training.
+      fused_attention: see `Transformer`.
     """
 
     num_heads: int
@@ -39,6 +40,7 @@ class TransformerBlock(nn.Module, kw_only=True):
     norm_eps: float = 1e-6
     deterministic: bool
     dtype: jnp.dtype
+    fused_attention: bool = False
 
     def layer_norm(self, index: int) -> LayerNorm:
         """The norm before the attention (1) or before the MLP (2)."""
@@ -47,7 +49,7 @@ class TransformerBlock(nn.Module, kw_only=True):
     def attention(self, kind: type[Attention] = Attention, **fields: Any) -> Attention:
         """The attention; `fields` are those that `kind` adds to `Attention`."""
         drops = (self.attn_drop, self.proj_drop, self.deterministic)
-        return kind(self.num_heads, self.qkv_bias, *drops, self.dtype, name="attn", **fields)
+        return kind(self.num_heads, self.qkv_bias, *drops, self.dtype, self.fused_attention, name="attn", **fields)
 
     def feed_forward(self, x: jax.Array) -> jax.Array:
         """(..., C) -> (..., C) by the MLP."""
@@ -71,6 +73,9 @@ class Transformer(TappedNetwork):
       act_layer: "gelu", "quick_gelu" or "gelu_tanh".
       dtype: type of the arithmetic; parameters and outputs are fp32.
       remat: recompute each block in the backward pass instead of storing its activations.
+      fused_attention: on a TPU, computes the attention of a block in one kernel, outside training and where none of
+        its query, key, value or attn features is asked for; results differ by rounding. XLA does not split the kernel:
+        with several devices, apply the network inside `shard_map`.
     """
 
     img_size: int | tuple[int, int] = 224
@@ -88,6 +93,7 @@ class Transformer(TappedNetwork):
     act_layer: str = "gelu"
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
+    fused_attention: bool = False
 
     title = "this vision transformer"  # in error messages
     pools = ("token", "avg", "")
@@ -134,6 +140,7 @@ class Transformer(TappedNetwork):
             "attn_drop": self.attn_drop_rate,
             "deterministic": not train,
             "dtype": self.dtype,
+            "fused_attention": self.fused_attention,
         }
         return partial(nn.remat(kind) if self.remat else kind, **(shared | fields))
 

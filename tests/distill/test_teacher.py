@@ -9,7 +9,7 @@ from flax import linen as nn
 from jaxkd import models, parallel
 from jaxkd.distill import Teacher
 from jaxkd.errors import ShapeError
-from jaxkd.models import talking_heads
+from jaxkd.models import fused_attention, talking_heads
 from tests.random_weights import random_variables
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -70,23 +70,39 @@ def test_channels_must_fit():
         Teacher(Tiny(), *HALF, *IMAGENET).renormalise(jnp.ones((1, 3, 8, 8)))
 
 
-def test_on_tpus_a_cait_uses_its_kernel_on_the_images_of_each_device(monkeypatch):
-    model = models.create("cait_xxs24_224", num_classes=5, img_size=32, embed_dim=32, depth=2, num_heads=2)
+@pytest.mark.parametrize(
+    ("name", "options", "tap", "module", "function"),
+    [
+        ("cait_xxs24_224", {"depth": 2, "num_heads": 2}, "block_1", talking_heads, "_forward"),
+        ("deit_tiny_patch16_224", {"depth": 2, "num_heads": 2}, "block_1", fused_attention, "attention"),
+        (
+            "swin_tiny_patch4_window7_224",
+            {"depths": (2,), "num_heads": (2,), "window_size": 3},
+            "stage_0",
+            fused_attention,
+            "attention",
+        ),
+    ],
+)
+def test_on_tpus_a_transformer_uses_its_kernel_on_the_images_of_each_device(
+    monkeypatch, name, options, tap, module, function
+):
+    model = models.create(name, num_classes=5, img_size=32, embed_dim=32, **options)
     variables = random_variables(model, size=32)
     count = 2 * jax.device_count()
     images = jnp.asarray(np.random.default_rng(0).normal(size=(count, 32, 32, 3)), jnp.float32)
     teacher = Teacher(model, *IMAGENET, *IMAGENET, parallel.make_mesh())
     shapes = []
 
-    def kernel(qkv, *mixers):
+    def kernel(qkv, *others):
         shapes.append(qkv.shape)
-        return talking_heads.fused(qkv, *mixers, interpret=True)
+        return module.fused(qkv, *others, interpret=True)
 
-    monkeypatch.setattr(talking_heads, "_forward", kernel)
+    monkeypatch.setattr(module, function, kernel)
     with jax.default_matmul_precision("highest"):
-        expected = jax.jit(lambda v, x: teacher(v, x, ("block_1",)))(variables, images)
+        expected = jax.jit(lambda v, x: teacher(v, x, (tap,)))(variables, images)
         assert not shapes
         with models.traced_for("tpu"):
-            result = jax.jit(lambda v, x: teacher(v, x, ("block_1",)))(variables, images)
+            result = jax.jit(lambda v, x: teacher(v, x, (tap,)))(variables, images)
     assert [shape[0] for shape in shapes] == [2, 2]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), result, expected)

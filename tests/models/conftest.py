@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+import subprocess
+import sys
+import textwrap
 from functools import partial
 
 import jax
@@ -98,3 +103,22 @@ def golden_network(golden):
         return model, variables, jnp.asarray(data["input_nchw"]).transpose(0, 2, 3, 1), data
 
     return load
+
+
+@pytest.fixture
+def compile_for_tpu():
+    """Runs a script of Python with the compiler of TPUs and returns what it prints; no TPU is needed."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu, the compiler of TPUs, is not installed (extra `tpu`)")
+
+    def run(script: str) -> str:
+        environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}  # libtpu ends at another's flag
+        environment |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+        environment |= {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}  # as in parity tests
+        environment |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4"}
+        command = [sys.executable, "-c", textwrap.dedent(script)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    return run

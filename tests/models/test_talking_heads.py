@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
-import textwrap
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,17 +111,7 @@ TPU = """
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu, the compiler of TPUs, is not installed (extra `tpu`)"
-)
-def test_on_a_tpu_it_moves_hardly_more_than_its_input_and_output():
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}  # libtpu ends at a flag of another compiler
-    environment |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    environment |= {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}  # as in parity tests
-    environment |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4"}
-    command = [sys.executable, "-c", textwrap.dedent(TPU)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    ratios = [float(line) for line in done.stdout.split()]
+def test_on_a_tpu_it_moves_hardly_more_than_its_input_and_output(compile_for_tpu):
+    ratios = [float(line) for line in compile_for_tpu(TPU).split()]
     # 196 tokens and 288 channels fill no whole tiles: alone, such an array is copied before and after.
     assert len(ratios) == 4 and all(1 <= ratio < 1.5 for ratio in (*ratios[:2], ratios[3])), ratios
