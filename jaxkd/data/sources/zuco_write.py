@@ -9,6 +9,7 @@ what the readers need is written; all measures hold the corpus's EEG, and raw si
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ FORMATS = ("zuco1", "zuco2", "pickle")
 _HEADER = b"MATLAB 7.3 MAT-file, written by jaxkd"
 
 
-def write_zuco(corpus: EegCorpus, folder: str | Path, file_format: str) -> list[Path]:
+def write_zuco(
+    corpus: EegCorpus, folder: str | Path, file_format: str, *, measures: Sequence[str] = MEASURES
+) -> list[Path]:
     """Writes one file for each subject and task, or for each task (pickle).
 
     Args:
@@ -32,6 +35,7 @@ def write_zuco(corpus: EegCorpus, folder: str | Path, file_format: str) -> list[
         not read are written as missing.
       folder: made if it does not exist; files are replaced.
       file_format: "zuco1", "zuco2" or "pickle".
+      measures: names under which the EEG of a word is written; it is the same for each.
 
     Returns:
       The files.
@@ -50,7 +54,7 @@ def write_zuco(corpus: EegCorpus, folder: str | Path, file_format: str) -> list[
             by_subject[subject] = [_Sentence(corpus, texts.get(k, ""), mine.get(k)) for k in range(max(texts) + 1)]
         if file_format == "pickle":
             path = Path(folder, f"task-{task}-dataset.pickle")
-            content = {subject: [s.as_dict() for s in sentences] for subject, sentences in by_subject.items()}
+            content = {subject: [s.as_dict(measures) for s in sentences] for subject, sentences in by_subject.items()}
             with atomic_file(path) as temporary, temporary.open("wb") as file:
                 pickle.dump(content, file, protocol=4)
             files.append(path)
@@ -59,7 +63,7 @@ def write_zuco(corpus: EegCorpus, folder: str | Path, file_format: str) -> list[
         for subject, sentences in by_subject.items():
             path = Path(folder, f"results{subject}_{task}.mat")
             with atomic_file(path) as temporary:
-                write(temporary, sentences)
+                write(temporary, sentences, measures)
             files.append(path)
     return files
 
@@ -87,13 +91,13 @@ class _Sentence:
         usable = self.eeg[~np.isnan(self.eeg).any((1, 2)), band]
         return usable.mean(0) if len(usable) else np.zeros(ELECTRODES)
 
-    def as_dict(self) -> dict[str, Any] | None:
+    def as_dict(self, measures: Sequence[str]) -> dict[str, Any] | None:
         """As the exchange pickle holds it."""
         if not self.read:
             return None
         words = []
         for place, k in self.place.items():
-            levels = {m: {f"{m}_{b}": self.eeg[k, i] for i, b in enumerate(BANDS)} for m in MEASURES}
+            levels = {m: {f"{m}_{b}": self.eeg[k, i] for i, b in enumerate(BANDS)} for m in measures}
             gaze = dict(zip(GAZE[1:], self.gaze[k, 1:].tolist(), strict=True))
             fixations = {"nFixations": int(self.gaze[k, 0])}
             words.append({"content": self.tokens[place], **fixations, **gaze, "word_level_EEG": levels})
@@ -108,14 +112,14 @@ class _Sentence:
         }
 
 
-_WORD_FIELDS = ("content", *GAZE, *(f"{m}_{b}" for m in MEASURES for b in BANDS))
 _SENTENCE_FIELDS = ("content", "word", *(f"mean_{b}" for b in BANDS))
 
 
-def _write_v1(path: Path, sentences: list[_Sentence]) -> None:
+def _write_v1(path: Path, sentences: list[_Sentence], measures: Sequence[str]) -> None:
     from scipy.io import savemat  # comes with JAX
 
     empty = np.zeros((0, 0))
+    fields = ("content", *GAZE, *(f"{m}_{b}" for m in measures for b in BANDS))
     data = np.zeros(len(sentences), [(name, object) for name in _SENTENCE_FIELDS])
     for row, sentence in zip(data, sentences, strict=True):
         row["content"] = sentence.text
@@ -124,14 +128,14 @@ def _write_v1(path: Path, sentences: list[_Sentence]) -> None:
         if not sentence.read:
             row["word"] = np.nan
             continue
-        words = np.zeros(len(sentence.tokens), [(name, object) for name in _WORD_FIELDS])
+        words = np.zeros(len(sentence.tokens), [(name, object) for name in fields])
         for place, (word, token) in enumerate(zip(words, sentence.tokens, strict=True)):
             k = sentence.place.get(place)
             word["content"] = token
             for j, name in enumerate(GAZE):
                 absent = k is None or np.isnan(sentence.gaze[k, j])
                 word[name] = empty if absent else sentence.gaze[k, j]
-            for measure in MEASURES:
+            for measure in measures:
                 for i, band in enumerate(BANDS):
                     word[f"{measure}_{band}"] = empty if k is None else sentence.eeg[k, i]
         row["word"] = words
@@ -139,30 +143,40 @@ def _write_v1(path: Path, sentences: list[_Sentence]) -> None:
         savemat(file, {"sentenceData": data}, oned_as="row")
 
 
-def _write_v2(path: Path, sentences: list[_Sentence]) -> None:
+def _write_v2(path: Path, sentences: list[_Sentence], measures: Sequence[str]) -> None:
     try:
         import h5py
     except ImportError:
         raise DataError(f"Files of ZuCo 2.0 are written with h5py, which is not installed. {INSTALL}") from None
     with h5py.File(path, "w", userblock_size=512) as file:
-        _Hdf5Writer(h5py, file).write(sentences)
+        _Hdf5Writer(h5py, file, measures).write(sentences)
     with path.open("r+b") as file:
         file.write(_HEADER)
 
 
 class _Hdf5Writer:
-    """Structures as MATLAB stores them: fields are arrays of references, those of a single structure the values."""
+    """Structures as MATLAB stores them: fields are arrays of references, those of a single structure the values.
 
-    def __init__(self, h5py: Any, file: Any):
-        self._h5py, self._file, self._count = h5py, file, 0
+    A word is 15 small datasets, so they are written through h5py's low-level functions.
+    """
+
+    def __init__(self, h5py: Any, file: Any, measures: Sequence[str]):
+        self._h5py, self._file, self._measures, self._count = h5py, file, measures, 0
         self._targets = file.create_group("#refs#")
         self._empty = self._dataset(np.zeros(2, np.uint64))
-        self._empty.attrs["MATLAB_empty"] = np.uint8(1)
+        h5py.Dataset(self._empty).attrs["MATLAB_empty"] = np.uint8(1)
         self._nan = self._dataset(np.full((1, 1), np.nan))
 
-    def _dataset(self, values: np.ndarray) -> Any:
+    def _name(self) -> bytes:
         self._count += 1
-        return self._targets.create_dataset(str(self._count), data=values)
+        return str(self._count).encode()
+
+    def _dataset(self, values: np.ndarray) -> Any:
+        h5s, values = self._h5py.h5s, np.ascontiguousarray(values)
+        space, kind = h5s.create_simple(values.shape), self._h5py.h5t.py_create(values.dtype)
+        dataset = self._h5py.h5d.create(self._targets.id, self._name(), kind, space)
+        dataset.write(h5s.ALL, h5s.ALL, values)
+        return dataset
 
     def _number(self, value: float) -> Any:
         return self._empty if np.isnan(value) else self._dataset(np.full((1, 1), value))
@@ -172,11 +186,15 @@ class _Hdf5Writer:
         return self._dataset(units[:, None]) if len(units) else self._empty
 
     def _field(self, group: Any, name: str, targets: list[Any]) -> None:
+        """A field of a structure array; `targets` are low-level identifiers."""
+        h5py = self._h5py
         if len(targets) == 1:
-            group[name] = targets[0]
+            group[name] = (
+                h5py.Group(targets[0]) if isinstance(targets[0], h5py.h5g.GroupID) else h5py.Dataset(targets[0])
+            )
             return
-        references = np.array([target.ref for target in targets], self._h5py.ref_dtype)
-        group.create_dataset(name, data=references[:, None], dtype=self._h5py.ref_dtype)
+        references = np.array([h5py.h5r.create(t, b".", h5py.h5r.OBJECT) for t in targets], h5py.ref_dtype)
+        group.create_dataset(name, data=references[:, None], dtype=h5py.ref_dtype)
 
     def write(self, sentences: list[_Sentence]) -> None:
         """Writes `sentenceData`."""
@@ -188,8 +206,7 @@ class _Hdf5Writer:
             self._field(data, f"mean_{band}", means)
 
     def _words(self, sentence: _Sentence) -> Any:
-        self._count += 1
-        group = self._targets.create_group(str(self._count))
+        group = self._targets.create_group(self._name())
         places = [sentence.place.get(place) for place in range(len(sentence.tokens))]
         self._field(group, "content", [self._text(token) for token in sentence.tokens])
         self._field(group, "rawEEG", [self._empty] * len(places))
@@ -198,6 +215,6 @@ class _Hdf5Writer:
             self._field(group, name, [self._number(value) for value in values])
         for i, band in enumerate(BANDS):
             cells = [self._empty if k is None else self._dataset(sentence.eeg[k, i][None]) for k in places]
-            for measure in MEASURES:
+            for measure in self._measures:
                 self._field(group, f"{measure}_{band}", cells)
-        return group
+        return group.id

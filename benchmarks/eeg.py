@@ -1,0 +1,157 @@
+"""How long a corpus of word-level EEG takes from files to batches.
+
+    python benchmarks/eeg.py --folder=/tmp/zuco > eeg.json
+    python benchmarks/eeg.py --folder=/tmp/zuco --formats zuco2          # files that are there are not written again
+
+Makes the synthetic corpus (12 subjects x 1,107 sentences, the size of ZuCo 1.0), writes it as files of ZuCo 1.0, of
+ZuCo 2.0 and as a pickle, and times reading each, the first start with a cache, the second one, which maps the cache,
+and one epoch of training batches from memory and from the cache. `dominates` names the functions that took most of the
+time of reading one subject, or of 5 batches, with their share under a profiler, which slows down Python more than it
+does HDF5 and NumPy. Files that were just written or read are in the memory of the operating system: disks are not
+timed. The files hold one measure of the EEG and no raw signals, which make those of ZuCo many times as large.
+Prints one JSON object; progress goes to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import json
+import os
+import platform
+import pstats
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from jaxkd.data import EegCorpus, EegLabels, EegPipeline, open_eeg
+from jaxkd.data.sources.zuco_write import FORMATS, write_zuco
+from jaxkd.errors import JaxkdError
+
+MEASURE = "GD"
+
+
+def say(text: str) -> None:
+    """Progress, beside the result."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--subjects", type=int, default=12, help="readers (12)")
+    parser.add_argument("--sentences", type=int, default=1107, help="sentences that each reads (1107)")
+    parser.add_argument("--words", default="6-14", help="words of a sentence (6-14)")
+    parser.add_argument("--batch-size", type=int, default=256, help="readings in a batch (256)")
+    parser.add_argument("--formats", nargs="*", choices=FORMATS, default=list(FORMATS), help="files to read (all)")
+    parser.add_argument("--folder", type=Path, help="where the files are made and kept (a temporary folder)")
+    return parser.parse_args(argv)
+
+
+def timed(function: Callable[[], Any]) -> tuple[Any, float]:
+    """The result of a call, and its seconds of wall time."""
+    begin = time.perf_counter()
+    result = function()
+    return result, round(time.perf_counter() - begin, 3)
+
+
+def dominating(function: Callable[[], Any], most: int = 4) -> dict[str, float]:
+    """The functions in which a call spent most of its time, callees not counted, and their shares."""
+    profile = cProfile.Profile()
+    profile.runcall(function)
+    stats = pstats.Stats(profile).stats
+    seconds = {f"{Path(file).name}:{name}".removeprefix("~:"): row[2] for (file, _, name), row in stats.items()}
+    total = sum(row[2] for row in stats.values())
+    largest = sorted(seconds.items(), key=lambda item: -item[1])[:most]
+    return {name: round(value / total, 3) for name, value in largest}
+
+
+def time_format(corpus: EegCorpus, name: str, folder: Path) -> dict[str, Any]:
+    """Seconds to write (None where the files were there), to read, with a cache, and from it."""
+    seconds: dict[str, Any] = {"write": None}
+    files = folder / name
+    if not files.exists():
+        say(f"writing {name}")
+        _, seconds["write"] = timed(lambda: write_zuco(corpus, folder / f"{name}.part", name, measures=(MEASURE,)))
+        (folder / f"{name}.part").rename(files)
+    cache = folder / f"{name}.cache"
+    shutil.rmtree(cache, ignore_errors=True)
+    say(f"reading {name}")
+    found, seconds["read"] = timed(lambda: open_eeg(files, measure=MEASURE))
+    if found.fingerprint != corpus.fingerprint:
+        raise JaxkdError(f'"{files}" holds another corpus. Remove it, or choose another --folder.')
+    del found
+    _, seconds["first_start_with_cache"] = timed(lambda: open_eeg(files, measure=MEASURE, cache=cache))
+    _, seconds["second_start_with_cache"] = timed(lambda: open_eeg(files, measure=MEASURE, cache=cache))
+    one = corpus.subjects[:1]
+    share = dominating(lambda: open_eeg(files, measure=MEASURE, subjects=one))
+    size = sum(path.stat().st_size for path in files.iterdir())
+    return {"megabytes": round(size / 1e6, 1), "seconds": seconds, "dominates": share}
+
+
+def time_epoch(corpus: EegCorpus, batch_size: int) -> dict[str, Any]:
+    """Seconds of one epoch of batches, after its first batch."""
+    pipeline, made = timed(lambda: EegPipeline(corpus, EegLabels.of(corpus), batch_size=batch_size, seed=0))
+    next(pipeline)
+
+    def epoch() -> None:
+        for _ in range(pipeline.steps_per_epoch):
+            next(pipeline)
+
+    _, seconds = timed(epoch)
+    steps = pipeline.steps_per_epoch
+    return {
+        "batch_size": batch_size,
+        "steps": steps,
+        "seconds": seconds,
+        "seconds_to_make_the_pipeline": made,
+        "readings_per_second": round(steps * batch_size / seconds),
+        "dominates": dominating(lambda: [next(pipeline) for _ in range(5)]),
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints one JSON object."""
+    args = parse(sys.argv[1:] if argv is None else argv)
+    spec = (
+        f"embedded:synthetic_zuco?subjects={args.subjects}&sentences={args.sentences}&vocabulary=800&words={args.words}"
+    )
+    say("making the corpus")
+    corpus, seconds = timed(lambda: open_eeg(spec))
+    result: dict[str, Any] = {
+        "corpus": {
+            "spec": spec,
+            "readings": len(corpus),
+            "words": len(corpus.word),
+            "megabytes": round(corpus.eeg.nbytes / 1e6, 1),
+            "seconds_to_make": seconds,
+        },
+        "machine": {"cpu_count": os.cpu_count(), "platform": platform.platform(), "load": os.getloadavg()[0]},
+        "versions": {"python": platform.python_version()} | {n: version(n) for n in ("numpy", "scipy", "h5py")},
+        "epoch": time_epoch(corpus, args.batch_size),
+        "formats": {},
+    }
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.folder or Path(temporary)
+        for name in args.formats:
+            result["formats"][name] = time_format(corpus, name, folder)
+        if args.formats:
+            name = args.formats[-1]
+            mapped = open_eeg(folder / name, measure=MEASURE, cache=folder / f"{name}.cache")
+            result["epoch_from_cache"] = time_epoch(mapped, args.batch_size)
+    print(json.dumps(result, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except JaxkdError as error:
+        sys.exit(f"benchmarks/eeg.py: {error}")
