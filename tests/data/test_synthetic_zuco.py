@@ -150,3 +150,8 @@ def test_subjects_are_chosen_by_name():
     assert corpus.subjects == ("SYN02",) and len(corpus) == 40
     with pytest.raises(DataError, match="has no readings of ZAB. The subjects are: SYN01, SYN02, SYN03"):
         open_eeg(SMALL, subjects=("SYN01", "ZAB"))
+
+
+def test_a_misspelt_corpus_is_found_where_images_are_asked_for():
+    with pytest.raises(DataError, match='Did you mean "embedded:synthetic_zuco".*of EEG: embedded:synthetic_zuco'):
+        open_source("embedded:synthetic_zucco", "train")

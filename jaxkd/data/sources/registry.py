@@ -138,7 +138,8 @@ def open_source(spec: str, split: str, *, exif: bool = False, class_order: str =
                 f"choose images: {', '.join(OPENERS)}."
             )
         raise DataError(
-            f'data.source="{spec}" does not exist.{did_you_mean(spec, OPENERS)} There is: {", ".join(OPENERS)}.'
+            f'data.source="{spec}" does not exist.{did_you_mean(spec, [*OPENERS, *EMBEDDED_EEG])} There is: '
+            f"{', '.join(OPENERS)}; of EEG: {', '.join(EMBEDDED_EEG)}."
         )
     return _open_folder(user_path(spec, "data.source"), split, exif=exif, class_order=class_order)
 

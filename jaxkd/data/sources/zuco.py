@@ -68,7 +68,8 @@ def open_eeg(
         one) or "TRT" (all).
       subjects: codes of the subjects to read; None is all but `LEFT_OUT`.
       strict_nan: leave out every sentence with NaN, as the published reader does; see `CorpusBuilder`.
-      cache: folder in which what was read from files is kept for the next time; None keeps nothing.
+      cache: folder in which what was read from files is kept for the next time (3.4 kB a word); None keeps nothing.
+        Embedded corpora are made anew.
       on_progress: called with files done, files in all, and a text with the rate and the time that is left.
 
     Returns:
