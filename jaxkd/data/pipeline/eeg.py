@@ -43,11 +43,14 @@ def normalise_words(eeg: np.ndarray) -> np.ndarray:
     """
     wide = np.asarray(eeg, np.float64)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        centred = wide - wide.mean(1, keepdims=True)
-        scale = np.sqrt(np.square(centred).sum(1, keepdims=True) / (wide.shape[1] - 1))
-        normalised = (centred / scale).astype(np.float32)
-    # Rounding leaves a constant word a little off its mean, so that constancy shows in the values themselves.
-    unusable = (wide == wide[:, :1]).all(1) | ~np.isfinite(normalised).all(1)
+        mean = wide.mean(1, keepdims=True)
+        centred = wide - mean
+        scale = np.sqrt(np.einsum("wf,wf->w", centred, centred) / (wide.shape[1] - 1))[:, None]
+        normalised = np.divide(centred, scale, out=np.empty(wide.shape, np.float32), casting="same_kind")
+        # Rounding leaves a constant word a little off its mean, so that constancy shows in the values themselves.
+        suspect = np.flatnonzero(~(scale > 1e-9 * np.abs(mean)))
+    unusable = ~np.isfinite(scale[:, 0])
+    unusable[suspect] |= (wide[suspect] == wide[suspect, :1]).all(1)
     normalised[unusable] = np.nan
     return normalised
 
@@ -113,13 +116,14 @@ def batch_of_readings(corpus: EegCorpus, labels: EegLabels, readings: np.ndarray
     lengths = np.minimum(corpus.start[chosen + 1] - first, max_words)
     column = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     words = np.repeat(first, lengths) + column
-    place = (np.repeat(np.flatnonzero(real), lengths), column)
+    place = np.repeat(np.flatnonzero(real) * max_words, lengths) + column
     eeg = normalise_words(corpus.eeg[words])
     usable = ~np.isnan(eeg[:, 0])
-    batch["eeg"][place] = np.where(usable[:, None], eeg, np.float32(0))
-    batch["where"][place] = usable
-    batch["position"][place] = corpus.position[words]
-    batch["word_class"][place] = np.where(usable, labels.word_class[words], -1)
+    eeg[~usable] = 0
+    batch["eeg"].reshape(-1, FEATURES)[place] = eeg
+    batch["where"].reshape(-1)[place] = usable
+    batch["position"].reshape(-1)[place] = corpus.position[words]
+    batch["word_class"].reshape(-1)[place] = np.where(usable, labels.word_class[words], -1)
     for name, column_of_readings in (
         ("group", labels.group),
         ("sentence", labels.sentence),
