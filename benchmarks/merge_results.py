@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PARTS = ("goldens", "step_time", "trace", "superres", "analysis", "compiled", "population")
+PARTS = ("goldens", "step_time", "trace", "superres", "analysis", "attention", "compiled", "population")
 KEPT = Path(__file__).resolve().parent / "results"
 
 

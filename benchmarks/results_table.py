@@ -36,6 +36,7 @@ def lines(results: dict[str, Any]) -> Iterator[str]:
         "trace": _trace,
         "superres": _superres,
         "analysis": _analysis,
+        "attention": _attention,
         "compiled": _step_time,
         "population": _population,
     }
@@ -132,6 +133,25 @@ def _analysis(result: dict[str, Any]) -> Iterator[str]:
         f"{result['permutations']} permutations: {result['seconds']:.1f} s with compilation "
         f"({result['images_per_second']:.1f} images per second)."
     )
+
+
+def _attention(result: dict[str, Any]) -> Iterator[str]:
+    yield (
+        f"Self-attention in several forms (benchmarks/attention_forms.py), {result['dtype']}, batch "
+        f"{result['batch_size']}, median ms:"
+    )
+    yield ""
+    rows = []
+    for name, case in result["cases"].items():
+        for direction in ("forward", "forward_backward"):
+            for form, found in case.get(direction, {}).items():
+                if "failed" in found:
+                    rows.append((name, direction.replace("_", " and "), form, None, None, None, found["failed"]))
+                    continue
+                speed = found["ms"]["median"], f"{found['to_plain']['median']:.2f}", found["temporary_mb"]
+                rows.append((name, direction.replace("_", " and "), form, *speed, f"{found['error']:.1e}"))
+    header = ("network", "part", "form", "ms", "times as fast as plain", "temporary MB", "largest error")
+    yield from table(header, rows)
 
 
 def _population(result: dict[str, Any]) -> Iterator[str]:

@@ -105,6 +105,29 @@ PARTS = {
             "groups": [{"where": "blocks_*/attn", "ms_per_step": 7.5, "share": 0.1, "calls_per_step": 24.0}],
         },
     },
+    "attention": {
+        "part": "attention",
+        "started": "2026-01-02T03:12:00Z",
+        "status": "timed out",
+        "error": ["deit, forward_backward ..."],
+        "result": {
+            "dtype": "bfloat16",
+            "batch_size": 256,
+            "cases": {
+                "deit": {
+                    "forward": {
+                        "plain": {
+                            "ms": {"median": 2.0},
+                            "to_plain": {"median": 1.0},
+                            "temporary_mb": 9.5,
+                            "error": 0.01,
+                        },
+                        "cudnn": {"failed": "cuDNN is not detected."},
+                    }
+                }
+            },
+        },
+    },
     "step_time": {
         "part": "step_time",
         "started": "2026-01-02T03:05:00Z",
@@ -141,7 +164,7 @@ def test_parts_become_one_file_with_device_date_and_status(tmp_path, capsys):
     assert merge_results.main([str(tmp_path)]) == 0
     merged = json.loads((tmp_path / "results.json").read_text())
     assert merged["device"] == "NVIDIA H100 80GB HBM3" and merged["date"] == "2026-01-02"
-    assert merged["parts"] == PARTS and list(merged["parts"]) == ["step_time", "trace"]
+    assert merged["parts"] == PARTS and list(merged["parts"]) == ["step_time", "trace", "attention"]
     assert merged["status"]["goldens"] == "not run" and merged["status"]["step_time"] == "failed"
     assert merge_results.file_name(merged) == "nvidia-h100-80gb-hbm3-2026-01-02.json"
     assert merge_results.main([str(tmp_path)]) == 0  # results.json is no part of itself
@@ -172,6 +195,8 @@ def test_the_table_shows_numbers_errors_and_missing_parts(tmp_path, capsys):
     assert "PyTorch, compile, failed: no compiler" in printed
     assert "(step_time: failed: RuntimeError: no compiler)" in printed
     assert "| `blocks_*/attn` | 7.5 | 10.0 % | 24.0 |" in printed
+    assert "| deit | forward | plain | 2.0 | 1.00 | 9.5 | 1.0e-02 |" in printed
+    assert "| deit | forward | cudnn |  |  |  | cuDNN is not detected. |" in printed
     assert "(goldens: not run)" in printed and "(superres: not run)" in printed
 
 
@@ -190,3 +215,21 @@ def test_a_golden_comparison_is_by_the_tolerances():
 
     case = gpu_goldens.run_case("broken", broken)
     assert not case["passed"] and case["checks"] == 1 and "no kernel image" in case["error"]
+
+
+@pytest.mark.benchmarks
+def test_every_form_of_attention_computes_the_same_or_says_why_it_does_not_run(tmp_path, capsys):
+    import attention_forms
+
+    out = tmp_path / "attention.json"
+    argv = ["--tiny", "--batch-size=1", "--repeats=1", f"--out={out}"]
+    assert attention_forms.main(argv) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert json.loads(out.read_text()) == result and list(result["cases"]) == ["deit", "swin"]
+    for name, case in result["cases"].items():
+        for direction in ("forward", "forward_backward"):
+            found = case[direction]
+            assert list(found) == ["plain", "again", "xla", "cudnn", "triton"]
+            ran = {form for form, values in found.items() if "failed" not in values}
+            assert ran >= {"plain", "again", "xla"} and ("triton" in ran) == (name == "deit")
+            assert all(found[form]["error"] < 1e-5 and found[form]["ms"]["median"] > 0 for form in ran)
