@@ -4,6 +4,7 @@
 """
 
 from jaxkd.analysis.activation import activation_max, activation_mean, gradient_magnitude, kurtosis, massive_share
+from jaxkd.analysis.bootstrap import bootstrap_interval
 from jaxkd.analysis.comparisons import holm, mean_interval, paired_comparison
 from jaxkd.analysis.entropy import channel_entropy, entropy_map
 from jaxkd.analysis.layer_selection import suggest_pairs, suggest_stages
@@ -23,6 +24,8 @@ from jaxkd.analysis.lowrank import (
 )
 from jaxkd.analysis.nulls import null_tokens
 from jaxkd.analysis.oracle import oracle_topk
+from jaxkd.analysis.permutation import permutation_test
+from jaxkd.analysis.ridge import fit_ridge, regress_out
 from jaxkd.analysis.saliency import integrated_gradients, layer_gradients, smooth_grad, vanilla_gradient
 from jaxkd.analysis.sep import bandwidths, sep_curve, sep_permutation
 from jaxkd.analysis.similarity import linear_cka, principal_angles
