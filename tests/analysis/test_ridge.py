@@ -59,11 +59,14 @@ def test_the_penalty_may_be_chosen_on_other_rows():
 
 
 def test_constant_and_repeated_features_get_no_weight_or_share_it():
-    x, y = problem(20, 3)
-    wide = np.concatenate([x, np.full((20, 1), 0.1), x[:, :1]], axis=1)
+    x, y = problem(23, 3)
+    wide = np.concatenate([x, np.full((23, 1), 0.1), x[:, :1]], axis=1)
+    assert wide[:, 3].std() > 0  # by rounding
     least = analysis.fit_ridge(wide, y, 0.0)
     assert least.coefficients[3] == pytest.approx(0, abs=1e-9)
     assert least.coefficients[0] == pytest.approx(least.coefficients[4])
+    np.testing.assert_allclose(least.predict(wide), analysis.fit_ridge(x, y, 0.0).predict(x), rtol=1e-8)
+    wide[:, 3] = 0.3
     np.testing.assert_allclose(least.predict(wide), analysis.fit_ridge(x, y, 0.0).predict(x), rtol=1e-8)
 
 

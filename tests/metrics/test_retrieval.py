@@ -62,7 +62,7 @@ def test_pools_of_unequal_size_are_those_of_the_candidates_left():
     scores, right = np.round(rng.normal(size=(6, 9)), 1), np.zeros((6, 9), bool)
     right[np.arange(6), rng.integers(0, 9, 6)] = True
     where = (rng.random((6, 9)) < 0.6) | right
-    spoilt = np.where(where, scores, np.nan)
+    spoilt = np.where(where, scores, np.where(rng.random((6, 9)) < 0.5, 9.0, np.nan))
     for k in (1, 2, 4):
         alone = [metrics.top_k(s[None, w], r[None, w], k) for s, r, w in zip(scores, right, where, strict=True)]
         np.testing.assert_allclose(metrics.top_k_hits(spoilt, right, k, where=where), alone)
