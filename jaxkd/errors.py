@@ -102,6 +102,10 @@ class PeerLostError(JaxkdError):
     """Another process of a distributed run ended or cannot be reached."""
 
 
+class LanguageModelError(JaxkdError):
+    """A language model gave no answer: it cannot be reached, refuses the request, or the prompt is too long."""
+
+
 class NonFiniteLossError(JaxkdError):
     """A loss became NaN or infinite; the last good checkpoint is kept."""
 
