@@ -38,7 +38,7 @@ COUNTS = {
     "missing_sentences": "sentences without a recording",
     "no_fixation_sentences": "sentences without a fixated word, left out",
     "strict_nan_sentences": "sentences left out by strict_nan",
-    "nan_words": "fixated words with NaN in their EEG, kept and masked in batches",
+    "nan_words": "fixated words with NaN or infinity in their EEG, kept and masked in batches",
     "short_words": "fixated words with fewer than 840 values; their EEG is NaN",
     "long_readings": f"readings of more than {MAX_WORDS} fixated words",
     "cut_words": f"fixated words after the first {MAX_WORDS} of their reading, which batches leave out",
@@ -226,7 +226,8 @@ def join_bands(bands: Sequence[Any]) -> np.ndarray | None:
     arrays = [np.asarray(() if band is None else band).ravel() for band in bands]
     if any(array.shape != (ELECTRODES,) or array.dtype.kind not in "biuf" for array in arrays):
         return None
-    return np.concatenate(arrays).astype(np.float32)
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is masked as NaN is
+        return np.concatenate(arrays).astype(np.float32)
 
 
 def first_number(value: Any) -> float:
@@ -263,7 +264,7 @@ class CorpusBuilder:
             return
         eeg = np.stack([np.full(FEATURES, np.nan, np.float32) if e is None else e for e in sentence.eeg])
         eeg = eeg.astype(np.float32, copy=False)
-        nan_words = int(np.isnan(eeg).any(1).sum())
+        nan_words = int((~np.isfinite(eeg)).any(1).sum())
         if self._strict and (nan_words or sentence.mean_is_nan):
             counts["strict_nan_sentences"] += 1
             return

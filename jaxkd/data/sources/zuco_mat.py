@@ -8,10 +8,15 @@ does this one, and counts them.
 
 from __future__ import annotations
 
+import os
 import re
+import struct
+import subprocess
+import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -22,6 +27,7 @@ INSTALL = "Install it with pip install 'jaxkd[eeg]'."
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _USER_BLOCK = 512  # bytes of MATLAB's own header before HDF5's signature
 _MAT5 = b"MATLAB 5.0 MAT-file"
+_MAT5_HEADER, _COMPRESSED = 128, 15
 _REAL_WORD = re.compile("[a-zA-Z0-9]")
 
 Sentences = Iterator[RawSentence | None]
@@ -77,15 +83,63 @@ def _wrong_fields(path: Path, where: str, missing: str, found: Any) -> DataError
 # --- ZuCo 1.0
 
 
+def _check_v1(path: Path) -> None:
+    """Verifies the checksums of a file of format 5, since SciPy may end the process where the content is damaged.
+
+    MATLAB compresses each variable, with a checksum at the end. A file without compression (saved with -v6) has none:
+    it is first read by another process, which may end.
+
+    Raises:
+      DataError: the file is damaged.
+    """
+    compressed = True
+    with path.open("rb") as file:
+        head = file.read(_MAT5_HEADER)
+        order = "<" if head[-2:] == b"IM" else ">"
+        end = os.fstat(file.fileno()).st_size
+        while tag := file.read(8):
+            kind, size = struct.unpack(f"{order}II", tag) if len(tag) == 8 else (0, 1)
+            if file.tell() + size > end:
+                raise _damaged(path, ValueError("it ends within a variable"))
+            if kind == _COMPRESSED:
+                try:
+                    _inflate(file, size)
+                except (zlib.error, EOFError) as error:
+                    raise _damaged(path, error) from None
+            else:
+                compressed = False
+                file.seek(size, os.SEEK_CUR)
+    if not compressed:
+        code = "import sys, scipy.io; scipy.io.loadmat(sys.argv[1], squeeze_me=True, struct_as_record=False)"
+        done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True)
+        if done.returncode < 0:
+            raise _damaged(path, ValueError("SciPy crashes on it"))
+
+
+def _inflate(file: BinaryIO, size: int) -> None:
+    """Decompresses `size` bytes and forgets them.
+
+    Raises:
+      zlib.error, EOFError: they are damaged, or end early.
+    """
+    stream = zlib.decompressobj()
+    while size and (block := file.read(min(size, 2**20))):
+        size -= len(block)
+        while block:
+            stream.decompress(block, 2**24)
+            block = stream.unconsumed_tail
+    if not stream.eof:
+        raise EOFError("a variable is cut off")
+
+
 def _read_v1(path: Path, measure: str) -> Sentences:
     try:
         from scipy.io import loadmat
     except ImportError:
         raise DataError(f'"{path}" needs SciPy, which is not installed. {INSTALL}') from None
+    _check_v1(path)
     try:
         content = loadmat(path, squeeze_me=True, struct_as_record=False)
-    except MemoryError:
-        raise
     except Exception as error:  # SciPy lets through whatever a damaged file leads to
         raise _damaged(path, error) from None
     if "sentenceData" not in content:
@@ -141,7 +195,7 @@ def _read_v2(path: Path, measure: str) -> Sentences:
     try:
         with h5py.File(path, "r") as file:
             yield from _sentences_v2(h5py, file, path, measure)
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # HDF5's own, of a damaged file
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:  # HDF5's own words
         raise _damaged(path, error) from None
 
 

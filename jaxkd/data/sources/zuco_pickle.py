@@ -75,9 +75,7 @@ def _load(path: Path) -> Any:
             f'"{path}" holds {refused}, and not only arrays, numbers, texts and containers. Reading it could run any '
             "code, so nothing of it was read. If you trust the file, write it anew with NumPy arrays alone."
         ) from None
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged pickle can lead to any
+    except Exception as error:  # a damaged pickle can lead to any, and ask for any amount of memory
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f'"{path}" cannot be read as a pickle; it may be cut off ({reason}). Copy it again.') from None
 

@@ -140,7 +140,7 @@ def _write_v1(path: Path, sentences: list[_Sentence], measures: Sequence[str]) -
                     word[f"{measure}_{band}"] = empty if k is None else sentence.eeg[k, i]
         row["word"] = words
     with path.open("wb") as file:
-        savemat(file, {"sentenceData": data}, oned_as="row")
+        savemat(file, {"sentenceData": data}, oned_as="row", do_compression=True)
 
 
 def _write_v2(path: Path, sentences: list[_Sentence], measures: Sequence[str]) -> None:
