@@ -19,7 +19,7 @@ from jaxkd.config.fields import ARGS, base, change, flatten, kind_of
 from jaxkd.config.paths import user_path
 from jaxkd.config.plugins import add_plugin_folder
 from jaxkd.config.stages import objective_fields_of_stages, overridden_fields
-from jaxkd.config.validate import OBJECTIVE, check_stages, forget_unread
+from jaxkd.config.validate import OBJECTIVE, SWITCHES, check_stages, forget_unread
 from jaxkd.errors import ConfigError, JaxkdError, MemberFieldError, check_range, did_you_mean
 
 USAGE = "python -m jaxkd.main --config=configs/deit_cait.py:embedded --workdir=runs/first_light"
@@ -64,7 +64,7 @@ def parse(argv: Sequence[str]) -> Given:
             f'--config="{file}" is not a file.{did_you_mean(file, there)} A config is a Python file with get_config(). '
             f"Here are: {', '.join(there) or 'none; run this from the project folder'}."
         )
-    argv, network_args = _split_network_args(argv)
+    argv, network_args = _split_network_args(_spell_switches(argv))
     sys_argv, sys.argv = sys.argv, ["jaxkd", *argv]  # where ml_collections looks for overrides, whatever it is given
     try:
         with contextlib.redirect_stderr(io.StringIO()):
@@ -141,6 +141,18 @@ def explain_recipe(config: ConfigDict, argv: Sequence[str]) -> Iterator[None]:
         words = ", ".join(f"{f}={values[f]!r}" for f in set_here)
         error.args = (f"{error} The config file set {words}; --config.{set_here[0]}=VALUE changes it.",)
         raise
+
+
+def _spell_switches(argv: Sequence[str]) -> list[str]:
+    """Options of switches with True for `--config.precision.remat` alone and for `=true`, which would be a word."""
+    spelt = list(argv)
+    for i, word in enumerate(argv):
+        name, equals, text = word.partition("=")
+        if name.removeprefix("--config.") in SWITCHES:
+            alone = not equals and all(following.startswith("-") for following in argv[i + 1 : i + 2])
+            text = {"true": "True", "false": "False"}.get(text.lower(), text)
+            spelt[i] = f"{name}=True" if alone else name + equals + text
+    return spelt
 
 
 def _split_network_args(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:

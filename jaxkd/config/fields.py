@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 from jaxkd.errors import ConfigError, did_you_mean
@@ -177,7 +177,12 @@ def base() -> ConfigDict:
     config.train.steps = 0  # stop after so many optimiser steps; 0: all epochs
     config.train.batch_size = 512  # global, an optimiser step
 
-    config.precision = ConfigDict({"compute": "float32", "remat": False})  # compute: float32 or bfloat16
+    config.precision = ConfigDict({"compute": "float32"})  # or "bfloat16"
+    # What the student's backward pass recomputes instead of storing it: True, each block; "attention", the attention
+    # matrices; "dots", all but the results of linear layers.
+    config.precision.remat = FieldReference(False, field_type=object)
+    # Compute equal blocks as one loop, whose body is compiled once: True, of both networks; "student"; "teacher".
+    config.precision.scan_blocks = FieldReference(False, field_type=object)
     # Devices along the batch, each with the whole train state (-1: the rest); along the batch, sharing one train state;
     # and along wide matrices.
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "model": 1})

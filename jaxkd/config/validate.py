@@ -19,6 +19,8 @@ CHOICES = {
     "checkpoint.on_damage": ("error", "previous"),
     "schedule.kind": ("cosine", "timm_epoch", "constant"),
     "precision.compute": ("float32", "bfloat16"),
+    "precision.remat": (False, True, "attention", "dots"),
+    "precision.scan_blocks": (False, True, "student", "teacher"),
     "data.augment.kind": ("random_resized_crop", "pad_crop", "none"),
     "data.augment.interpolation": ("nearest", "bilinear", "bicubic", "lanczos", "random"),
     "data.augment.region_decode": ("auto", "on", "off"),
@@ -31,6 +33,7 @@ CHOICES = {
     "teacher.variant": ("", "raw", "ema"),
 }
 OBJECTIVE = {"distill.preset", "distill.terms"}  # each replaces the other
+SWITCHES = ("precision.remat", "precision.scan_blocks")  # which hold True, False or a word
 COUNT = 2**31 - 1  # the largest number that the step's 32-bit counters hold
 # bounds of `check_range` -> the fields that they hold for
 BOUNDS: tuple[tuple[dict[str, float], tuple[str, ...]], ...] = (
@@ -110,6 +113,11 @@ def _terms_ignore(argument: str) -> Callable[[ConfigDict], bool]:
 UNREAD: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], bool], str], ...] = (
     (("distill.preset",), lambda c: c.task != "distillation", 'a task other than "distillation"'),
     (("teacher.",), _no_teacher, "a run without a teacher"),
+    (
+        ("precision.scan_blocks",),
+        lambda c: c.precision.scan_blocks == "teacher" and _no_teacher(c),
+        "a run without a teacher",
+    ),
     (
         ("distill.alpha", "distill.temperature", "distill.feature_weight", "distill.spectral_method"),
         lambda c: bool(c.distill.terms),
@@ -298,8 +306,10 @@ def check_stages(config: ConfigDict) -> None:
         )
 
 
-def has_type_of(value: Any, default: Any) -> bool:
-    """Whether a field with this default may hold `value`, by its type."""
+def has_type_of(value: Any, default: Any, name: str) -> bool:
+    """Whether the field `name` with this default may hold `value`, by its type."""
+    if name in SWITCHES:
+        return isinstance(value, bool | str)
     if isinstance(default, tuple):
         return isinstance(value, tuple | list)
     if isinstance(default, float):
@@ -311,7 +321,8 @@ def _check_types(known: dict[str, Any], given: dict[str, Any]) -> None:
     """Checks that each value is of its field's kind; the changes of a stage and files of a run have no types."""
     for name, default in known.items():
         value = given[name]
-        if not name.startswith(ARGS) and not has_type_of(value, default):
+        # check_choice has better words on a switch.
+        if not name.startswith(ARGS) and name not in SWITCHES and not has_type_of(value, default, name):
             raise ConfigError(
                 f"{name}={value!r} is of the wrong type. Give a value of type {kind_of(name)}, such as the default "
                 f"{default!r}."

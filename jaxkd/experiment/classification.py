@@ -136,7 +136,9 @@ def build_task(
 
     Everything that can be wrong is checked before weights are read or fetched.
     """
-    student = _network(config.student, config.precision.compute, config.precision.remat)
+    compute, scan = config.precision.compute, config.precision.scan_blocks
+    student_scan, teacher_scan = (scan if scan in (True, who) else False for who in ("student", "teacher"))
+    student = _network(config.student, compute=compute, remat=config.precision.remat, scan_blocks=student_scan)
     if student.num_classes != num_classes:
         raise ConfigError(
             f"student.args.num_classes={student.num_classes}, but the data have {num_classes} classes. "
@@ -152,7 +154,7 @@ def build_task(
         objective = _objective(config, student_taps)
         student = _loaded(student, config.student, config.seed, load)
         return tasks.ClassificationTask(student, objective, frozen=frozen, **_on_device(config))
-    teacher = _network(config.teacher, config.precision.compute, False, like=student)
+    teacher = _network(config.teacher, like=student, compute=compute, scan_blocks=teacher_scan)
     objective = _objective(config, student_taps, models.tap_names(teacher.model))
     tasks.check_networks(student, teacher, objective, mixed=mixes(config))
     if config.teacher.new_head and objective.compares_logits:
@@ -258,7 +260,7 @@ def _on_device(config: ConfigDict) -> dict[str, Any]:
     return {"erase": erase, "mix": mix}
 
 
-def _network(config: ConfigDict, compute: str, remat: bool, *, like: weights.Network | None = None) -> weights.Network:
+def _network(config: ConfigDict, *, like: weights.Network | None = None, **precision: Any) -> weights.Network:
     spec = models.spec(config.name)
     if spec.task in ("restoration", "eeg_words"):
         field = "student.name" if like is None else "teacher.name"
@@ -269,7 +271,7 @@ def _network(config: ConfigDict, compute: str, remat: bool, *, like: weights.Net
     args = {k: plain(v) for k, v in config.args.items() if v is not None}
     if like is not None:  # a teacher sees the student's images
         args.setdefault("img_size", like.image_size)
-    return weights.build_network(config.name, args, compute=compute, remat=remat)
+    return weights.build_network(config.name, args, **precision)
 
 
 def _loaded(network: weights.Network, config: ConfigDict, seed: int, load: bool) -> weights.Network:

@@ -36,9 +36,7 @@ def scale_of(config: ConfigDict) -> int:
 def build_task(config: ConfigDict, *, load: bool = True, mesh: Mesh | None = None) -> tasks.RestorationTask:
     """The network, its loss and its frozen parameters; `load=False` leaves the weights random."""
     args = {k: v for k, v in config.student.args.items() if v is not None}
-    student = weights.build_network(
-        config.student.name, args, compute=config.precision.compute, remat=config.precision.remat
-    )
+    student = weights.build_network(config.student.name, args, **config.precision)  # compute, remat and scan_blocks
     frozen = None
     if config.student.freeze:
         shapes = models.abstract_variables(student.model, (1, 8, 8, 3))

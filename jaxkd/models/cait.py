@@ -150,7 +150,10 @@ class Cait(Transformer):
         x = x + parameter(self, "pos_embed", LINEAR_INIT, (1, x.shape[1], self.embed_dim)).astype(self.dtype)
         x = Dropout(self.pos_drop_rate, not train)(x)
         block_type = self.block_type(Block, train, num_heads=self.num_heads, init_values=self.init_values)
-        for i in range(self.depth):
+        for i, *others in self.runs(range(self.depth), tap):
+            if others:
+                x = self.scan_run((i, *others), block_type, (self.drop_path_rate,) * self.depth, x, tap)
+                continue
             block = block_type(drop_path=self.drop_path_rate, name=f"blocks_{i}")
             x = tap.block(block, x, f"{{}}_{i}")
             x = tap.tokens(i, x, self.grid_size, 0)

@@ -18,7 +18,8 @@ from flax import linen as nn
 
 from jaxkd.errors import check_choice
 from jaxkd.models import fused_attention
-from jaxkd.models.contract import ATTENTION_TAPS, Features, Offsets, add_offset, require
+from jaxkd.models.block_scan import dropout_key
+from jaxkd.models.contract import ATTENTION_TAPS, Features, Offsets, add_offset
 from jaxkd.models.target import target_platform
 
 Initializer = Callable[..., jax.Array]
@@ -115,23 +116,20 @@ class LayerNorm(nn.Module):
 class Dropout(nn.Module):
     """Zeroes elements with probability `rate` and rescales the others; draws from the key "dropout" in training."""
 
-    rate: float
+    rate: float | jax.Array
     deterministic: bool
 
     def _kept(self, shape: tuple[int, ...], what: str) -> jax.Array | None:
-        """Mask of what stays, or None where everything does; `what` names the layer in the error."""
-        if self.deterministic or self.rate == 0.0:
+        """Mask of what stays, or None where everything does; `what` names the layer in the error, with its {rate}."""
+        traced = isinstance(self.rate, jax.Array)  # in a loop over blocks
+        if self.deterministic or (not traced and self.rate == 0.0):
             return None
-        require(
-            self.has_rng("dropout"),
-            f'{what} is on and train=True, but apply got no key named "dropout". Call '
-            'model.apply(..., train=True, rngs={"dropout": key}).',
-        )
-        return jax.random.bernoulli(self.make_rng("dropout"), 1.0 - self.rate, shape)
+        key = dropout_key(self, what if traced else what.format(rate=self.rate))
+        return jax.random.bernoulli(key, 1.0 - self.rate, shape)
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        keep = self._kept(x.shape, f"Dropout (rate {self.rate})")
+        keep = self._kept(x.shape, "Dropout (rate {rate})")
         return x if keep is None else jnp.where(keep, x / (1.0 - self.rate), jnp.zeros_like(x))
 
 
@@ -141,7 +139,7 @@ class DropPath(Dropout):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (x.shape[0],) + (1,) * (x.ndim - 1)
-        keep = self._kept(shape, f"Stochastic depth (drop_path_rate, here {self.rate:g})")
+        keep = self._kept(shape, "Stochastic depth (drop_path_rate, here {rate:g})")
         return x if keep is None else x * (keep / (1.0 - self.rate)).astype(x.dtype)
 
 
@@ -271,6 +269,7 @@ class Attention(nn.Module):
 
     Attributes:
       fused: by a kernel for TPUs, outside training and where no feature is asked for; returns no more than the result.
+      remat: compute the attention matrix again in the backward pass, where nothing is added to it.
     """
 
     num_heads: int
@@ -280,6 +279,7 @@ class Attention(nn.Module):
     deterministic: bool = True
     dtype: jnp.dtype = jnp.float32
     fused: bool = False
+    remat: bool = False
 
     def attend(self, qkv: jax.Array, bias: jax.Array | None) -> jax.Array:
         """(..., N, 3C) -> (..., N, C) by the kernel; see `__call__` for the bias."""
@@ -318,11 +318,15 @@ class Attention(nn.Module):
             return add_offset(value, offsets[name], name) if name in offsets else value
 
         q, k, v = map(shifted, split_heads(qkv, self.num_heads), ("query", "key", "value"))
-        scaled = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
-        logits = jnp.einsum("...nd,...md->...nm", scaled, k, preferred_element_type=jnp.float32)
-        probs = shifted(softmax(self.mix_logits(logits if bias is None else logits + bias)), "attn")
-        weights = Dropout(self.attn_drop, self.deterministic)(self.mix_probs(probs.astype(self.dtype)))
-        out = merge_heads(jnp.einsum("...nm,...md->...nd", weights, v))
-        out = Linear(channels, dtype=self.dtype, name="proj")(out)
+
+        def weigh(self: Attention, q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None):
+            scaled = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
+            logits = jnp.einsum("...nd,...md->...nm", scaled, k, preferred_element_type=jnp.float32)
+            probs = shifted(softmax(self.mix_logits(logits if bias is None else logits + bias)), "attn")
+            weights = Dropout(self.attn_drop, self.deterministic)(self.mix_probs(probs.astype(self.dtype)))
+            return jnp.einsum("...nm,...md->...nd", weights, v), probs
+
+        out, probs = (nn.remat(weigh) if self.remat and not offsets else weigh)(self, q, k, v, bias)
+        out = Linear(channels, dtype=self.dtype, name="proj")(merge_heads(out))
         inner = dict(zip(ATTENTION_TAPS, (q, k, v, probs), strict=True))
         return Dropout(self.proj_drop, self.deterministic)(out), inner

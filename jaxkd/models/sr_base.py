@@ -177,6 +177,7 @@ class Upscaler(TappedNetwork):
         )
         check_range("img_range", self.img_range, above=0, hint="255.0 for 8-bit images, 1.0 for no scaling")
         check_choice("global_skip", self.global_skip, GLOBAL_SKIPS)
+        check_choice("remat", self.remat, (False, True), hint="this network has no attention")
         super().__post_init__()
 
     @property

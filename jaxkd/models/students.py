@@ -85,16 +85,15 @@ def wide_sizes(
 
 
 class LiftBase(VisionTransformer):
-    """The DeiT inside a Lift, which gives the output of every block; its own norm and head exist and are not used."""
+    """The DeiT inside a Lift, which gives the output of its last blocks; its own norm and head exist, unused."""
 
     @nn.compact
-    def __call__(self, images: jax.Array, tap: TapRecorder, train: bool) -> list[jax.Array]:
-        """(B, H, W, c) images -> the (B, N, C) tokens after each block; features go to `tap`."""
-        x = self.embed(images, train)
-        outputs = []
-        for i in range(self.depth):
-            x = self.apply_block(i, x, tap, train)
-            outputs.append(x)
+    def __call__(self, images: jax.Array, tap: TapRecorder, train: bool, first: int) -> dict[int, jax.Array]:
+        """(B, H, W, c) images -> the (B, N, C) tokens after block `first` and each later one; features go to `tap`."""
+        x = self.apply_blocks(range(first + 1), self.embed(images, train), tap, train)
+        outputs = {first: x}
+        for i in range(first + 1, self.depth):
+            x = outputs[i] = self.apply_block(i, x, tap, train)
         if self.is_initializing():  # the parameters of LIFT_UNUSED
             self.classify(x, TapRecorder(self.title, (), (), None), train=False)
         return outputs
@@ -164,12 +163,12 @@ class Lift(VisionTransformer):
         tap = self.recorder(images, taps, offsets)
         shared = [f.name for f in dataclasses.fields(VisionTransformer) if f.name not in ("parent", "name")]
         base = LiftBase(**{name: getattr(self, name) for name in shared}, name="base")
-        outputs = base(images, tap, train)
         widths = self.lifted_widths()
+        outputs = base(images, tap, train, min(widths))
         for block in list(widths)[:-1]:
             if tap.wants(self.lifted_tap(block)) or self.is_initializing():
                 self._lift(outputs[block], block, widths[block], tap)
-        x = self._lift(outputs[-1], self.depth - 1, self.target_dim, tap)
+        x = self._lift(outputs[self.depth - 1], self.depth - 1, self.target_dim, tap)
         prefix = self.num_prefix_tokens
         if self.readout == "cls":
             pooled = x[:, 0].astype(jnp.float32)
@@ -246,11 +245,8 @@ class WideLast(VisionTransformer):
     def encode(self, x: jax.Array, tap: TapRecorder, train: bool) -> jax.Array:
         """(B, N, C) tokens -> (B, N, wide_dim) tokens after the last block, before the final norm."""
         sizes = self.sizes()
-        for i in range(self.depth):
-            if i not in sizes:
-                x = self.apply_block(i, x, tap, train)
-                continue
-            channels, heads = sizes[i]
+        x = self.apply_blocks(range(min(sizes)), x, tap, train)
+        for i, (channels, heads) in sizes.items():
             names = ("widen", "widen_norm", "wide_block")
             if len(sizes) > 1:
                 names = (f"widens_{i}", f"widen_norms_{i}", f"wide_blocks_{i}")

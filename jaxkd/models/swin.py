@@ -8,12 +8,16 @@ H heads, D channels per head.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from itertools import groupby
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from jaxkd.models.block_scan import scan_blocks
 from jaxkd.models.contract import (
     ATTENTION_TAPS,
     Features,
@@ -120,6 +124,7 @@ class Stage(nn.Module):
       window: (a, b) before clamping.
       block: constructor of a block from its shift, window, stochastic depth and name.
       drop_path: stochastic depth per block.
+      scan_blocks: compute pairs of blocks as one loop; see `Transformer`.
     """
 
     index: int
@@ -128,18 +133,51 @@ class Stage(nn.Module):
     block: Callable[..., nn.Module]
     drop_path: tuple[float, ...]
     dtype: jnp.dtype
+    scan_blocks: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, tap: TapRecorder) -> jax.Array:
         """(B, h, w, C) of the stage before -> (B, h, w, C) of this one; the stage's taps go to `tap`."""
         if self.index:
             x = PatchMerging(self.features, self.dtype, name="downsample")(x)
-        for j, drop_path in enumerate(self.drop_path):
-            window, shift = window_and_shift(x.shape[1:3], self.window, shifted=j % 2 == 1)
-            name = f"stage_{self.index}.block_{j}"
-            block = self.block(window=window, shift=shift, drop_path=drop_path, name=f"blocks_{j}")
-            x = tap(name, tap.block(block, x, f"{name}.{{}}"))
+        kinds = []  # of the even and of the odd blocks
+        for shifted in (False, True):
+            window, shift = window_and_shift(x.shape[1:3], self.window, shifted=shifted)
+            kinds.append(partial(self.block, window=window, shift=shift))
+        for run in self._runs(tap):
+            if len(run) == 1:
+                j = run[0]
+                block = kinds[j % 2](drop_path=self.drop_path[j], name=f"blocks_{j}")
+                x = tap(self._tap(j), tap.block(block, x, f"{self._tap(j)}.{{}}"))
+                continue
+            keep = tap.wants(*map(self._tap, run))
+            names, rates = [f"blocks_{j}" for j in run], [self.drop_path[j] for j in run]
+            x, results = scan_blocks(self, kinds, names, rates, x, keep=keep)
+            for j, result in zip(run, results, strict=False):
+                tap.record(self._tap(j), result)
         return tap(f"stage_{self.index}", x)
+
+    def _tap(self, block: int) -> str:
+        return f"stage_{self.index}.block_{block}"
+
+    @nn.nowrap
+    def _runs(self, tap: TapRecorder) -> list[tuple[int, ...]]:
+        """Single blocks, and neighbouring pairs of blocks that one loop computes."""
+        depth = len(self.drop_path)
+        if not self.scan_blocks or self.is_initializing():
+            return [(j,) for j in range(depth)]
+
+        def kind(pair: tuple[int, int]) -> Any:
+            inner = any(tap.wants(*(f"{self._tap(j)}.{kind}" for kind in ATTENTION_TAPS)) for j in pair)
+            if inner or any(self._tap(j) in tap.offsets for j in pair):
+                return pair
+            return tap.wants(*map(self._tap, pair))
+
+        runs: list[tuple[int, ...]] = []
+        for _, pairs in groupby(((j, j + 1) for j in range(0, depth - 1, 2)), kind):
+            run = sum(pairs, ())
+            runs += [run] if len(run) > 2 else [(j,) for j in run]
+        return runs + [(j,) for j in range(depth // 2 * 2, depth)]
 
 
 class SwinTransformer(Transformer):
@@ -220,7 +258,8 @@ class SwinTransformer(Transformer):
         for i, depth in enumerate(self.depths):
             block = self.block_type(Block, train, num_heads=self.num_heads[i], norm_eps=NORM_EPS)
             rate, features = rates[start : start + depth], self.embed_dim * 2**i
-            x = Stage(i, features, self.stage_windows[i], block, rate, self.dtype, name=f"layers_{i}")(x, tap)
+            stage = (i, features, self.stage_windows[i], block, rate, self.dtype, self.scan_blocks)
+            x = Stage(*stage, name=f"layers_{i}")(x, tap)
             start += depth
         x = LayerNorm(NORM_EPS, jnp.float32, name="norm")(x)
         x = x.mean(axis=(1, 2)) if self.global_pool else x

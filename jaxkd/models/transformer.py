@@ -5,8 +5,9 @@ Legend: B batch, h w grid of patches, N tokens, C channels, H heads.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import jax
@@ -14,8 +15,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxkd.errors import check_choice, check_range
-from jaxkd.models.contract import TappedNetwork, TapRecorder, require, size_pair
+from jaxkd.models.block_scan import scan_blocks
+from jaxkd.models.contract import ATTENTION_TAPS, TappedNetwork, TapRecorder, require, size_pair
 from jaxkd.models.layers import MLP, Attention, Dropout, LayerNorm, Linear, activation
+
+REMAT = (False, True, "attention", "dots")
 
 
 class TransformerBlock(nn.Module, kw_only=True):
@@ -27,6 +31,7 @@ class TransformerBlock(nn.Module, kw_only=True):
       init_values: LayerScale's initial factor; None for no LayerScale.
       deterministic: True outside training.
       fused_attention: see `Transformer`.
+      remat_attention: recompute the attention matrix in the backward pass.
     """
 
     num_heads: int
@@ -35,12 +40,13 @@ class TransformerBlock(nn.Module, kw_only=True):
     act_layer: str
     proj_drop: float
     attn_drop: float
-    drop_path: float = 0.0
+    drop_path: float | jax.Array = 0.0
     init_values: float | None = None
     norm_eps: float = 1e-6
     deterministic: bool
     dtype: jnp.dtype
     fused_attention: bool = False
+    remat_attention: bool = False
 
     def layer_norm(self, index: int) -> LayerNorm:
         """The norm before the attention (1) or before the MLP (2)."""
@@ -49,7 +55,8 @@ class TransformerBlock(nn.Module, kw_only=True):
     def attention(self, kind: type[Attention] = Attention, **fields: Any) -> Attention:
         """The attention; `fields` are those that `kind` adds to `Attention`."""
         drops = (self.attn_drop, self.proj_drop, self.deterministic)
-        return kind(self.num_heads, self.qkv_bias, *drops, self.dtype, self.fused_attention, name="attn", **fields)
+        shared = (self.num_heads, self.qkv_bias, *drops, self.dtype, self.fused_attention, self.remat_attention)
+        return kind(*shared, name="attn", **fields)
 
     def feed_forward(self, x: jax.Array) -> jax.Array:
         """(..., C) -> (..., C) by the MLP."""
@@ -72,7 +79,10 @@ class Transformer(TappedNetwork):
       drop_path_rate: stochastic depth of the last block, growing linearly from 0.
       act_layer: "gelu", "quick_gelu" or "gelu_tanh".
       dtype: type of the arithmetic; parameters and outputs are fp32.
-      remat: recompute each block in the backward pass instead of storing its activations.
+      remat: what the backward pass recomputes instead of storing it: True, each block; "attention", the attention
+        matrices; "dots", all but the results of linear layers; False, nothing.
+      scan_blocks: compute runs of equal blocks as one loop, whose body is compiled once; blocks inside which a feature
+        is asked for stand alone, and a run ends where features after blocks begin or end. Same results and parameters.
       fused_attention: on a TPU, computes the attention of a block in one kernel, outside training and where none of
         its query, key, value or attn features is asked for; results differ by rounding. XLA does not split the kernel:
         with several devices, apply the network inside `shard_map`.
@@ -92,7 +102,8 @@ class Transformer(TappedNetwork):
     drop_path_rate: float = 0.0
     act_layer: str = "gelu"
     dtype: jnp.dtype = jnp.float32
-    remat: bool = False
+    remat: bool | str = False
+    scan_blocks: bool = False
     fused_attention: bool = False
 
     title = "this vision transformer"  # in error messages
@@ -118,6 +129,7 @@ class Transformer(TappedNetwork):
             check_range(name, getattr(self, name, 0.0), 0, below=1)
         check_range("mlp_ratio", self.mlp_ratio, above=0)
         activation(self.act_layer)
+        check_choice("remat", self.remat, REMAT)
         super().__post_init__()
 
     @property
@@ -141,8 +153,55 @@ class Transformer(TappedNetwork):
             "deterministic": not train,
             "dtype": self.dtype,
             "fused_attention": self.fused_attention,
+            "remat_attention": self.remat == "attention",
         }
-        return partial(nn.remat(kind) if self.remat else kind, **(shared | fields))
+        return partial(self._recomputed(kind), **(shared | fields))
+
+    def _recomputed(self, kind: type[TransformerBlock]) -> type[TransformerBlock]:
+        """`kind`, perhaps with a backward pass that computes more and stores less."""
+        if self.remat == "dots":
+            # Products of activations with one another, which are those of the attention, have batch dimensions.
+            return nn.remat(kind, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+        return nn.remat(kind) if self.remat is True else kind
+
+    @nn.nowrap
+    def runs(self, blocks: Sequence[int], tap: TapRecorder) -> list[tuple[int, ...]]:
+        """Neighbouring blocks that `scan_run` may compute together; a run of one is computed like any block."""
+
+        def kind(i: int) -> Any:
+            after = (f"block_{i}", f"prefix_{i}")
+            if tap.wants(*(f"{inner}_{i}" for inner in ATTENTION_TAPS)) or any(name in tap.offsets for name in after):
+                return (i,)
+            return tap.wants(*after)
+
+        if not self.scan_blocks or self.is_initializing():
+            return [(i,) for i in blocks]
+        return [tuple(run) for _, run in groupby(blocks, kind)]
+
+    @nn.nowrap
+    def scan_run(
+        self,
+        run: Sequence[int],
+        block: Callable[..., nn.Module],
+        rates: Sequence[float],
+        x: jax.Array,
+        tap: TapRecorder,
+    ) -> jax.Array:
+        """(B, N, C) tokens before the blocks of a run -> (B, N, C) after them, with their features recorded.
+
+        Args:
+          run: of `runs`.
+          block: constructor, from drop_path and parent.
+          rates: stochastic depth of all blocks of the network.
+          x: tokens.
+          tap: recorder of the call.
+        """
+        keep = tap.wants(f"block_{run[0]}", f"prefix_{run[0]}")
+        names, depths = [f"blocks_{i}" for i in run], [rates[i] for i in run]
+        x, results = scan_blocks(self, (block,), names, depths, x, keep=keep)
+        for i, result in zip(run, results, strict=False):
+            tap.tokens(i, result, self.grid_size, self.num_prefix_tokens)
+        return x
 
     def predict(
         self, x: jax.Array, tap: TapRecorder, train: bool, head: Callable[..., nn.Module] = Linear

@@ -6,6 +6,9 @@ Legend: B batch, P prefix tokens, h w patch grid, N = P + h w tokens, C channels
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -160,9 +163,21 @@ class VisionTransformer(Transformer):
 
     def encode(self, x: jax.Array, tap: TapRecorder, train: bool) -> jax.Array:
         """(B, N, C) tokens -> (B, N, C) tokens after the last block, before the final norm."""
-        for i in range(self.depth):
-            x = self.apply_block(i, x, tap, train)
+        return self.apply_blocks(range(self.depth), x, tap, train)
+
+    @nn.nowrap
+    def apply_blocks(self, blocks: range, x: jax.Array, tap: TapRecorder, train: bool) -> jax.Array:
+        """(B, N, C) tokens before the first of `blocks` -> (B, N, C) after the last, with their features recorded."""
+        for run in self.runs(blocks, tap):
+            if len(run) == 1:
+                x = self.apply_block(run[0], x, tap, train)
+                continue
+            block = partial(self._block_type(train), num_heads=self.num_heads)
+            x = self.scan_run(run, block, drop_path_rates(self.drop_path_rate, self.depth), x, tap)
         return x
+
+    def _block_type(self, train: bool) -> Callable[..., Block]:
+        return self.block_type(Block, train, init_values=self.init_values, norm_eps=self.norm_eps)
 
     @nn.nowrap
     def apply_block(
@@ -178,7 +193,7 @@ class VisionTransformer(Transformer):
           name: of the block's parameters; "" is timm's.
           num_heads: 0 for the network's own.
         """
-        block = self.block_type(Block, train, init_values=self.init_values, norm_eps=self.norm_eps)(
+        block = self._block_type(train)(
             num_heads=num_heads or self.num_heads,
             drop_path=drop_path_rates(self.drop_path_rate, self.depth)[i],
             name=name or f"blocks_{i}",

@@ -82,7 +82,7 @@ def _wrong_field(given: ConfigDict, known: ConfigDict, prefix: str) -> str:
             wrong = _wrong_field(value, default, f"{prefix}{name}.")
             if wrong:
                 return wrong
-        elif isinstance(default, ConfigDict) or not has_type_of(value, default):
+        elif isinstance(default, ConfigDict) or not has_type_of(value, default, f"{prefix}{name}"):
             return f"{prefix}{name}={value!r} is of the wrong type"
     return ""
 

@@ -128,7 +128,9 @@ def to_metadata(network: Network) -> dict[str, str]:
     facts: dict[str, Any] = {
         "model": f"{spec.name}.{spec.tag}" if spec.tag else spec.name,
         "args": {
-            k: v for k, v in network.args.items() if k not in ("dtype", "remat", "strip_pixels") and v is not None
+            k: v
+            for k, v in network.args.items()
+            if k not in ("dtype", "remat", "scan_blocks", "strip_pixels") and v is not None
         },
         "preprocessing": {name: getattr(spec, name) for name in _PREPROCESSING},
     }

@@ -53,14 +53,22 @@ class Network:
     class_names: tuple[str, ...] = ()
 
 
-def build_network(name: str, args: dict[str, Any], *, compute: str = "float32", remat: bool = False) -> Network:
+def build_network(
+    name: str,
+    args: dict[str, Any],
+    *,
+    compute: str = "float32",
+    remat: bool | str = False,
+    scan_blocks: bool | str = False,
+) -> Network:
     """Builds `name` with timm's constructor arguments (None: the default), without weights; see `load_weights`.
 
     Args:
       name: a name of the zoo, perhaps with a tag.
       args: constructor arguments.
       compute: "float32" or "bfloat16".
-      remat: recompute each block in the backward pass.
+      remat: what the backward pass recomputes: False, True (each block), "attention" or "dots".
+      scan_blocks: compute equal blocks in a loop; a word counts as True and stands in the error.
 
     Raises:
       UnknownNameError: no such network. ConfigError: an argument that it does not take.
@@ -71,9 +79,10 @@ def build_network(name: str, args: dict[str, Any], *, compute: str = "float32", 
     for field, key, value, default in (
         ("precision.compute", "dtype", compute, "float32"),
         ("precision.remat", "remat", remat, False),
+        ("precision.scan_blocks", "scan_blocks", scan_blocks, False),
     ):
         if key in accepted:
-            given[key] = DTYPES[value] if key == "dtype" else value
+            given[key] = DTYPES[value] if key == "dtype" else bool(value) if key == "scan_blocks" else value
         elif value != default:
             raise ConfigError(
                 f"{field}={value!r} is set, but {spec.name} has no argument {key}. Leave {field} at {default!r}, or "

@@ -34,6 +34,7 @@ class Compiled:
       temporary: of these, what exists only inside the step.
       arguments: of these, state, constants and batch.
       program: its operations.
+      code: bytes of its machine code; 0 where the compiler does not say.
     """
 
     seconds: float
@@ -44,6 +45,7 @@ class Compiled:
     temporary: int
     arguments: int
     program: Program
+    code: int = 0
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,7 @@ def compile_experiment(experiment: Experiment, *, statistics: bool = False) -> C
         temporary=memory.temp_size_in_bytes,
         arguments=memory.argument_size_in_bytes,
         program=program,
+        code=memory.generated_code_size_in_bytes,
     )
 
 

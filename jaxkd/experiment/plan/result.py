@@ -63,7 +63,7 @@ def make_plan(
     plan = _facts(experiment, topology)
     plan["memory"] = _memory(experiment, topology, compiled)
     plan["peak_bytes"] = plan["memory"]["peak"]
-    plan["compile_seconds"] = round(compiled.seconds, 1)
+    plan |= {"compile_seconds": round(compiled.seconds, 1), "code_bytes": getattr(compiled, "code", 0)}
     unknown = ("flops", "bytes", "hbm_bytes", "matrix_flops")  # where the compiler refuses
     plan |= dict.fromkeys([f"{name}_per_image" for name in unknown])
     plan |= dict.fromkeys(("roofline_ms", "images_per_second_bound", "input", "largest_batch"))

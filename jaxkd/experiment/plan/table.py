@@ -65,7 +65,8 @@ def print_plan(plan: dict[str, Any], console: Console) -> None:
         console.print(f"Largest batch that was compiled and fits: {found}.{full} Compiled: {tried}.", highlight=False)
     for note in plan["notes"]:
         console.print(note, highlight=False)
-    console.print(f"Compiled in {plan['compile_seconds']} s with jax {plan['jax']}.", highlight=False)
+    code = f"; {plan['code_bytes'] / 1e6:.1f} MB of machine code" if plan["code_bytes"] else ""
+    console.print(f"Compiled in {plan['compile_seconds']} s with jax {plan['jax']}{code}.", highlight=False)
 
 
 def _table(*columns: str) -> Table:
