@@ -19,7 +19,10 @@ FOLDER = "checkpoints"
 LONGEST_VALUE = 100  # characters of a field's value in an error
 CLASS_ORDER = "data.class_order"  # runs from before it existed used "text"; their class names are compared instead
 # Fields that may differ between a run and its continuation: none of them changes what a step computes.
-FREE_FIELDS = ("data.workers", "train.steps", "log.", "checkpoint.", "dynamics.", "eval.batch_size", "mesh.")
+FREE_FIELDS = (
+    *("data.workers", "train.steps", "log.", "checkpoint.", "dynamics.", "eval.batch_size", "mesh."),
+    *("precision.remat", "precision.scan_blocks"),
+)
 
 
 def find_run(path: str | Path) -> Path | None:

@@ -68,6 +68,9 @@ def test_odd_values_are_refused_or_of_the_fields_kind(field):
         ("mesh.data", "0", "-1 for the rest"),
         ("data.source", "a\x00b", "zero byte"),
         ("data.class_order", "size", "natural"),
+        ("precision.remat", "atention", 'Did you mean "attention"?'),
+        ("precision.remat", "1", 'Use one of: False, True, "attention", "dots"'),
+        ("precision.scan_blocks", "both", 'Use one of: False, True, "student", "teacher"'),
     ],
 )
 def test_values_that_once_passed_in_silence_are_refused(field, text, words):
@@ -97,10 +100,28 @@ def test_stages_of_a_config_file_that_are_no_stages(stages, tmp_path, capsys):
         ("distill.pairs", "None", None),
         ("seed", "0x10", 16),
         ("eval.crop_pct", "1", 1.0),
+        ("precision.remat", "true", True),
+        ("precision.remat", "False", False),
+        ("precision.remat", "attention", "attention"),
+        ("precision.scan_blocks", "True", True),
     ],
 )
 def test_values_that_are_understood(field, text, value):
     assert read(field, text) == value
+
+
+def test_a_switch_without_a_value_is_on():
+    given = ["--config.precision.remat", "--workdir=w", "--config.precision.scan_blocks"]
+    assert main.parse([CONFIG, *given]).config.precision.to_dict() == {
+        "compute": "float32",
+        "remat": True,
+        "scan_blocks": True,
+    }
+
+
+def test_a_loop_over_a_teacher_that_is_not_there_is_refused():
+    with pytest.raises(JaxkdError, match=r"precision\.scan_blocks=.*a run without a teacher"):
+        read("precision.scan_blocks", "teacher")
 
 
 @pytest.mark.parametrize(

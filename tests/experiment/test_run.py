@@ -97,6 +97,22 @@ def test_a_stopped_and_continued_run_is_the_uninterrupted_one(tmp_path, teacher_
 
 
 @pytest.mark.slow
+def test_a_run_in_loops_is_continued_block_by_block(tmp_path, teacher_file, monkeypatch, whole):
+    """The loops of both networks change no loss, and no checkpoint."""
+    _, folder = whole
+    looped = with_teacher(teacher_file, **{"precision.scan_blocks": True, "precision.remat": "attention"})
+    half = run_stopped(monkeypatch, looped, tmp_path / "halves", after=2)
+    assert not half["finished"] and half["step"] == 2
+    rest = run_module.run(with_teacher(teacher_file), tmp_path / "halves")
+    assert rest["finished"] and rest["step"] == 6
+    losses = [[x["loss"] for x in train.read_metrics(path, "train")] for path in (folder, tmp_path / "halves")]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    ends = [jax.tree.leaves(final_params(path)) for path in (folder, tmp_path / "halves")]
+    for one, other in zip(*ends, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.slow
 def test_a_run_that_was_killed_and_continued_is_the_uninterrupted_one(tmp_path):
     kills = int(os.environ.get("JAXKD_KILLS", "2"))
     argv = [

@@ -30,15 +30,17 @@ def test_gradients_reach_every_parameter(tiny, randomised, pictures, family):
             assert abs(gradient).max() > 1e-5, path
 
 
-@pytest.mark.parametrize("family", KINDS_OF_BLOCKS)
-def test_rematerialisation_changes_nothing(tiny, randomised, random_key, pictures, family):
+@pytest.mark.parametrize(
+    ("family", "policy"), [*((family, True) for family in KINDS_OF_BLOCKS), ("cait", "attention"), ("cait", "dots")]
+)
+def test_rematerialisation_changes_nothing(tiny, randomised, random_key, pictures, family, policy):
     sizes = {
         "deit": {"depth": 1},
         "cait": {"depth": 1, "depth_token_only": 1},
         "swin": {"depths": (2,), "num_heads": (1,)},
     }
     args = {"attn_drop_rate": 0.2, "drop_path_rate": 0.3, **sizes[family]}  # each random mask is slow to compile
-    plain, remat = tiny(family, **args), tiny(family, **args, remat=True)
+    plain, remat = tiny(family, **args), tiny(family, **args, remat=policy)
     variables, images = randomised(plain), pictures(plain)
     taps = tuple(n for n in models.tap_names(plain) if n.startswith(("block", "stage")))
 
