@@ -14,7 +14,8 @@ All programs run in turns in one process, so that whatever else the machine does
 result; absolute times are of this machine at this time. With --peer=torch, a ratio above 1 says that jaxkd is faster;
 the peer is given prepared images in the whole step too, so that both compute the same loss, which is checked. Its form
 "compile_blocks" is torch.compile of each block, "compile" of both whole networks, which takes minutes. On a GPU the
-peak memory of both frameworks' train steps is reported.
+peak memory of both frameworks' train steps is reported. On a CPU the process keeps the memory that it frees, as
+jaxkd.main lets it (`jaxkd.cli.host_memory`); MALLOC_TOP_PAD_=131072 in the environment leaves the C library as it is.
 FLOP are 2 for each multiply-add of matrix products and convolutions (`jaxkd.models.flops`), the same for every form.
 
 With --out, the object is also written to a file as soon as the whole step is timed, and again when more is known: a run
@@ -204,8 +205,11 @@ class Step:
 
 
 def build_step(options: argparse.Namespace, config: Any, *, compiler_options: Any = None) -> Step:
-    """Everything that the step needs, and the step compiled."""
+    """Everything that the step needs, and the step compiled, in a process whose memory is set as by `jaxkd.main`."""
     from jaxkd import parallel, train
+    from jaxkd.cli import host_memory
+
+    host_memory.keep_freed_memory()
 
     mesh = parallel.make_mesh(config.mesh.data, config.mesh.model, fsdp=config.mesh.fsdp)
     parallel.check_batch("--batch-size", options.batch_size, mesh, accumulate=config.optimizer.accumulate)
@@ -332,7 +336,8 @@ class Measurement:
 
         def described(name: str, program: Compiled) -> dict[str, Any]:
             cost = {"flops": program.flops, "compile_seconds": round(program.seconds, 2)}
-            return speed(name, program.flops) | cost
+            faults = {"page_faults": _page_faults(self.runs[name])} if name in self.runs else {}
+            return speed(name, program.flops) | cost | faults
 
         result = self._facts() | {
             "matrix_peak": {
@@ -449,6 +454,17 @@ def _stages(options: argparse.Namespace, config: Any) -> Iterator[tuple[Measurem
         yield measurement, False
         measurement.add_peer("compile")
     yield measurement, True
+
+
+def _page_faults(run: Any) -> int | None:
+    """Pages of memory that one more call touches for the first time; None where the system does not count them."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return None
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    run()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
 def _paired_maps(task: Any, teacher_out: Any) -> list[tuple[tuple, tuple]]:

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from jaxkd.cli import compile_cache, console
+from jaxkd.cli import compile_cache, console, host_memory
 from jaxkd.cli.training_config import explain_recipe, parse, print_overridden
 from jaxkd.config.validate import check_stages, validate
 
@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.quiet()
     parallel.initialize_distributed(given.distributed)
     compile_cache.use_compile_cache(given.compile_cache)
+    host_memory.keep_freed_memory()
     # Without a terminal rich takes 80 columns, in which the table would be cut.
     width = None if sys.stdout.isatty() else 140
     output = Console(width=width) if parallel.is_main_host() else None

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from jaxkd.cli import compile_cache, console, training_config
+from jaxkd.cli import compile_cache, console, host_memory, training_config
 from jaxkd.config.validate import check_stages
 from jaxkd.errors import ConfigError, check_range, did_you_mean
 
@@ -76,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     console.quiet()
     compile_cache.use_compile_cache(not options.no_compile_cache)
+    host_memory.keep_freed_memory()
     output = Console(width=None if sys.stdout.isatty() else 140)
     with training_config.explain_recipe(config, rest):
         result = run_study(
