@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections import defaultdict
@@ -23,6 +24,10 @@ _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\](?:\{([^{}]*)\})?")
 _OPERATION = re.compile(r"\s*([\w-]+)\(")
 _CALLED = re.compile(r"\b(?:calls|body|to_apply|branch_computations|called_computations)=\{?((?:%?[\w.-]+(?:, )?)+)\}?")
 _TRIPS = re.compile(r'known_trip_count"?:\s*\{"n":\s*"(\d+)"')
+# A TPU's program does not name the turns of a loop; its condition compares a counter, from 0 on, with a constant.
+_CONDITION = re.compile(r"\bcondition=%?([\w.-]+)")
+_LIMIT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
+_BELOW = re.compile(r"^\s*ROOT .*\bcompare\(.*\bdirection=LT\b")
 _CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 # Groups of chips that communicate: {{0,1},{2,3}}, [groups,chips of a group]<=[...] of the list of all chips, or axes of
 # a mesh, whole or in part: mesh['a'=4,'b'=8] {'a','b':(2)4}.
@@ -188,6 +193,9 @@ class Program:
         self.computations: dict[str, Computation] = {}
         self.entry = ""
         current = None
+        limits: dict[str, list[int]] = defaultdict(list)  # whole numbers in a computation
+        bounded: set[str] = set()  # computations that compare
+        loops: list[tuple[Computation, str, str]] = []
         for line in text.splitlines():
             header = _COMPUTATION.match(line)
             if header:
@@ -197,6 +205,16 @@ class Program:
                 instruction = _instruction(*found.groups())
                 if instruction is not None:
                     current.instructions[found[1]] = instruction
+                if limit := _LIMIT.search(line):
+                    limits[current.name].append(int(limit[1]))
+                elif _BELOW.match(line):
+                    bounded.add(current.name)
+                elif (condition := _CONDITION.search(line)) and not _TRIPS.search(line):
+                    loops.append((current, found[1], condition[1]))
+        for computation, name, condition in loops:
+            if condition in bounded and len(limits[condition]) == 1:
+                known = dataclasses.replace(computation.instructions[name], trips=limits[condition][0])
+                computation.instructions[name] = known
 
     def _walk(self, name: str, times: int, everything: bool) -> Iterator[tuple[Computation, Instruction, int]]:
         """(computation, instruction, how often it runs in a step) from computation `name` on.
@@ -279,8 +297,27 @@ class Program:
         if one.operation == "dynamic-update-slice":
             return 2 * _in_memory(given[1:2])
         if one.operation == "fusion" and one.called:
-            return _in_memory(made) + self._read_by_fusion(computation, one)
+            kept = sum(array.size - size for array, size in self._changed_by_fusion(one).values() if not array.on_chip)
+            return max(0, _in_memory(made) - kept) + self._read_by_fusion(computation, one)
         return _in_memory(made) + _in_memory(given)
+
+    def _changed_by_fusion(self, one: Instruction) -> dict[str, tuple[Array, int]]:
+        """Parameters of a fusion in which it replaces a slice, such as the results of all turns of a loop so far.
+
+        Returns:
+          name -> (its array, bytes of the slice).
+        """
+        inside = self.computations.get(one.called[0], Computation()).instructions
+        found = {}
+        for instruction in inside.values():
+            if instruction.operation != "dynamic-update-slice":
+                continue
+            changed, update = (inside.get(name) for name in instruction.operands[:2])
+            while changed is not None and changed.operation == "bitcast":
+                changed = inside.get(changed.operands[0])
+            if changed is not None and changed.operation == "parameter" and changed.results and update is not None:
+                found[changed.name] = (changed.results[0], sum(array.size for array in update.results))
+        return found
 
     def _read_by_fusion(self, computation: Computation, one: Instruction) -> int:
         """Bytes that a fusion reads: of an operand that it only slices, the slices."""
@@ -293,9 +330,9 @@ class Program:
         for instruction in inside:
             for operand in instruction.operands:
                 users[operand].append(instruction)
-        total = 0
+        total, changed = 0, self._changed_by_fusion(one)
         for parameter, array in zip(_in_order(parameters), arrays, strict=True):
-            if array.on_chip:
+            if array.on_chip or parameter.name in changed:
                 continue
             using = users[parameter.name]
             sliced = bool(using) and all(u.operation in _SLICES and u.operands[0] == parameter.name for u in using)

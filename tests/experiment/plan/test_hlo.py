@@ -127,6 +127,46 @@ def test_the_body_of_a_loop_counts_as_often_as_it_runs():
     assert every > 5 * once
 
 
+def test_a_loop_that_writes_its_results_into_one_array_moves_each_once():
+    def moved(turns):
+        def turn(carry, _):
+            carry = jnp.tanh(carry) + 1
+            return carry, 2 * carry
+
+        shape = jax.ShapeDtypeStruct((64, 256), jnp.float32)
+        compiled = jax.jit(lambda x: jax.lax.scan(turn, x, None, length=turns)[1]).lower(shape).compile()
+        return sum(row.size for row in Program(compiled.as_text()).traffic())
+
+    assert moved(64) < 10 * moved(8)
+
+
+TPU_LOOP = """
+%below.1 (state.1: (s32[], f32[8,128])) -> pred[] {
+  %constant.7 = s32[]{:T(128)} constant(12)
+  %state.1 = (s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)}) parameter(0)
+  %counter.1 = s32[]{:T(128)} get-tuple-element(%state.1), index=0
+  ROOT %lt.1 = pred[]{:T(512)} compare(%counter.1, %constant.7), direction=LT
+}
+
+%turn.1 (state.2: (s32[], f32[8,128])) -> (s32[], f32[8,128]) {
+  %state.2 = (s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)}) parameter(0)
+  %counter.2 = s32[]{:T(128)} get-tuple-element(%state.2), index=0
+  %carry.2 = f32[8,128]{1,0:T(8,128)} get-tuple-element(%state.2), index=1
+  %tanh.2 = f32[8,128]{1,0:T(8,128)} tanh(%carry.2)
+  ROOT %tuple.2 = (s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)}) tuple(%counter.2, %tanh.2)
+}
+
+ENTRY %main.1 (start.1: (s32[], f32[8,128])) -> (s32[], f32[8,128]) {
+  %start.1 = (s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)}) parameter(0)
+  ROOT %while.1 = (s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)}) while(%start.1), condition=%below.1, body=%turn.1
+}
+"""
+
+
+def test_the_condition_of_a_tpus_loop_says_how_often_it_runs():
+    assert sum(row.size for row in Program(TPU_LOOP).traffic()) == 12 * 2 * 8 * 128 * 4
+
+
 SPREAD = """
 HloModule jit_step
 
