@@ -231,6 +231,11 @@ def _notes(experiment: Experiment, topology: Topology, plan: dict[str, Any]) -> 
         )
     if topology.slices > 1:
         notes.append(_slices_note(experiment, topology, plan))
+    if config.precision.scan_blocks:
+        notes.append(
+            "Blocks are loops (precision.scan_blocks), which XLA's analysis counts once: arithmetic and the bytes read "
+            "and written are guesses from the turns. Matrix products and the bytes in main memory are counted."
+        )
     if config.optimizer.accumulate > 1:
         notes.append(
             f"Micro-batches are a loop of {config.optimizer.accumulate} turns, which XLA's analysis counts once; FLOPs "
