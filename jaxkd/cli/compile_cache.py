@@ -13,6 +13,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from jaxkd.config.paths import user_cache_folder
+
 OPTION = "--no-compile-cache"
 MOST_BYTES = 5 * 10**9  # of a folder; the programs that were used longest ago go first
 LEAST_SECONDS = 0.0  # of compiling: a start compiles a hundred small programs, which together count
@@ -64,12 +66,8 @@ def default_folder() -> Path | None:
 
     A program for a CPU uses instructions that another processor may lack, so each type has a folder.
     """
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        base = Path(home) if os.path.isabs(home) else Path.home() / ".cache"
-    except RuntimeError:
-        return None
-    return base / "jaxkd" / "compiled" / _processor()
+    base = user_cache_folder()
+    return None if base is None else base / "compiled" / _processor()
 
 
 def _processor() -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxkd.config.fields import base, flatten
-from jaxkd.config.paths import user_path
+from jaxkd.config.paths import has_scheme, user_path
 from jaxkd.config.plugins import import_plugins
 from jaxkd.config.validate import has_type_of
 from jaxkd.errors import CheckpointError
@@ -30,6 +30,8 @@ def find_run(path: str | Path) -> Path | None:
 
     Another file in a work directory, such as exported weights, names itself and not the run.
     """
+    if has_scheme(path):
+        return None
     path = user_path(path, "the path of weights").absolute()
     run = path
     if path.name == FOLDER:

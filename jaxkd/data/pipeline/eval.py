@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from PIL import Image
 
 from jaxkd.data.ordered_map import ordered_map
 from jaxkd.data.pipeline.broken import MAX_BROKEN, BrokenImages
-from jaxkd.data.sources.registry import Source
+from jaxkd.data.sources.registry import Source, fetch_records
 from jaxkd.data.transforms.crops import INTERPOLATIONS, Size, centre_crop, resize_to_cover
 from jaxkd.errors import DataError, check_choice, check_range
 
@@ -101,12 +101,17 @@ class EvalBatches:
         starts = range(self._host_index * self._share, len(self) * self._batch_size, self._batch_size)
         batches = [range(start, min(start + self._share, len(self._source))) for start in starts]
         # Decoding and resizing release Python's lock, so that threads are enough. Two batches are prepared ahead.
-        examples = ordered_map(self._example, chain.from_iterable(batches), ahead=3 * self._share)
+        examples = ordered_map(self._example, self._read_ahead(batches), ahead=3 * self._share)
         try:
             for records in batches:
                 yield self._collate(islice(examples, len(records)))
         finally:
             examples.close()
+
+    def _read_ahead(self, batches: Iterable[range]) -> Iterator[int]:
+        for records in batches:
+            fetch_records(self._source, records)
+            yield from records
 
     def _collate(self, examples: Iterable[tuple[np.ndarray, int] | None]) -> dict[str, np.ndarray]:
         batch = {

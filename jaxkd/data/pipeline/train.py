@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from jaxkd.data.pipeline.broken import MAX_BROKEN, BrokenImages
 from jaxkd.data.pipeline.resumable import Batch, ResumableBatches
 from jaxkd.data.pipeline.sampler import EpochSampler, record_rng
-from jaxkd.data.sources.registry import Source
+from jaxkd.data.sources.registry import Source, fetch_records
 from jaxkd.data.transforms.crops import INTERPOLATIONS, Box, Size, centre_crop, random_resized_box, resize_to_cover
 from jaxkd.data.transforms.fast_decode import DecodeOptions, decode_crop_resize
 from jaxkd.data.transforms.image_ops import color_jitter
@@ -152,6 +152,7 @@ class _Batches:
         if membership is not None:
             batch["members"] = membership[records]
         broken = {}
+        fetch_records(self._source, records.tolist())
         for i, (record, repeat) in enumerate(zip(records.tolist(), repeats.tolist(), strict=True)):
             rng = record_rng(self._seed, epoch, record, repeat)
             try:

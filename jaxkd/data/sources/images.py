@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jaxkd.config.paths import user_path
+from jaxkd.config.paths import has_scheme, user_path
 from jaxkd.data.sources.folder import EXTENSIONS, image_files, missing_folder
 from jaxkd.data.sources.registry import EMBEDDED, Source, open_source, registered_opener
 from jaxkd.data.transforms.decode import decode_rgb, read_file
@@ -89,8 +89,9 @@ def open_images(
       max_images: the first so many; 0 for all.
       class_order: of a labelled folder, see `labels.order_classes`.
     """
-    root = user_path(spec, "--images")
-    labelled = registered_opener(spec) is not None or spec.startswith(EMBEDDED) or (root / "val").is_dir()
+    named = registered_opener(spec) is not None or spec.startswith(EMBEDDED) or has_scheme(spec)
+    root = Path(spec) if named else user_path(spec, "--images")
+    labelled = named or (root / "val").is_dir()
     if labelled and per_class:
         raise DataError(
             f'--per-class={per_class} does not go with --images="{spec}", which is a labelled data set. Give the '

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
-from jaxkd.config.paths import user_path
+from jaxkd.config.paths import has_scheme, user_path
 from jaxkd.data.sources.digits import DigitsSource
 from jaxkd.data.sources.folder import FolderSource
 from jaxkd.data.sources.labels import CLASS_ORDERS
 from jaxkd.data.sources.shards import MANIFEST, ShardSource, is_shards
+from jaxkd.data.sources.stored_shards import StoredShards
 from jaxkd.data.sources.synthetic_zuco import EMBEDDED_EEG
 from jaxkd.data.sources.tfds import TFDS, TfdsSource
 from jaxkd.errors import ConfigError, DataError, check_choice, did_you_mean
@@ -115,8 +117,8 @@ def open_source(spec: str, split: str, *, exif: bool = False, class_order: str =
 
     Args:
       spec: a folder with `train/<label>/*` and `val/<label>/*`; a folder of shards that `python -m jaxkd.shards` made;
-        "tfds:NAME" or "tfds:NAME?data_dir=DIR" (see `tfds.TfdsSpec`); "embedded:digits"; or what `register_source`
-        was given.
+        the address of such a folder in an object store, "gs://bucket/folder" (see `stored_shards`); "tfds:NAME" or
+        "tfds:NAME?data_dir=DIR" (see `tfds.TfdsSpec`); "embedded:digits"; or what `register_source` was given.
       split: "train" or "val".
       exif: turn images as their EXIF orientation says; timm and torchvision do not.
       class_order: of the class folders, see `labels.order_classes`.
@@ -141,7 +143,17 @@ def open_source(spec: str, split: str, *, exif: bool = False, class_order: str =
             f'data.source="{spec}" does not exist.{did_you_mean(spec, [*OPENERS, *EMBEDDED_EEG])} There is: '
             f"{', '.join(OPENERS)}; of EEG: {', '.join(EMBEDDED_EEG)}."
         )
+    if has_scheme(spec):
+        _refuse_order(spec, class_order, "; shards keep the order that they were made with")
+        return StoredShards(spec, split, exif=exif)
     return _open_folder(user_path(spec, "data.source"), split, exif=exif, class_order=class_order)
+
+
+def fetch_records(source: Source, records: Sequence[int]) -> None:
+    """Tells a source which records are read next; one in an object store then requests them together."""
+    fetch = getattr(source, "fetch", None)
+    if fetch is not None:
+        fetch(records)
 
 
 def _open_folder(root: Path, split: str, *, exif: bool, class_order: str) -> Source:

@@ -20,7 +20,7 @@ import os
 import struct
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -69,15 +69,15 @@ class Manifest:
         return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
-    def load(cls, folder: Path) -> Manifest:
-        """The manifest of `folder`.
+    def load(cls, folder: Path, shown: str = "") -> Manifest:
+        """The manifest of `folder`, which errors call `shown` where it is the copy of another.
 
         Raises:
           DataError: there is none, it is of something else, or of another version.
         """
-        path = folder / MANIFEST
+        where, path = shown or folder, f"{shown or folder}/{MANIFEST}"
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         except FileNotFoundError:
             if (folder / CONVERSION).exists():
                 raise DataError(
@@ -97,7 +97,7 @@ class Manifest:
             )
         if content.get("version") != VERSION:
             raise DataError(
-                f'The shards in "{folder}" have version {content.get("version")}, but this jaxkd reads version '
+                f'The shards in "{where}" have version {content.get("version")}, but this jaxkd reads version '
                 f"{VERSION}. Use the jaxkd that wrote them, or convert the data again into a new folder."
             )
         checksum = content.pop("checksum", None)  # version 1 had none at first
@@ -278,21 +278,21 @@ class ShardSource:
             )
         if manifest.format == "arrayrecord":
             _array_record()
-        for shard in manifest.shards:
-            path = self.folder / shard["file"]
-            size = path.stat().st_size if path.is_file() else None
-            if size != shard["bytes"]:
-                state = "is missing" if size is None else f"has {size:,} bytes instead of {shard['bytes']:,}"
-                raise damaged_shard(path, state)
+        files = [self.folder / shard["file"] for shard in manifest.shards]
+        check_sizes(manifest, {p.name: p.stat().st_size for p in files if p.is_file()}, self.folder)
         for name, expected in manifest.index.items():
             path = self.folder / name
             if not path.is_file() or file_sha256(path) != expected:
                 raise damaged_index(path)
-        _check_index(self.folder, manifest)
+        check_index(self.folder, manifest)
+        self._describe(manifest, self.folder)
+
+    def _describe(self, manifest: Manifest, where: str | Path) -> None:
+        """Sets what a source says of itself; `where` is the place of the shards."""
         self.class_names, self.class_words = tuple(manifest.class_names), tuple(manifest.class_words)
         self.class_counts = np.array(manifest.class_counts, np.int64)
         self._format = manifest.format
-        self._paths = [str(self.folder / s["file"]) for s in manifest.shards]
+        self._paths = [f"{where}/{s['file']}" for s in manifest.shards]
         self._length = manifest.records
         self._records: np.ndarray | None = None
         self._names: PackedNames | None = None
@@ -337,13 +337,35 @@ class ShardSource:
         return decode_rgb(self.bytes(index), self.name(index), exif=self.exif)
 
 
-def _check_index(folder: Path, manifest: Manifest) -> None:
-    """Raises DataError where the index names other shards, labels or places than there are."""
+def check_sizes(manifest: Manifest, sizes: Mapping[str, int], where: str | Path) -> None:
+    """Raises DataError where a shard is missing or has not as many bytes as when it was made.
+
+    Args:
+      manifest: of the shards.
+      sizes: file -> bytes of what is there.
+      where: the place of the shards, for the message.
+    """
+    for shard in manifest.shards:
+        size = sizes.get(shard["file"])
+        if size != shard["bytes"]:
+            state = "is missing" if size is None else f"has {size:,} bytes instead of {shard['bytes']:,}"
+            raise damaged_shard(f"{where}/{shard['file']}", state)
+
+
+def check_index(folder: Path, manifest: Manifest, shown: str = "") -> None:
+    """Raises DataError where the index names other shards, labels or places than there are.
+
+    Args:
+      folder: of the index.
+      manifest: of the shards.
+      shown: what errors call `folder` where it is the copy of another; "" for itself.
+    """
+    damaged = f"{shown or folder}/{RECORDS}"
     try:
         records = np.load(folder / RECORDS, mmap_mode="r")
         names = len(PackedNames((folder / NAMES).read_bytes()))
     except (OSError, ValueError, EOFError):
-        raise damaged_index(folder / RECORDS) from None
+        raise damaged_index(damaged) from None
     sizes = np.array([shard["bytes"] for shard in manifest.shards], np.uint64)
     fits = records.dtype == RECORD and records.shape == (manifest.records,) and names == manifest.records
     if fits:
@@ -353,7 +375,7 @@ def _check_index(folder: Path, manifest: Manifest) -> None:
     if fits and manifest.format == "tar":
         fits = bool(np.all(records["offset"] + records["size"] <= sizes[records["shard"]]))
     if not fits:
-        raise damaged_index(folder / RECORDS)
+        raise damaged_index(damaged)
 
 
 def file_sha256(path: str | Path) -> str:

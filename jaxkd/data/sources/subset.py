@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxkd.data.files import write_atomic
-from jaxkd.data.sources.registry import Source
+from jaxkd.data.sources.registry import Source, fetch_records
 from jaxkd.errors import ConfigError, first_few
 
 _SUBSET = 2  # stream of random numbers; the sampler has 0 and 1
@@ -58,6 +58,10 @@ class Subset:
     def image(self, index: int) -> Any:
         """See `Source`."""
         return self.source.image(int(self.records[index]))
+
+    def fetch(self, records: Sequence[int]) -> None:
+        """See `fetch_records`."""
+        fetch_records(self.source, self.records[list(records)].tolist())
 
 
 def subset_membership(source: Source, per_class: int, seed: int, *, where: str = "the data") -> np.ndarray:
