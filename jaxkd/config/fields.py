@@ -64,6 +64,8 @@ def _data() -> ConfigDict:
     config.subset_seed = 0  # of that choice alone; a smaller subset lies inside a larger one of the same seed
     config.workers = 8  # processes that decode; 0 decodes in this one
     config.repeats = 1  # copies of an image in an epoch, each augmented differently; 3: repeated augmentation
+    # After so many epochs images, order and mixing repeat: epoch e shows what epoch e mod views did; 0: they never do.
+    config.views = 0
     # Of the order, augmentation and mixing of images; -1: as `seed`, which also draws initial weights and dropout.
     config.seed = -1
     config.max_broken = 0.01  # share of unreadable images above which a run fails; fewer are skipped and named
@@ -144,6 +146,11 @@ def base() -> ConfigDict:
     config.student = network("deit_tiny_patch16_224")
     config.student.freeze = ()  # patterns over parameter paths, such as ("patch_embed", "blocks_0")
     config.teacher = network("")  # task "distillation" only
+    # A folder that keeps the teacher's logits of every training image as it is augmented: written before the first
+    # step, read by this run and by later students, whose steps run no teacher; docs/speed.md. "": run the teacher.
+    config.teacher.cache = ConfigDict({"path": ""})
+    config.teacher.cache.top_k = 0  # likeliest classes that are kept, the others as one mean; 0: all, which is exact
+    config.teacher.cache.dtype = "float32"  # or "float16"
 
     config.distill = _distill()
     config.label_smoothing = 0.1

@@ -200,6 +200,7 @@ def embedded(config: ConfigDict, *, student: dict[str, Any], teacher: dict[str, 
     alone["distill.terms"] = ()
     alone |= {f"distill.{k}": None for k in ("pairs", "alpha", "temperature", "feature_weight")}
     alone["teacher.args"] = {}
+    alone |= {f"teacher.cache.{k}": v for k, v in base().teacher.cache.items()}
     first = {"name": "teacher", **alone, "student.name": config.teacher.name}
     # What a command line says of the student is not meant for its teacher.
     first |= {"student.weights": "", "student.variant": "", "student.resize": False, "student.new_head": False}

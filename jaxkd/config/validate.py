@@ -31,6 +31,7 @@ CHOICES = {
     "distill.spectral_method": ("", "fft", "closed"),
     "student.variant": ("", "raw", "ema"),
     "teacher.variant": ("", "raw", "ema"),
+    "teacher.cache.dtype": ("float32", "float16"),
 }
 OBJECTIVE = {"distill.preset", "distill.terms"}  # each replaces the other
 SWITCHES = ("precision.remat", "precision.scan_blocks")  # which hold True, False or a word
@@ -53,6 +54,7 @@ BOUNDS: tuple[tuple[dict[str, float], tuple[str, ...]], ...] = (
             *("optimizer.reference_batch", "schedule.warmup_epochs", "schedule.steps"),
             *("checkpoint.keep_best", "checkpoint.keep_every_epochs"),
             *("checkpoint.every_steps", "checkpoint.every_epochs", "data.per_class", "study.images"),
+            *("data.views", "teacher.cache.top_k"),
         ),
     ),
     ({"least": 0, "most": 2**32 - 1}, ("seed", "data.subset_seed")),
@@ -113,6 +115,7 @@ def _terms_ignore(argument: str) -> Callable[[ConfigDict], bool]:
 UNREAD: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], bool], str], ...] = (
     (("distill.preset",), lambda c: c.task != "distillation", 'a task other than "distillation"'),
     (("teacher.",), _no_teacher, "a run without a teacher"),
+    (("teacher.cache.",), lambda c: not c.teacher.cache.path, 'teacher.cache.path="", which keeps no logits'),
     (
         ("precision.scan_blocks",),
         lambda c: c.precision.scan_blocks == "teacher" and _no_teacher(c),
@@ -178,6 +181,7 @@ UNREAD: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], bool], str], ...] = 
             "data.erase.",
             "data.mix.",
             "data.repeats",
+            "data.views",
             "dynamics.",
             "optimizer.decay_tokens",
         ),

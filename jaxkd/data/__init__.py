@@ -9,6 +9,7 @@ from jaxkd.data.pipeline.eeg import EegEvalBatches, EegLabels, EegPipeline, norm
 from jaxkd.data.pipeline.eval import EvalBatches, EvalPreprocess, eval_preprocess
 from jaxkd.data.pipeline.patches import PatchConfig, PatchPipeline
 from jaxkd.data.pipeline.prefetch import Prefetcher
+from jaxkd.data.pipeline.stored import IMAGES, BatchStore, Part, StoredBatches, image_checksums
 from jaxkd.data.pipeline.train import AugmentConfig, TrainPipeline, TrainTransform
 from jaxkd.data.sources.eeg_corpus import EegCorpus
 from jaxkd.data.sources.labels import check_same_classes, order_classes

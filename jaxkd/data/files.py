@@ -60,24 +60,28 @@ def _flush(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def claim_folder(folder: Path) -> Iterator[None]:
+def claim_folder(folder: Path, *, option: str = "--out") -> Iterator[None]:
     """Makes `folder` if it does not exist and locks it, so that only one process at a time works in it.
 
     The operating system releases the lock however the process ends.
+
+    Args:
+      folder: to work in.
+      option: the option or field that names it, for errors.
     """
     import fcntl  # not on Windows, where the rest of jaxkd.data can still be imported
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise DataError(f'"{folder}" is a file, or lies in one. Choose another folder for --out.') from None
+        raise DataError(f'"{folder}" is a file, or lies in one. Choose another folder for {option}.') from None
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DataError(
-                f'Another process is writing into "{folder}" right now. Wait for it, or choose another --out.'
+                f'Another process is writing into "{folder}" right now. Wait for it, or choose another {option}.'
             ) from None
         yield
     finally:

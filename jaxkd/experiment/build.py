@@ -113,6 +113,7 @@ class Experiment(Components):
             self.mesh,
             self.abstract_state,
             accumulate=self.config.optimizer.accumulate,
+            repeat_after=self.config.data.views * self.settings.steps_per_epoch,
             ema_decay=self.config.ema.decay,
             ema_warmup=self.config.ema.warmup,
             statistics=self.statistics if statistics else None,

@@ -21,7 +21,7 @@ from jaxkd.config import population
 from jaxkd.config.fields import change, data_seed, plain
 from jaxkd.config.validate import mixes
 from jaxkd.errors import ConfigError, JaxkdError, WeightMismatchError
-from jaxkd.experiment import auto_pairs
+from jaxkd.experiment import auto_pairs, teacher_cache
 from jaxkd.experiment.components import Components, Evaluator
 from jaxkd.experiment.objective import build_objective
 from jaxkd.experiment.workdir import save_subset
@@ -49,13 +49,16 @@ def build_components(
         config, chosen = auto_pairs.resolve_auto_pairs(config, workdir, sources["val"], build, console)
     elif config.distill.pairs == auto_pairs.AUTO:  # chosen on images
         config = change(config, {"distill.pairs": "first+last"}).lock()
-    task = build_population(build(config), config, mesh, load=load)
+    one = build(config)
+    task = build_population(one, config, mesh, load=load)
     if sources and load:
         by_logits = task.objective.compares_logits
         _check_class_names(config, sources["train"].class_names, with_teacher=by_logits)
     objective = f"objective {' + '.join(term.name for term in task.objective.terms)}"
     if task.objective.pairs:
         objective += f" · {len(task.objective.pairs)} layer pairs"
+    if config.teacher.cache.path:
+        objective += f" · the teacher's logits from {config.teacher.cache.path}"
     known = {"config": config, "task": task, "best_metric": "top1", "statistics": build_dynamics(config, task, mesh)}
     known["abstract_batch"] = abstract_batch(config, task)
     if not sources:
@@ -75,7 +78,9 @@ def build_components(
             f"{config.data.source}, {classes} classes, {height}x{width}",
         ),
         class_names=sources["train"].class_names,
-        pipeline=build_train_pipeline(config, sources["train"], task.student),
+        pipeline=teacher_cache.with_logits(
+            config, one, build_train_pipeline(config, sources["train"], task.student), len(sources["train"])
+        ),
         train_images=len(sources["train"]),
         member_images=data.member_images(sources["train"]),
         subset=data.subset_facts(sources["train"]),
@@ -115,6 +120,9 @@ def abstract_batch(config: ConfigDict, task: Any) -> dict[str, jax.ShapeDtypeStr
     members = [member.config for member in population.members(config)]
     if len({(one.data.per_class, one.data.subset_seed) for one in members}) > 1:
         batch["members"] = jax.ShapeDtypeStruct((size, len(members)), jnp.bool_)
+    stored = getattr(getattr(task, "task", task), "stored", None)
+    if stored is not None:
+        batch |= {name: jax.ShapeDtypeStruct((size, *a.shape), a.dtype) for name, a in stored.arrays.items()}
     return batch
 
 
@@ -163,9 +171,10 @@ def build_task(
             f"teacher.new_head=True with the term {names} would distil the logits of a random classifier. "
             f"{_fine_tuning(config)}"
         )
+    options = {"frozen": frozen, "mesh": mesh, "stored": teacher_cache.logit_format(config, teacher, objective)}
     student = _loaded(student, config.student, config.seed, load)
     teacher = _load_teacher(teacher, config, load, by_logits=objective.compares_logits)
-    return tasks.DistillationTask(student, teacher, objective, frozen=frozen, mesh=mesh, **_on_device(config))
+    return tasks.DistillationTask(student, teacher, objective, **options, **_on_device(config))
 
 
 def _has_teacher(config: ConfigDict) -> bool:
@@ -301,6 +310,7 @@ def build_train_pipeline(config: ConfigDict, source: Any, network: weights.Netwo
         seed=data_seed(config),
         augment=data.AugmentConfig(**augment),
         repeats=config.data.repeats,
+        views=config.data.views,
         workers=config.data.workers,
         max_broken=config.data.max_broken,
         host_index=jax.process_index(),

@@ -26,7 +26,7 @@ from jaxkd.config.paths import user_path
 from jaxkd.config.plugins import import_plugins
 from jaxkd.data.files import write_atomic
 from jaxkd.errors import DamagedCheckpointError, JaxkdError, PeerLostError, storage_error
-from jaxkd.experiment import members
+from jaxkd.experiment import members, teacher_cache
 from jaxkd.experiment.build import Experiment, build
 from jaxkd.experiment.lock import WorkdirLock
 from jaxkd.experiment.member_comparison import FIGURE as MEMBERS_FIGURE
@@ -228,37 +228,52 @@ def _train(
     if experiment.statistics is not None:
         observed = experiment.compile_step(statistics=True)
         observation = train.Observation(observed, config.dynamics.every_steps, experiment.statistics.layers)
-    batches = data.Prefetcher(experiment.pipeline)
-    try:
-        with (
-            train.StopRequest() as stop,
-            train.TrainProgress(console, title, settings.total_steps, int(state.step)) as progress,
-            # On a CPU the statistics' small decompositions wait for one another where several BLAS threads work.
-            threadpool_limits(None if observation is None else 1, user_api="blas"),
-        ):
-            loop = train.Loop(
-                settings=settings,
-                constants=experiment.constants,
-                key=experiment.key,
-                mesh=experiment.mesh,
-                checkpoints=checkpoints,
-                writer=writer,
-                progress=progress,
-                stop=stop,
-                clock=clock,
-                meta=lambda clock: _checkpoint_meta(experiment, clock),
-                evaluate=evaluate,
-                schedule=lambda step: train.to_value(experiment.schedule(np.int32(step))),
-                observation=observation,
-                members=tuple(member.name for member in experiment.members),
-                remember=members.remember_best(experiment),
-                profile=profile,
-            )
-            return train.train_loop(experiment.compile_step(), state, batches, loop)
-    finally:
-        batches.close()
-        if profile is not None:
-            profile.close()
+    with train.StopRequest() as stop:
+        _fill_cache(experiment, console, stop)
+        batches = data.Prefetcher(experiment.pipeline)
+        try:
+            with (
+                train.TrainProgress(console, title, settings.total_steps, int(state.step)) as progress,
+                # On a CPU the statistics' small decompositions wait for one another where several BLAS threads work.
+                threadpool_limits(None if observation is None else 1, user_api="blas"),
+            ):
+                loop = train.Loop(
+                    settings=settings,
+                    constants=experiment.constants,
+                    key=experiment.key,
+                    mesh=experiment.mesh,
+                    checkpoints=checkpoints,
+                    writer=writer,
+                    progress=progress,
+                    stop=stop,
+                    clock=clock,
+                    meta=lambda clock: _checkpoint_meta(experiment, clock),
+                    evaluate=evaluate,
+                    schedule=lambda step: train.to_value(experiment.schedule(np.int32(step))),
+                    observation=observation,
+                    members=tuple(member.name for member in experiment.members),
+                    remember=members.remember_best(experiment),
+                    profile=profile,
+                )
+                return train.train_loop(experiment.compile_step(), state, batches, loop)
+        finally:
+            batches.close()
+            if profile is not None:
+                profile.close()
+
+
+def _fill_cache(experiment: Experiment, console: Console | None, stop: train.StopRequest) -> None:
+    """Writes the teacher's logits that the run reads and that are not there yet."""
+    teacher_cache.fill(
+        experiment.task,
+        experiment.pipeline,
+        steps=experiment.settings.total_steps,
+        key=experiment.key,
+        mesh=experiment.mesh,
+        accumulate=experiment.config.optimizer.accumulate,
+        console=console,
+        stop=stop,
+    )
 
 
 def _warn_of_average(console: Console | None, config: ConfigDict, steps: int) -> None:

@@ -12,9 +12,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxkd import losses, models, parallel, weights
-from jaxkd.distill import ModelOutput, Objective, Teacher, Term, check_pairs
+from jaxkd.distill import LogitFormat, ModelOutput, Objective, Teacher, Term, check_pairs
 from jaxkd.errors import ConfigError, JaxkdError, ShapeError
 from jaxkd.tasks.classification import ClassificationTask, abstract_output
+from jaxkd.train.task import Batch, Inputs
 from jaxkd.weights.network import Network
 
 PyTree = Any
@@ -29,14 +30,22 @@ class DistillationTask(ClassificationTask):
       objective: what to minimise; its pairs are checked here before anything compiles.
       mesh: devices, on which the teacher may use kernels of its own, see `Teacher`, and each of which transforms the
         features of its own images.
+      stored: the form in which the batches hold the teacher's logits, so that the step runs no teacher; None runs it.
       **options: frozen, erase and mix of `ClassificationTask`; the teacher sees the erased and mixed images.
     """
 
     def __init__(
-        self, student: Network, teacher: Network, objective: Objective, *, mesh: Mesh | None = None, **options: Any
+        self,
+        student: Network,
+        teacher: Network,
+        objective: Objective,
+        *,
+        mesh: Mesh | None = None,
+        stored: LogitFormat | None = None,
+        **options: Any,
     ):
         super().__init__(student, objective, **options)
-        self.teacher = teacher
+        self.teacher, self.stored = teacher, stored
         # A student with a distillation token learns the teacher from that token's own head, as in DeiT.
         self._two_heads = _two_heads(student)
         colours = (teacher.spec.mean, teacher.spec.std, student.spec.mean, student.spec.std)
@@ -45,20 +54,25 @@ class DistillationTask(ClassificationTask):
         check_networks(student, teacher, objective, mixed=self.mix is not None)
 
     @cached_property
-    def constants(self) -> PyTree:
+    def teacher_variables(self) -> PyTree:
         """The teacher's variables; random ones are drawn on the first use."""
         return _random_variables(self.teacher) if self.teacher.variables is None else self.teacher.variables
+
+    @cached_property
+    def constants(self) -> PyTree:
+        """The teacher's variables, where the step runs it."""
+        return self.teacher_variables if self.stored is None else {}
 
     @property
     def abstract_constants(self) -> PyTree:
         """Their shapes; nothing is drawn."""
-        if self.teacher.variables is None:
+        if self.stored is None and self.teacher.variables is None:
             return _abstract_variables(self.teacher)
         return super().abstract_constants
 
     @cached_property
     def _fingerprint(self) -> str:
-        return weights.fingerprint(self.constants)
+        return weights.fingerprint(self.teacher_variables)
 
     def student_options(self, train: bool) -> dict[str, Any]:
         """Both heads of a distilled student while it trains."""
@@ -77,6 +91,19 @@ class DistillationTask(ClassificationTask):
         """See `ClassificationTask.compare`."""
         with losses.transforms_applied_by(self._transform):
             return super().compare(*args, **kwargs)
+
+    def inputs(self, batch: Batch, key: jax.Array, constants: PyTree) -> Inputs:
+        """See `train.Task.inputs`; with stored logits the teacher does not run."""
+        if self.stored is None:
+            return super().inputs(batch, key, constants)
+        images, batch = self.augment(jax.random.fold_in(key, 0), batch)
+        rest = {name: value for name, value in batch.items() if name not in self.stored.arrays}
+        return Inputs(images, rest, (self.stored.unpack(batch), {}))
+
+    def logits_to_store(self, batch: Batch, key: jax.Array, variables: PyTree) -> Batch:
+        """The arrays of a batch that `inputs` with the same key reads in the place of running the teacher."""
+        images, _ = self.augment(jax.random.fold_in(key, 0), batch)
+        return self.stored.pack(self._teacher(variables, images)[0])
 
     def metadata(self) -> dict[str, Any]:
         """The teacher's name and hash, so that a resume with another teacher is noticed."""

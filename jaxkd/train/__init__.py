@@ -19,7 +19,7 @@ from jaxkd.train.profile import StepProfile, StepTrace
 from jaxkd.train.progress import TrainProgress
 from jaxkd.train.run_folder import checkpoint_steps, differing_fields, find_run, read_config
 from jaxkd.train.state import TrainState, create_state
-from jaxkd.train.step import compile_eval_step, compile_train_step, train_step
-from jaxkd.train.task import Inputs, Keys, Task
+from jaxkd.train.step import compile_batch_map, compile_eval_step, compile_train_step, train_step
+from jaxkd.train.task import Inputs, Keys, Task, data_key, step_key
 from jaxkd.train.timer import Clock
 from jaxkd.train.writers import MetricWriter, read_metrics

@@ -15,7 +15,7 @@ from jaxkd.parallel import batch_sharding, batch_spec, gather_weights, replicate
 from jaxkd.train.diverged import mask_members, members_with_images
 from jaxkd.train.moving_average import warmed_decay
 from jaxkd.train.state import TrainState
-from jaxkd.train.task import Batch, Keys, Task, fold_in
+from jaxkd.train.task import Batch, Keys, Task, fold_in, step_key
 
 PyTree = Any
 # (params, mutable, batch, key, step, constants) -> {name: (L,)}, one value per layer; traced with the step.
@@ -74,6 +74,7 @@ def train_step(
     mesh: Mesh,
     *,
     accumulate: int = 1,
+    repeat_after: int = 0,
     ema_decay: float = 0.0,
     ema_warmup: bool = False,
     statistics: Statistics | None = None,
@@ -86,6 +87,7 @@ def train_step(
       mesh: where the batch is split.
       accumulate: micro-batches per optimiser step; gradients, terms and losses are their mean, each weighed by the
         number of its examples that count (an unreadable image does not).
+      repeat_after: steps after which the batches repeat, and with them what happens to them on the device; 0 for never.
       ema_decay: decay of the moving average per optimiser step; 0 when it is off.
       ema_warmup: a smaller decay in the first steps, see `moving_average.warmed_decay`.
       statistics: what else to compute of the parameters before the update, on the batch (of several micro-batches, the
@@ -99,7 +101,7 @@ def train_step(
     def step_fn(
         state: TrainState, batch: Batch, key: jax.Array | Keys, constants: PyTree
     ) -> tuple[TrainState, dict[str, Any]]:
-        key = fold_in(key, state.step)
+        key = step_key(key, state.step, repeat_after=repeat_after)
         observed = (batch, key)
         constants = gather_weights(constants, mesh)
         gradients = partial(_gradients, task, mesh, state.params)
@@ -150,6 +152,7 @@ def compile_train_step(
     state: TrainState,
     *,
     accumulate: int = 1,
+    repeat_after: int = 0,
     ema_decay: float = 0.0,
     ema_warmup: bool = False,
     statistics: Statistics | None = None,
@@ -165,6 +168,7 @@ def compile_train_step(
             tx,
             mesh,
             accumulate=accumulate,
+            repeat_after=repeat_after,
             ema_decay=ema_decay,
             ema_warmup=ema_warmup,
             statistics=statistics,
@@ -173,6 +177,26 @@ def compile_train_step(
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def compile_batch_map(
+    fn: Callable[[Batch, jax.Array | Keys, PyTree], PyTree], mesh: Mesh, *, accumulate: int = 1
+) -> Callable[[Batch, jax.Array | Keys, jax.Array, PyTree], PyTree]:
+    """`(batch, key, step, constants) -> fn(batch, key of the step, constants)`, jitted.
+
+    `fn` sees the micro-batches and the keys that the train step gives a task, and the arrays that it returns, with the
+    examples along their first axis, come back in the order of the batch.
+    """
+
+    def mapped(batch: Batch, key: jax.Array | Keys, step: jax.Array, constants: PyTree) -> PyTree:
+        key, constants = step_key(key, step), gather_weights(constants, mesh)
+        if accumulate == 1:
+            return fn(batch, key, constants)
+        parts = (jnp.arange(accumulate), _micro_batches(batch, accumulate, mesh))
+        found = jax.lax.map(lambda part: fn(part[1], fold_in(key, part[0]), constants), parts)
+        return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), found)
+
+    return jax.jit(mapped, out_shardings=batch_sharding(mesh))
 
 
 def compile_eval_step(task: Task, mesh: Mesh) -> Callable[[PyTree, PyTree, Batch, PyTree], dict]:

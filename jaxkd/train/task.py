@@ -35,6 +35,19 @@ def fold_in(key: jax.Array | Keys, number: int | jax.Array) -> jax.Array | Keys:
     return jax.random.fold_in(key, number) if key.ndim == 0 else jax.vmap(jax.random.fold_in, (0, None))(key, number)
 
 
+def step_key(key: jax.Array | Keys, step: int | jax.Array, *, repeat_after: int = 0) -> jax.Array | Keys:
+    """The key of an optimiser step, counted from 0.
+
+    Args:
+      key: of the run.
+      step: optimiser steps done.
+      repeat_after: steps after which the key for `Task.inputs` repeats, as the batches do; 0 for never.
+    """
+    if not repeat_after:
+        return fold_in(key, step)
+    return Keys(jax.random.fold_in(data_key(key), step % repeat_after), fold_in(student_key(key), step))
+
+
 def data_key(key: jax.Array | Keys) -> jax.Array:
     """The key for `Task.inputs`."""
     return key.data if isinstance(key, Keys) else key

@@ -82,6 +82,16 @@ def test_any_position_can_be_gone_to():
             np.testing.assert_array_equal(a, b)
 
 
+def test_views_repeat_whole_epochs():
+    plain, views = (EpochSampler(records=300, batch_size=8, seed=0, repeats=3, views=v) for v in (0, 2))
+    for epoch, again in ((0, 0), (1, 1), (2, 0), (5, 1)):
+        for step in (0, 13):
+            expected = plain.batch(again * plain.steps_per_epoch + step)
+            found = views.batch(epoch * plain.steps_per_epoch + step)
+            assert found[0] == again
+            np.testing.assert_array_equal(found[1:], expected[1:])
+
+
 def test_the_seed_makes_the_order():
     a, b, c = (epoch_of(EpochSampler(300, 5, seed=s, repeats=3))[0] for s in (0, 0, 1))
     np.testing.assert_array_equal(a, b)

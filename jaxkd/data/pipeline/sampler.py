@@ -31,10 +31,19 @@ class EpochSampler:
     the copies out to different GPUs; a global batch, and so the gradient of a step, has the same samples either way.
     Here a host takes a contiguous share, so one device holds most copies. The global order does not depend on the
     number of hosts.
+
+    With `views`, epoch e is epoch e mod `views` again: the same order and, through `record_rng`, the same augmentation.
     """
 
     def __init__(
-        self, records: int, batch_size: int, seed: int, host_index: int = 0, host_count: int = 1, repeats: int = 1
+        self,
+        records: int,
+        batch_size: int,
+        seed: int,
+        host_index: int = 0,
+        host_count: int = 1,
+        repeats: int = 1,
+        views: int = 0,
     ):
         if repeats < 1 or repeats != int(repeats):
             raise ConfigError(f"data.repeats={repeats} is not a number of copies. Give 1 for none, or 3 as DeiT does.")
@@ -46,6 +55,7 @@ class EpochSampler:
                 f"train.batch_size={batch_size}. Set --config.train.batch_size to {samples} or less."
             )
         self._records, self._batch, self._seed, self._repeats = records, batch_size, seed, int(repeats)
+        self._views = views
         self._share = batch_size // host_count
         self._offset = host_index * self._share
         self._cache: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
@@ -55,9 +65,11 @@ class EpochSampler:
         """Batch number `position`, counted from 0 over all epochs.
 
         Returns:
-          The epoch, this host's records (b,), and which copy of its record each is (b,), from 0 to `repeats` - 1.
+          The epoch (below `views`, if given), this host's records (b,), and which copy of its record each is (b,),
+          from 0 to `repeats` - 1.
         """
         epoch, step = divmod(position, self.steps_per_epoch)
+        epoch = epoch % self._views if self._views else epoch
         if self._cache[0] != epoch:
             sequence = np.random.SeedSequence((self._seed, _ORDER, epoch))
             self._cache = (epoch, np.random.Generator(np.random.PCG64(sequence)).permutation(self._records))

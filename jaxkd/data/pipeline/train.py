@@ -179,6 +179,7 @@ class TrainPipeline(ResumableBatches):
       augment: what happens to an image.
       fill: colour of what a policy moves into the picture (timm: the model's mean).
       repeats: copies of each image in an epoch (repeated augmentation); see `EpochSampler`.
+      views: epochs after which the batches repeat; 0 for never.
       workers: processes that decode (grain); 0 decodes in this process.
       max_broken: share of the records that may be unreadable before the run fails.
       host_index: which host this is.
@@ -195,16 +196,18 @@ class TrainPipeline(ResumableBatches):
         augment: AugmentConfig,
         fill: tuple[int, int, int] = (128, 128, 128),
         repeats: int = 1,
+        views: int = 0,
         workers: int = 0,
         max_broken: float = MAX_BROKEN,
         host_index: int = 0,
         host_count: int = 1,
     ):
-        sampler = EpochSampler(len(source), batch_size, seed, host_index, host_count, repeats)
+        sampler = EpochSampler(len(source), batch_size, seed, host_index, host_count, repeats, views)
+        identity = {"records": len(source), "batch_size": batch_size, "seed": seed, "repeats": repeats}
         super().__init__(
             _Batches(source, sampler, image_size, TrainTransform(augment, image_size, fill), seed),
             steps_per_epoch=sampler.steps_per_epoch,
-            identity={"records": len(source), "batch_size": batch_size, "seed": seed, "repeats": repeats},
+            identity=identity | ({"views": views} if views else {}),  # which older checkpoints do not know
             broken=BrokenImages(len(source), max_broken),
             workers=workers,
         )
