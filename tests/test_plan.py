@@ -15,7 +15,7 @@ from rich.console import Console
 
 from jaxkd import plan
 from jaxkd.errors import JaxkdError
-from jaxkd.experiment.plan import print_plan
+from jaxkd.experiment.plan import CHIPS, print_plan, topology
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCH, WIDTH, DEPTH, TOKENS, CLASSES = 8, 24, 2, 17, 10
@@ -209,6 +209,36 @@ def test_weights_that_are_split_over_slices_are_warned_of():
 def test_a_slice_that_libtpu_does_not_have_is_refused():
     code, _, errors = run("--topology=v5e:3x5")
     assert code == 2 and "libtpu has no slice v5e:3x5" in errors and "Traceback" not in errors
+
+
+KERNEL = """
+import sys
+from jaxkd.experiment.plan import topology
+
+names = sys.argv[1:]
+topology.prepare(topology.parse(names[0]))
+
+import jax, jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
+from jaxkd.models.talking_heads import fused
+
+for name in names:
+    place = SingleDeviceSharding(topology.devices(topology.parse(name))[0])
+    shapes = ((2, 196, 3 * 384), jnp.bfloat16), *[(shape, jnp.float32) for shape in ((8, 8), (8,))]
+    qkv, kernel, bias = (jax.ShapeDtypeStruct(*shape, sharding=place) for shape in shapes)
+    compiled = jax.jit(fused).lower(qkv, (kernel, bias), (kernel, bias)).compile()
+    print(name, "tpu_custom_call" in compiled.as_text())
+"""
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_the_kernel_of_talking_heads_compiles_for_every_tpu_of_the_table():
+    names = [next(n for n in topology.EXAMPLES["tpu"] if n.startswith(c.name)) for c in CHIPS.values() if c.slice_chips]
+    assert len(names) == 4
+    given = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
+    done = subprocess.run([sys.executable, "-c", KERNEL, *names], cwd=ROOT, env=given, capture_output=True, text=True)
+    assert done.stdout.splitlines() == [f"{name} True" for name in names], done.stderr
 
 
 def test_options_and_fields_are_told_apart():
