@@ -46,9 +46,10 @@ def print_plan(plan: dict[str, Any], console: Console) -> None:
     given = plan["input"]
     if given:
         cores = f"{given['cores']:,} ({given['cores_per_host']} a host)" if given["cores"] else "not known"
+        hosts = "the host has" if plan["hosts"] == 1 else f"the {plan['hosts']:,} hosts have"
         console.print(
             f"Input: {given['images_per_second']:,.0f} images/s at {given['cpu_ms_per_image']} ms of CPU an image need "
-            f"{given['cores_needed']:,} cores; the {plan['hosts']} hosts have {cores}"
+            f"{given['cores_needed']:,} cores; {hosts} {cores}"
             f"{', assumed; --host-cores changes it' if given['cores_assumed'] else ''}.",
             highlight=False,
         )
