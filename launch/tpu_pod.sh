@@ -118,7 +118,7 @@ install() {
   remote="set -e; mkdir -p ~/jaxkd; tar -xzf ~/jaxkd.tar.gz -C ~/jaxkd; cd ~/jaxkd; PATH=~/.local/bin:\$PATH; "
   # The images of TPU VMs have Python 3.10.
   remote+="command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh; "
-  remote+="uv venv --quiet --allow-existing --python 3.12 .venv; uv pip install --quiet --python .venv -e '.[tpu]'"
+  remote+="uv venv --quiet --allow-existing --python 3.12 .venv; uv pip install --quiet --python .venv -e '.[tpu,storage]'"
   if [[ -n $nfs ]]; then
     remote+="; mountpoint -q /mnt/jaxkd || { sudo apt-get install -qq -y nfs-common; sudo mkdir -p /mnt/jaxkd; "
     remote+="sudo mount -t nfs $nfs /mnt/jaxkd; sudo chmod a+rwx /mnt/jaxkd; }"

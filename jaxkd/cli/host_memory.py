@@ -21,8 +21,8 @@ def keep_freed_memory() -> bool:
 
     XLA allocates the intermediate arrays of a program as one piece at each call and frees it afterwards. glibc gives
     a piece of that size back at once, so that each step of a training would touch new pages, which the kernel zeroes
-    one by one. In return the process stays as large as its largest step. Nothing changes where the environment sets glibc's malloc itself
-    (MALLOC_..., GLIBC_TUNABLES) or where the C library is another one.
+    one by one. In return the process stays as large as its largest step. Nothing changes where the environment sets
+    glibc's malloc itself (MALLOC_..., GLIBC_TUNABLES) or where the C library is another one.
 
     Returns:
       Whether it is set.

@@ -144,7 +144,7 @@ gcloud compute tpus tpu-vm scp /tmp/jaxkd.tar.gz jaxkd:jaxkd.tar.gz --zone=us-we
 gcloud compute tpus tpu-vm ssh jaxkd --zone=us-west4-a --project=p --worker=all '--command=set -e; mkdir -p ~/jaxkd; \
 tar -xzf ~/jaxkd.tar.gz -C ~/jaxkd; cd ~/jaxkd; PATH=~/.local/bin:$PATH; command -v uv >/dev/null || \
 curl -LsSf https://astral.sh/uv/install.sh | sh; uv venv --quiet --allow-existing --python 3.12 .venv; \
-uv pip install --quiet --python .venv -e '\\''.[tpu]'\\''; mountpoint -q /mnt/jaxkd || \
+uv pip install --quiet --python .venv -e '\\''.[tpu,storage]'\\''; mountpoint -q /mnt/jaxkd || \
 { sudo apt-get install -qq -y nfs-common; sudo mkdir -p /mnt/jaxkd; sudo mount -t nfs 10.0.0.2:/share /mnt/jaxkd; \
 sudo chmod a+rwx /mnt/jaxkd; }' --quiet
 gcloud compute tpus tpu-vm ssh jaxkd --zone=us-west4-a --project=p --worker=all '--command=mkdir -p ~/jaxkd-run; \
