@@ -96,8 +96,9 @@ def test_the_manifest_starts_one_process_on_each_machine_of_the_slice(manifest):
 def test_the_dockerfile_copies_what_exists_and_installs_an_extra():
     text = (launching.LAUNCH / "Dockerfile").read_text()
     extras = tomllib.loads((launching.ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    named = {*re.findall(r"EXTRA=(\w+)", text), *re.findall(r"\$\{EXTRA\},(\w+)\]", text)}
-    assert named == {"cuda", "tpu", "shards"} and named <= extras.keys()
+    always = re.search(r"\$\{EXTRA\},([\w,]+)\]", text)[1].split(",")
+    named = {*re.findall(r"EXTRA=(\w+)", text), *always}
+    assert named == {"cuda", "tpu", "shards", "storage"} and named <= extras.keys()
     copied = [word for line in re.findall(r"^COPY (.*)$", text, re.MULTILINE) for word in line.split()[:-1]]
     assert "jaxkd" in copied and all((launching.ROOT / word).exists() for word in copied)
 
