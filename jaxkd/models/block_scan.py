@@ -77,8 +77,8 @@ def scan_blocks(
 
     Args:
       network: bound; the blocks' parameters are below `names`.
-      kinds: constructors of the blocks of one turn, `kind(drop_path=rate, parent=None)` -> module, x -> (x, features);
-        the features are dropped.
+      kinds: constructors of the blocks of one turn, `kind(drop_path=rate, parent=None, name=name)` -> module, x -> (x,
+        features); the features are dropped.
       names: of the blocks in order, as many as make whole turns.
       rates: stochastic depth of each.
       x: (B, N, C), or another shape and type that a block keeps.
@@ -101,7 +101,8 @@ def scan_blocks(
         results = []
         for j, (params, keys, depth) in enumerate(parts):
             left = iter(keys)
-            block = kinds[j](drop_path=rates[j] if depth is None else depth, parent=None)
+            # The name of its first block, by which a profile and a plan sum the operations of all blocks.
+            block = kinds[j](drop_path=rates[j] if depth is None else depth, parent=None, name=names[j])
             with _drawing(lambda layer, what, left=left: next(left)):
                 x, _ = block.apply({"params": params}, x)
             results.append(x)

@@ -134,9 +134,9 @@ def register(
     Args:
       name: without a dot, which separates a tag.
       constructor: a linen module class, or a function that returns a module. `create` passes the user's arguments on,
-        and img_size, num_classes, dtype and remat where the constructor takes them. The module keeps the contract of
-        `models/contract.py`: `apply(variables, images, train=..., taps=..., offsets=...)` returns (output, features),
-        and `tap_names()` lists the taps.
+        and img_size, num_classes, dtype, remat and scan_blocks where the constructor takes them. The module keeps the
+        contract of `models/contract.py`: `apply(variables, images, train=..., taps=..., offsets=...)` returns (output,
+        features), and `tap_names()` lists the taps.
       spec: preprocessing constants and defaults; several for several tags of weights, the default first.
       arguments: names a user may give; None takes them from the constructor's signature.
 
@@ -227,7 +227,8 @@ def create(name: str, **kwargs: Any) -> nn.Module:
     Args:
       name: one of `list_models()`; its tag decides the default `img_size` and `num_classes`.
       **kwargs: timm's constructor arguments (BasicSR's for super-resolution), plus `dtype` (jnp.float32 or
-        jnp.bfloat16: type of the arithmetic) and `remat` (recompute blocks in the backward pass).
+        jnp.bfloat16: type of the arithmetic), `remat` (what the backward pass recomputes) and, for transformers,
+        `scan_blocks` (compute equal blocks as one loop).
 
     Returns:
       A linen module; see the contract in `models/contract.py`.

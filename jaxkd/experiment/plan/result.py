@@ -272,7 +272,7 @@ def _refusal(experiment: Experiment, topology: Topology, plan: dict[str, Any]) -
     ways = [f"--config.train.batch_size={largest}, the largest that fits" if largest else "a smaller train.batch_size"]
     if largest is None and topology.chip.room:
         ways[0] += " (--search finds the largest)"
-    if not config.precision.remat:
+    if config.precision.remat is not True:
         ways.append("precision.remat=True")
     if config.precision.compute == "float32":
         ways.append("precision.compute=bfloat16")
