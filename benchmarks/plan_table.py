@@ -2,8 +2,9 @@
 
     python benchmarks/plan_table.py --out=plans.json > table.md
 
-Runs jaxkd.plan with --json for each recipe and slice (needs the extra `tpu`, no TPU; two minutes each on two
-cores) in bfloat16 with the same number of images a chip. Results are kept in --out as they come and not computed again.
+Runs jaxkd.plan with --json for each recipe and slice (needs the extra `tpu`, no TPU; three to ten minutes each on two
+cores) in bfloat16 with the same number of images a chip. Results are kept in --out as they come; the same command
+goes on where it was stopped, and tries plans that failed again.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from jaxkd.data.files import write_atomic
 
 RECIPES = {
     "DeiT-Tiny <- CaiT-S24": "configs/deit_cait.py",
@@ -79,10 +82,10 @@ def main(argv: list[str] | None = None) -> int:
     for slice_name in options.slices.split(","):
         for name, config in RECIPES.items():
             key = f"{name} {slice_name} {options.per_chip}"
-            if key not in known:
+            if "error" in known.get(key, {"error": "not planned yet"}):
                 print(f"{key} ...", file=sys.stderr, flush=True)
                 known[key] = plan(config, slice_name, options.per_chip)
-                path.write_text(json.dumps(known, indent=1))
+                write_atomic(path, json.dumps(known, indent=1))
     print(f"| {' | '.join(TITLES)} |\n|{' --- |' * len(TITLES)}")
     for name in RECIPES:
         for slice_name in options.slices.split(","):
