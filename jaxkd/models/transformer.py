@@ -18,6 +18,7 @@ from jaxkd.errors import check_choice, check_range
 from jaxkd.models.block_scan import scan_blocks
 from jaxkd.models.contract import ATTENTION_TAPS, TappedNetwork, TapRecorder, require, size_pair
 from jaxkd.models.layers import MLP, Attention, Dropout, LayerNorm, Linear, activation
+from jaxkd.models.target import target_platform
 
 REMAT = (False, True, "attention", "dots")
 
@@ -80,7 +81,7 @@ class Transformer(TappedNetwork):
       act_layer: "gelu", "quick_gelu" or "gelu_tanh".
       dtype: type of the arithmetic; parameters and outputs are fp32.
       remat: what the backward pass recomputes instead of storing it: True, each block; "attention", the attention
-        matrices; "dots", all but the results of linear layers; False, nothing.
+        matrices; "dots", all but the results of linear layers; False, nothing, and on a TPU the attention matrices.
       scan_blocks: compute runs of equal blocks as one loop, whose body is compiled once; blocks inside which a feature
         is asked for stand alone, and a run ends where features after blocks begin or end. Same results and parameters.
       fused_attention: on a TPU, computes the attention of a block in one kernel, outside training and where none of
@@ -153,7 +154,8 @@ class Transformer(TappedNetwork):
             "deterministic": not train,
             "dtype": self.dtype,
             "fused_attention": self.fused_attention,
-            "remat_attention": self.remat == "attention",
+            # By the count of a TPU's compiler, matrices that are stored cost more than those that are computed again.
+            "remat_attention": self.remat == "attention" or (not self.remat and target_platform() == "tpu"),
         }
         return partial(self._recomputed(kind), **(shared | fields))
 

@@ -126,6 +126,26 @@ def test_a_sequence_that_does_not_fit_on_the_chip_is_computed_with_matrices():
     assert "pallas_call" not in str(program)
 
 
+@pytest.mark.parametrize(("name", "matrix"), [("deit", (1, 3, 17, 17)), ("swin", (1, 9, 1, 9, 9))])
+def test_on_a_tpu_no_attention_matrix_is_stored_for_the_backward_pass(tiny, randomised, pictures, name, matrix):
+    model = tiny(name)
+    variables, images = randomised(model), pictures(model, 1)
+
+    def loss(variables):
+        return jnp.sum(jnp.sin(model.apply(variables, images)[0]))
+
+    stored, gradient = {}, {}
+    for platform in ("cpu", "tpu"):
+        with models.traced_for(platform), jax.default_matmul_precision("highest"):
+            backward = jax.eval_shape(lambda v: jax.vjp(loss, v)[1], variables)
+            stored[platform] = {x.shape for x in jax.tree.leaves(backward)}
+            if name == "deit":
+                gradient[platform] = jax.jit(lambda v: jax.grad(loss)(v))(variables)
+    assert matrix in stored["cpu"] and matrix not in stored["tpu"]
+    if gradient:
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), gradient["tpu"], gradient["cpu"])
+
+
 TPU = """
     import jax, jax.numpy as jnp
     from jax.experimental import topologies
