@@ -186,7 +186,7 @@ def base() -> ConfigDict:
 
     config.precision = ConfigDict({"compute": "float32"})  # or "bfloat16"
     # What the student's backward pass recomputes instead of storing it: True, each block; "attention", the attention
-    # matrices; "dots", all but the results of linear layers.
+    # matrices (on a TPU also with False); "dots", all but the results of linear layers.
     config.precision.remat = FieldReference(False, field_type=object)
     # Compute equal blocks as one loop, whose body is compiled once: True, of both networks; "student"; "teacher".
     config.precision.scan_blocks = FieldReference(False, field_type=object)

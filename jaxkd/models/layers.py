@@ -317,16 +317,17 @@ class Attention(nn.Module):
         def shifted(value: jax.Array, name: str) -> jax.Array:
             return add_offset(value, offsets[name], name) if name in offsets else value
 
-        q, k, v = map(shifted, split_heads(qkv, self.num_heads), ("query", "key", "value"))
-
-        def weigh(self: Attention, q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None):
+        def weigh(self: Attention, qkv: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+            # Of qkv and not of q, k and v, because the argument is what a backward pass stores that computes the rest
+            # again: a TPU pads the D channels of a head to 128, and the 3C channels of all hardly.
+            q, k, v = map(shifted, split_heads(qkv, self.num_heads), ("query", "key", "value"))
             scaled = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
             logits = jnp.einsum("...nd,...md->...nm", scaled, k, preferred_element_type=jnp.float32)
             probs = shifted(softmax(self.mix_logits(logits if bias is None else logits + bias)), "attn")
             weights = Dropout(self.attn_drop, self.deterministic)(self.mix_probs(probs.astype(self.dtype)))
-            return jnp.einsum("...nm,...md->...nd", weights, v), probs
+            return merge_heads(jnp.einsum("...nm,...md->...nd", weights, v)), (q, k, v, probs)
 
-        out, probs = (nn.remat(weigh) if self.remat and not offsets else weigh)(self, q, k, v, bias)
-        out = Linear(channels, dtype=self.dtype, name="proj")(merge_heads(out))
-        inner = dict(zip(ATTENTION_TAPS, (q, k, v, probs), strict=True))
+        out, inner = (nn.remat(weigh) if self.remat and not offsets else weigh)(self, qkv, bias)
+        out = Linear(channels, dtype=self.dtype, name="proj")(out)
+        inner = dict(zip(ATTENTION_TAPS, inner, strict=True))
         return Dropout(self.proj_drop, self.deterministic)(out), inner
