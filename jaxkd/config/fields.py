@@ -121,6 +121,29 @@ def _dynamics() -> ConfigDict:
     return config
 
 
+def _eeg() -> ConfigDict:
+    """Task "contrastive": readings of sentences with word-level EEG, keywords and texts."""
+    config = ConfigDict()
+    config.measure = "GD"  # fixations of a word that its EEG is averaged over; "FFD" or "TRT"
+    config.subjects = ()  # codes of readers; (): all
+    config.strict_nan = False  # leave out a sentence with NaN in a word, as public code does; else mask the word
+    config.cache = ""  # folder for what was read of the files; "": none
+    config.standardise = "none"  # of each feature, beside the z-score of each word: "train", "all" (which leaks)
+    config.split = "text"  # "cross_subject": also by reader; "published": by place in the file, which leaks
+    config.leave_out = ""  # the test reader of "cross_subject"; "": the first
+    config.split_seed = 0
+    config.allow_leaks = False  # train although parts of the split share texts or statistics
+    config.vocabulary = "train"  # texts that keywords are taken from; "all" leaks
+    config.min_texts = 3  # a keyword is in at least so many of them
+    config.keywords = 0  # number of keywords, the most frequent; 0: all
+    config.vectors = "random"  # of words: "wordllama", "glove" or an .npz file; docs/eeg.md
+    config.learned = False  # the keywords' vectors train too
+    config.sentence_weight = 0.5  # of the sentences' loss beside the words'
+    config.max_words = 56  # fixated words of a sentence that a batch has room for; further ones are left out
+    config.readings_per_text = 2  # of each text in a batch, by different readers
+    return config
+
+
 def _study() -> ConfigDict:
     """Grid of runs that `python -m jaxkd.study` trains and compares; docs/studies/README.md describes it."""
     config = ConfigDict()
@@ -138,7 +161,8 @@ def _study() -> ConfigDict:
 def base() -> ConfigDict:
     """Every field of a training config; leaf files change values and lock it, they never add fields."""
     config = ConfigDict()
-    config.task = "classification"  # or "distillation": with a teacher; "restoration": super-resolution
+    # "distillation": with a teacher; "restoration": super-resolution; "contrastive": EEG to keywords
+    config.task = "classification"
     config.seed = 0
     # Modules of your own that register networks, terms and data sources; imported from the current folder, the config
     # file's folder or PYTHONPATH.
@@ -157,6 +181,7 @@ def base() -> ConfigDict:
     config.data = _data()
     config.eval = _eval()
     config.restoration = ConfigDict({"loss": "l1", "fft_weight": 0.0})  # loss: or "charbonnier"
+    config.eeg = _eeg()
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 5e-4

@@ -91,6 +91,51 @@ def encoding_mismatch(config: ConfigDict, words: dict[str, str], *, kind: str, f
     return change(published(config), changes)
 
 
+def contrastive(
+    config: ConfigDict,
+    network: str = "",
+    *,
+    embedded: bool = False,
+    split: str = "text",
+    leave_out: str = "",
+) -> ConfigDict:
+    """EEG words to keywords (arXiv 2604.16370); sizes and rates are ours, as the paper states none.
+
+    Args:
+      config: `base()`.
+      network: "linear", "tiny", "base" or "context"; "": linear where embedded, else base.
+      embedded: a synthetic corpus with known answers, a minute on a CPU.
+      split: of `eeg.split`.
+      leave_out: test reader of "cross_subject".
+    """
+    network = network or ("linear" if embedded else "base")
+    check_choice(":network", network, ("linear", "tiny", "base", "context"))
+    changes = {
+        "task": "contrastive",
+        "student.name": f"eeg_words_{network}",
+        "eeg.split": "cross_subject" if leave_out else split,
+        "eeg.leave_out": leave_out,
+        "optimizer.learning_rate": 5e-4,
+        "optimizer.reference_batch": 0,
+        "optimizer.weight_decay": 0.05,
+        "schedule.warmup_epochs": 2,
+        "train.epochs": 50,
+        "train.batch_size": 256,
+        "ema.decay": 0.0,
+        "log.every_steps": 20,
+        "eval.every_epochs": 5,
+    }
+    if embedded:
+        changes |= {
+            "data.source": "embedded:synthetic_zuco?snr=16&subjects=4&sentences=600&words=7-10&vocabulary=120",
+            "eeg.max_words": 10,
+            "optimizer.learning_rate": 1e-2,
+            "train.epochs": 15,
+            "train.batch_size": 64,
+        }
+    return change(config, changes)
+
+
 def super_resolution(
     config: ConfigDict, name: str, *, embedded: bool = False, control: str | None = None
 ) -> ConfigDict:

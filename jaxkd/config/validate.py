@@ -11,9 +11,14 @@ from jaxkd.config import presets
 from jaxkd.config.fields import ARGS, base, change, flatten, kind_of
 from jaxkd.errors import ConfigError, check_choice, check_range, did_you_mean
 
-TASKS = ("distillation", "classification", "restoration")  # whose unread fields are known; others may be registered
+# whose unread fields are known; others may be registered
+TASKS = ("distillation", "classification", "restoration", "contrastive")
 CHOICES = {
     "restoration.loss": ("l1", "charbonnier"),
+    "eeg.measure": ("GD", "FFD", "TRT"),
+    "eeg.standardise": ("none", "train", "all"),
+    "eeg.split": ("text", "cross_subject", "published"),
+    "eeg.vocabulary": ("train", "all"),
     "eval.crop": ("scale", "4"),
     "data.patches.small": ("error", "skip"),
     "checkpoint.on_damage": ("error", "previous"),
@@ -44,7 +49,8 @@ BOUNDS: tuple[tuple[dict[str, float], tuple[str, ...]], ...] = (
             *("train.epochs", "train.batch_size", "eval.every_epochs", "log.every_steps", "checkpoint.keep_last"),
             *("optimizer.accumulate", "data.repeats", "data.erase.count", "mesh.fsdp", "mesh.model"),
             *("data.patches.size", "data.patches.per_image", "data.patches.visits"),
-            *("dynamics.images", "dynamics.rank_images"),
+            *("dynamics.images", "dynamics.rank_images", "eeg.min_texts", "eeg.readings_per_text"),
+            "eeg.max_words",
         ),
     ),
     (
@@ -54,10 +60,10 @@ BOUNDS: tuple[tuple[dict[str, float], tuple[str, ...]], ...] = (
             *("optimizer.reference_batch", "schedule.warmup_epochs", "schedule.steps"),
             *("checkpoint.keep_best", "checkpoint.keep_every_epochs"),
             *("checkpoint.every_steps", "checkpoint.every_epochs", "data.per_class", "study.images"),
-            *("data.views", "teacher.cache.top_k"),
+            *("data.views", "teacher.cache.top_k", "eeg.keywords"),
         ),
     ),
-    ({"least": 0, "most": 2**32 - 1}, ("seed", "data.subset_seed")),
+    ({"least": 0, "most": 2**32 - 1}, ("seed", "data.subset_seed", "eeg.split_seed")),
     ({"least": -1, "most": 2**32 - 1}, ("data.seed",)),
     ({"least": 0, "most": 1024}, ("data.workers", "data.augment.pad")),
     ({"above": 0, "most": 1e4}, ("optimizer.learning_rate",)),
@@ -66,7 +72,7 @@ BOUNDS: tuple[tuple[dict[str, float], tuple[str, ...]], ...] = (
         {"least": 0, "most": 1e4},
         (
             *("optimizer.weight_decay", "schedule.warmup_lr", "schedule.min_lr", "data.mix.mixup", "data.mix.cutmix"),
-            *("restoration.fft_weight", "distill.projector_learning_rate"),
+            *("restoration.fft_weight", "distill.projector_learning_rate", "eeg.sentence_weight"),
         ),
     ),
     ({"least": 0}, ("optimizer.clip_norm",)),
@@ -81,7 +87,7 @@ BOUNDS: tuple[tuple[dict[str, float], tuple[str, ...]], ...] = (
     ({"least": 0, "below": 1}, ("ema.decay", "label_smoothing", "optimizer.b1", "optimizer.b2")),
 )
 RANGES = {"data.augment.scale": 1.0, "data.augment.ratio": 100.0}  # pairs of numbers, and the largest of each
-TEXTS = ("plugins", "student.freeze", "eval.sets", "dynamics.layers")  # tuples of text
+TEXTS = ("plugins", "student.freeze", "eval.sets", "dynamics.layers", "eeg.subjects")  # tuples of text
 LARGEST_GRID = 10**4
 LEAST_CROP = 0.05  # the image is resized to the network's size over this share, which has to fit into memory
 
@@ -110,6 +116,19 @@ def _terms_ignore(argument: str) -> Callable[[ConfigDict], bool]:
     return lambda c: bool(c.distill.terms) and not any(map(reads, c.distill.terms))
 
 
+_OF_LABELLED_IMAGES = (
+    *("distill.terms", "label_smoothing", "data.class_order", "data.per_class", "data.augment.", "data.erase."),
+    *(
+        "data.mix.",
+        "data.repeats",
+        "data.views",
+        "dynamics.",
+        "optimizer.decay_tokens",
+        "eval.crop_pct",
+        "eval.interpolation",
+    ),
+    *("student.resize", "student.new_head"),
+)
 # (fields, when they are read by nothing, why). A field that differs from its default where nothing reads it is an
 # error.
 UNREAD: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], bool], str], ...] = (
@@ -171,28 +190,16 @@ UNREAD: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], bool], str], ...] = 
         lambda c: c.task != "restoration",
         'a task other than "restoration"',
     ),
+    (_OF_LABELLED_IMAGES, lambda c: c.task == "restoration", 'task="restoration"'),
+    (_OF_LABELLED_IMAGES, lambda c: c.task == "contrastive", 'task="contrastive"'),
     (
-        (
-            "distill.terms",
-            "label_smoothing",
-            "data.class_order",
-            "data.per_class",
-            "data.augment.",
-            "data.erase.",
-            "data.mix.",
-            "data.repeats",
-            "data.views",
-            "dynamics.",
-            "optimizer.decay_tokens",
-        ),
-        lambda c: c.task == "restoration",
-        'task="restoration"',
+        ("data.workers", "data.max_broken", "precision.remat", "precision.scan_blocks", "eval.batch_size"),
+        lambda c: c.task == "contrastive",
+        'task="contrastive"',
     ),
-    (
-        ("eval.crop_pct", "eval.interpolation", "student.resize", "student.new_head", "eval.batch_size"),
-        lambda c: c.task == "restoration",
-        'task="restoration"',
-    ),
+    (("eval.batch_size",), lambda c: c.task == "restoration", 'task="restoration"'),
+    (("eeg.",), lambda c: c.task != "contrastive", 'a task other than "contrastive"'),
+    (("eeg.leave_out",), lambda c: c.eeg.split != "cross_subject", 'eeg.split other than "cross_subject"'),
     (("study.",), lambda c: not c.study.groups, "a config without study.groups"),
     (("optimizer.decay_tokens",), lambda c: c.optimizer.weight_decay == 0, "optimizer.weight_decay=0"),
     (("train.epochs",), lambda c: c.schedule.steps > 0, "schedule.steps above 0, which is the length of the run"),

@@ -24,6 +24,8 @@ from jaxkd.errors import ConfigError
 from jaxkd.experiment import classification, comparison, restoration
 from jaxkd.experiment.checks import check_config
 from jaxkd.experiment.components import Components
+from jaxkd.experiment.eeg.components import build_components as build_contrastive
+from jaxkd.experiment.eeg.components import compare_contrastive
 from jaxkd.experiment.registry import register_task, registered_task
 
 PyTree = Any
@@ -33,6 +35,7 @@ STEPS_WITHOUT_DATA = 1000  # optimiser steps of an epoch where no data set says 
 register_task("classification", classification.build_components, comparison.compare_classifiers)
 register_task("distillation", classification.build_components, comparison.compare_classifiers)
 register_task("restoration", restoration.build_components, comparison.compare_restorations)
+register_task("contrastive", build_contrastive, compare_contrastive)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +153,15 @@ def build(
     parts = registered_task(config.task).build(
         config, mesh, workdir=workdir, console=console, load=load, open_data=open_data
     )
+    return assemble(parts, mesh)
+
+
+def assemble(parts: Components, mesh: Mesh) -> Experiment:
+    """The experiment of the components of a task: schedule, optimiser, shapes and shardings added.
+
+    Raises:
+      ConfigError: a setting of the optimiser or the schedule is wrong for this task.
+    """
     config, task = parts.config, parts.task
     settings = loop_settings(config, parts.pipeline.steps_per_epoch if parts.pipeline else _assumed_epoch(config))
     schedule, optimizer = build_optimizer(config, settings, task.frozen)

@@ -1,6 +1,6 @@
 """Training: a task goes in, checkpoints and metrics come out."""
 
-from jaxkd.train.checkpoint import Checkpoints, load_run_weights, recorded_classes
+from jaxkd.train.checkpoint import Checkpoints, load_run_params, load_run_weights, recorded_classes
 from jaxkd.train.evaluation import evaluate
 from jaxkd.train.loop import Loop, LoopSettings, Observation, train_loop
 from jaxkd.train.members import FOLDER as MEMBERS

@@ -273,17 +273,32 @@ def load_run_weights(
     best_metric: str = "",
     on_host: bool = False,
 ) -> tuple[PyTree, dict, str]:
-    """The student's parameters of a work directory, without its optimiser.
+    """The student's parameters of a work directory, without its optimiser: `{"params": ...}`; see `load_run_params`."""
+    params, config, said = load_run_params(path, variant=variant, step=step, best_metric=best_metric, on_host=on_host)
+    return {"params": params["student"]}, config, said
+
+
+def load_run_params(
+    path: str | Path,
+    *,
+    variant: str | None = None,
+    step: str = "",
+    best_metric: str = "",
+    on_host: bool = False,
+) -> tuple[PyTree, dict, str]:
+    """All parameters of a work directory, those of student and objective, without its optimiser.
 
     Args:
       path: work directory, its `checkpoints` folder, or one checkpoint in it.
       variant: "raw" (default) or "ema".
       step: a step number, "last" (default) or "best" (by `best_metric`, the newest of equals).
-      best_metric: as in `Checkpoints`; "" is top-1 accuracy or, of a super-resolution run, PSNR on its first set.
+      best_metric: as in `Checkpoints`; "" is top-1 accuracy, of a super-resolution run PSNR on its first set, of a
+        contrastive one the top-5 retrieval.
       on_host: see `restore_item`.
 
     Returns:
-      `{"params": ...}`, the run's resolved config as a dict, and a sentence that says what was loaded.
+      `{"student": ..., "projectors": ...}`, the run's resolved config as a dict, and a sentence that says what was
+      loaded.
 
     Raises:
       CheckpointError: no such run, no checkpoint in it, no such step, no score, no moving average, or a damaged file.
@@ -334,7 +349,7 @@ def load_run_weights(
     said = f"step {chosen} of {run} ({kind})"
     if not has_manifest(folder):
         said += ", without checksums, so that damage would not be noticed"
-    return {"params": restored["student"]}, config, said
+    return restored, config, said
 
 
 def _choose_step(run: Path, steps: list[int], wanted: str, best_metric: str) -> int:
@@ -343,7 +358,8 @@ def _choose_step(run: Path, steps: list[int], wanted: str, best_metric: str) -> 
         rows = {s: read_scores(run, s) for s in steps}
         if not best_metric:
             psnr = [k for row in rows.values() for k in row if "psnr" in k and not k.startswith("ema_")]
-            best_metric = psnr[0] if psnr else "top1"
+            retrieval = [k for k in ("retrieval_top5",) if any(k in row for row in rows.values())]
+            best_metric = (psnr or retrieval or ["top1"])[0]
         scores = {s: row.get(best_metric) for s, row in rows.items()}
         scored = {s: v for s, v in scores.items() if v is not None}
         if not scored:

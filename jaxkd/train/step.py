@@ -134,7 +134,7 @@ def train_step(
             params = gather_weights(state.params, mesh, members=members)
             metrics["statistics"] = statistics(params, state.mutable, *observed, state.step, constants)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = task.constrain(optax.apply_updates(state.params, updates))
         ema = state.ema
         if ema is not None:
             decay = warmed_decay(ema_decay, state.step) if ema_warmup else ema_decay

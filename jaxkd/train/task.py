@@ -152,6 +152,10 @@ class Task(Protocol):
         loss, (terms, mutable, _) = self.student_loss(params, mutable, inputs, student_key(key), step)
         return loss, (terms, mutable)
 
+    def constrain(self, params: PyTree) -> PyTree:
+        """The parameters within their bounds, after each update of the optimiser; here none has any."""
+        return params
+
     def evaluate(self, params: PyTree, mutable: PyTree, batch: Batch, constants: PyTree) -> Metrics:
         """Averages by name over the examples whose `batch["mask"]` is True."""
         ...

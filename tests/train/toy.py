@@ -25,6 +25,7 @@ class Toy:
         self.constants = {"scale": jnp.float32(1.0)}
 
     abstract_constants = train.Task.abstract_constants
+    constrain = train.Task.constrain
 
     def init(self, key):
         kernel = jax.random.normal(key, (FEATURES, OUTPUTS))

@@ -99,12 +99,19 @@ class EegLabels:
         return cls(**columns)
 
 
-def batch_of_readings(corpus: EegCorpus, labels: EegLabels, readings: np.ndarray, max_words: int = MAX_WORDS) -> Batch:
-    """The batch of `readings` (B,); -1 is an empty place. See the module for its arrays."""
+def batch_of_readings(
+    corpus: EegCorpus,
+    labels: EegLabels,
+    readings: np.ndarray,
+    max_words: int = MAX_WORDS,
+    features: np.ndarray | None = None,
+) -> Batch:
+    """The batch of `readings` (B,); -1 is an empty place. See the module for its arrays, `EegPipeline` for the rest."""
     size, real = len(readings), readings >= 0
     shape = (size, max_words)
+    width = FEATURES if features is None else features.shape[1]
     batch = {
-        "eeg": np.zeros((*shape, FEATURES), np.float32),
+        "eeg": np.zeros((*shape, width), np.float32),
         "where": np.zeros(shape, bool),
         "position": np.full(shape, -1, np.int32),
         "word_class": np.full(shape, -1, np.int32),
@@ -117,10 +124,10 @@ def batch_of_readings(corpus: EegCorpus, labels: EegLabels, readings: np.ndarray
     column = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     words = np.repeat(first, lengths) + column
     place = np.repeat(np.flatnonzero(real) * max_words, lengths) + column
-    eeg = normalise_words(corpus.eeg[words])
-    usable = ~np.isnan(eeg[:, 0])
+    eeg = normalise_words(corpus.eeg[words]) if features is None else features[words].astype(np.float32)
+    usable = np.isfinite(eeg).all(axis=1)
     eeg[~usable] = 0
-    batch["eeg"].reshape(-1, FEATURES)[place] = eeg
+    batch["eeg"].reshape(-1, width)[place] = eeg
     batch["where"].reshape(-1)[place] = usable
     batch["position"].reshape(-1)[place] = corpus.position[words]
     batch["word_class"].reshape(-1)[place] = np.where(usable, labels.word_class[words], -1)
@@ -223,11 +230,20 @@ def _rank_in_runs(values: np.ndarray) -> np.ndarray:
 class _Batches:
     """Random access to this host's batches, counted from 0 over all epochs."""
 
-    def __init__(self, corpus: EegCorpus, labels: EegLabels, sampler: GroupSampler, max_words: int):
-        self._corpus, self._labels, self._sampler, self._max_words = corpus, labels, sampler, max_words
+    def __init__(
+        self,
+        corpus: EegCorpus,
+        labels: EegLabels,
+        sampler: GroupSampler,
+        max_words: int,
+        features: np.ndarray | None,
+    ):
+        self._corpus, self._labels, self._sampler = corpus, labels, sampler
+        self._max_words, self._features = max_words, features
 
     def __getitem__(self, position: int) -> Batch:
-        batch = batch_of_readings(self._corpus, self._labels, self._sampler.batch(position), self._max_words)
+        readings = self._sampler.batch(position)
+        batch = batch_of_readings(self._corpus, self._labels, readings, self._max_words, self._features)
         return {**batch, "broken": np.array(json.dumps({}))}
 
 
@@ -242,6 +258,8 @@ class EegPipeline(ResumableBatches):
       seed: of the run.
       readings_per_group: readings of each text in a batch, of different subjects where possible; 1 ignores texts.
       max_words: words of a reading that a batch has room for; further ones are left out.
+      features: (V, F) float32 in the place of the normalised EEG, not finite for words that are left out; None is the
+        EEG.
       host_index: which host this is.
       host_count: how many there are.
 
@@ -260,6 +278,7 @@ class EegPipeline(ResumableBatches):
         readings: np.ndarray | Sequence[int] | None = None,
         readings_per_group: int = 2,
         max_words: int = MAX_WORDS,
+        features: np.ndarray | None = None,
         host_index: int = 0,
         host_count: int = 1,
     ):
@@ -276,7 +295,7 @@ class EegPipeline(ResumableBatches):
             host_count=host_count,
         )
         super().__init__(
-            _Batches(corpus, labels, sampler, max_words),
+            _Batches(corpus, labels, sampler, max_words, features),
             steps_per_epoch=sampler.steps_per_epoch,
             identity={
                 "records": len(chosen),
@@ -294,7 +313,7 @@ class EegEvalBatches:
     """Batches with each reading exactly once, in order; see the module for their arrays.
 
     Args:
-      corpus, labels, readings, max_words, host_index, host_count: as for `EegPipeline`.
+      corpus, labels, readings, max_words, features, host_index, host_count: as for `EegPipeline`.
       batch_size: over all hosts; the last batch is filled up with empty places whose mask is False.
     """
 
@@ -306,10 +325,11 @@ class EegEvalBatches:
         batch_size: int,
         readings: np.ndarray | Sequence[int] | None = None,
         max_words: int = MAX_WORDS,
+        features: np.ndarray | None = None,
         host_index: int = 0,
         host_count: int = 1,
     ):
-        self._corpus, self._labels, self._max_words = corpus, labels, max_words
+        self._corpus, self._labels, self._max_words, self._features = corpus, labels, max_words, features
         self._readings = corpus.numbers_of(readings)
         self._batch, self._share = batch_size, batch_size // host_count
         self._offset = host_index * self._share
@@ -322,4 +342,4 @@ class EegEvalBatches:
         padded[: len(self._readings)] = self._readings
         for begin in range(self._offset, len(padded), self._batch):
             mine = padded[begin : begin + self._share]
-            yield batch_of_readings(self._corpus, self._labels, mine, self._max_words)
+            yield batch_of_readings(self._corpus, self._labels, mine, self._max_words, self._features)
