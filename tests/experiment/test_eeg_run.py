@@ -1,0 +1,246 @@
+"""Contrastive runs on synthetic EEG end to end: training, continuing, decoding, controls, and mistakes."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxkd import decode, parallel
+from jaxkd.config import fields, recipes
+from jaxkd.errors import CheckpointError, ConfigError, DataError
+from jaxkd.experiment import build
+from jaxkd.experiment import run as run_module
+from jaxkd.experiment.eeg import controls, retrieval
+from jaxkd.experiment.eeg import decode as decoding
+from jaxkd.experiment.eeg.data import open_eeg_data
+from jaxkd.tasks.contrastive import class_weights
+from jaxkd.train import load_run_params
+
+HERE = Path(__file__).parent
+CORPUS = "embedded:synthetic_zuco?snr=16&subjects=3&sentences=150&vocabulary=40&words=6-7"
+
+
+def config_of(source=CORPUS, **changes):
+    small = {
+        "data.source": source,
+        "eeg.max_words": 7,
+        "train.batch_size": 48,
+        "train.epochs": 6,
+        "schedule.warmup_epochs": 1,
+        "log.tensorboard": False,
+        "log.every_steps": 10,
+        "eval.every_epochs": 3,
+    }
+    config = recipes.contrastive(fields.base(), embedded=True)
+    return fields.change(config, small | {k.replace("__", "."): v for k, v in changes.items()}).lock()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """(work directory, result) of a run."""
+    workdir = tmp_path_factory.mktemp("eeg") / "run"
+    return workdir, run_module.run(config_of(), workdir)
+
+
+def test_a_run_learns_and_writes_what_it_was_made_of(run):
+    workdir, result = run
+    scores = result["metrics"]
+    assert scores["retrieval_top5"] > 2 * scores["retrieval_chance5"]
+    assert scores["direct_top5"] > scores["retrieval_chance5"] + 10
+    assert scores["word_top1"] > 3 * scores["word_chance_top1"]
+    words = json.loads((workdir / "vocabulary.json").read_text())["words"]
+    assert 20 < len(words) <= 40
+    assert json.loads((workdir / "leaks.json").read_text())["leaks"] == []
+    params = load_run_params(workdir)[0]
+    assert params["projectors"]["keyword_projection"]["kernel"].shape == (256, 128)
+    assert 0 < float(params["projectors"]["log_scale_words"]) <= np.log(100) + 1e-6
+
+
+def test_a_run_continues_as_if_it_had_not_stopped(run, tmp_path):
+    half = run_module.run(config_of(train__steps=18, checkpoint__every_steps=9), tmp_path / "halves")
+    assert half["step"] == 18
+    run_module.run(config_of(), tmp_path / "halves")
+    one, two = (load_run_params(w)[0] for w in (run[0], tmp_path / "halves"))
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+def test_a_run_with_other_keywords_is_not_continued(run, tmp_path):
+    run_module.run(config_of(train__steps=2), tmp_path / "run")
+    (tmp_path / "run" / "vocabulary.json").write_text(
+        json.dumps({"words": ["a"], "texts": [3], "text_count": 9, "min_texts": 3, "size": 0})
+    )
+    with pytest.raises(CheckpointError, match="1 other keywords"):
+        run_module.run(config_of(), tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    return build.build(config_of(student__name="eeg_words_tiny", eeg__learned=True), parallel.make_mesh(1))
+
+
+@pytest.fixture(scope="module")
+def batch(experiment):
+    batch = next(experiment.pipeline)
+    return {k: jnp.asarray(v) for k, v in batch.items() if k in experiment.abstract_batch}
+
+
+def loss_of(experiment, params, batch):
+    task = experiment.task
+    return task.loss(params, {}, batch, jax.random.key(3), jnp.zeros((), jnp.int32), task.constants)[0]
+
+
+def test_gradients_reach_every_parameter(experiment, batch):
+    params = experiment.task.init(jax.random.key(0))[0]
+    gradients = jax.grad(lambda p: loss_of(experiment, p, batch))(params)
+    still = [jax.tree_util.keystr(k) for k, g in jax.tree_util.tree_leaves_with_path(gradients) if not np.abs(g).max()]
+    assert still == []
+
+
+def test_what_is_masked_counts_nowhere(experiment, batch):
+    params = experiment.task.init(jax.random.key(0))[0]
+    off = {**batch, "mask": batch["mask"].at[5].set(False), "where": batch["where"].at[7, 0].set(False)}
+    changed = {**off, "eeg": off["eeg"].at[5].set(9.0).at[7, 0].set(jnp.nan)}
+    changed |= {"word_class": off["word_class"].at[5].set(1), "group": off["group"].at[5].set(off["group"][0])}
+    one, two = (jax.value_and_grad(lambda p, b=b: loss_of(experiment, p, b))(params) for b in (off, changed))
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+    assert loss_of(experiment, params, batch) != one[0]
+
+
+def test_half_of_the_words_loss_is_of_the_null_class():
+    counts = np.array([16, 4, 1, 100])
+    mass = np.asarray(class_weights(counts)) * counts
+    np.testing.assert_allclose(mass, [4, 2, 1, 7], rtol=1e-6)
+
+
+def test_one_device_computes_what_eight_do():
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
+    done = subprocess.run(
+        [sys.executable, str(HERE / "eeg_program.py")], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    one, eight = json.loads(done.stdout)
+    np.testing.assert_allclose(one, eight, rtol=1e-5)
+    assert one[0] != one[-1]
+
+
+def decoded(workdir, out, *options):
+    assert decode.main([f"--weights={workdir}", f"--out={out}", "--no-compile-cache", *options]) == 0
+    return json.loads((out / "results.json").read_text())
+
+
+def test_decoding_writes_tables_beside_chance(run, tmp_path, capsys):
+    results = decoded(run[0], tmp_path / "report", "--skip-retraining", "--anchors=3", "--pool=10")
+    rows = {row["row"]: row for row in results["controls"]}
+    assert len(rows) == 14 and rows["gaze only"]["networks"] == 0
+    assert rows["EEG"]["all_top5"] > 2 * rows["EEG"]["all_chance5"] and rows["EEG"]["all_p"] == 0.001
+    for name in ("no anchors", "memoriser"):
+        assert rows[name]["all_top5"] == pytest.approx(rows[name]["all_chance5"])
+    assert rows["oracle anchors"]["all_top5"] > rows["EEG"]["all_top5"]
+    pools = {row["pool"]: row for row in results["retrieval"] if row["method"] == "3 anchors"}
+    assert set(pools) == {"10", "all", "matched"} and pools["10"]["chance5"] == pytest.approx(50)
+    assert pools["all"]["chance1"] == pytest.approx(100 / 15)
+    with (tmp_path / "report" / "controls.csv").open() as file:
+        assert [row["row"] for row in csv.DictReader(file)] == list(rows)
+    lines = [json.loads(line) for line in (tmp_path / "report" / "sentences.jsonl").read_text().splitlines()]
+    assert {line["mode"] for line in lines} == {"template", "retrieve"}
+    assert all(len(line["anchors"]) <= 3 for line in lines if line["source"] == "EEG")
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "Controls beside chance" in page and "Ten readings" in page
+    assert "word count" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_controls_that_train_networks_are_at_chance(run, tmp_path):
+    results = decoded(run[0], tmp_path / "report", "--no-figures")
+    rows = {row["row"]: row for row in results["controls"]}
+    assert rows["pairs permuted in training"]["networks"] == controls.SHUFFLES
+    for name in ("noise, trained and tested", "pairs permuted in training", "gaze only"):
+        assert abs(rows[name]["all_top5"] - rows[name]["all_chance5"]) < 17, name  # 45 readings
+    assert rows["subject only"]["all_top5"] == pytest.approx(rows["subject only"]["all_chance5"])
+    assert rows["EEG without length and gaze"]["all_top5"] > 2 * rows["EEG"]["all_chance5"]
+
+
+def test_the_texts_that_were_read_change_no_output(run):
+    opened = decoding.open_run(run[0], changes={})
+    eeg_data, test = opened.eeg_data, opened.eeg_data.split.test
+    before = opened.fitted.decode(eeg_data, test)
+    texts = list(eeg_data.texts)
+    for group in set(eeg_data.split.group[test].tolist()):
+        texts[group] = "Nothing of this was read."
+    other = dataclasses.replace(
+        eeg_data, texts=tuple(texts), word_class=np.zeros_like(eeg_data.word_class), text_words=eeg_data.text_words + 1
+    )
+    after = opened.fitted.decode(other, test)
+    np.testing.assert_array_equal(before.logits, after.logits)
+    np.testing.assert_array_equal(before.sentence, after.sentence)
+
+
+def test_hits_are_probabilities_under_random_order():
+    scores = np.array([[3.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
+    where = np.array([[True, True, True, True], [True, True, True, False]])
+    np.testing.assert_allclose(retrieval.hits(scores, where, 2), [[1, 0.5, 0.5, 0], [2 / 3] * 3 + [0]])
+
+
+def test_the_split_of_a_run_is_not_another(run):
+    with pytest.raises(ConfigError, match=r"trained with eeg\.split='text'.*cross_subject"):
+        decoding.open_run(run[0], changes={"eeg.split": "cross_subject"})
+    with pytest.raises(CheckpointError, match="other keywords"):
+        decoding.open_run(run[0], changes={"data.source": CORPUS.replace("vocabulary=40", "vocabulary=30")})
+
+
+LEAKY = "embedded:synthetic_zuco?snr=0&subjects=3&sentences=150&vocabulary=40&words=6-7&duplicates=40"
+
+
+def test_leaks_are_refused_unless_they_are_wanted():
+    with pytest.raises(DataError, match="texts are in train & test"):
+        open_eeg_data(config_of(LEAKY, eeg__split="published"))
+    found = open_eeg_data(config_of(LEAKY, eeg__split="published", eeg__allow_leaks=True))
+    assert found.leaks.shared_texts["train & test"] > 0
+    assert open_eeg_data(config_of(LEAKY)).leaks.leaks == ()
+    with pytest.raises(DataError, match="the vocabulary was made of"):
+        open_eeg_data(config_of(eeg__vocabulary="all"))
+    with pytest.raises(DataError, match="the standardisation was made of"):
+        open_eeg_data(config_of(eeg__standardise="all"))
+    train = open_eeg_data(config_of(eeg__standardise="train"))
+    own = np.isin(train.corpus.reading_of_word, train.split.train)
+    np.testing.assert_allclose(train.features[own].std(axis=0), 1, rtol=1e-4)
+
+
+def test_mistakes_are_told_in_a_sentence(tmp_path):
+    mesh = parallel.make_mesh(1)
+    with pytest.raises(ConfigError, match="eeg_words_base"):
+        build.build(config_of(student__name="deit_tiny_patch16_224"), mesh)
+    with pytest.raises(ConfigError, match="eeg_words"):
+        build.build(
+            fields.change(fields.base(), {"student.name": "eeg_words_tiny", "data.source": "embedded:digits"}).lock(),
+            mesh,
+        )
+    with pytest.raises(ConfigError, match="label_smoothing"):
+        build.build(config_of(label_smoothing=0.2), mesh)
+    with pytest.raises(ConfigError, match="leave_out"):
+        build.build(config_of(eeg__leave_out="SYN01"), mesh)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--anchors=none"], "--anchors"),
+        (["--llm=http://127.0.0.1:1/v1"], "--llm-model"),
+        (["--mode=generate"], "--llm"),
+        (["--llm-model=x"], "no --llm was given"),
+    ],
+)
+def test_options_that_do_not_fit(run, tmp_path, capsys, options, said):
+    assert decode.main([f"--weights={run[0]}", f"--out={tmp_path / 'out'}", *options]) == 2
+    error = capsys.readouterr().err
+    assert said in error and len(error.strip().splitlines()) == 1
