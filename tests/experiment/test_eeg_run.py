@@ -18,8 +18,8 @@ import pytest
 from jaxkd import decode, parallel
 from jaxkd.config import fields, recipes
 from jaxkd.errors import CheckpointError, ConfigError, DataError
-from jaxkd.experiment import build
 from jaxkd.experiment import run as run_module
+from jaxkd.experiment.build import build
 from jaxkd.experiment.eeg import controls, retrieval
 from jaxkd.experiment.eeg import decode as decoding
 from jaxkd.experiment.eeg.data import open_eeg_data
@@ -55,7 +55,7 @@ def run(tmp_path_factory):
 def test_a_run_learns_and_writes_what_it_was_made_of(run):
     workdir, result = run
     scores = result["metrics"]
-    assert scores["retrieval_top5"] > 2 * scores["retrieval_chance5"]
+    assert scores["retrieval_top5"] > scores["retrieval_chance5"] + 20
     assert scores["direct_top5"] > scores["retrieval_chance5"] + 10
     assert scores["word_top1"] > 3 * scores["word_chance_top1"]
     words = json.loads((workdir / "vocabulary.json").read_text())["words"]
@@ -85,7 +85,7 @@ def test_a_run_with_other_keywords_is_not_continued(run, tmp_path):
 
 @pytest.fixture(scope="module")
 def experiment():
-    return build.build(config_of(student__name="eeg_words_tiny", eeg__learned=True), parallel.make_mesh(1))
+    return build(config_of(student__name="eeg_words_tiny", eeg__learned=True), parallel.make_mesh(1))
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_decoding_writes_tables_beside_chance(run, tmp_path, capsys):
     results = decoded(run[0], tmp_path / "report", "--skip-retraining", "--anchors=3", "--pool=10")
     rows = {row["row"]: row for row in results["controls"]}
     assert len(rows) == 14 and rows["gaze only"]["networks"] == 0
-    assert rows["EEG"]["all_top5"] > 2 * rows["EEG"]["all_chance5"] and rows["EEG"]["all_p"] == 0.001
+    assert rows["EEG"]["all_top5"] > rows["EEG"]["all_chance5"] + 20 and rows["EEG"]["all_p"] == 0.001
     for name in ("no anchors", "memoriser"):
         assert rows[name]["all_top5"] == pytest.approx(rows[name]["all_chance5"])
     assert rows["oracle anchors"]["all_top5"] > rows["EEG"]["all_top5"]
@@ -167,7 +167,7 @@ def test_controls_that_train_networks_are_at_chance(run, tmp_path):
     for name in ("noise, trained and tested", "pairs permuted in training", "gaze only"):
         assert abs(rows[name]["all_top5"] - rows[name]["all_chance5"]) < 17, name  # 45 readings
     assert rows["subject only"]["all_top5"] == pytest.approx(rows["subject only"]["all_chance5"])
-    assert rows["EEG without length and gaze"]["all_top5"] > 2 * rows["EEG"]["all_chance5"]
+    assert rows["EEG without length and gaze"]["all_top5"] > rows["EEG"]["all_chance5"] + 20
 
 
 def test_the_texts_that_were_read_change_no_output(run):
@@ -219,16 +219,16 @@ def test_leaks_are_refused_unless_they_are_wanted():
 def test_mistakes_are_told_in_a_sentence(tmp_path):
     mesh = parallel.make_mesh(1)
     with pytest.raises(ConfigError, match="eeg_words_base"):
-        build.build(config_of(student__name="deit_tiny_patch16_224"), mesh)
+        build(config_of(student__name="deit_tiny_patch16_224"), mesh)
     with pytest.raises(ConfigError, match="eeg_words"):
-        build.build(
+        build(
             fields.change(fields.base(), {"student.name": "eeg_words_tiny", "data.source": "embedded:digits"}).lock(),
             mesh,
         )
     with pytest.raises(ConfigError, match="label_smoothing"):
-        build.build(config_of(label_smoothing=0.2), mesh)
+        build(config_of(label_smoothing=0.2), mesh)
     with pytest.raises(ConfigError, match="leave_out"):
-        build.build(config_of(eeg__leave_out="SYN01"), mesh)
+        build(config_of(eeg__leave_out="SYN01"), mesh)
 
 
 @pytest.mark.parametrize(

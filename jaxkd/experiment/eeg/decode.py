@@ -177,9 +177,10 @@ def decode(opened: Opened, *, k: int | None = 0, pools: Sequence[str] = ()) -> D
         "all anchors, by certainty": retrieval.anchor_scores(decoded, scorer, None, weight="certainty"),
         "sentence embedding": direct_scores(fitted.task, fitted.params, decoded, texts),
     }
+    smaller = [str(n) for n in retrieval.SIZES if n < len(queries.candidates)]
     rows = []
     for method, one in methods.items():
-        for pool in dict.fromkeys([*map(str, retrieval.SIZES), *pools, "all", "matched"]):
+        for pool in dict.fromkeys([*smaller, *pools, "all", "matched"]):
             row = {"method": method, **retrieval.retrieval_row(queries, one, pool)}
             if pool in controls.POOLS:
                 row |= retrieval.certainty_of(queries, one, pool, seed=seed)
