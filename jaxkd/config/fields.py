@@ -121,6 +121,32 @@ def _dynamics() -> ConfigDict:
     return config
 
 
+def _optimizer() -> ConfigDict:
+    """AdamW."""
+    config = ConfigDict()
+    config.learning_rate = 5e-4
+    config.reference_batch = 512  # the rate is for this batch and scales linearly; 0: taken as it is
+    config.weight_decay = 0.05
+    config.decay_tokens = False  # class token and position embedding too: the authors' Lift and WideLast
+    config.b1 = 0.9
+    config.b2 = 0.999
+    config.eps = 1e-8
+    config.clip_norm = 0.0  # 0: off
+    config.accumulate = 1  # micro-batches a step
+    return config
+
+
+def _schedule() -> ConfigDict:
+    """Learning rate over the run."""
+    config = ConfigDict()
+    config.kind = "cosine"  # per step; "timm_epoch": what the published runs used; "constant"
+    config.warmup_epochs = 5
+    config.warmup_lr = 1e-6
+    config.min_lr = 1e-5
+    config.steps = 0  # length of the schedule, and of the run; 0: train.epochs
+    return config
+
+
 def _eeg() -> ConfigDict:
     """Task "contrastive": readings of sentences with word-level EEG, keywords and texts."""
     config = ConfigDict()
@@ -183,24 +209,8 @@ def base() -> ConfigDict:
     config.restoration = ConfigDict({"loss": "l1", "fft_weight": 0.0})  # loss: or "charbonnier"
     config.eeg = _eeg()
 
-    config.optimizer = ConfigDict()
-    config.optimizer.learning_rate = 5e-4
-    config.optimizer.reference_batch = 512  # the rate is for this batch and scales linearly; 0: taken as it is
-    config.optimizer.weight_decay = 0.05
-    config.optimizer.decay_tokens = False  # class token and position embedding too: the authors' Lift and WideLast
-    config.optimizer.b1 = 0.9
-    config.optimizer.b2 = 0.999
-    config.optimizer.eps = 1e-8
-    config.optimizer.clip_norm = 0.0  # 0: off
-    config.optimizer.accumulate = 1  # micro-batches a step
-
-    config.schedule = ConfigDict()
-    config.schedule.kind = "cosine"  # per step; "timm_epoch": what the published runs used; "constant"
-    config.schedule.warmup_epochs = 5
-    config.schedule.warmup_lr = 1e-6
-    config.schedule.min_lr = 1e-5
-    config.schedule.steps = 0  # length of the schedule, and of the run; 0: train.epochs
-
+    config.optimizer = _optimizer()
+    config.schedule = _schedule()
     # decay 0: off; warmup: min(decay, (1 + t) / (10 + t)) after t optimiser steps, for short runs
     config.ema = ConfigDict({"decay": 0.99996, "warmup": False})
 

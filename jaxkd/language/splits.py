@@ -68,7 +68,7 @@ def split_readings(
       ConfigError: an unknown split or subject, or a subject with another split than "cross_subject".
       DataError: a part would be empty.
     """
-    check_choice("data.split", name, SPLITS)
+    check_choice("eeg.split", name, SPLITS)
     group, subject = np.asarray(group), np.asarray(subject)
     if leave_out and name != "cross_subject":
         raise ConfigError(

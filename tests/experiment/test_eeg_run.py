@@ -56,7 +56,6 @@ def test_a_run_learns_and_writes_what_it_was_made_of(run):
     workdir, result = run
     scores = result["metrics"]
     assert scores["retrieval_top5"] > scores["retrieval_chance5"] + 20
-    assert scores["direct_top5"] > scores["retrieval_chance5"] + 10
     assert scores["word_top1"] > 3 * scores["word_chance_top1"]
     words = json.loads((workdir / "vocabulary.json").read_text())["words"]
     assert 20 < len(words) <= 40
@@ -138,6 +137,7 @@ def decoded(workdir, out, *options):
     return json.loads((out / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_decoding_writes_tables_beside_chance(run, tmp_path, capsys):
     results = decoded(run[0], tmp_path / "report", "--skip-retraining", "--anchors=3", "--pool=10")
     rows = {row["row"]: row for row in results["controls"]}
@@ -156,7 +156,7 @@ def test_decoding_writes_tables_beside_chance(run, tmp_path, capsys):
     assert all(len(line["anchors"]) <= 3 for line in lines if line["source"] == "EEG")
     page = (tmp_path / "report" / "report.html").read_text()
     assert "Controls beside chance" in page and "Ten readings" in page
-    assert "word count" in capsys.readouterr().out
+    assert "Detectors that fire: word length" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -241,6 +241,8 @@ def test_mistakes_are_told_in_a_sentence(tmp_path):
     ],
 )
 def test_options_that_do_not_fit(run, tmp_path, capsys, options, said):
-    assert decode.main([f"--weights={run[0]}", f"--out={tmp_path / 'out'}", *options]) == 2
+    with pytest.raises(SystemExit) as stop:
+        decode.main([f"--weights={run[0]}", f"--out={tmp_path / 'out'}", *options])
+    assert stop.value.code == 2
     error = capsys.readouterr().err
     assert said in error and len(error.strip().splitlines()) == 1

@@ -164,10 +164,10 @@ class GroupSampler:
         host_index: int = 0,
         host_count: int = 1,
     ):
-        check_range("data.readings_per_group", per_group, 1, whole=True)
+        check_range("eeg.readings_per_text", per_group, 1, whole=True)
         if batch_size % per_group:
             raise ConfigError(
-                f"train.batch_size={batch_size} does not divide by data.readings_per_group={per_group}. Set "
+                f"train.batch_size={batch_size} does not divide by eeg.readings_per_text={per_group}. Set "
                 f"train.batch_size to {batch_size // per_group * per_group or per_group}."
             )
         self._readings, self._per_group, self._batch, self._seed = readings, per_group, batch_size, seed
@@ -282,7 +282,7 @@ class EegPipeline(ResumableBatches):
         host_index: int = 0,
         host_count: int = 1,
     ):
-        check_range("data.max_words", max_words, 1, whole=True)
+        check_range("eeg.max_words", max_words, 1, whole=True)
         chosen = corpus.numbers_of(readings)
         sampler = GroupSampler(
             chosen,

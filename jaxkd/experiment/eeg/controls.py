@@ -30,7 +30,7 @@ ANY_SUBJECT = "subject only"  # its scores are the same for all readings of a su
 
 @dataclass(frozen=True)
 class Context:
-    """What the controls of one network share.
+    """Data, queries and scorer that the controls of one network share.
 
     Attributes:
       eeg_data: of the run.

@@ -20,7 +20,7 @@ from jaxkd.language.vectors import WordVectors, open_vectors
 
 @dataclass(frozen=True)
 class EegData:
-    """What is read by whom, which part it belongs to, and what it is compared with.
+    """Readings with their parts, keywords and texts.
 
     Attributes:
       corpus: R readings with V fixated words.

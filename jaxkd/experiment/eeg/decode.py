@@ -121,7 +121,7 @@ def _tuples(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Decoding:
-    """What was found; every list is rows of a table.
+    """Findings of a decoding; every list is rows of a table.
 
     Attributes:
       k: number of anchors, None for all.
@@ -273,7 +273,7 @@ def run_controls(
 
 
 def detectors(opened: Opened, rows: list[dict[str, Any]]) -> dict[str, bool]:
-    """Which leaks show: shared texts or statistics, and controls that retrieve sentences of equally many words.
+    """Leaks that show: shared texts or statistics, and controls that retrieve sentences of equally many words.
 
     "word count" looks at all candidates, as it is blind among sentences of one length; it fires in any corpus whose
     sentences differ in length. A control that was not run is left out.

@@ -76,7 +76,7 @@ def collect(
 
 
 def in_short(results: Mapping[str, Any]) -> list[str]:
-    """What the controls say, in sentences."""
+    """The run and its most telling controls in sentences."""
     rows = {row["row"]: row for row in results["controls"]}
     own = rows["EEG"]
     said = [

@@ -1,4 +1,4 @@
-"""Which of several sentences was read: candidates, pools of them, accuracies beside chance, intervals and p-values."""
+"""Retrieval of the sentence that was read: candidates, pools, accuracies beside chance, intervals and p-values."""
 
 from __future__ import annotations
 
