@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from jaxkd.errors import DataError, check_range
-from jaxkd.language.texts import mend
 
 WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
 SHORTEST = 3  # letters
@@ -97,7 +96,7 @@ class Vocabulary:
 
 def tokens(text: str) -> list[str]:
     """Words of letters a-z with at most one apostrophe inside, in lower case and in order."""
-    return WORD.findall(mend(text).lower())
+    return WORD.findall(text.lower())
 
 
 def build_vocabulary(texts: Sequence[str], *, min_texts: int = 3, size: int = 0) -> Vocabulary:

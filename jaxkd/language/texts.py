@@ -13,21 +13,12 @@ import numpy as np
 
 from jaxkd.errors import check_range
 
-# Misprints of ZuCo's materials, as the public EEG-to-text code mends them.
-MISPRINTS = (("emp11111ty", "empty"), ("film.1", "film."))
 SIMILARITY = 0.8  # share of common words from which two sentences count as one; our choice
-
-
-def mend(text: str) -> str:
-    """The sentence without ZuCo's two misprints."""
-    for wrong, right in MISPRINTS:
-        text = text.replace(wrong, right)
-    return text
 
 
 def normalize(text: str) -> str:
     """Runs of letters a-z and digits in lower case, joined by blanks, after Unicode's NFKC; what makes texts equal."""
-    return " ".join(re.findall("[a-z0-9]+", mend(unicodedata.normalize("NFKC", text)).lower()))
+    return " ".join(re.findall("[a-z0-9]+", unicodedata.normalize("NFKC", text).lower()))
 
 
 def group_texts(texts: Sequence[str], *, similarity: float | None = SIMILARITY) -> np.ndarray:

@@ -36,7 +36,7 @@ SENTENCES = [
     "the FILM is dull",
     "Ford founded the company in Ohio in 1903.",
     "Ford founded the company in Ohio in 1904.",
-    "A charming comedy about emp11111ty rooms",
+    "A charming comedy about Ｅmpty rooms",
 ]
 
 
