@@ -16,6 +16,8 @@ the peer is given prepared images in the whole step too, so that both compute th
 "compile_blocks" is torch.compile of each block, "compile" of both whole networks, which takes minutes. On a GPU the
 peak memory of both frameworks' train steps is reported. On a CPU the process keeps the memory that it frees, as
 jaxkd.main lets it (`jaxkd.cli.host_memory`); MALLOC_TOP_PAD_=131072 in the environment leaves the C library as it is.
+On a CPU that others use, processor time is steadier: `taskset -c 0 python benchmarks/step_time.py --clock=processor`
+gives both frameworks one core, because threads that wait for one another would count too.
 FLOP are 2 for each multiply-add of matrix products and convolutions (`jaxkd.models.flops`), the same for every form.
 
 With --out, the object is also written to a file as soon as the whole step is timed, and again when more is known: a run
@@ -31,7 +33,7 @@ import platform
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -42,7 +44,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # two framework
 import jax
 import jax.numpy as jnp
 import numpy as np
-from timing import Compiled, compile_program, interleaved, matrix_products, ratio, summary
+from timing import CLOCKS, Compiled, compile_program, interleaved, matrix_products, ratio, summary
 
 from jaxkd import losses
 from jaxkd.errors import ConfigError, JaxkdError
@@ -73,6 +75,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Any]:
     parser.add_argument("--config", default="configs/deit_cait.py", help="a config file, perhaps with :arguments")
     parser.add_argument("--batch-size", type=int, default=8, help="images a step (8)")
     parser.add_argument("--repeats", "--steps", type=int, default=10, help="timed calls of each program (10)")
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help="what is timed (wall)")
     parser.add_argument("--peer", choices=("torch",), help="also time PyTorch with timm's networks")
     parser.add_argument("--forms", default="eager", help="of the peer: eager, compile_blocks, compile (eager)")
     parser.add_argument("--out", default="", help="file that is rewritten whenever more is known")
@@ -294,19 +297,22 @@ class Measurement:
 
     def add_parts(self) -> None:
         """Compiles the parts of the step and the forms of the spectral loss."""
+        from jaxkd.train.cpu_compiler import compiler_options
+
         step, task = self.step, self.step.task
         inputs, key = step.inputs, step.first_key
+        part = partial(compile_program, compiler_options=compiler_options(step.mesh))  # as of the whole step
 
         def student_loss(params: PyTree, mutable: PyTree, inputs: Any) -> jax.Array:
             return task.student_loss(params, mutable, inputs, key, jnp.int32(0))[0]
 
         say("compiling the parts ...")
         if task.objective.needs_teacher:
-            self.compiled["teacher_forward"] = compile_program(jax.jit(task.teacher_forward), inputs.x, task.constants)
+            self.compiled["teacher_forward"] = part(jax.jit(task.teacher_forward), inputs.x, task.constants)
             call = self.compiled["teacher_forward"].call
             self.runs["teacher_forward"] = lambda: jax.block_until_ready(call(inputs.x, task.constants))
         given = (step.params, step.mutable, inputs)
-        gradient = compile_program(jax.jit(jax.value_and_grad(student_loss)), *given)
+        gradient = part(jax.jit(jax.value_and_grad(student_loss)), *given)
         self.compiled["student_forward_backward"] = gradient
         self.runs["student_forward_backward"] = lambda: jax.block_until_ready(gradient.call(*given))
         self.maps = _paired_maps(task, inputs.teacher)
@@ -321,7 +327,7 @@ class Measurement:
             turns |= {f"{form}_{name}": getattr(peer, name) for form, peer in self.peers.items()}
         turns |= {f"spectral_{method}": run for method, (_, run) in self.spectral.items()}
         say(f"timing {len(turns)} programs in turns, {repeats} times each ...")
-        seconds = interleaved(turns, repeats)
+        seconds = interleaved(turns, repeats, step.options.clock)
         rates = {side: flops / seconds[f"matrix_{side}"].min() for side, (flops, _) in self.products.items()}
         peak, chip = max(rates.values()), self._chip_peak()
 
@@ -391,6 +397,7 @@ class Measurement:
             "batch_size": step.options.batch_size,
             "dtype": str(jnp.dtype(step.config.precision.compute)),
             "repeats": step.options.repeats,
+            "clock": step.options.clock,
             "device": f"{step.mesh.devices.size} x {device.device_kind} ({device.platform})",
             "host": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
             "versions": {"python": platform.python_version()}

@@ -40,7 +40,10 @@ def compile_program(function: Any, *args: Any, compiler_options: Mapping[str, An
     return Compiled(compiled, seconds, 2.0 * multiply_adds(traced.jaxpr.jaxpr))
 
 
-def interleaved(programs: Mapping[str, Run], repeats: int) -> dict[str, np.ndarray]:
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}
+
+
+def interleaved(programs: Mapping[str, Run], repeats: int, clock: str = "wall") -> dict[str, np.ndarray]:
     """Seconds of each of `repeats` calls of every program, in turns: A B C A B C ...
 
     Each timed call follows an untimed one of the same program: two frameworks share the cores here, and the first call
@@ -49,14 +52,16 @@ def interleaved(programs: Mapping[str, Run], repeats: int) -> dict[str, np.ndarr
     Args:
       programs: name -> a function that returns when its work is done.
       repeats: timed calls of each.
+      clock: "processor" counts the time of all threads of this process, those that wait in a loop included.
     """
+    now = CLOCKS[clock]
     seconds: dict[str, list[float]] = {name: [] for name in programs}
     for _ in range(repeats):
         for name, run in programs.items():
             run()
-            start = time.perf_counter()
+            start = now()
             run()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(now() - start)
     return {name: np.asarray(values) for name, values in seconds.items()}
 
 

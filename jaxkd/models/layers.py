@@ -17,7 +17,7 @@ import numpy as np
 from flax import linen as nn
 
 from jaxkd.errors import check_choice
-from jaxkd.models import fused_attention
+from jaxkd.models import cpu_attention, fused_attention
 from jaxkd.models.block_scan import dropout_key
 from jaxkd.models.contract import ATTENTION_TAPS, Features, Offsets, add_offset
 from jaxkd.models.target import target_platform
@@ -293,6 +293,12 @@ class Attention(nn.Module):
         """(..., H, N, N) in `dtype` -> the same, after the softmax; likewise."""
         return probs
 
+    def _suits_cpu(self) -> bool:
+        """Whether `cpu_attention` computes this attention, of which no feature is asked for, on the target platform."""
+        kind, drops = type(self), self.attn_drop > 0 and not self.deterministic
+        mixes = kind.mix_logits is not Attention.mix_logits or kind.mix_probs is not Attention.mix_probs
+        return self.dtype == jnp.float32 and target_platform() == "cpu" and not (drops or mixes or self.remat)
+
     @nn.compact
     def __call__(
         self, x: jax.Array, offsets: Offsets | None = None, bias: jax.Array | None = None
@@ -312,6 +318,7 @@ class Attention(nn.Module):
         qkv = Linear(3 * channels, self.qkv_bias, self.dtype, name="qkv")(x)
         if self.fused and offsets is None and self.deterministic:
             return Linear(channels, dtype=self.dtype, name="proj")(self.attend(qkv, bias)), {}
+        plain = offsets is None and bias is None and self._suits_cpu()
         offsets = offsets or {}
 
         def shifted(value: jax.Array, name: str) -> jax.Array:
@@ -327,7 +334,12 @@ class Attention(nn.Module):
             weights = Dropout(self.attn_drop, self.deterministic)(self.mix_probs(probs.astype(self.dtype)))
             return merge_heads(jnp.einsum("...nm,...md->...nd", weights, v)), (q, k, v, probs)
 
-        out, inner = (nn.remat(weigh) if self.remat and not offsets else weigh)(self, qkv, bias)
+        if plain:
+            q, k, v = split_heads(qkv, self.num_heads)
+            out = merge_heads(cpu_attention.attention(q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype), k, v))
+            inner = {}
+        else:
+            out, inner = (nn.remat(weigh) if self.remat and not offsets else weigh)(self, qkv, bias)
+            inner = dict(zip(ATTENTION_TAPS, inner, strict=True))
         out = Linear(channels, dtype=self.dtype, name="proj")(out)
-        inner = dict(zip(ATTENTION_TAPS, inner, strict=True))
         return Dropout(self.proj_drop, self.deterministic)(out), inner

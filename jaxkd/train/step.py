@@ -12,6 +12,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from jaxkd.parallel import batch_sharding, batch_spec, gather_weights, replicated, split_weights, tree_shardings
+from jaxkd.train.cpu_compiler import compiler_options
 from jaxkd.train.diverged import mask_members, members_with_images
 from jaxkd.train.moving_average import warmed_decay
 from jaxkd.train.state import TrainState
@@ -176,6 +177,7 @@ def compile_train_step(
         in_shardings=(shardings, batch_sharding(mesh), replicated(mesh), tree_shardings(task.abstract_constants, mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
+        compiler_options=compiler_options(mesh),
     )
 
 
@@ -206,4 +208,4 @@ def compile_eval_step(task: Task, mesh: Mesh) -> Callable[[PyTree, PyTree, Batch
         params = gather_weights(params, mesh, members=getattr(task, "member_count", 0))
         return task.evaluate(params, mutable, batch, gather_weights(constants, mesh))
 
-    return jax.jit(evaluate, out_shardings=replicated(mesh))
+    return jax.jit(evaluate, out_shardings=replicated(mesh), compiler_options=compiler_options(mesh))
