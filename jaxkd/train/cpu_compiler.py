@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 # jax 0.10 gives matrix products to YNNPACK, which is slower at the shapes of a transformer than Eigen, XLA's default
-# before. Sums and maxima stay with YNNPACK. Measured in benchmarks/NOTES.md.
+# before. Sums and maxima stay with YNNPACK. See benchmarks/NOTES.md.
 _SETTINGS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 
 
