@@ -155,7 +155,7 @@ TPU = """
     where = SingleDeviceSharding(topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices[0])
     for shape, heads, windows, dtype in (
         ((8, 197, 192), 3, 0, jnp.bfloat16), ((2, 64, 49, 96), 3, 64, jnp.bfloat16),
-        ((4, 1, 49, 768), 24, 1, jnp.bfloat16), ((3, 9, 37, 144), 3, 9, jnp.float32),
+        ((3, 9, 37, 144), 3, 9, jnp.float32),
     ):
         def array(*shape, dtype=dtype):
             return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
@@ -174,4 +174,4 @@ TPU = """
 @pytest.mark.slow
 def test_on_a_tpu_a_block_moves_less_than_half_of_what_matrices_move(compile_for_tpu):
     ratios = [float(line) for line in compile_for_tpu(TPU).split()]
-    assert len(ratios) == 4 and all(0 < ratio < 0.5 for ratio in ratios), ratios
+    assert len(ratios) == 3 and all(0 < ratio < 0.5 for ratio in ratios), ratios
