@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import re
+import signal
 import socket
 import sys
 import threading
@@ -95,7 +96,10 @@ def initialize_distributed(wanted: bool | None = None) -> None:
 
 @contextlib.contextmanager
 def _said_while_waiting(count: int | None, address: str | None, index: int | None) -> Iterator[None]:
-    """Context in which a process waits for the others: a line on standard error after `SILENT_SECONDS`."""
+    """Context in which a process waits for the others: a line on standard error after `SILENT_SECONDS`.
+
+    Ctrl-C and SIGTERM end the process at once: Python's handlers would run when the wait is over.
+    """
 
     def say() -> None:
         print(
@@ -107,11 +111,17 @@ def _said_while_waiting(count: int | None, address: str | None, index: int | Non
 
     timer = threading.Timer(SILENT_SECONDS, say)
     timer.daemon = True
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():  # no other may set them
+        handlers = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
     timer.start()
     try:
         yield
     finally:
         timer.cancel()
+        for number, handler in handlers.items():
+            if handler is not None:  # of a library in C
+                signal.signal(number, handler)
 
 
 def _why_not_reached(address: str | None, index: int | None) -> str:

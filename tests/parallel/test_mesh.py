@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -335,6 +336,20 @@ def test_a_process_says_what_it_waits_for(monkeypatch, capsys):
     monkeypatch.setattr(hosts, "SILENT_SECONDS", 60.0)
     parallel.initialize_distributed()
     assert capsys.readouterr().err == ""
+
+
+def test_a_process_that_waits_for_others_can_be_stopped():
+    program = "import jaxkd.parallel as p; print('joins', flush=True); p.initialize_distributed()"
+    given = {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:9", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
+    waiting = subprocess.Popen([sys.executable, "-c", program], env=os.environ | given, stdout=subprocess.PIPE)
+    try:
+        assert waiting.stdout.readline() == b"joins\n"
+        time.sleep(1.5)
+        waiting.send_signal(signal.SIGINT)
+        assert waiting.wait(timeout=20) == -signal.SIGINT
+    finally:
+        waiting.kill()
+        waiting.stdout.close()
 
 
 def test_processes_that_do_not_all_start(monkeypatch):
