@@ -122,7 +122,7 @@ def draw_scalp(results: Results) -> Any:
     for axis, values, band in zip(axes, weights, scalp["bands"], strict=True):
         dots = axis.scatter(*places.T, c=values, s=34, cmap=style.COLOUR_MAP, vmin=0, vmax=top)
         axis.add_patch(_head())
-        axis.set(title=band, xticks=[], yticks=[], xlim=(-1.25, 1.25), ylim=(-1.2, 1.35), aspect="equal")
+        axis.set(title=band, xticks=[], yticks=[], xlim=(-1.6, 1.6), ylim=(-1.6, 1.5), aspect="equal")
         axis.grid(False)
         for side in axis.spines.values():
             side.set_visible(False)
