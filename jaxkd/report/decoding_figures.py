@@ -120,7 +120,7 @@ def draw_scalp(results: Results) -> Any:
     figure, axes = style.panels(len(weights), columns=4, width=2.5, height=2.5)
     top = float(weights.max())
     for axis, values, band in zip(axes, weights, scalp["bands"], strict=True):
-        dots = axis.scatter(*places.T, c=values, s=34, cmap=style.COLOUR_MAP, vmin=0, vmax=top)
+        dots = axis.scatter(*places.T, c=values, s=34, cmap=style.COLOUR_MAP, vmin=float(weights.min()), vmax=top)
         axis.add_patch(_head())
         axis.set(title=band, xticks=[], yticks=[], xlim=(-1.6, 1.6), ylim=(-1.6, 1.5), aspect="equal")
         axis.grid(False)
