@@ -1,10 +1,10 @@
 """What a cache of the teacher's logits costs on disk, loses, and saves of a step.
 
     python benchmarks/teacher_cache.py --config=configs/deit_cait.py --config.distill.preset=soft --repeats=0
-    python benchmarks/teacher_cache.py --config=configs/lift_cait.py:embedded --config.distill.preset=soft \\
-        --config.teacher.weights=runs/lift_digits/teacher --top-k=1,2,3,5
+    python benchmarks/teacher_cache.py --config=configs/deit_cait.py:embedded --config.distill.preset=soft \\
+        --config.teacher.weights=runs/first_light/teacher --top-k=1,2,3,5
 
-The second command reads the teacher that `jaxkd.main` with the same config has trained in runs/lift_digits.
+The second command reads the teacher that `jaxkd.main` with the same config has trained in runs/first_light.
 
 Steps: the train step that runs the teacher, the one that reads its logits from the batch, and the pass that writes
 them, on random images, in turns in one process. "flops" are 2 for each multiply-add of matrix products and
@@ -38,6 +38,7 @@ from timing import interleaved, ratio, summary
 from jaxkd import losses, parallel, train
 from jaxkd import main as jaxkd_main
 from jaxkd.config.fields import change
+from jaxkd.config.validate import forget_unread
 from jaxkd.distill import LogitFormat
 from jaxkd.errors import ConfigError, JaxkdError
 from jaxkd.experiment import Experiment, build, teacher_cache
@@ -66,7 +67,9 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Any]:
             "for 32, 40, 1,5 and 10."
         )
     extra = [f"--config={options.config}", "--workdir=unused", f"--config.train.batch_size={options.batch_size}"]
-    return options, change(jaxkd_main.parse([*extra, *rest]).config, {"stages": ()}).lock()
+    config = change(jaxkd_main.parse([*extra, *rest]).config, {"stages": ()}).lock()
+    given = {word.partition("=")[0].removeprefix("--config.") for word in rest}
+    return options, forget_unread(config, given) if "distill.preset" in given else config
 
 
 def build_both(config: Any, folder: str, **options: Any) -> dict[str, Experiment]:
@@ -162,7 +165,7 @@ def loss_of(exact: np.ndarray, top_k: int, dtype: str) -> dict[str, float]:
 def measure(options: argparse.Namespace, config: Any) -> dict[str, Any]:
     """The JSON object."""
     with tempfile.TemporaryDirectory() as folder:
-        experiments = build_both(config, folder, load=False, open_data=False)
+        experiments = build_both(config, folder, load=False, open_data=bool(config.data.source))
         known = experiments["cache"]
         result: dict[str, Any] = {
             "config": options.config,
@@ -176,7 +179,7 @@ def measure(options: argparse.Namespace, config: Any) -> dict[str, Any]:
             "versions": {"python": platform.python_version(), "jax": version("jax")},
             "steps": steps(experiments, options.repeats),
         }
-        if not Path(config.teacher.weights).expanduser().exists():
+        if not (config.teacher.weights and Path(config.teacher.weights).expanduser().exists()):
             return result
         exact, size = stored_logits(config, folder, options.batches)
     probabilities = np.exp(exact.astype(np.float64))
