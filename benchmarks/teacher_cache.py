@@ -99,6 +99,7 @@ def random_batch(experiment: Experiment) -> dict[str, np.ndarray]:
 def steps(experiments: dict[str, Experiment], repeats: int) -> dict[str, Any]:
     """FLOPs of the programs and, with `repeats`, their times."""
     compiled = {name: one.compile_step() for name, one in experiments.items()}
+    keys = {name: one.key for name, one in experiments.items()}  # real ones, before any shapes are asked for
     given = {name: abstract_arguments(one) for name, one in experiments.items()}
     cache, variables = experiments["cache"], experiments["teacher"].task.abstract_constants
     compiled["write"] = train.compile_batch_map(cache.task.logits_to_store, cache.mesh)
@@ -111,12 +112,12 @@ def steps(experiments: dict[str, Experiment], repeats: int) -> dict[str, Any]:
 
     def run(name: str) -> None:
         one = experiments[name]
-        states[name], metrics = compiled[name](states[name], batches[name], one.key, one.constants)
+        states[name], metrics = compiled[name](states[name], batches[name], keys[name], one.constants)
         jax.block_until_ready(metrics)
 
     batches = {name: parallel.put_batch(random_batch(one), one.mesh) for name, one in experiments.items()}
     runs = {name: (lambda name=name: run(name)) for name in experiments}
-    constants, key = experiments["teacher"].constants, experiments["teacher"].key
+    constants, key = experiments["teacher"].constants, keys["teacher"]
     runs["write"] = lambda: jax.block_until_ready(compiled["write"](batches["teacher"], key, np.int32(0), constants))
     for one in runs.values():
         one()
