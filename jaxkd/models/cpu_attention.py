@@ -12,10 +12,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-Arrays = tuple[jax.Array, ...]
 
-
-@jax.custom_vjp
+@jax.custom_jvp
 def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """softmax(q k^T) v over the last two axes.
 
@@ -25,30 +23,25 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
       v: (..., N, D).
 
     Returns:
-      (..., N, D). The derivative is in reverse mode only.
+      (..., N, D).
     """
     return _forward(q, k, v)[0]
 
 
-def _forward(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Arrays]:
+def _forward(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The result, exponentials (..., N, N), and one over their sums (..., N, 1)."""
     logits = jnp.einsum("...nd,...md->...nm", q, k)
     powers = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
     factor = 1 / powers.sum(axis=-1, keepdims=True)
-    out = jnp.einsum("...nm,...md->...nd", powers, v) * factor
-    return out, (q, k, v, powers, factor, out)
+    return jnp.einsum("...nm,...md->...nd", powers, v) * factor, powers, factor
 
 
-def _backward(saved: Arrays, cotangent: jax.Array) -> Arrays:
-    q, k, v, powers, factor, out = saved
-    scaled = cotangent * factor
-    of_powers = jnp.einsum("...nd,...md->...nm", scaled, v)
-    rows = jnp.sum(scaled * out, axis=-1, keepdims=True)  # of the probabilities times their cotangents
-    of_logits = powers * (of_powers - rows)
-    return (
-        jnp.einsum("...nm,...md->...nd", of_logits, k),
-        jnp.einsum("...nm,...nd->...md", of_logits, q),
-        jnp.einsum("...nm,...nd->...md", powers, scaled),
-    )
-
-
-attention.defvjp(_forward, _backward)
+@attention.defjvp
+def _derivative(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+    q, k, v = primals
+    of_q, of_k, of_v = tangents
+    out, powers, factor = _forward(q, k, v)
+    of_logits = jnp.einsum("...nd,...md->...nm", of_q, k) + jnp.einsum("...nd,...md->...nm", q, of_k)
+    of_powers = powers * of_logits
+    values = jnp.einsum("...nm,...md->...nd", of_powers, v) + jnp.einsum("...nm,...md->...nd", powers, of_v)
+    return out, (values - out * of_powers.sum(axis=-1, keepdims=True)) * factor
