@@ -3,10 +3,13 @@
     python -m jaxkd.decode --weights=runs/eeg --out=runs/eeg_report
     python -m jaxkd.decode --weights=runs/zuco_cross --data=/data/zuco --split=cross_subject --anchors=5 \\
         --llm=http://127.0.0.1:8080/v1 --llm-model=NAME --out=report
+    python -m jaxkd.decode --weights=runs/eeg --llm=/models/llama --out=report
 
 --out receives report.html, retrieval.csv, controls.csv, sentences.jsonl, leaks.json and results.json. Everything is
-computed here. With --llm, anchors of the test readings and texts (training sentences as examples, or candidates) go to
-that server; EEG, subjects and the texts that were read do not.
+computed here. With --llm=URL, anchors of the test readings and texts (training sentences as examples, or candidates)
+go to that server; EEG, subjects and the texts that were read do not. With --llm=PATH, a Llama answers in this process:
+a .bin file of llama2.c, or a Hugging Face folder of a LlamaForCausalLM (config.json, model.safetensors,
+tokenizer.json). Its prompts are plain text: the chat template of an instructed model is not applied.
 """
 
 from __future__ import annotations
@@ -42,8 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--montage", default="", metavar="FILE", help=".npz with coords (electrodes, 3), for maps")
     group = parser.add_argument_group("sentences")
     group.add_argument("--mode", action="append", default=[], choices=MODES, help="repeatable; default: what is there")
-    group.add_argument("--llm", default="", metavar="URL", help="OpenAI-compatible server, such as .../v1")
-    group.add_argument("--llm-model", default="", metavar="NAME", help="model at that server, or a folder of a Llama")
+    group.add_argument("--llm", default="", metavar="URL|PATH", help="OpenAI-compatible server (.../v1), or a Llama")
+    group.add_argument("--llm-model", default="", metavar="NAME", help="model at that server")
     group.add_argument("--llm-key-variable", default="", metavar="NAME", help="environment variable with the key")
     group.add_argument("--llm-concurrency", type=int, default=4, metavar="N", help="requests at once")
     group.add_argument("--llm-cache", default="", metavar="FILE", help="answers that are kept; default: in --out")
@@ -110,6 +113,7 @@ def decode(args: argparse.Namespace, command: str) -> dict[str, Any]:
 
 def _language_model(args: argparse.Namespace, out: Path) -> Any:
     """The language model of the command line with its cache, or None."""
+    from jaxkd.experiment.eeg.local_model import LocalLlama, is_local
     from jaxkd.language.models import CachedModel, OpenAiCompatible
 
     wanted = [mode for mode in args.mode if mode in MODEL_MODES]
@@ -119,9 +123,14 @@ def _language_model(args: argparse.Namespace, out: Path) -> Any:
         if wanted:
             raise ConfigError(f"--mode={wanted[0]} needs a language model. Give its address with --llm.")
         return None
-    if not args.llm_model:
+    if is_local(args.llm):
+        others = {"llm_model": args.llm_model, "llm_key_variable": args.llm_key_variable}
+        console.refuse_options({k: v or None for k, v in others.items()}, "--llm names a Llama on this machine")
+        model = LocalLlama(args.llm)
+    elif not args.llm_model:
         raise ConfigError("--llm was given without --llm-model. Give the name of the model at that server.")
-    model = OpenAiCompatible(args.llm, args.llm_model, key_variable=args.llm_key_variable)
+    else:
+        model = OpenAiCompatible(args.llm, args.llm_model, key_variable=args.llm_key_variable)
     cache = Path(args.llm_cache).expanduser() if args.llm_cache else out / "answers.jsonl"
     return CachedModel(model, cache)
 

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from llama_files import random_arrays, write_llama2c
 
 from jaxkd import decode, parallel
 from jaxkd.config import fields, recipes
@@ -238,6 +240,9 @@ def test_mistakes_are_told_in_a_sentence(tmp_path):
         (["--llm=http://127.0.0.1:1/v1"], "--llm-model"),
         (["--mode=generate"], "--llm"),
         (["--llm-model=x"], "no --llm was given"),
+        (["--llm=absent.bin"], 'The language model "absent.bin" does not exist'),
+        (["--llm=./absent", "--llm-model=x"], "--llm-model=x was given, but --llm names a Llama on this machine"),
+        (["--llm=127.0.0.1:8080", "--llm-model=x"], "is no address of a language model"),
     ],
 )
 def test_options_that_do_not_fit(run, tmp_path, capsys, options, said):
@@ -246,3 +251,13 @@ def test_options_that_do_not_fit(run, tmp_path, capsys, options, said):
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert said in error and len(error.strip().splitlines()) == 1
+
+
+def test_a_path_selects_the_local_llama(run, tmp_path, capsys):
+    llama = write_llama2c(random_arrays(), tmp_path)
+    options = [f"--llm={llama}", "--mode=generate", "--skip-retraining"]
+    with pytest.raises(SystemExit) as stop:
+        decode.main([f"--weights={run[0]}", f"--out={tmp_path / 'out'}", *options])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert re.search(r"The prompt has [\d,]+ tokens, and the language model tiny-\w+ reads between 1 and 31\.", error)
