@@ -287,7 +287,7 @@ def detectors(opened: Opened, rows: list[dict[str, Any]]) -> dict[str, bool]:
     for name, control, pool in (
         ("word count", "count only", "all"),
         ("word length", "word length only", "matched"),
-        ("gaze", "gaze only", "matched"),
+        ("gaze", "word length from gaze", "matched"),
         ("subject", controls.ANY_SUBJECT, "all"),
     ):
         row = by_name.get(control, {})
