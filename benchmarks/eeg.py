@@ -2,6 +2,7 @@
 
     python benchmarks/eeg.py --folder=/tmp/zuco > eeg.json
     python benchmarks/eeg.py --folder=/tmp/zuco --formats zuco2          # files that are there are not written again
+    python benchmarks/eeg.py --formats --network=eeg_words_base          # training and decoding as well, no files
 
 Makes the synthetic corpus (12 subjects x 1,107 sentences, the size of ZuCo 1.0), writes it as files of ZuCo 1.0, of
 ZuCo 2.0 and as a pickle, and times reading each, making the cache, the next start, which checks and maps the cache,
@@ -30,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxkd.data import EegCorpus, EegLabels, EegPipeline, open_eeg
+from jaxkd.data.sources.synthetic_zuco import SYNTHETIC_ZUCO
 from jaxkd.data.sources.zuco_write import FORMATS, write_zuco
 from jaxkd.errors import JaxkdError
 
@@ -52,6 +54,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=256, help="readings in a batch (256)")
     parser.add_argument("--formats", nargs="*", choices=FORMATS, default=list(FORMATS), help="files to read (all)")
     parser.add_argument("--folder", type=Path, help="where the files are made and kept (a temporary folder)")
+    parser.add_argument("--network", default="", help="also train it for an epoch and decode the test part (no)")
     return parser.parse_args(argv)
 
 
@@ -122,6 +125,59 @@ def time_epoch(corpus: EegCorpus, batch_size: int) -> dict[str, Any]:
     }
 
 
+def time_run(corpus: EegCorpus, network: str, batch_size: int) -> dict[str, Any]:
+    """Seconds of an epoch of training, and of the test part through the network and its retrieval without controls."""
+    import jax
+
+    from jaxkd import parallel
+    from jaxkd.config import fields, recipes
+    from jaxkd.experiment.build import assemble
+    from jaxkd.experiment.eeg import decode
+    from jaxkd.experiment.eeg.components import components_of
+    from jaxkd.experiment.eeg.data import open_eeg_data
+    from jaxkd.experiment.eeg.fit import Fitted, compile_embed
+
+    changes = {"student.name": network, "train.batch_size": batch_size, "data.source": SYNTHETIC_ZUCO}
+    config = fields.change(recipes.contrastive(fields.base()), changes)
+    eeg_data, opening = timed(lambda: open_eeg_data(config, corpus=corpus))
+    config = fields.change(config, {"student.args.in_features": eeg_data.width}).lock()
+    mesh = parallel.make_mesh(1)
+    experiment = assemble(components_of(config, eeg_data, mesh), mesh)
+    step, held = experiment.compile_step(), [experiment.init_state()]
+
+    def train(steps: int) -> None:
+        for _ in range(steps):
+            batch = {k: v for k, v in next(experiment.pipeline).items() if k in experiment.abstract_batch}
+            held[0], _ = step(held[0], parallel.put_batch(batch, mesh), experiment.key, experiment.constants)
+        jax.block_until_ready(held[0].step)
+
+    steps = experiment.pipeline.steps_per_epoch
+    say("training")
+    _, first = timed(lambda: train(1))
+    _, epoch = timed(lambda: train(steps))
+    embed = compile_embed(experiment.task)
+    fitted = Fitted(experiment.task, held[0].params, embed, mesh, batch_size, config.eeg.max_words)
+    say("decoding")
+    test = eeg_data.split.test
+    _, network_alone = timed(lambda: fitted.decode(eeg_data, test))
+    opened = decode.Opened(config, eeg_data, fitted, "")
+    _, decoding = timed(lambda: decode.decode(opened, k=5))
+    return {
+        "network": network,
+        "steps": steps,
+        "test_readings": len(test),
+        "test_texts": len(set(eeg_data.split.group[test].tolist())),
+        "seconds": {
+            "split, leaks and keywords": opening,
+            "first step with compiling": first,
+            "epoch": epoch,
+            "test part through the network": network_alone,
+            "decoding of both parts with intervals": decoding,
+        },
+        "dominates": dominating(lambda: decode.decode(opened, k=5)),
+    }
+
+
 def main(argv: list[str] | None = None) -> int:
     """Prints one JSON object."""
     args = parse(sys.argv[1:] if argv is None else argv)
@@ -143,6 +199,8 @@ def main(argv: list[str] | None = None) -> int:
         "epoch": time_epoch(corpus, args.batch_size),
         "formats": {},
     }
+    if args.network:
+        result["run"] = time_run(corpus, args.network, args.batch_size)
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
         for name in args.formats:

@@ -3,11 +3,11 @@
     python benchmarks/eeg_granularity.py --figure=benchmarks/figures/eeg_granularity.png > eeg_granularity.json
 
 For each signal-to-noise ratio a linear network is trained, and its k most certain anchors retrieve the sentence that
-was read among all texts of the test part. Beside it stands the best decoder that knows the corpus: each fixated word is a
-Gaussian channel over all words of the language, y_v = sqrt(snr) [v is the word] + noise, whose posterior probabilities
-under the words' frequencies in training are the certainties. Anchors are then chosen and scored in the same way. The
-last point of each curve takes all anchors, each weighted by its certainty. Prints one JSON object; progress goes to
-standard error.
+was read among all texts of the test part. Beside it stands the best decoder that knows the corpus: each fixated word is
+a Gaussian channel over all words of the language, y_v = sqrt(snr) [v is the word] + noise, whose posterior
+probabilities under the words' frequencies in training are the certainties. Anchors are then chosen and scored in the
+same way. The last point of each curve takes all anchors, each weighted by its certainty. Prints one JSON object;
+progress goes to standard error.
 """
 
 from __future__ import annotations

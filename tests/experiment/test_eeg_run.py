@@ -143,7 +143,7 @@ def decoded(workdir, out, *options):
 def test_decoding_writes_tables_beside_chance(run, tmp_path, capsys):
     results = decoded(run[0], tmp_path / "report", "--skip-retraining", "--anchors=3", "--pool=10")
     rows = {row["row"]: row for row in results["controls"]}
-    assert len(rows) == 14 and rows["gaze only"]["networks"] == 0
+    assert len(rows) == 15 and rows["gaze only"]["networks"] == 0
     assert rows["EEG"]["all_top5"] > rows["EEG"]["all_chance5"] + 20 and rows["EEG"]["all_p"] == 0.001
     for name in ("no anchors", "memoriser"):
         assert rows[name]["all_top5"] == pytest.approx(rows[name]["all_chance5"])
@@ -261,3 +261,27 @@ def test_a_path_selects_the_local_llama(run, tmp_path, capsys):
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert re.search(r"The prompt has [\d,]+ tokens, and the language model tiny-\w+ reads between 1 and 31\.", error)
+
+
+def context_of(**changes):
+    """Of controls without a network, on a corpus of noise."""
+    source = CORPUS.replace("snr=16", "snr=0") + "".join(f"&{k}={v}" for k, v in changes.items())
+    config = config_of(source, train__steps=2)
+    eeg_data = open_eeg_data(config)
+    queries = retrieval.make_queries(eeg_data, eeg_data.split.test)
+    return controls.Context(eeg_data, queries, retrieval.make_scorer(eeg_data, queries), 3), config
+
+
+@pytest.mark.parametrize("gaze_letters", [0, 1])
+def test_word_length_is_read_from_gaze_that_holds_it(gaze_letters):
+    context, _ = context_of(gaze_letters=gaze_letters, sentences=400)
+    row = controls.score_row(context, "word length from gaze", [controls.gaze_length(context, None)])
+    assert (row["matched_p"] < controls.FIRES) == bool(gaze_letters)
+
+
+@pytest.mark.parametrize("holes", [0, 0.5])
+def test_who_reads_tells_the_sentence_where_readers_have_their_own(holes):
+    context, config = context_of(holes=holes)
+    trainer = decoding.Trainer(config, parallel.make_mesh(1))
+    row = controls.score_row(context, controls.ANY_SUBJECT, controls.subject_only(context, trainer))
+    assert (row["all_p"] < controls.FIRES) == bool(holes)
