@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-DIM, HIDDEN, DEPTH, HEADS, KV, VOCAB, CONTEXT = 12, 20, 2, 6, 2, 262, 32
-HALF = DIM // HEADS  # channels of a head
-SIZES = {"wq": (DIM, DIM), "wk": (KV * HALF, DIM), "wv": (KV * HALF, DIM), "wo": (DIM, DIM)}
+DIM, HIDDEN, DEPTH, HEADS, KV, VOCAB, CONTEXT = 24, 20, 2, 6, 2, 262, 32
+HEAD_DIM = DIM // HEADS
+SIZES = {"wq": (DIM, DIM), "wk": (KV * HEAD_DIM, DIM), "wv": (KV * HEAD_DIM, DIM), "wo": (DIM, DIM)}
 SIZES |= {"w1": (HIDDEN, DIM), "w2": (DIM, HIDDEN), "w3": (HIDDEN, DIM)}
 
 
-def random_arrays(head_dim: int = HALF) -> dict[str, np.ndarray]:
+def random_arrays(head_dim: int = HEAD_DIM) -> dict[str, np.ndarray]:
     """Arrays of a Llama in llama2.c's layout, in which channels 2i and 2i + 1 are rotated together."""
     rng = np.random.default_rng(5)
     width, kv = HEADS * head_dim, KV * head_dim
@@ -38,7 +38,7 @@ def write_llama2c(arrays: dict[str, np.ndarray], folder: Path, *, tied: bool = F
     """Writes tiny.bin and its tokenizer; returns the path of the first."""
     order = ("embedding", "att", "wq", "wk", "wv", "wo", "ffn", "w1", "w2", "w3", "final")
     parts = [arrays[name].tobytes() for name in order]
-    parts += [bytes(4 * CONTEXT * HALF)] + ([] if tied else [arrays["output"].tobytes()])
+    parts += [bytes(4 * CONTEXT * HEAD_DIM)] + ([] if tied else [arrays["output"].tobytes()])
     header = (DIM, HIDDEN, DEPTH, HEADS, KV, VOCAB if tied else -VOCAB, CONTEXT)
     folder.mkdir(exist_ok=True)
     (folder / "tiny.bin").write_bytes(struct.pack("<7i", *header) + b"".join(parts))
