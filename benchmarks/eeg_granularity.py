@@ -6,7 +6,8 @@ For each signal-to-noise ratio a linear network is trained, and its k most certa
 was read among all texts of the test part. Beside it stands the best decoder that knows the corpus: each fixated word is
 a Gaussian channel over all words of the language, y_v = sqrt(snr) [v is the word] + noise, whose posterior
 probabilities under the words' frequencies in training are the certainties. Anchors are then chosen and scored in the
-same way. The last point of each curve takes all anchors, each weighted by its certainty. Prints one JSON object;
+same way; it also decodes a larger language, nearer to a real one, that so few readings could not teach. The last point
+of each curve takes all anchors, each weighted by its certainty. Prints one JSON object;
 progress goes to standard error.
 """
 
@@ -26,15 +27,24 @@ from eeg_controls import Study
 
 from jaxkd.data.sources.synthetic_zuco import FUNCTION_WORDS
 from jaxkd.errors import JaxkdError
-from jaxkd.experiment.eeg import decode, retrieval
-from jaxkd.experiment.eeg.data import EegData
+from jaxkd.experiment.eeg import retrieval
+from jaxkd.experiment.eeg.data import EegData, open_eeg_data
 from jaxkd.experiment.eeg.scoring import Decoded
+from jaxkd.language.anchors import CandidateScorer
 from jaxkd.language.keywords import tokens
 from jaxkd.report import style
 
 SNRS = (4, 9, 16)
 ANCHORS: tuple[int | None, ...] = (1, 2, 3, 4, 5, 6, 8, 10, None)
 CORPUS = {"vocabulary": 120, "words": "14-16"}
+LARGE = {
+    "vocabulary": 800,
+    "words": "18-22",
+    "sentences": 1500,
+    "subjects": 1,
+    "function_words": 0.5,
+}  # too hard to learn
+LARGE_NAME = "best decoder, 800 words"
 WEIGHTED = "by certainty"
 
 
@@ -76,15 +86,24 @@ def ideal(eeg_data: EegData, readings: np.ndarray, snr: float, seed: int) -> Dec
     return Decoded(readings, start, logits, eeg_data.word_class[words], np.zeros((len(readings), 1)))
 
 
-def curve(found: decode.Decoding, decoded: Decoded) -> dict[str, dict[str, float]]:
+def curve(queries: retrieval.Queries, scorer: CandidateScorer, decoded: Decoded) -> dict[str, dict[str, float]]:
     """{number of anchors: top-1 and top-5 among all candidates}, "all", and all by certainty."""
     out = {}
     for k, weight in [*((k, "equal") for k in ANCHORS), (None, "certainty")]:
         name = WEIGHTED if weight == "certainty" else str(k or "all")
-        scores = retrieval.anchor_scores(decoded, found.scorer, k, weight=weight)
-        row = retrieval.retrieval_row(found.queries, scores, "all")
+        scores = retrieval.anchor_scores(decoded, scorer, k, weight=weight)
+        row = retrieval.retrieval_row(queries, scores, "all")
         out[name] = {n: row[n] for n in ("top1", "top5")}
     return out
+
+
+def large_curve(study: Study, snr: float, seed: int) -> dict[str, dict[str, float]]:
+    """The curve of the best decoder on the larger language."""
+    config = study.config(seed, {**LARGE, "snr": snr}, {"eeg.keywords": 0})
+    eeg_data = open_eeg_data(config)
+    queries = retrieval.make_queries(eeg_data, eeg_data.split.test, seed=seed)
+    scorer = retrieval.make_scorer(eeg_data, queries)
+    return curve(queries, scorer, ideal(eeg_data, queries.readings, snr, seed))
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -92,13 +111,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     study = Study(epochs=args.epochs, sentences=args.sentences)
     out: dict[str, Any] = {}
     for snr in SNRS:
-        curves: dict[str, list] = {"network": [], "best decoder": []}
+        curves: dict[str, list] = {"network": [], "best decoder": [], LARGE_NAME: []}
         for seed in range(args.seeds):
             say(f"snr {snr}: seed {seed + 1} of {args.seeds}")
             opened, found, _ = study.run(seed, {**CORPUS, "snr": snr}, {"eeg.keywords": 100})
-            curves["network"].append(curve(found, found.decoded))
+            curves["network"].append(curve(found.queries, found.scorer, found.decoded))
             best = ideal(opened.eeg_data, opened.eeg_data.split.test, snr, seed)
-            curves["best decoder"].append(curve(found, best))
+            curves["best decoder"].append(curve(found.queries, found.scorer, best))
+            curves[LARGE_NAME].append(large_curve(study, snr, seed))
         out[str(snr)] = {
             "candidates": len(found.queries.candidates),
             "queries": len(found.queries.readings),
@@ -121,7 +141,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         names = [str(k or "all") for k in ANCHORS] + [WEIGHTED]
         for axis, snr in zip(axes, SNRS, strict=True):
             found = result[str(snr)]
-            for i, who in enumerate(("best decoder", "network")):
+            for i, who in enumerate(("best decoder", "network", LARGE_NAME)):
                 values = [found[who][name]["top5"] for name in names]
                 axis.plot(range(len(ANCHORS)), values[:-1], label=who, **style.style(i))
                 axis.plot([len(ANCHORS)], values[-1:], **style.style(i))
@@ -132,13 +152,13 @@ def draw(result: dict[str, Any], path: Path) -> None:
                     axis.errorbar(range(len(names)), values, error, **bars)
             chance = 100 * min(1.0, 5 / found["candidates"])
             axis.axhline(chance, color="#8a8a8a", linewidth=1, label=f"chance, {found['candidates']} candidates")
-            axis.set_xticks(range(len(names)), [*names[:-1], "all, by\\ncertainty"], fontsize=7.5)
+            axis.set_xticks(range(len(names)), [*names[:-1], "weighted"], fontsize=7.5)
             axis.set_title(f"snr {snr}")
             axis.set_xlabel("anchors")
         axes[0].set_ylabel("top-5, %")
         seeds = len(result[str(SNRS[0])]["network"]["1"]["top5_seeds"])
         style.add_legend(figure, f"synthetic corpora, mean and standard error of {seeds} seeds", axes[:1])
-        style.write_figure(figure, path)
+        style.write_figure(figure, path, dpi=style.DPI)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -148,6 +168,7 @@ def main(argv: list[str] | None = None) -> int:
     result = {
         "machine": {"cpu_count": os.cpu_count(), "platform": platform.platform()},
         "corpus": {**CORPUS, "sentences": args.sentences},
+        "larger_language": LARGE,
         "epochs": args.epochs,
         "snr": measure(args),
     }
