@@ -13,6 +13,11 @@ before them; --weights with a work directory of jaxkd needs no --model. The firs
 comparisons. A function of your own takes (B, H, W, 3) fp32 NumPy images in [0, 1] and returns {name: (B, N, C) or
 (B, h, w, C)}, arrays or tensors of PyTorch; with --layout=nchw, maps (B, C, h, w).
 
+Encoders of EEG words (runs of configs/brain_cliplm.py) get the same statistics over passages of --words words of their
+test readings, without padding. --images is then the recordings, by default those of the run:
+
+    python -m jaxkd.analyze --weights=runs/eeg --model=eeg_words_base --label=untrained --out=report
+
 Super-resolution networks (mdbn_x*, edsr_x*) get a Fourier analysis of their branches, each beside itself untrained.
 --images are then large images, which are shrunk by the network's scale as in training, or pairs ("DIR?lr=NAME"); with
 --small-images they are the network's input as they are. Options marked (*) do nothing there and are refused.
@@ -29,14 +34,18 @@ from pathlib import Path
 from typing import Any
 
 from jaxkd.cli import compile_cache, console, networks
-from jaxkd.errors import check_range
+from jaxkd.errors import ConfigError, check_range
 
 NOT_OF_BRANCHES = (  # options that nothing reads for super-resolution networks
     *("resize", "image_size", "layout", "per_class", "crop_pct", "interpolation", "batch_size", "low_memory", "layers"),
     *("entropy_range", "bins", "gradients", "no_ranks", "permutations", "bootstrap", "permutation_images", "saliency"),
-    *("last", "no_compare", "class_order"),
+    *("last", "no_compare", "class_order", "words"),
 )
-LEAST = {"batch_size": 1, "bins": 2}  # smallest values; 0 of other numbers
+NOT_OF_EEG = (  # options that nothing reads for encoders of EEG words
+    *("resize", "image_size", "layout", "per_class", "class_order", "small_images", "crop_pct", "interpolation"),
+    *("gradients", "saliency"),
+)
+LEAST = {"batch_size": 1, "bins": 2, "words": 2}  # smallest values; 0 of other numbers
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,11 +55,13 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--image-size", type=int, default=0, help="of a function of your own (224) (*)")
     group.add_argument("--layout", default="", choices=("nhwc", "nchw"), help="of maps of a function of your own (*)")
     images = parser.add_argument_group("images")
-    images.add_argument("--images", required=True, help='folder of images, data set or "embedded:digits"')
+    images.add_argument(
+        "--images", default="", help='folder of images, data set or "embedded:digits"; of EEG, recordings'
+    )
     images.add_argument(
         "--per-class", type=int, default=0, help="first N files of each folder (published: 1); 0: all (*)"
     )
-    images.add_argument("--max-images", type=int, default=0, help="first N images; 0: all")
+    images.add_argument("--max-images", type=int, default=0, help="first N images or passages; 0: all")
     images.add_argument(
         "--class-order",
         choices=("natural", "text"),
@@ -58,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         help="labels of class folders, as in evaluate (*)",
     )
     images.add_argument("--small-images", action="store_true", help="super-resolution: they are small already")
+    images.add_argument("--words", type=int, default=32, help="of EEG: words of a passage (*)")
     images.add_argument("--crop-pct", type=float, default=0.0, help="default: each network's own (*)")
     images.add_argument("--interpolation", default="", help="default: each network's own (*)")
     group = parser.add_argument_group("statistics (*)")
@@ -96,14 +108,21 @@ def analyze(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     out = open_report(args.out, overwrite=args.overwrite)
     given = networks.resolve(args.networks)
     over_time = any(n.step == networks.ALL_STEPS for n in args.networks)
-    if not networks.all_upscalers(given):
-        console.refuse_options({"small_images": args.small_images}, "the networks classify")
+    task, named = networks.common_task(given), {a.partition("=")[0].removeprefix("--").replace("-", "_") for a in argv}
+    old_grid = {"old_grid": next((n.old_grid for n in given if n.old_grid), None)}
+    if task == "eeg_words":
+        unread = {name: getattr(args, name) for name in NOT_OF_EEG if name in named}
+        console.refuse_options(unread | old_grid, f"{given[0].label} is an encoder of EEG words")
+        return _analyze_eeg(given, args, out, command, over_time=over_time)
+    if not args.images:
+        raise ConfigError('--images is missing. Give a folder of images, a data set or "embedded:digits".')
+    if task == "classification":
+        unread = {"small_images": args.small_images, "words": args.words if "words" in named else None}
+        console.refuse_options(unread, "the networks classify")
         return _analyze_features(given, args, out, command, over_time=over_time)
-    named = {a.partition("=")[0].removeprefix("--").replace("-", "_") for a in argv}
     unread = {name: getattr(args, name) for name in NOT_OF_BRANCHES if name in named}
     unread |= {"checkpoints": given[0].weights} if over_time else {}
-    unread |= {"old_grid": next((n.old_grid for n in given if n.old_grid), None)}
-    console.refuse_options(unread, f"{given[0].label} is a super-resolution network")
+    console.refuse_options(unread | old_grid, f"{given[0].label} is a super-resolution network")
     return _analyze_branches(given, args, out, command)
 
 
@@ -113,6 +132,53 @@ def _picked(kind: type, args: argparse.Namespace, **others: Any) -> Any:
     return kind(**{name: getattr(args, name) for name in names}, **others)
 
 
+def _options(args: argparse.Namespace, *, over_time: bool, **stream: Any) -> Any:
+    """The `AnalysisOptions` of the command line; `stream` is further fields of its `StreamOptions`."""
+    from jaxkd.analysis import pipeline
+
+    if over_time:
+        args.permutations, args.saliency, args.no_compare = 0, 0, True
+    ranges = pipeline.parse_entropy_range(args.entropy_range)
+    options = _picked(pipeline.StreamOptions, args, entropy_range=ranges, ranks=not args.no_ranks, **stream)
+    summary = _picked(pipeline.SummaryOptions, args)
+    return _picked(pipeline.AnalysisOptions, args, stream=options, summary=summary, compare=not args.no_compare)
+
+
+def _analyze_eeg(
+    given: Sequence[networks.NetworkArgs], args: argparse.Namespace, out: Path, command: str, *, over_time: bool
+) -> dict[str, Any]:
+    from jaxkd import parallel
+    from jaxkd.analysis import pipeline
+    from jaxkd.experiment.eeg.encoders import open_encoders
+
+    options = _options(args, over_time=over_time, gradients=False)
+    mesh = parallel.make_mesh()
+    with console.progress() as progress:
+        features, passages, source = open_encoders(
+            given,
+            mesh,
+            load=networks.load,
+            source=args.images,
+            words=args.words,
+            most=args.max_images,
+            layers=networks.layer_names(args.layers),
+            seed=args.seed,
+            on_progress=lambda *done: progress.show("reading", *done),
+        )
+        progress.say(f"{len(features)} network{'s'[: len(features) > 1]}, {len(passages):,} passages of {source}")
+        return pipeline.write_analysis(
+            features,
+            passages,
+            mesh,
+            out,
+            options,
+            over_time=over_time,
+            figures=not args.no_figures,
+            about={"source": source, "command": command},
+            progress=progress,
+        )
+
+
 def _analyze_features(
     given: Sequence[networks.NetworkArgs], args: argparse.Namespace, out: Path, command: str, *, over_time: bool
 ) -> dict[str, Any]:
@@ -120,12 +186,7 @@ def _analyze_features(
     from jaxkd.analysis import pipeline
     from jaxkd.data.sources.images import open_images
 
-    if over_time:
-        args.permutations, args.saliency, args.no_compare = 0, 0, True
-    ranges, gradients = pipeline.parse_entropy_range(args.entropy_range), args.gradients != "none"
-    stream = _picked(pipeline.StreamOptions, args, entropy_range=ranges, ranks=not args.no_ranks, gradients=gradients)
-    summary = _picked(pipeline.SummaryOptions, args)
-    options = _picked(pipeline.AnalysisOptions, args, stream=stream, summary=summary, compare=not args.no_compare)
+    options = _options(args, over_time=over_time, gradients=args.gradients != "none")
     source, labelled = open_images(
         args.images, per_class=args.per_class, max_images=args.max_images, class_order=args.class_order
     )

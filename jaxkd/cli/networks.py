@@ -223,6 +223,11 @@ def load(
     return built
 
 
+def layer_names(layers: str) -> tuple[str, ...]:
+    """`--layers`' "block_*,input" -> its names and patterns."""
+    return tuple(filter(None, (t.strip() for t in layers.split(","))))
+
+
 def feature_source(
     network: NetworkArgs,
     mesh: Any,
@@ -237,7 +242,7 @@ def feature_source(
     """The `FeatureSource` of a network or of a function of the user; the arguments are options of `analyze`."""
     from jaxkd.analysis import pipeline
 
-    names = tuple(filter(None, (t.strip() for t in layers.split(","))))
+    names = layer_names(layers)
     if ":" in network.model:
         if network.weights or network.args or network.old_grid:
             raise ConfigError(
@@ -321,18 +326,24 @@ def resolve(given: Sequence[NetworkArgs]) -> list[NetworkArgs]:
     return networks
 
 
-def all_upscalers(networks: Sequence[NetworkArgs]) -> bool:
-    """Whether the networks enlarge images; False if they classify or are functions of the user."""
+def common_task(networks: Sequence[NetworkArgs]) -> str:
+    """The task of all networks: "classification", also of functions of the user, "restoration" or "eeg_words".
+
+    Raises:
+      ConfigError: networks of different tasks.
+    """
     from jaxkd import models
 
     names = ["" if ":" in n.model else identify(n)[0] for n in networks]
-    for name in filter(None, names):
-        require_image_network(name)
-    kinds = [bool(name) and models.spec(name).task == "restoration" for name in names]
-    if any(kinds) and not all(kinds):
-        first, other = networks[kinds.index(True)].label, networks[kinds.index(False)].label
-        raise ConfigError(
-            f'"{first}" is a super-resolution network and "{other}" is not, and their analyses have no number in '
-            "common. Analyse them in two calls, each with its own --out."
-        )
-    return any(kinds)
+    tasks = [models.spec(name).task if name else "classification" for name in names]
+    for task, what in (("eeg_words", "an encoder of EEG words"), ("restoration", "a super-resolution network")):
+        if task not in tasks:
+            continue
+        other = next((n.label for n, t in zip(networks, tasks, strict=True) if t != task), None)
+        if other is not None:
+            raise ConfigError(
+                f'"{networks[tasks.index(task)].label}" is {what} and "{other}" is not, and their analyses have no '
+                "number in common. Analyse them in two calls, each with its own --out."
+            )
+        return task
+    return "classification"

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxkd.report import depth_figures, lowrank_figures, sep_figures, similarity_figures, spectrum_figures, style
 from jaxkd.report.plan import LAYERS, PAIRS, RANKS, SEP, SPECTRA, Figure, Plan
-from jaxkd.report.results import Results, label_of
+from jaxkd.report.results import Results, in_units, label_of, pick
 
 FAMILIES = (LAYERS, SPECTRA, RANKS, SEP, PAIRS)  # in the order of the report
 MODULES = (depth_figures, spectrum_figures, lowrank_figures, sep_figures, similarity_figures)
@@ -49,23 +49,28 @@ def write_figures(results: Results, folder: Path) -> list[Figure]:
     for plan in plans_for(results):
         if any(map(plan.has, plan.sources(results))):
             with style.applied():
-                png, pdf = style.save(plan.draw(results), folder, plan.name)
-            caption = plan.caption(results) + _missing(plan, results)
-            done.append(Figure(plan.name, plan.title, plan.family, png, pdf, caption))
+                png, pdf = style.save(style.in_units(plan.draw(results), results), folder, plan.name)
+            caption = in_units(results, plan.caption(results)) + _missing(plan, results)
+            title, family = in_units(results, plan.title), in_units(results, plan.family)
+            done.append(Figure(plan.name, title, family, png, pdf, caption))
     return done
 
 
 def left_out(results: Results) -> list[tuple[str, str]]:
-    """(title, reason) of every figure that the results have no numbers for; the reason is never empty."""
-    out = []
+    """(title, reason) of every figure that the results have no numbers for; the reason is never empty.
+
+    Notes of all models and further things that do not exist stand in the settings, as "notes" and "left_out".
+    """
+    shared, out = {"notes": pick(results, "settings", "notes")}, []
     for plan in PLANS:
         sources = plan.sources(results)
         if any(map(plan.has, sources)):
             continue
+        title = in_units(results, plan.title)
         if plan.family == PAIRS and not sources:
-            out.append((plan.title, "Needs two models, a teacher and a student; these results compare none."))
+            out.append((title, "Needs two models, a teacher and a student; these results compare none."))
             continue
         names = dict.fromkeys(keys[1] if keys[0] in ("per_layer", "last") else keys[0] for keys in plan.needs)
         missing = f"The results hold no numbers for {' or '.join(names).replace('_', ' ')}."
-        out.append((plan.title, _reasons(plan, sources) or missing))
-    return out
+        out.append((title, _reasons(plan, [*sources, shared]) or missing))
+    return out + [(title, reason) for title, reason in pick(results, "settings", "left_out") or []]

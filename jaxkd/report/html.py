@@ -22,6 +22,7 @@ from jaxkd.report.results import (
     comparisons_of,
     has_numbers,
     images_in_words,
+    in_units,
     join_words,
     kept_layer,
     label_of,
@@ -127,12 +128,12 @@ def write_report(results: Results, figures: Sequence[Figure], path: Path) -> Non
     facts = [images_in_words(results), seed_in_words(results)]
     facts += [str(pick(results, "settings", k) or "") for k in ("source", "device", "date")]
     sections = [
-        Section("Overview", tables=[_overview(models)]),
+        Section("Overview", tables=[_overview(results)]),
         Section("Notes", notes=_notes(results)),
         *figure_sections(figures),
         Section("Suggested layer pairs", tables=_suggestions(results)),
         _saliency(results, path.parent),
-        Section("Numbers by layer", tables=[_layer_table(m) for m in models]),
+        Section("Numbers by layer", tables=[_layer_table(m, results) for m in models]),
         Section("Not in this report", notes=all_figures.left_out(results)),
         made_section(results),
     ]
@@ -163,8 +164,9 @@ def _numbers(model: dict[str, Any], *paths: Sequence[str | int]) -> str:
     return " / ".join(map(short_number, values)) if any(v is not None for v in values) else ""
 
 
-def _overview(models: Sequence[dict[str, Any]]) -> Table:
+def _overview(results: Results) -> Table:
     """Facts about every model and the numbers of its last layer."""
+    models = models_of(results)
 
     def row(name: str, detail: str, cell: Any) -> tuple[str, str, list[str]]:
         return name, detail, [cell(m) for m in models]
@@ -194,6 +196,7 @@ def _overview(models: Sequence[dict[str, Any]]) -> Table:
     levels = "at 50 / 60 / 70 / 80 / 90 %; about the same for any order of channels"
     rows.append(row("SEP bandwidth b / D", levels, _bandwidths))
     rows.append(row("Permuting channels", "change of b / D at 90 %, 95 % interval", _permuted))
+    rows = [(in_units(results, name), in_units(results, detail), cells) for name, detail, cells in rows]
     return side_by_side([label_of(m) for m in models], rows)
 
 
@@ -220,7 +223,8 @@ def _permuted(model: dict[str, Any]) -> str:
 
 
 def _notes(results: Results) -> list[tuple[str, str]]:
-    notes = [(label_of(m), str(n)) for m in models_of(results) for n in m.get("notes") or []]
+    notes = [("", str(n)) for n in pick(results, "settings", "notes") or []]
+    notes += [(label_of(m), str(n)) for m in models_of(results) for n in m.get("notes") or []]
     notes += [
         (f"{c.get('student')} with {c.get('teacher')}", str(n))
         for c in comparisons_of(results)
@@ -263,7 +267,7 @@ def _saliency(results: Results, folder: Path) -> Section:
     return Section("Saliency", paragraphs=[("", about)] if pictures else (), pictures=pictures)
 
 
-def _layer_table(model: dict[str, Any]) -> Table:
+def _layer_table(model: dict[str, Any], results: Results) -> Table:
     """Mean and standard deviation over images of every statistic, folded away until asked for."""
     shown = [s for s, spread in (model.get("per_layer") or {}).items() if has_numbers(pick(spread, "mean"))]
     layers = model.get("layers") or []
@@ -274,8 +278,8 @@ def _layer_table(model: dict[str, Any]) -> Table:
             mean, sd = (pick(model, "per_layer", statistic, k, i) for k in ("mean", "sd"))
             cells.append(DASH if mean is None else f"{short_number(mean)} ± {short_number(sd)}")
         rows.append([layer, *cells])
-    heads = [f"{label} ({unit})" if unit else label for label, unit in map(statistic_title, shown)]
-    over = images_in_words({}, [model]).removeprefix("n = ")
+    heads = [f"{label} ({in_units(results, unit)})" if unit else label for label, unit in map(statistic_title, shown)]
+    over = images_in_words(results, [model]).removeprefix("n = ")
     title = f"{label_of(model)}: {len(layers)} layers, mean ± standard deviation over {over}"
     return Table(["layer", "N x C", *heads], rows, title, folded=True)
 
@@ -284,6 +288,8 @@ def made_section(results: Results) -> Section:
     """Command, settings and versions."""
     settings = dict(results.get("settings") or {})
     command, versions = settings.pop("command", None), settings.pop("versions", None) or {}
+    for name in ("notes", "left_out"):  # they have sections of their own
+        settings.pop(name, None)
     rows = [[k.replace("_", " "), DASH if v is None else str(v)] for k, v in settings.items()]
     rows += [[str(k), str(v)] for k, v in versions.items()]
     tables = [Table(["setting", "value"], rows, words=True)] if rows else ()

@@ -6,6 +6,7 @@ The dictionary is what `analysis.pipeline.analyse` returns and results.json hold
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -105,6 +106,20 @@ def null_line(curve: np.ndarray) -> np.ndarray:
     return curve[0] + (100.0 - curve[0]) * np.arange(size) / max(1, size - 1)
 
 
+def in_units(results: Results, text: str) -> str:
+    """`text` about images, in the word that the results have for them: "an image" -> "a passage" of EEG words."""
+    unit = pick(results, "settings", "unit")
+    if not unit:
+        return text
+
+    def renamed(found: re.Match) -> str:
+        article, initial, plural = found.groups()
+        word = unit.capitalize() if initial == "I" else unit
+        return f"{article[0] if article else ''}{' ' if article else ''}{word}{plural}"
+
+    return re.sub(r"\b([Aa]n )?([Ii])mage(s?)\b", renamed, text)
+
+
 def images_in_words(results: Results, models: Sequence[dict[str, Any]] | None = None) -> str:
     """ "n = 100 images", or "n = 98 to 100 images" where models differ (broken files)."""
     chosen = models_of(results) if models is None else models
@@ -112,8 +127,8 @@ def images_in_words(results: Results, models: Sequence[dict[str, Any]] | None = 
     if counts[0] is None:
         return "n of images not recorded"
     if len(counts) > 1:
-        return f"n = {counts[0]} to {counts[-1]} images"
-    return f"n = {counts[0]} image{'s' if counts[0] != 1 else ''}"
+        return in_units(results, f"n = {counts[0]} to {counts[-1]} images")
+    return in_units(results, f"n = {counts[0]} image{'s' if counts[0] != 1 else ''}")
 
 
 def seed_in_words(results: Results) -> str:
@@ -124,19 +139,20 @@ def seed_in_words(results: Results) -> str:
 
 def sentences(results: Results) -> list[str]:
     """The results in a few lines for a terminal: one and its notes for each network, or those of a branch analysis."""
-    lines = []
+    lines = list(pick(results, "settings", "notes") or [])
     for model in models_of(results):
-        lines += [_model_line(model), *(f"  {note}" for note in model["notes"])]
+        lines += [_model_line(model, results), *(f"  {note}" for note in model["notes"])]
     return lines + list(results.get("sentences") or [])
 
 
-def _model_line(model: dict[str, Any]) -> str:
+def _model_line(model: dict[str, Any], results: Results) -> str:
     images, layers, last = model["images"], len(model["layers"]), model["last"]
-    counts = f"{images} image{'s'[: images > 1]}, {layers} layer{'s'[: layers > 1]}"
+    item = in_units(results, "image")
+    counts = f"{images} {item}{'s'[: images > 1]}, {layers} layer{'s'[: layers > 1]}"
     parts = [f"{model['label']}, {model['weights']}: {counts}"]
     if (rank := pick(last, "ranks", "99", "p99")) is not None:
-        directions = f"{rank:.0f} of {last['D']} directions"
-        parts.append(f"{last['layer']} needs {directions} for 99 % of an image's energy (99th percentile)")
+        directions, energy = f"{rank:.0f} of {last['D']} directions", in_units(results, "an image's energy")
+        parts.append(f"{last['layer']} needs {directions} for 99 % of {energy} (99th percentile)")
     if (shared := pick(last, "pca", "uncentred", "required_d", "99", "p99")) is not None:
         parts.append(f"{shared:.0f} in a shared basis")
     if (entropy := pick(model, "per_layer", "entropy", "mean", kept_layer(model))) is not None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxkd.data.files import atomic_file
+from jaxkd.report import results as words
 from jaxkd.report.results import Results, images_in_words, label_of, seed_in_words, shorten
 
 DPI = 160
@@ -96,6 +97,17 @@ def finish(
 ) -> Any:
     """Adds a legend above the panels and a footer (images, seed, `band`) below; returns the figure."""
     return add_legend(figure, f"{images_in_words(results, models)}, {seed_in_words(results)}; {band}", legend_of)
+
+
+def in_units(figure: Any, results: Results) -> Any:
+    """The figure with the results' own word for images in all of its texts, see `results.in_units`."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        renamed = words.in_units(results, text.get_text())
+        if renamed != text.get_text():
+            text.set_text(renamed)
+    return figure
 
 
 def add_legend(figure: Any, footer: str, legend_of: Sequence[Any] = ()) -> Any:

@@ -32,7 +32,7 @@ def test_commands_for_images_refuse_it(complaint_of, file, tmp_path):
     reads_images = f"{NAME} embeds words of EEG, and this command reads images."
     for main, argv, words in (
         (evaluate.main, ["--data=embedded:digits"], reads_images),
-        (analyze.main, ["--images=embedded:digits", f"--out={tmp_path / 'report'}"], reads_images),
+        (analyze.main, [f"--out={tmp_path / 'report'}"], "only a run of configs/brain_cliplm.py says which recordings"),
         (
             upscale.main,
             [f"--in={picture}", f"--out={tmp_path / 'large'}"],

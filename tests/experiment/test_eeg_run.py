@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from llama_files import random_arrays, write_llama2c
 
-from jaxkd import decode, parallel
+from jaxkd import analyze, decode, parallel
 from jaxkd.config import fields, recipes
 from jaxkd.errors import CheckpointError, ConfigError, DataError
 from jaxkd.experiment import run as run_module
@@ -285,3 +285,40 @@ def test_who_reads_tells_the_sentence_where_readers_have_their_own(holes):
     trainer = decoding.Trainer(config, parallel.make_mesh(1))
     row = controls.score_row(context, controls.ANY_SUBJECT, controls.subject_only(context, trainer))
     assert (row["all_p"] < controls.FIRES) == bool(holes)
+
+
+def analysed(out, *options):
+    few = ["--permutations=2", "--bootstrap=20", "--no-figures", "--no-compile-cache", "--words=16"]
+    assert analyze.main([*options, f"--out={out}", *few]) == 0
+    return json.loads((out / "results.json").read_text())
+
+
+@pytest.mark.slow
+def test_the_encoder_of_a_run_is_analysed_beside_an_untrained_one(run, tmp_path, capsys):
+    """Over words of its test readings, from the run's own recordings."""
+    results = analysed(tmp_path / "out", f"--weights={run[0]}", "--model=eeg_words_tiny", "--label=untrained")
+    trained, other = results["models"]
+    assert trained["layers"] and other["label"] == "untrained" and "random" in other["weights"]
+    assert results["settings"]["source"] == CORPUS and results["settings"]["words_per_passage"] == 16
+    eeg_data = open_eeg_data(config_of())
+    words = np.isin(eeg_data.corpus.reading_of_word, eeg_data.split.test).sum()
+    assert words - 3 * 15 <= 16 * trained["images"] <= words
+    assert np.shape(results["comparisons"][0]["cka"]) == (len(other["layers"]), len(trained["layers"]))
+    assert "consecutive usable words of one reader, from the test readings" in capsys.readouterr().out
+    assert {"spectrum", "pca", "sep", "cka"} <= {p.stem for p in (tmp_path / "out").glob("*.csv")}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--weights=RUN", "--saliency=2"], "run is an encoder of EEG words, and nothing reads it there"),
+        (["--weights=RUN", "--layers=attn_*"], "attn_"),
+        (["--weights=RUN", "--words=5000"], "No reader has 5000 usable words in the test readings"),
+        (["--weights=RUN", "--model=deit_tiny_patch16_224"], "is an encoder of EEG words and"),
+        (["--model=eeg_words_tiny"], "eeg_words_tiny is no work directory"),
+        (["--model=deit_tiny_patch16_224"], "--images is missing"),
+    ],
+)
+def test_analyses_that_cannot_be_made(run, tmp_path, complaint_of, options, said):
+    options = [o.replace("RUN", str(run[0])) for o in options]
+    assert said in complaint_of(analyze.main, [*options, f"--out={tmp_path / 'out'}", "--no-compile-cache"])

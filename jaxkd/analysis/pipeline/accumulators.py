@@ -38,7 +38,9 @@ class Streamed:
     moment: tuple[np.ndarray, np.ndarray, int] | None = None
     # "full" and "folded" -> mean over tokens, population sd, tokens used, tokens without energy
     sep: dict[str, SepStatistics] = field(default_factory=dict)
-    grams: list[np.ndarray] = field(default_factory=list)  # one (L, m, m) float32 array per chunk
+    # one (L, m, m) float32 array per chunk; between tokens (L, m N, m N)
+    grams: list[np.ndarray] = field(default_factory=list)
+    gram_tokens: int = 1  # N, rows of a Gram matrix for each image
     spool: np.ndarray | None = None  # (n, N, C) float32 memory map of the last layer's tokens
     # the entropy ranges that were used, one per chunk or one
     ranges: list[tuple[float, float]] = field(default_factory=list)

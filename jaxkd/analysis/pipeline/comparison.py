@@ -46,10 +46,11 @@ def _cka(teacher: Streamed, student: Streamed, notes: list[str]) -> np.ndarray |
     terms: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     start = used = 0
     for student_gram, teacher_gram in zip(student.grams, teacher.grams, strict=True):
-        stop = start + student_gram.shape[1]
+        stop = start + student_gram.shape[1] // student.gram_tokens
         fit = student.valid[start:stop].all(axis=1) & teacher.valid[start:stop].all(axis=1)
         start = stop
         count = int(fit.sum())
+        fit = np.repeat(fit, student.gram_tokens)
         if count < 4:
             continue
         used += count

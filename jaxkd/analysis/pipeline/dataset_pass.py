@@ -50,6 +50,7 @@ class StreamOptions:
     ranks: bool = True  # singular values of every layer
     gradients: bool = True  # gradient magnitudes
     grams: bool = False  # Gram matrices over the images of a chunk, for CKA
+    token_grams: bool = False  # these between all tokens of a chunk, each of which is an example of CKA of its own
     low_memory: bool = False  # the features of a chunk wait in a scratch file instead of on the devices
 
 
@@ -107,10 +108,16 @@ def _joined(ranges: list[jax.Array]) -> tuple[np.ndarray, np.ndarray]:
     return own, np.array([own[:, 0].min(), own[:, 1].max()])
 
 
-@jax.jit
-def _gram(parts: list[jax.Array], mask: jax.Array) -> jax.Array:
-    """Inner products between the images of a chunk: (m, m), zero where `mask` is False or a feature is not finite."""
-    x = jnp.concatenate([p.reshape(p.shape[0], -1) for p in parts])
+@partial(jax.jit, static_argnames="of_tokens")
+def _gram(parts: list[jax.Array], mask: jax.Array, *, of_tokens: bool = False) -> jax.Array:
+    """Inner products between the images of a chunk: (m, m), zero where `mask` is False or a feature is not finite.
+
+    With `of_tokens`, between its N tokens an image: (m N, m N).
+    """
+    x = jnp.concatenate([as_tokens(p) for p in parts])
+    if of_tokens:
+        mask = jnp.repeat(mask, x.shape[1])
+    x = x.reshape(len(mask), -1)
     return gram_linear(x, where=mask & jnp.isfinite(x).all(axis=1))
 
 
@@ -219,8 +226,14 @@ class Stream:
         gathered.out.ranges.append((float(fixed[0]), float(fixed[1])))
         if options.grams:
             counted = np.concatenate([mask for _, mask in parts])
-            grams = [_gram([held.get(i, name) for i in range(len(parts))], counted) for name in self._layers]
-            gathered.out.grams.append(np.stack([np.asarray(g)[:count, :count] for g in grams]))
+            grams = [
+                _gram([held.get(i, name) for i in range(len(parts))], counted, of_tokens=options.token_grams)
+                for name in self._layers
+            ]
+            # Padding is at the end, and so are its tokens.
+            gathered.out.gram_tokens = len(grams[0]) // len(counted)
+            sizes = [gathered.out.gram_tokens * count for g in grams]
+            gathered.out.grams.append(np.stack([np.asarray(g)[:n, :n] for g, n in zip(grams, sizes, strict=True)]))
         for index, (part, mask) in enumerate(parts):
             features = None if hold else self._forward(part)
             get = partial(held.get, index) if hold else features.__getitem__

@@ -33,7 +33,7 @@ class FeatureSource:
     name: str  # in the zoo, or `module:function`
     origin: str  # where its weights came from, for people
     parameters: int | None  # how many, None if unknown
-    image_size: tuple[int, int]  # (height, width) that it takes
+    image_size: tuple[int, ...]  # (height, width) that it takes, () of a network that takes no images
     crop_pct: float  # of the evaluation crop
     interpolation: str  # of the evaluation resize
     layers: tuple[str, ...]  # tap names in depth order; of a callable known only after the first batch
@@ -63,7 +63,7 @@ class FeatureSource:
         return (deep or list(self.layers) or [""])[-1]
 
 
-def _matching(model: Any, patterns: tuple[str, ...]) -> tuple[str, ...]:
+def matching_taps(model: Any, patterns: tuple[str, ...]) -> tuple[str, ...]:
     """Taps by name or pattern; a name that does not exist stays, for the network's own error."""
     taps = models.tap_names(model)
     found = [fnmatch.filter(taps, p) or [p] for p in patterns]
@@ -115,7 +115,7 @@ def network_features(
       gradient_of: "class" (the highest logit of each image) or "loss" (cross-entropy with the label).
     """
     model, spec = network.model, network.spec
-    taps = _matching(model, layers) or models.depth_taps(models.tap_names(model))
+    taps = matching_taps(model, layers) or models.depth_taps(models.tap_names(model))
     variables = network.variables
     if variables is None:
         variables = models.init_variables(model, jax.random.key(seed), (1, *network.image_size, 3))

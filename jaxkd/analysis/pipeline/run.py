@@ -21,9 +21,11 @@ from jaxkd.analysis.pipeline.accumulators import Streamed
 from jaxkd.analysis.pipeline.comparison import compare
 from jaxkd.analysis.pipeline.dataset_pass import Stream, StreamOptions
 from jaxkd.analysis.pipeline.features import FeatureSource
+from jaxkd.analysis.pipeline.passages import Passages
 from jaxkd.analysis.pipeline.summary import SummaryOptions, summarise
 from jaxkd.data.files import write_atomic
 from jaxkd.errors import ConfigError, DataError, printable
+from jaxkd.report.results import in_units
 
 Progress = Callable[[str, str, int, int], None]  # model, phase, done, total
 
@@ -52,7 +54,7 @@ def analyse(
 
     Args:
       networks: what to analyse; the first is the teacher of the comparisons. Labels must differ.
-      source: images (a `data.Source`).
+      source: images (a `data.Source`), or `Passages` of EEG words, which stand in their place throughout.
       mesh: where batches are split.
       options: what is computed.
       scratch: folder for the last layers' tokens (4 N C bytes an image and network), deleted afterwards; None is the
@@ -68,6 +70,9 @@ def analyse(
     progress = progress or (lambda label, phase, done, total: None)
     pair = options.compare and len(networks) > 1
     stream_options = replace(options.stream, grams=options.stream.grams or pair)
+    if isinstance(source, Passages):
+        # Whole passages would be alike for their reader, whose share grows with every word.
+        stream_options = replace(stream_options, token_grams=True)
     models: list[dict[str, Any]] = []
     passes: list[Streamed] = []
     with tempfile.TemporaryDirectory(prefix="jaxkd-tokens-", dir=scratch) as folder:
@@ -97,7 +102,12 @@ def analyse(
         for streamed in passes:
             del streamed.spool  # the map is closed before its folder goes
     settings = _settings(stream_options, options, passes, mesh) | {"seconds": time.perf_counter() - begin}
-    return {"settings": settings, "models": models, "comparisons": comparisons, "saliency": []}
+    results = {"settings": settings, "models": models, "comparisons": comparisons, "saliency": []}
+    if isinstance(source, Passages):
+        settings |= source.about()
+        for part in (*models, *comparisons):
+            part["notes"] = [in_units(results, note) for note in part["notes"]]
+    return results
 
 
 def open_report(out: str | Path, *, overwrite: bool = False) -> Path:
@@ -188,11 +198,14 @@ def _write_over_time(results: dict[str, Any], folder: Path, *, figures: bool) ->
     ]
     training_statistics.write_tables(rows, folder)
     if figures:
-        caption = f"{results['settings']['images']} images of {results['settings']['source']}, mean over images"
+        over = in_units(results, "images")
+        caption = f"{results['settings']['images']} {over} of {results['settings']['source']}, mean over {over}"
         training_statistics.draw_tables(rows, folder, caption=caption)
 
 
 def _batches(network: FeatureSource, source: Any, options: AnalysisOptions) -> Any:
+    if isinstance(source, Passages):
+        return source.batches(options.stream.batch_size)
     preprocess = data.eval_preprocess(network, network.image_size, options.crop_pct, options.interpolation)
     if not len(source):
         raise DataError("There are no images to analyse. Give at least one.")

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxkd import parallel, train
+from jaxkd import data, parallel, train
 from jaxkd.analysis.comparisons import holm
 from jaxkd.config.fields import base, change, flatten
 from jaxkd.errors import CheckpointError, ConfigError
@@ -52,6 +52,7 @@ def open_run(
     allow_leaks: bool = False,
     variant: str = "",
     step: str = "",
+    corpus: data.EegCorpus | None = None,
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> Opened:
     """Loads a contrastive run and its data.
@@ -62,6 +63,7 @@ def open_run(
       allow_leaks: whether parts of the split may share texts.
       variant: "raw", "ema" or "".
       step: "last", "best", a number or "".
+      corpus: of this run, where it is open already.
       on_progress: `(bytes read, bytes, what)`.
 
     Raises:
@@ -86,7 +88,7 @@ def open_run(
     if allow_leaks:
         changes = {**changes, "eeg.allow_leaks": True}
     config = change(config, changes).lock()
-    eeg_data = open_eeg_data(config, on_progress=on_progress)
+    eeg_data = open_eeg_data(config, corpus=corpus, on_progress=on_progress)
     run = train.find_run(path)
     known = Vocabulary.from_dict(json.loads((run / VOCABULARY).read_text()))
     if known.hash != eeg_data.vocabulary.hash:
