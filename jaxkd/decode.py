@@ -40,7 +40,9 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--allow-leaks", action="store_true", help="although parts of the split share texts")
     group = parser.add_argument_group("anchors and candidates")
     group.add_argument("--anchors", default="dev", metavar="K|all|dev", help="dev: chosen on the development part")
-    group.add_argument("--pool", action="append", default=[], metavar="N", help="a further number of candidates")
+    group.add_argument(
+        "--pool", action="append", type=int, default=[], metavar="N", help="a further number of candidates"
+    )
     group.add_argument("--skip-retraining", action="store_true", help="leave out controls that train networks")
     group.add_argument("--montage", default="", metavar="FILE", help=".npz with coords (electrodes, 3), for maps")
     group = parser.add_argument_group("sentences")
@@ -76,6 +78,8 @@ def decode(args: argparse.Namespace, command: str) -> dict[str, Any]:
     from jaxkd.report.decoding import write_decoding
 
     begin, k = time.perf_counter(), _anchors(args.anchors)
+    for number in args.pool:
+        check_range("--pool", number, 2, whole=True, meaning="the number of candidates")
     check_range("--llm-concurrency", args.llm_concurrency, 1, 256, whole=True)
     out = open_report(args.out, overwrite=args.overwrite)
     model = _language_model(args, out)
@@ -91,8 +95,9 @@ def decode(args: argparse.Namespace, command: str) -> dict[str, Any]:
             on_progress=lambda *done: progress.show("reading", *done),
         )
         progress.say(f"{opened.origin} · {len(opened.eeg_data.split.test):,} test readings")
-        found = decoding.decode(opened, k=k, pools=args.pool)
-        progress.say(f"{found.k or 'all'} anchors")
+        found = decoding.decode(opened, k=k, pools=[str(number) for number in args.pool])
+        shown = ", ".join(f"{r['k'] or 'all'}: {r['top5']:.1f}" for r in found.curve if r["part"] == "dev")
+        progress.say(f"top-5 on the development part by number of anchors: {shown} · {found.k or 'all'} anchors")
         rows = decoding.run_controls(opened, found, retrain=not args.skip_retraining, progress=progress)
         sentences, text_metrics = sentence_parts.make_sentences(
             opened, found, args.mode, model, concurrency=args.llm_concurrency, progress=progress

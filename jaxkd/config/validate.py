@@ -417,9 +417,12 @@ def _check_requirements(config: ConfigDict) -> None:
     if not config.student.name:
         raise ConfigError('student.name is empty. Set --config.student.name, for example "deit_tiny_patch16_224".')
     if not config.data.source:
+        holds = "train/<label>/* and val/<label>/*"
+        if config.task == "contrastive":
+            holds = "results<SUBJECT>_<TASK>.mat of ZuCo"
         raise ConfigError(
-            "data.source is empty. Pass --config.data.source=/path/to/folder with train/<label>/* and val/<label>/*, "
-            "or use a config's `:embedded` variant."
+            f"data.source is empty. Pass --config.data.source=/path/to/folder with {holds}, or use a config's "
+            "`:embedded` variant."
         )
     if config.task == "distillation" and _no_teacher(config):
         raise ConfigError(
