@@ -35,5 +35,5 @@ def test_a_network_on_signal_beats_chance_and_not_the_best_decoder():
 def test_curves_over_the_number_of_anchors_are_drawn(tmp_path):
     result = run("eeg_granularity.py", "--seeds=1", "--sentences=100", f"--figure={tmp_path / 'curve.png'}")["snr"]
     best = {snr: result[snr]["best decoder"]["3"]["top5"] for snr in ("4", "9", "16")}
-    assert best["4"] < best["9"] < best["16"] and (tmp_path / "curve.png").stat().st_size > 10_000
+    assert best["4"] < best["9"] <= best["16"] and (tmp_path / "curve.png").stat().st_size > 10_000
     assert set(result["4"]["network"]) == set(result["4"]["best decoder"])
