@@ -16,8 +16,8 @@ the peer is given prepared images in the whole step too, so that both compute th
 "compile_blocks" is torch.compile of each block, "compile" of both whole networks, which takes minutes. On a GPU the
 peak memory of both frameworks' train steps is reported. On a CPU the process keeps the memory that it frees, as
 jaxkd.main lets it (`jaxkd.cli.host_memory`); MALLOC_TOP_PAD_=131072 in the environment leaves the C library as it is.
-On a CPU that others use, processor time is steadier: `taskset -c 0 python benchmarks/step_time.py --clock=processor`
-gives both frameworks one core, because threads that wait for one another would count too.
+On a CPU that others use, processor time (--clock=processor) is steadier, on one core (`taskset -c 0` before the
+command) for both frameworks, because threads that wait for one another would count too.
 FLOP are 2 for each multiply-add of matrix products and convolutions (`jaxkd.models.flops`), the same for every form.
 
 With --out, the object is also written to a file as soon as the whole step is timed, and again when more is known: a run
