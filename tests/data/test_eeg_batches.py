@@ -208,7 +208,7 @@ def test_a_position_of_another_corpus_is_refused(corpus):
 
 
 def test_batches_that_cannot_be_made_are_refused(corpus):
-    with pytest.raises(ConfigError, match="batch_size=9 does not divide by data.readings_per_group=2"):
+    with pytest.raises(ConfigError, match="batch_size=9 does not divide by eeg.readings_per_text=2"):
         pipeline(corpus, batch_size=9)
     with pytest.raises(DataError, match=r"has 3 readings, which is less than train.batch_size=8"):
         pipeline(corpus, readings=[0, 1, 2])

@@ -118,7 +118,7 @@ def test_attention_by_hand():
             "proj": {"kernel": eye, "bias": np.ones(4, np.float32)},
         }
     }
-    y, inner = Attention(num_heads=1, qkv_bias=False).apply(variables, jnp.asarray(x))
+    y, inner = Attention(num_heads=1, qkv_bias=False).apply(variables, jnp.asarray(x), {})
     logits = x[0] @ x[0].T / 2
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(inner["attn"][0, 0], expected, atol=1e-6)
