@@ -50,7 +50,7 @@ def _compile_quickly() -> None:
 
 
 _compile_quickly()
-# Commands that tests call in this process would keep freed memory for good (`jaxkd.cli.host_memory`), 6 GB a worker. Any
+# Commands that tests call in this process would keep freed memory for good (`jaxkd.cli.host_memory`), 6 GB a worker. A
 # setting of malloc turns that off; this one changes nothing else, as it is above the default.
 os.environ.setdefault("MALLOC_ARENA_MAX", "64")
 # Tracing makes many short-lived objects, and each full collection visits all of JAX: a tenth of the suite's time.
