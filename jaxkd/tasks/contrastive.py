@@ -10,13 +10,12 @@ import jax.numpy as jnp
 
 from jaxkd import losses, metrics, models
 from jaxkd.errors import ConfigError, ShapeError
+from jaxkd.losses.contrastive import INITIAL_LOG_SCALE
 from jaxkd.losses.norms import unit
 from jaxkd.train.task import Batch, Inputs, Metrics, Task
 from jaxkd.weights.network import Network
 
 PyTree = Any
-FIRST_LOG_SCALE = 2.659260036932778  # ln(1 / 0.07), where CLIP starts
-ABSENT = -1e30  # logit of a class that cannot be chosen; finite, so that no NaN arises
 
 
 class TextSide(NamedTuple):
@@ -48,6 +47,7 @@ class ContrastiveTask(Task):
       class_weight: (K + 1,), see `class_weights`.
       sentence_weight: of the second term; 0 leaves it out.
       learned: whether the keyword vectors train too, from `keywords`.
+      frozen: tree of bool like the network's parameters, or None; projections and temperatures train.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class ContrastiveTask(Task):
             )
         if keywords.shape[0] + 1 != class_weight.shape[0]:
             raise ShapeError(f"{keywords.shape[0]} keywords need {keywords.shape[0] + 1} class weights.")
-        self.student, self.frozen = student, frozen
+        self.student, self._frozen_student = student, frozen
         self.constants = {"keywords": keywords, "sentences": sentences, "class_weight": class_weight}
         self.sentence_weight, self.learned = sentence_weight, learned
         self.features = int(student.model.in_features)
@@ -89,12 +89,20 @@ class ContrastiveTask(Task):
             "text_projection": {"kernel": draw(keys[1], (vectors, self.width))},
             "sentence_projection": {"kernel": draw(keys[2], (self.width, self.width)), "bias": jnp.zeros(self.width)},
             "null": draw(keys[3], (1, self.width))[0],
-            "log_scale_words": jnp.asarray(FIRST_LOG_SCALE, jnp.float32),
-            "log_scale_sentences": jnp.asarray(FIRST_LOG_SCALE, jnp.float32),
+            "log_scale_words": jnp.asarray(INITIAL_LOG_SCALE, jnp.float32),
+            "log_scale_sentences": jnp.asarray(INITIAL_LOG_SCALE, jnp.float32),
         }
         if self.learned:
             projectors["keywords"] = jnp.asarray(self.constants["keywords"], jnp.float32)
         return {"student": params, "projectors": projectors}, {}
+
+    @property
+    def frozen(self) -> PyTree | None:
+        """See `train.Task`."""
+        if self._frozen_student is None:
+            return None
+        projectors = jax.eval_shape(lambda key: self.init(key)[0]["projectors"], jax.random.key(0))
+        return {"student": self._frozen_student, "projectors": jax.tree.map(lambda _: False, projectors)}
 
     def constrain(self, params: PyTree) -> PyTree:
         """Clips both temperatures after an optimiser step, as CLIP does."""

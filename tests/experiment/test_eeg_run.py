@@ -95,6 +95,18 @@ def batch(experiment):
     return {k: jnp.asarray(v) for k, v in batch.items() if k in experiment.abstract_batch}
 
 
+def test_frozen_parameters_stay_and_all_others_move(batch):
+    found = build(config_of(student__name="eeg_words_tiny", student__freeze=("blocks_0",)), parallel.make_mesh(1))
+    state = found.init_state()
+    before = jax.device_get(state.params)
+    step = found.compile_step()
+    for _ in range(2):  # the first has the rate of the warm-up's beginning
+        state, _ = step(state, parallel.put_batch(dict(batch), found.mesh), found.key, found.constants)
+    moved = jax.tree.map(lambda a, b: bool((np.asarray(a) != b).any()), state.params, before)
+    names = {jax.tree_util.keystr(k): v for k, v in jax.tree_util.tree_leaves_with_path(moved)}
+    assert {name for name, changed in names.items() if not changed} == {n for n in names if "blocks_0" in n} != set()
+
+
 def loss_of(experiment, params, batch):
     task = experiment.task
     return task.loss(params, {}, batch, jax.random.key(3), jnp.zeros((), jnp.int32), task.constants)[0]

@@ -96,6 +96,9 @@ def build_task(
         )
     student = weights.build_network(config.student.name, args, compute=config.precision.compute)
     frozen = None
+    if config.student.freeze:
+        shapes = models.abstract_variables(student.model, student.model.example_shape)
+        frozen = weights.freeze_mask(shapes["params"], tuple(config.student.freeze))
     if load and config.student.weights:
         student = weights.load_weights(student, config.student.weights, variant=config.student.variant)
     return tasks.ContrastiveTask(

@@ -96,7 +96,7 @@ def open_run(
             f'"{path}" was trained with {len(known.words)} other keywords than the {len(eeg_data.vocabulary.words)} '
             f"that {config.data.source} gives. Give the data that it was trained on."
         )
-    mesh = parallel.make_mesh(1 if jax.device_count() == 1 else -1)
+    mesh = parallel.make_mesh(1, devices=jax.devices()[:1])
     task = build_task(
         config, eeg_data.keyword_vectors, eeg_data.sentence_vectors, class_weights(eeg_data.class_counts), load=False
     )
