@@ -20,12 +20,12 @@ def network(name: str) -> ConfigDict:
     """A network: its name, constructor arguments and weights."""
     config = ConfigDict(
         {
-            "name": name,
+            "name": name,  # timm's, or one of jaxkd.models.list_models(); of a teacher "" is none
             # A file, a Hugging Face id ("timm/cait_s24_224.fb_dist_in1k"), a work directory of jaxkd; "" is random.
             "weights": "",
-            "variant": "",  # "ema" or "raw", where the weights hold both
+            "variant": "",  # "ema" or "raw" of weights that hold both; "": raw
             "resize": False,  # resize position embeddings and relative-bias tables to this network's grid
-            "old_grid": (),  # with resize: (rows, columns) of a file that does not say them; () is a square
+            "old_grid": (),  # with resize: grid (rows, columns) of a file that does not say them; () is a square
             "new_head": False,  # drop a head of another size and start a new one
         }
     )
@@ -37,20 +37,22 @@ def network(name: str) -> ConfigDict:
 def _distill() -> ConfigDict:
     """Objective of distillation: a preset or terms, and the layers that correspond."""
     config = ConfigDict()
-    config.preset = "none"  # soft hard spectral mse soft+spectral soft+mse hard+spectral hard+mse
+    config.preset = "none"  # objective: none soft hard spectral mse soft+spectral soft+mse hard+spectral hard+mse
     # Instead of a preset, its terms one by one: ({"loss": "kl", "weight": 0.9, "temperature": 1.0}, ...). A weight is a
     # number or a schedule; docs/objectives.md has the losses and their arguments.
     config.terms = ()
-    # ((student, teacher), ...), "last", "first", "first+last", "stages", or "auto": from the teacher's spectrum
+    # Layers that correspond: ((student, teacher), ...), "last", "first", "first+last", "stages", or
+    # "auto": from the teacher's spectrum
     config.pairs = placeholder(object)
-    config.alpha = placeholder(object)  # weight of the logit term, 1 - alpha of the cross-entropy; or a schedule
-    config.temperature = placeholder(object)  # a number
-    config.feature_weight = placeholder(object)  # or a schedule: {"schedule": "linear", "from": ..., "to": ...}
-    config.spectral_method = ""  # "fft" or "closed"; "" is the faster
+    config.alpha = placeholder(object)  # weight of the logit term, 1 - alpha of cross-entropy, or a schedule; None: 0.9
+    config.temperature = placeholder(object)  # of the softmax in "soft"; None: 1
+    # of the feature term; or a schedule, {"schedule": "linear", "from": ..., "to": ..., "end_step": ...}; None: 0.2
+    config.feature_weight = placeholder(object)
+    config.spectral_method = ""  # form of the spectral loss: "fft" or "closed"; "": the faster
     # Of the terms' parameters, such as projectors: the peak rate, for optimizer.reference_batch and in the shape of the
     # student's schedule; 0: as the student.
     config.projector_learning_rate = 0.0
-    config.projector_weight_decay = placeholder(float)  # None: optimizer.weight_decay
+    config.projector_weight_decay = placeholder(float)  # of the same; None: optimizer.weight_decay
     return config
 
 
@@ -70,79 +72,85 @@ def _data() -> ConfigDict:
     config.seed = -1
     config.max_broken = 0.01  # share of unreadable images above which a run fails; fewer are skipped and named
     config.augment = ConfigDict()
-    config.augment.kind = "random_resized_crop"  # or "pad_crop", "none"
-    config.augment.scale = (0.08, 1.0)  # area of the crop
+    config.augment.kind = "random_resized_crop"  # crop of a training image; or "pad_crop", "none"
+    config.augment.scale = (0.08, 1.0)  # area of the crop, as a share of the image
     config.augment.ratio = (3 / 4, 4 / 3)  # width over height of the crop
-    config.augment.interpolation = "bicubic"  # or another of Pillow's; "random": bilinear or bicubic
+    config.augment.interpolation = "bicubic"  # of the resize; another of Pillow's, or "random": bilinear or bicubic
     config.augment.pad = 0  # pixels on each side, pad_crop only
-    config.augment.hflip = 0.5
+    config.augment.hflip = 0.5  # probability of a mirror image
     config.augment.auto_augment = ""  # timm's words: "rand-m9-mstd0.5-inc1", "original", "v0", "3a", "augmix-m5"
-    config.augment.color_jitter = 0.0  # strength; as in timm only without auto_augment, or with "3a"
+    config.augment.color_jitter = 0.0  # its strength; as in timm only without auto_augment, or with "3a"
     config.augment.region_decode = "auto"  # decode only the crop of a JPEG, same pixels ("on", "off")
     config.augment.dct_scaling = False  # shrink while decoding where a crop is large; changes pixels a little
-    # Super-resolution: patches of the large image, and what becomes of them.
-    config.patches = ConfigDict({"size": 256, "flips": True, "rotations": True, "small": "error"})
+    config.patches = ConfigDict()  # super-resolution
+    config.patches.size = 256  # side of a patch of the large image, pixels
+    config.patches.flips = True  # mirror half of the patches
+    config.patches.rotations = True  # turn by 0, 90, 180 or 270 degrees
+    config.patches.small = "error"  # images smaller than a patch fail the run; "skip" leaves them out
     config.patches.per_image = 1  # patches of an image once it is decoded
-    config.patches.visits = 1  # of each image in an epoch
-    config.erase = ConfigDict({"probability": 0.0, "mode": "pixel", "count": 1})  # random erasing; 0: off
+    config.patches.visits = 1  # times that an epoch decodes each image
+    config.erase = ConfigDict()
+    config.erase.probability = 0.0  # share of images that random erasing changes; 0: off
+    config.erase.mode = "pixel"  # filling: "pixel", noise of each pixel; "rand", of each channel; "const", zeros
+    config.erase.count = 1  # rectangles of an image
     config.mix = ConfigDict()
-    config.mix.mixup = 0.0  # alpha; 0: off
-    config.mix.cutmix = 0.0  # alpha; 0: off
+    config.mix.mixup = 0.0  # alpha of mixup; 0: off
+    config.mix.cutmix = 0.0  # alpha of CutMix; 0: off
     config.mix.cutmix_minmax = ()  # instead of alpha: smallest and largest side of the box
-    config.mix.prob = 1.0
-    config.mix.switch_prob = 0.5  # of cutmix where both are on
-    config.mix.mode = "batch"  # or "pair", "elem"
+    config.mix.prob = 1.0  # share of batches (pairs, images) that are mixed
+    config.mix.switch_prob = 0.5  # share of CutMix where both are on
+    config.mix.mode = "batch"  # one draw for the batch; "pair": for each pair; "elem": for each image
     return config
 
 
 def _eval() -> ConfigDict:
     """Scoring while a run trains and at its end."""
     config = ConfigDict()
-    config.every_epochs = 1
-    config.batch_size = 0  # 0: train.batch_size
-    config.crop_pct = 0.0  # 0: the student's own
-    config.interpolation = ""  # "": the student's own
-    config.every_steps = 0  # instead of every_epochs
-    config.sets = ()  # super-resolution: "Set5=/data/Set5", ...; none: the validation split of data.source
+    config.every_epochs = 1  # score the validation images after so many epochs
+    config.batch_size = 0  # of scoring; 0: train.batch_size
+    config.crop_pct = 0.0  # side of the scored crop over that of the image; 0: the student's own
+    config.interpolation = ""  # of the resize before scoring; "": the student's own
+    config.every_steps = 0  # score after so many steps, instead of every_epochs; 0: off
+    config.sets = ()  # super-resolution: scored sets, "Set5=/data/Set5", ...; none: the validation split of data.source
     config.crop = "scale"  # border left out of PSNR and SSIM; "4": as the published MDBN files, at every scale
-    config.luma = True  # BT.601 luma instead of RGB
+    config.luma = True  # PSNR and SSIM of BT.601 luma instead of RGB
     return config
 
 
 def _dynamics() -> ConfigDict:
     """Statistics of the student's layers while it trains."""
     config = ConfigDict()
-    config.every_steps = 0  # at the first step and every so many; 0: off
-    config.images = 32  # the first of the batch (of its first micro-batch); a smaller batch gives all
+    config.every_steps = 0  # statistics at the first step and every so many; 0: off
+    config.images = 32  # how many, the first of the batch (of its first micro-batch); a smaller batch gives all
     config.layers = ()  # taps of the student; (): all blocks or stages
-    config.gradients = True  # of the training loss
-    config.ranks = True  # energy ranks, participation ratio, stable rank
-    config.rank_images = 8  # how many of the images these are of: the decompositions are the expensive part
+    config.gradients = True  # magnitude of the training loss's gradient at each layer too
+    config.ranks = True  # ranks of each layer too: energy ranks, participation ratio, stable rank
+    config.rank_images = 8  # images that the ranks are of: the decompositions are the expensive part
     return config
 
 
 def _optimizer() -> ConfigDict:
     """AdamW."""
     config = ConfigDict()
-    config.learning_rate = 5e-4
+    config.learning_rate = 5e-4  # at its peak, after warm-up
     config.reference_batch = 512  # the rate is for this batch and scales linearly; 0: taken as it is
-    config.weight_decay = 0.05
-    config.decay_tokens = False  # class token and position embedding too: the authors' Lift and WideLast
-    config.b1 = 0.9
-    config.b2 = 0.999
-    config.eps = 1e-8
-    config.clip_norm = 0.0  # 0: off
-    config.accumulate = 1  # micro-batches a step
+    config.weight_decay = 0.05  # of matrices and kernels; biases, norms and tokens have none
+    config.decay_tokens = False  # decay class token and position embedding too: the authors' Lift and WideLast
+    config.b1 = 0.9  # decay of AdamW's first moment
+    config.b2 = 0.999  # decay of its second moment
+    config.eps = 1e-8  # added to the root of the second moment
+    config.clip_norm = 0.0  # largest L2 norm of the gradient; 0: off
+    config.accumulate = 1  # micro-batches that a step divides its batch into
     return config
 
 
 def _schedule() -> ConfigDict:
     """Learning rate over the run."""
     config = ConfigDict()
-    config.kind = "cosine"  # per step; "timm_epoch": what the published runs used; "constant"
-    config.warmup_epochs = 5
-    config.warmup_lr = 1e-6
-    config.min_lr = 1e-5
+    config.kind = "cosine"  # of the rate, per step; "timm_epoch": what the published runs used; "constant"
+    config.warmup_epochs = 5  # in which the rate rises to its peak
+    config.warmup_lr = 1e-6  # rate at the first step of the warm-up
+    config.min_lr = 1e-5  # rate at the end of the cosine
     config.steps = 0  # length of the schedule, and of the run; 0: train.epochs
     return config
 
@@ -153,30 +161,33 @@ def _eeg() -> ConfigDict:
     config.measure = "GD"  # fixations of a word that its EEG is averaged over; "FFD" or "TRT"
     config.subjects = ()  # codes of readers; (): all
     config.strict_nan = False  # leave out a sentence with NaN in a word, as public code does; else mask the word
-    config.cache = ""  # folder for what was read of the files; "": none
+    config.cache = ""  # folder that keeps what was read of the files; "": none
     config.standardise = "none"  # of each feature, beside the z-score of each word: "train", "all" (which leaks)
-    config.split = "text"  # "cross_subject": also by reader; "published": by place in the file, which leaks
+    # Parts by "text"; "cross_subject": also by reader; "published": by place in the file, which leaks
+    config.split = "text"
     config.leave_out = ""  # the test reader of "cross_subject"; "": the first
-    config.split_seed = 0
+    config.split_seed = 0  # of the random choice of texts for each part
     config.allow_leaks = False  # train although parts of the split share texts or statistics
     config.vocabulary = "train"  # texts that keywords are taken from; "all" leaks
     config.min_texts = 3  # a keyword is in at least so many of them
     config.keywords = 0  # number of keywords, the most frequent; 0: all
-    config.vectors = "random"  # of words: "wordllama", "glove" or an .npz file; docs/eeg.md
+    config.vectors = "random"  # vectors of words; "wordllama", "glove" or an .npz file; docs/eeg.md
     config.learned = False  # the keywords' vectors train too
-    config.sentence_weight = 0.5  # of the sentences' loss beside the words'
+    config.sentence_weight = 0.5  # weight of the sentences' loss beside the words'
     config.max_words = 56  # fixated words of a sentence that a batch has room for; further ones are left out
-    config.readings_per_text = 2  # of each text in a batch, by different readers
+    config.readings_per_text = 2  # readings of each text in a batch, by different readers
     return config
 
 
 def _study() -> ConfigDict:
     """Grid of runs that `python -m jaxkd.study` trains and compares; docs/studies/README.md describes it."""
     config = ConfigDict()
-    # ({"name", "members": ({"name", <dotted changes>}, ...), and perhaps "part", "changes": {...}, "seeds"}, ...)
+    # Groups of runs: ({"name", "members": ({"name", <dotted changes>}, ...), and perhaps "part",
+    # "changes": {...}, "seeds"}, ...)
     config.groups = ()
-    config.seeds = (0, 1, 2)  # of groups that do not name their own
-    # ({"name", "a": "group/member", "b": "group/member"}, ...); those of one "family" share Holm's correction
+    config.seeds = (0, 1, 2)  # seeds of groups that do not name their own
+    # Paired comparisons: ({"name", "a": "group/member", "b": "group/member"}, ...); those of one
+    # "family" share Holm's correction
     config.comparisons = ()
     config.shared_batches = False  # all seeds of a group see the same batches, so that they can share one program
     config.images = 2000  # validation images for the similarity of last layers; 0: not measured
@@ -184,12 +195,46 @@ def _study() -> ConfigDict:
     return config
 
 
+def _precision() -> ConfigDict:
+    """Arithmetic of the step, and what it recomputes or loops over."""
+    config = ConfigDict()
+    config.compute = "float32"  # type of the networks' arithmetic; or "bfloat16"
+    # What the student's backward pass recomputes instead of storing it: True, each block; "attention", the attention
+    # matrices (on a TPU also with False); "dots", all but the results of linear layers.
+    config.remat = FieldReference(False, field_type=object)
+    # Compute equal blocks as one loop, whose body is compiled once: True, of both networks; "student"; "teacher".
+    config.scan_blocks = FieldReference(False, field_type=object)
+    return config
+
+
+def _mesh() -> ConfigDict:
+    """Division of the devices; the product of the three is their number."""
+    config = ConfigDict()
+    config.data = -1  # devices along the batch, each with the whole train state; -1: the rest
+    config.fsdp = 1  # devices along the batch that share one train state
+    config.model = 1  # devices along wide matrices
+    return config
+
+
+def _checkpoint() -> ConfigDict:
+    """Checkpoints of a run: how often, and which stay."""
+    config = ConfigDict()
+    config.every_epochs = 1  # save after so many; every evaluation saves too, so that the best can be kept
+    config.every_steps = 0  # save after so many steps, besides every_epochs; 0: off
+    config.keep_last = 2  # newest checkpoints that stay
+    config.keep_best = 1  # checkpoints of the best scores that stay
+    config.keep_every_epochs = 0  # checkpoints of every so many epochs stay too; 0: off
+    config.on_damage = "error"  # stop where the newest is damaged; "previous": use the last good one
+    return config
+
+
 def base() -> ConfigDict:
     """Every field of a training config; leaf files change values and lock it, they never add fields."""
     config = ConfigDict()
-    # "distillation": with a teacher; "restoration": super-resolution; "contrastive": EEG to keywords
+    # "classification": labels only; "distillation": with a teacher; "restoration": super-resolution; "contrastive": EEG
+    # to keywords
     config.task = "classification"
-    config.seed = 0
+    config.seed = 0  # of initial weights, dropout and, unless data.seed is set, of everything about the images
     # Modules of your own that register networks, terms and data sources; imported from the current folder, the config
     # file's folder or PYTHONPATH.
     config.plugins = ()
@@ -199,45 +244,35 @@ def base() -> ConfigDict:
     # A folder that keeps the teacher's logits of every training image as it is augmented: written before the first
     # step, read by this run and by later students, whose steps run no teacher; docs/speed.md. "": run the teacher.
     config.teacher.cache = ConfigDict({"path": ""})
-    config.teacher.cache.top_k = 0  # likeliest classes that are kept, the others as one mean; 0: all, which is exact
-    config.teacher.cache.dtype = "float32"  # or "float16"
+    config.teacher.cache.top_k = 0  # likeliest classes that it keeps, the others as one mean; 0: all, which is exact
+    config.teacher.cache.dtype = "float32"  # of the stored log-probabilities; or "float16"
 
     config.distill = _distill()
-    config.label_smoothing = 0.1
+    config.label_smoothing = 0.1  # share of a label's weight that is spread over all classes
     config.data = _data()
     config.eval = _eval()
-    config.restoration = ConfigDict({"loss": "l1", "fft_weight": 0.0})  # loss: or "charbonnier"
+    config.restoration = ConfigDict()
+    config.restoration.loss = "l1"  # of super-resolution; or "charbonnier"
+    config.restoration.fft_weight = 0.0  # weight of the L1 distance of the images' Fourier transforms; 0: off
     config.eeg = _eeg()
 
     config.optimizer = _optimizer()
     config.schedule = _schedule()
-    # decay 0: off; warmup: min(decay, (1 + t) / (10 + t)) after t optimiser steps, for short runs
-    config.ema = ConfigDict({"decay": 0.99996, "warmup": False})
+    config.ema = ConfigDict()
+    config.ema.decay = 0.99996  # of the moving average of the weights, at each step; 0: off
+    config.ema.warmup = False  # take min(decay, (1 + t) / (10 + t)) after t steps, for short runs
 
     config.train = ConfigDict()
-    config.train.epochs = 300
+    config.train.epochs = 300  # length of the run, unless schedule.steps or train.steps is set
     config.train.steps = 0  # stop after so many optimiser steps; 0: all epochs
-    config.train.batch_size = 512  # global, an optimiser step
+    config.train.batch_size = 512  # images of an optimiser step, on all devices together
 
-    config.precision = ConfigDict({"compute": "float32"})  # or "bfloat16"
-    # What the student's backward pass recomputes instead of storing it: True, each block; "attention", the attention
-    # matrices (on a TPU also with False); "dots", all but the results of linear layers.
-    config.precision.remat = FieldReference(False, field_type=object)
-    # Compute equal blocks as one loop, whose body is compiled once: True, of both networks; "student"; "teacher".
-    config.precision.scan_blocks = FieldReference(False, field_type=object)
-    # Devices along the batch, each with the whole train state (-1: the rest); along the batch, sharing one train state;
-    # and along wide matrices.
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "model": 1})
-
-    config.checkpoint = ConfigDict()
-    config.checkpoint.every_epochs = 1  # every evaluation saves too, so that the best can be kept
-    config.checkpoint.every_steps = 0  # besides every_epochs; 0: off
-    config.checkpoint.keep_last = 2
-    config.checkpoint.keep_best = 1
-    config.checkpoint.keep_every_epochs = 0
-    config.checkpoint.on_damage = "error"  # where the newest checkpoint is damaged; "previous": use the last good one
-
-    config.log = ConfigDict({"every_steps": 50, "tensorboard": True})
+    config.precision = _precision()
+    config.mesh = _mesh()
+    config.checkpoint = _checkpoint()
+    config.log = ConfigDict()
+    config.log.every_steps = 50  # steps between two lines of metrics
+    config.log.tensorboard = True  # write event files for TensorBoard beside metrics.jsonl
     config.dynamics = _dynamics()
 
     config.study = _study()
