@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from random_weights import random_variables
 
+import jaxkd
 from jaxkd import analyze, convert, data, evaluate, models, train, upscale, weights
 from jaxkd.config import fields
 from jaxkd.experiment import run as run_module
@@ -48,6 +49,20 @@ def complaint(capsys, *argv: str) -> str:
         evaluate.main(list(argv))
     assert caught.value.code == 2
     return capsys.readouterr().err
+
+
+def test_a_run_is_loaded_in_python_with_the_labels_of_its_data(run):
+    workdir, _ = run
+    raw, variables = jaxkd.load(workdir)
+    ema, averaged = jaxkd.load(workdir, variant="ema", step="last")
+    assert raw.class_names == ema.class_names == tuple("0123456789") and "moving average" in ema.origin
+    assert not np.array_equal(jax.tree.leaves(variables)[0], jax.tree.leaves(averaged)[0])
+    source = data.open_source("embedded:digits", "val")
+    photos = [source.image(i) for i in range(50)]
+    likeliest = [prediction[0][0] for prediction in jaxkd.predict(raw, variables, photos, top=1)]
+    pixels = np.stack([raw.preprocessing.crop(p) for p in photos])
+    logits = raw.apply(variables, data.normalise(pixels, raw.preprocessing.mean, raw.preprocessing.std))[0]
+    assert likeliest == [str(i) for i in np.argmax(logits, axis=-1)]
 
 
 def test_raw_and_ema_of_a_run_are_what_training_scored(run, capsys):

@@ -28,7 +28,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
             {"weights", "distill", "report"},
             {"tasks", "analysis.pipeline"},
             {"superres"},
-            {"experiment"},
+            {"experiment", "inference"},
             {"cli"},
             {"commands"},
         ),

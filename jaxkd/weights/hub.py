@@ -104,10 +104,28 @@ def locate(source: str | Path) -> Path:
     path = Path(text).expanduser()
     if path.exists():
         return path
-    hub_id = parse(text) if isinstance(source, str) else None
-    if hub_id is not None and (hub_id.explicit or not _is_spelt_like_a_path(text)):
-        return fetch(hub_id)
-    raise WeightSourceError(not_found(text, _why_not_the_hub(text, hub_id)))
+    meant = hub_id(source)
+    if meant is not None:
+        return fetch(meant)
+    raise WeightSourceError(not_found(text, _why_not_the_hub(text, parse(text) if isinstance(source, str) else None)))
+
+
+def hub_id(source: str | Path) -> HubId | None:
+    """The Hub id that a source means, or None where it means a path; see `weights.load`."""
+    if not isinstance(source, str) or not source or Path(source).expanduser().exists():
+        return None
+    meant = parse(source)
+    return meant if meant is not None and (meant.explicit or not _is_spelt_like_a_path(source)) else None
+
+
+def published_name(source: str | Path) -> str:
+    """`name.tag` of weights that timm publishes: "timm/cait_s24_224.fb_dist_in1k" -> "cait_s24_224.fb_dist_in1k".
+
+    Returns:
+      "" where `source` is none of them.
+    """
+    meant = hub_id(source)
+    return meant.repo.removeprefix("timm/") if meant is not None and meant.repo in known_ids() else ""
 
 
 def _is_spelt_like_a_path(text: str) -> bool:

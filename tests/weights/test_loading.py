@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+import jaxkd
 from jaxkd import weights
 from jaxkd.errors import WeightMismatchError, WeightSourceError
 from jaxkd.weights.hub import known_ids, parse
@@ -250,6 +251,23 @@ def test_an_unreachable_hub_is_waited_for_once(golden_state, monkeypatch):
     assert calls[0] == ("model.safetensors", False)
     assert ("pytorch_model.bin", True) in calls  # which the cache may hold
     assert sum(not only_cache for _, only_cache in calls) == 1
+
+
+def test_jaxkd_load_names_the_network_of_an_id(cache, tmp_path, golden_state):
+    model, state, _ = golden_state("deit")
+    args = {k: getattr(model, k) for k in ("img_size", "embed_dim", "depth", "num_heads", "num_classes", "patch_size")}
+    variables = weights.from_timm(model, state)
+    metadata = weights.to_metadata(weights.build_network("deit_tiny_patch16_224", args))
+    for repo, given, facts in (
+        ("timm/deit_tiny_patch16_224.fb_in1k", {"model_args": args}, None),  # its own name says which network it is
+        ("someone/trees", {}, metadata),  # its file says it
+    ):
+        file = tmp_path / repo.replace("/", "-") / "model.safetensors"
+        weights.save_safetensors(file, model, variables, facts)
+        put(cache, repo, {"model.safetensors": file.read_bytes()})
+        loaded, params = jaxkd.load(repo, **given)
+        assert loaded.name == "deit_tiny_patch16_224" and loaded.class_names == tuple("0123456789")
+        jax.tree.map(np.testing.assert_array_equal, params, variables)
 
 
 # --- words that are neither

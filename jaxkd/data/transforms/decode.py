@@ -57,7 +57,7 @@ def decode_rgb(data: bytes, name: str, *, exif: bool = False) -> Image.Image:
                 raise _bomb(name, f"{image.width} x {image.height} pixels")
             if exif:
                 ImageOps.exif_transpose(image, in_place=True)
-            return _to_rgb(image, name)
+            return to_rgb(image, name)
     except (DataError, MemoryError):
         raise
     except Image.DecompressionBombError:
@@ -72,7 +72,8 @@ def decode_rgb(data: bytes, name: str, *, exif: bool = False) -> Image.Image:
         ) from None
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+def to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """An open image as RGB; see the table of the module."""
     mode = image.mode
     # Pillow widens a grey PGM of more than 8 bits to 0 ... 65535, in 32-bit integers.
     if mode.startswith("I;16") or (mode == "I" and image.format == "PPM"):
