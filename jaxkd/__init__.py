@@ -1,6 +1,6 @@
 """jaxkd: distil, analyse and compress vision models in JAX. `import jaxkd` imports no framework; submodules do."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _LAZY = {"load": "jaxkd.inference", "predict": "jaxkd.inference"}  # name -> module that has it
 

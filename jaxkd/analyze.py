@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxkd.cli import compile_cache, console, networks
+from jaxkd.cli.commands import program
 from jaxkd.errors import ConfigError, check_range
 
 NOT_OF_BRANCHES = (  # options that nothing reads for super-resolution networks
@@ -49,7 +50,7 @@ LEAST = {"batch_size": 1, "bins": 2, "words": 2}  # smallest values; 0 of other 
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = console.Parser(prog="python -m jaxkd.analyze", description=__doc__)
+    parser = console.Parser(prog=program("analyze"), description=__doc__)
     group = networks.add_options_of_networks(parser)
     group.add_argument("--resize", action="store_true", help="resize position embeddings to the network's grid (*)")
     group.add_argument("--image-size", type=int, default=0, help="of a function of your own (224) (*)")
@@ -104,7 +105,7 @@ def analyze(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     for name, value in vars(args).items():
         if type(value) is int:
             check_range(f"--{name.replace('_', '-')}", value, least=LEAST.get(name, 0))
-    command = shlex.join(["python", "-m", "jaxkd.analyze", *argv])
+    command = f"{program('analyze')} {shlex.join(argv)}"
     out = open_report(args.out, overwrite=args.overwrite)
     given = networks.resolve(args.networks)
     over_time = any(n.step == networks.ALL_STEPS for n in args.networks)

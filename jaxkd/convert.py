@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from jaxkd.cli import console, networks
+from jaxkd.cli.commands import program
 from jaxkd.errors import ConfigError, printable
 
 FORMATS = ("onnx", "stablehlo", "safetensors")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = console.Parser(prog="python -m jaxkd.convert", description=__doc__)
+    parser = console.Parser(prog=program("convert"), description=__doc__)
     networks.add_network_options(parser)
     parser.add_argument("--to", default="", choices=FORMATS, help="default: by the ending of --out")
     parser.add_argument("--out", required=True, metavar="FILE", help="ends in ." + ", .".join(FORMATS))

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxkd.cli import compile_cache, console
+from jaxkd.cli.commands import program
 from jaxkd.errors import ConfigError, check_range
 
 MODEL_MODES = ("generate", "rerank")
@@ -30,7 +31,7 @@ MODES = ("template", "retrieve", *MODEL_MODES)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = console.Parser(prog="python -m jaxkd.decode", description=__doc__)
+    parser = console.Parser(prog=program("decode"), description=__doc__)
     group = parser.add_argument_group("run")
     group.add_argument("--weights", required=True, metavar="WORKDIR", help="work directory of a contrastive run")
     group.add_argument("--variant", default="", choices=("raw", "ema"), help="raw weights (default) or the average")
@@ -149,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     console.quiet()
     compile_cache.use_compile_cache(not args.no_compile_cache)
-    results = decode(args, shlex.join(["python", "-m", "jaxkd.decode", *argv]))
+    results = decode(args, f"{program('decode')} {shlex.join(argv)}")
     print_decoding(results)
     written = Path(args.out).expanduser() / ("results.json" if args.no_figures else "report.html")
     print(f"{written} ({results['settings']['seconds']:.1f} s)")

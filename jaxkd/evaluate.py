@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxkd.cli import compile_cache, console, networks, score_table
+from jaxkd.cli.commands import program
 from jaxkd.errors import ConfigError
 
 CLASSIFIERS_ONLY = ("batch_size", "crop_pct", "interpolation", "resize", "old_grid", "class_order", "other_classes")
@@ -24,7 +25,7 @@ UPSCALERS_ONLY = ("crop", "rgb", "cost")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = console.Parser(prog="python -m jaxkd.evaluate", description=__doc__)
+    parser = console.Parser(prog=program("evaluate"), description=__doc__)
     networks.add_network_options(parser)
     parser.add_argument(
         "--data",

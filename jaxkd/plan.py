@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxkd.cli import console, training_config
+from jaxkd.cli.commands import program
 from jaxkd.errors import ConfigError, check_choice, check_range, did_you_mean
 
 OPTIONS = ("--config", "--topology", "--slices", "--search", "--host-cores", "--stage", "--json")
@@ -28,7 +29,7 @@ OPTIONS = ("--config", "--topology", "--slices", "--search", "--host-cores", "--
 
 def _parser() -> console.Parser:
     parser = console.Parser(
-        prog="python -m jaxkd.plan", description=__doc__, epilog="--config and --config.<field> as in jaxkd.main."
+        prog=program("plan"), description=__doc__, epilog="--config and --config.<field> as in jaxkd train."
     )
     parser.add_argument("--topology", required=True, metavar="NAME", help="v5e:16x16, v4:2x2x4, gpu:h100:8, cpu:8, ...")
     parser.add_argument("--slices", type=int, default=1, metavar="N", help="TPU slices of that shape (1)")
@@ -55,7 +56,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Any]:
                 f'"{word}" is not an option.{did_you_mean(name, OPTIONS)} There are {", ".join(OPTIONS)} and '
                 "--config.<field>."
             )
-    config = training_config.parse([*rest, "--workdir=none"]).config  # nothing is written
+    config = training_config.parse([*rest, "--workdir=none"], "plan").config  # nothing is written
     return options, config
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxkd.cli import console
+from jaxkd.cli.commands import program
 from jaxkd.config.paths import user_path
 from jaxkd.data.prepare.shards import Report, ShardOptions, convert, verify
 from jaxkd.data.sources.folder import FolderSource
@@ -29,7 +30,7 @@ from jaxkd.errors import ConfigError, DataError, check_range, first_few
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = console.Parser(prog="python -m jaxkd.shards", description=__doc__.split("\n\n")[0])
+    parser = console.Parser(prog=program("shards"), description=__doc__.split("\n\n")[0])
     parser.add_argument("--in", dest="source", default="", metavar="FOLDER", help="with <split>/<label>/<image>")
     parser.add_argument("--out", default="", metavar="DIR", help="where <split>/manifest.json and the shards go")
     parser.add_argument("--split", choices=SPLITS, help="only this one; default: those that the folder has")
@@ -54,7 +55,7 @@ def _check(args: argparse.Namespace) -> None:
         return
     if not (args.source and args.out):
         raise ConfigError(
-            f"--{'out' if args.source else 'in'} is missing. For example: python -m jaxkd.shards --in=/data/imagenet "
+            f"--{'out' if args.source else 'in'} is missing. For example: {program('shards')} --in=/data/imagenet "
             "--out=/data/imagenet_shards."
         )
     check_range("--resize", args.resize, 0, hint="0 keeps files as they are")

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxkd.cli import compile_cache, console, host_memory, training_config
+from jaxkd.cli.commands import program
 from jaxkd.config.validate import check_stages
 from jaxkd.errors import ConfigError, check_range, did_you_mean
 
@@ -26,7 +27,7 @@ OPTIONS += (compile_cache.OPTION,)
 
 def _parser() -> console.Parser:
     parser = console.Parser(
-        prog="python -m jaxkd.study", description=__doc__, epilog="--config and --config.<field> as in jaxkd.main."
+        prog=program("study"), description=__doc__, epilog="--config and --config.<field> as in jaxkd train."
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and its cost, train nothing")
     parser.add_argument(
@@ -56,7 +57,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Any, str, list[str]]
                 f'"{word}" is not an option.{did_you_mean(name, OPTIONS)} There are {", ".join(OPTIONS)} and '
                 "--config.<field>."
             )
-    given = training_config.parse(rest)
+    given = training_config.parse(rest, "study")
     return options, given.config, given.workdir, rest
 
 

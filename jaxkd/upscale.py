@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxkd.cli import compile_cache, console, networks
+from jaxkd.cli.commands import program
 from jaxkd.data.files import LONGEST_NAME
 from jaxkd.errors import ConfigError, check_range, printable
 
@@ -30,7 +31,7 @@ PAGE = "compare.html"
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = console.Parser(prog="python -m jaxkd.upscale", description=__doc__)
+    parser = console.Parser(prog=program("upscale"), description=__doc__)
     networks.add_network_options(parser)
     group = parser.add_argument_group("pictures")
     group.add_argument(

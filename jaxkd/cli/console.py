@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
+from jaxkd.cli.commands import error_prefix
 from jaxkd.errors import ConfigError, JaxkdError, TopologyError, first_few, storage_error
 
 Main = Callable[..., int]
@@ -110,7 +111,7 @@ def command(stopped: str = "stopped.", *, resumable: bool = False) -> Callable[[
                 with ended_by_signals():
                     return main(*args, **options)
             except KeyboardInterrupt as stop:
-                print(f"jaxkd: {stopped}", file=sys.stderr)
+                print(f"{error_prefix()}: {stopped}", file=sys.stderr)
                 code = 3 if resumable else 128 + (stop.args[0] if stop.args else signal.SIGINT)
                 if _in_distributed_run():
                     _leave(code)
@@ -127,7 +128,7 @@ def command(stopped: str = "stopped.", *, resumable: bool = False) -> Callable[[
                     raise
                 _ignore_abandoned_coroutines()
                 message = str(refused)
-            print(f"jaxkd: {message}", file=sys.stderr)
+            print(f"{error_prefix()}: {message}", file=sys.stderr)
             if _in_distributed_run():
                 _leave(2)
             raise SystemExit(2)

@@ -15,16 +15,20 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from jaxkd.cli.commands import program
 from jaxkd.config.fields import ARGS, base, change, flatten, kind_of
+from jaxkd.config.packaged import is_recipe_name, recipes
 from jaxkd.config.paths import user_path
 from jaxkd.config.plugins import add_plugin_folder
 from jaxkd.config.stages import objective_fields_of_stages, overridden_fields
 from jaxkd.config.validate import OBJECTIVE, SWITCHES, check_stages, forget_unread
 from jaxkd.errors import ConfigError, JaxkdError, MemberFieldError, check_range, did_you_mean
 
-USAGE = "python -m jaxkd.main --config=configs/deit_cait.py:embedded --workdir=runs/first_light"
-
-
+EXAMPLES = {
+    "train": "--config=deit_cait:embedded --workdir=runs/first_light",
+    "study": "--config=encoding_mismatch --workdir=runs/mismatch --dry-run",
+    "plan": "--config=deit_cait --topology=v5e:4x4",
+}
 OPTIONS = ("config", "workdir", "distributed", "profile", "no-compile-cache")
 # A trace file holds a million events; a step of a CaiT of 6 blocks on a CPU has 5,000, and larger networks have more.
 MOST_PROFILED = 50
@@ -40,30 +44,63 @@ class Given(NamedTuple):
     profile: int  # steps to trace, 0 for none
 
 
-def parse(argv: Sequence[str]) -> Given:
-    """Reads a command line; raises JaxkdError for what is wrong with it."""
+def usage(command: str) -> str:
+    """A sentence with a command line that works, spelt as the user started `command`."""
+    return f"For example: {program(command)} {EXAMPLES[command]}"
+
+
+def _with_config_file(argv: Sequence[str], command: str) -> tuple[list[str], str]:
+    """(the command line with the path of its config file, that path): `--config=deit_cait:embedded` names a recipe.
+
+    Raises:
+      ConfigError: no --config, no such file, or no such recipe.
+    """
+    given = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
+    given += [b for a, b in itertools.pairwise(argv) if a == "--config"]
+    if not given:
+        raise ConfigError(f"No --config was given. {usage(command)}")
+    name, colon, words = given[0].partition(":")
+    known = recipes()
+    if is_recipe_name(name) and (name in known or not Path(name).is_file()):
+        if name not in known:
+            raise ConfigError(
+                f'--config="{name}" is no recipe of jaxkd.{did_you_mean(name, known)} There are '
+                f"{', '.join(known) or 'none'}; a config file of your own is given by its path, such as mine.py."
+            )
+        file = str(known[name])
+    else:
+        file = str(user_path(name, "--config")) if name.startswith("~") else name
+    if not Path(file).is_file():
+        folder = Path(file).parent if Path(file).parent.is_dir() else Path("configs")
+        there = sorted(str(p) for p in folder.glob("*.py"))
+        meant = f' Did you mean "{Path(file).stem}"?' if Path(file).stem in known else did_you_mean(file, there)
+        here = f" Here are: {', '.join(there)}." if there else ""
+        raise ConfigError(
+            f'--config="{file}" is not a file.{meant} A '
+            f"config is a Python file with get_config(), or a recipe of jaxkd: {', '.join(known)}.{here}"
+        )
+    path = file + colon + words
+    replaced = [f"--config={path}" if a == f"--config={given[0]}" else a for a in argv]
+    return [path if a == given[0] and b == "--config" else a for b, a in itertools.pairwise(["", *replaced])], file
+
+
+def parse(argv: Sequence[str], command: str = "train") -> Given:
+    """Reads a command line.
+
+    Args:
+      argv: without the program's name.
+      command: whose command line it is, for the examples in messages.
+
+    Raises:
+      JaxkdError: something is wrong with it.
+    """
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, "a config file, perhaps with :arguments", flag_values=values)
     flags.DEFINE_string("workdir", "", "where checkpoints and metrics go", flag_values=values)
     flags.DEFINE_bool("distributed", None, "join the other processes of a pod or cluster", flag_values=values)
     flags.DEFINE_integer("profile", None, "steps to trace", flag_values=values)
     flags.DEFINE_bool("no-compile-cache", False, "neither keep nor load compiled programs", flag_values=values)
-    paths = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
-    paths += [b for a, b in itertools.pairwise(argv) if a == "--config"]
-    if not paths:
-        raise ConfigError(f"No --config was given. For example: {USAGE}")
-    file = paths[0].split(":", 1)[0]
-    if file.startswith("~"):
-        known = str(user_path(file, "--config"))
-        argv = [a.replace(file, known, 1) if a == paths[0] or a == f"--config={paths[0]}" else a for a in argv]
-        file = known
-    if not Path(file).is_file():
-        folder = Path(file).parent if Path(file).parent.is_dir() else Path("configs")
-        there = sorted(str(p) for p in folder.glob("*.py"))
-        raise ConfigError(
-            f'--config="{file}" is not a file.{did_you_mean(file, there)} A config is a Python file with get_config(). '
-            f"Here are: {', '.join(there) or 'none; run this from the project folder'}."
-        )
+    argv, file = _with_config_file(argv, command)
     argv, network_args = _split_network_args(_spell_switches(argv))
     sys_argv, sys.argv = sys.argv, ["jaxkd", *argv]  # where ml_collections looks for overrides, whatever it is given
     try:
@@ -74,16 +111,16 @@ def parse(argv: Sequence[str]) -> Given:
     except (ImportError, NameError, SyntaxError) as error:
         raise ConfigError(
             f'The config file "{file}" cannot be run: {type(error).__name__}: {error}. Correct it, or start '
-            "from configs/supervised.py."
+            "from the recipe supervised."
         ) from None
     except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
-        raise _flag_error(argv, error) from None
+        raise _flag_error(argv, error, command) from None
     finally:
         sys.argv = sys_argv
     if rest[1:]:
-        raise ConfigError(f'"{rest[1]}" is not an option; options start with two dashes. For example: {USAGE}')
+        raise ConfigError(f'"{rest[1]}" is not an option; options start with two dashes. {usage(command)}')
     if not values.workdir:
-        raise ConfigError(f"No --workdir was given. For example: {USAGE}")
+        raise ConfigError(f"No --workdir was given. {usage(command)}")
     given = _given_fields(argv)
     config = change(values.config, network_args).lock()
     if config.plugins:
@@ -173,7 +210,7 @@ def _split_network_args(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]
     return rest, found
 
 
-def _flag_error(argv: Sequence[str], error: Exception) -> ConfigError:
+def _flag_error(argv: Sequence[str], error: Exception, command: str) -> ConfigError:
     """The paragraph for what absl and ml_collections raise: it names the option, the nearest field and the type."""
     known = flatten(base())
     for arg in argv:
@@ -194,7 +231,7 @@ def _flag_error(argv: Sequence[str], error: Exception) -> ConfigError:
         elif name not in OPTIONS and arg.startswith("--"):
             return ConfigError(
                 f'"{arg}" is not an option.{did_you_mean(name, OPTIONS)} There are --config.<field>, '
-                f"{', '.join(f'--{option}' for option in OPTIONS)}. For example: {USAGE}"
+                f"{', '.join(f'--{option}' for option in OPTIONS)}. {usage(command)}"
             )
     text = " ".join(str(error).split())
-    return ConfigError(f"The command line or the config file was not understood: {text}. For example: {USAGE}")
+    return ConfigError(f"The command line or the config file was not understood: {text}. {usage(command)}")

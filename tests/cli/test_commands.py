@@ -1,0 +1,91 @@
+"""`jaxkd COMMAND` and recipes by name: from any folder, also out of the wheel, and without JAX where it is not needed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxkd import __main__ as jaxkd_command
+from jaxkd import __version__
+from jaxkd.cli import training_config
+from jaxkd.cli.commands import COMMANDS
+from jaxkd.config.packaged import recipes
+from jaxkd.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def test_every_command_has_a_name_and_the_names_are_known(capsys):
+    files = {p.stem for p in (ROOT / "jaxkd").glob("*.py")} - {"__init__", "__main__", "errors"}
+    assert files == {module for module, _ in COMMANDS.values() if "." not in module}
+    assert jaxkd_command.main([]) == 0 and jaxkd_command.main(["--version"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"  {name}" in said for name in COMMANDS) and said.endswith(f"jaxkd {__version__}\n")
+    for word, meant in (("trian", "train"), ("main", "train"), ("doktor", "doctor")):
+        assert jaxkd_command.main([word]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f'jaxkd: "{word}" is not a command. Did you mean "{meant}"? There are train, ')
+
+
+@pytest.mark.parametrize(
+    ("start", "prefix", "usage"),
+    [
+        (["-m", "jaxkd", "train"], "jaxkd train", "python -m jaxkd train"),
+        (["-m", "jaxkd.main"], "jaxkd", "python -m jaxkd.main"),
+        (["jaxkd", "train"], "jaxkd train", "jaxkd train"),  # as the installed program, whose file is called jaxkd
+    ],
+)
+def test_messages_name_what_was_typed_and_load_no_jax(start, prefix, usage, tmp_path):
+    script = "import sys, jaxkd.__main__ as m\ntry:\n  sys.exit(m.main())\nfinally:\n  assert 'jax' not in sys.modules\n"
+    (tmp_path / "jaxkd").write_text(script)
+    command = [sys.executable, *start, "--workdir=runs/a"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    example = "--config=deit_cait:embedded --workdir=runs/first_light"
+    assert done.stderr == f"{prefix}: No --config was given. For example: {usage} {example}\n" and done.returncode == 2
+
+
+def test_recipes_are_found_by_name_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = training_config.parse(["--config=lift_cait:embedded,small", "--workdir=a"]).config
+    assert config.student.name.startswith("lift_deit_small") and config.data.source == "embedded:digits"
+    config = training_config.parse(["--config", "encoding_mismatch:scale=tiny", "--workdir=a"], "study").config
+    assert config.study.groups
+    assert {"deit_cait", "supervised", "encoding_mismatch"} <= set(recipes())
+    Path("mine.py").write_text(recipes()["supervised"].read_text())  # a path works as before, here with a word
+    assert training_config.parse(["--config=mine.py:cait_xxs24_224", "--workdir=a"]).config.student.name[:4] == "cait"
+    for name, words in (
+        ("deit_cat", 'is no recipe of jaxkd. Did you mean "deit_cait"'),
+        ("configs/deit_cait.py", 'is not a file. Did you mean "deit_cait"? A config is'),
+        ("mime.py", 'is not a file. Did you mean "mine.py"?'),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            training_config.parse([f"--config={name}", "--workdir=a"])
+        assert words in str(caught.value) and "swin_swin" in str(caught.value)
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_every_module_and_recipe(tmp_path):
+    pytest.importorskip("setuptools")
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for name in ("jaxkd", "configs"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    build = "from setuptools.build_meta import build_wheel; print(build_wheel('..'))"
+    subprocess.run([sys.executable, "-c", build], cwd=tree, check=True, capture_output=True)
+    shutil.unpack_archive(next(tmp_path.glob(f"jaxkd-{__version__}-*.whl")), tmp_path / "site", "zip")
+    there = {p.relative_to(tmp_path / "site") for p in (tmp_path / "site").rglob("*.*")}
+    assert {p.relative_to(tree) for p in (tree / "jaxkd").rglob("*.*")} <= there
+    wanted = {Path("jaxkd_recipes") / p.relative_to(tree / "configs") for p in (tree / "configs").rglob("*.py")}
+    assert wanted <= there
+    command = [sys.executable, "-m", "jaxkd", "plan", "--config=swin_swin:embeded", "--topology=cpu:1"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run(command, cwd=tmp_path / "site", env=environment, capture_output=True, text=True)
+    assert 'The config does not understand ":embeded". Did you mean "embedded"?' in done.stderr
