@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from jaxkd import main
+from jaxkd.cli.commands import COMMANDS
 from jaxkd.errors import JaxkdError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,7 +24,8 @@ PYTHON = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.
 SHELL = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.sh"))
 MARKDOWN = sorted([*ROOT.glob("*.md"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.md"))])
 
-PROGRAM = r"python3? (?:-m jaxkd\.\w+|benchmarks/\w+\.py)"
+INSTALLED = rf"jaxkd (?:{'|'.join(COMMANDS)})(?= --| \.\.\.| \[| \w+/|`|$)"  # not "jaxkd report" in a sentence
+PROGRAM = rf"(?:python3? (?:-m jaxkd\.\w+|benchmarks/\w+\.py)|{INSTALLED})"
 COMMAND_LINE = re.compile(rf"^\s*(?:\$ )?(?:\w+=\S+ |pip .* && )*({PROGRAM}\b.*)$")
 INLINE = re.compile(rf"`({PROGRAM}\b[^`]*)`")
 MENTION = re.compile(rf"{PROGRAM}\b(?:\s+--?[\w-]+[\w.-]*(?:=\S+)?)*")
@@ -78,6 +80,8 @@ def parse(words: list[str], partial: bool, monkeypatch: pytest.MonkeyPatch) -> N
     Raises:
       ValueError: the program does not exist or refuses the arguments.
     """
+    if words[0] == "jaxkd":
+        words = ["python", "-m", f"jaxkd.{COMMANDS[words[1]][0]}", *words[2:]]
     module = words[2] if words[1] == "-m" else Path(words[1]).stem
     argv = words[3:] if words[1] == "-m" else words[2:]
     if words[1] == "-m" and not (ROOT / (module.replace(".", "/") + ".py")).is_file():
@@ -209,6 +213,8 @@ def test_the_commands_of_the_readme_and_the_configs_are_found(monkeypatch):
         ("python -m jaxkd.shard --in=a --out=b", "there is no jaxkd.shard"),
         ("python benchmarks/step.py --batch-size=8", "there is no benchmarks/step.py"),
         ("python benchmarks/step_time.py --batch-size=8 --pear=torch --config=configs/deit_cait.py", "pear"),
+        ("jaxkd shards --in=a --out=b --resized=256", "exit code 2"),
+        ("jaxkd train --config=swin_swim:embedded --workdir=a", "is no recipe"),
         ("python -m jaxkd.main --config=configs/swin.py --workdir=a", "is not a file"),
         ("python -m jaxkd.main --config=configs/swin_swin.py:students=x --workdir=a", "students"),
         ("python -m jaxkd.main --config=configs/swin_swin.py --workdir=a --config.train.batch=8", "not a field"),

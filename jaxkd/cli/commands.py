@@ -33,7 +33,8 @@ def _starter() -> str:
 def program(name: str) -> str:
     """The words that start the command `name` as the user started this process: "jaxkd train"."""
     starter = _starter()
-    return f"{starter} {name}" if starter else f"python -m jaxkd.{COMMANDS[name][0].removesuffix('.__main__')}"
+    module = "jaxkd." + COMMANDS[name][0].removesuffix(".__main__")
+    return f"{starter} {name}" if starter else f"python -m {module}"
 
 
 def error_prefix() -> str:
