@@ -38,6 +38,6 @@ def program(name: str) -> str:
 
 
 def error_prefix() -> str:
-    """What stands before an error message: "jaxkd train" where the user typed that, else "jaxkd"."""
+    """Beginning of an error message: "jaxkd train" where the user typed that, else "jaxkd"."""
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     return f"jaxkd {name}" if _starter() and name in COMMANDS else "jaxkd"
