@@ -11,6 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxkd import train
+from jaxkd.report.run_curves import draw_run
 
 Evaluator = Callable[[train.TrainState], dict[str, Any]]
 
@@ -36,5 +37,5 @@ class Components:
     statistics: Any = None  # of the layers during training, or None
     # writes what else belongs to the work directory, once it is claimed
     save_inputs: Callable[[Path], None] = lambda workdir: None
-    # (work directory, result of the run) -> a figure of it, or None
-    draw_result: Callable[[Path, dict[str, Any]], Path | None] = lambda workdir, result: None
+    # (work directory, result of the run) -> a figure of it, or None; of a run that failed the result is incomplete
+    draw_result: Callable[[Path, dict[str, Any]], Path | None] = draw_run

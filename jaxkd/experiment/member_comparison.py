@@ -15,10 +15,13 @@ from jaxkd.experiment.fitted_table import Column, FittedTable
 from jaxkd.report.study_figures import Method, draw_study
 
 FIGURE = "curves.png"
+MEMBERS_FIGURE = "members.png"  # of a population that is no stage
 Results = Mapping[str, dict[str, Any]]
 
 
-def compare_members(configs: Mapping[str, ConfigDict], results: Results, workdir: Path) -> Group:
+def compare_members(
+    configs: Mapping[str, ConfigDict], results: Results, workdir: Path, *, figure: str = FIGURE
+) -> Group:
     """Top-1 of single runs and of each group of members, and the paired gain over the first group; draws the figure."""
     methods: list[Method] = []
     rows, gains = [], []
@@ -49,7 +52,7 @@ def compare_members(configs: Mapping[str, ConfigDict], results: Results, workdir
                 )
             )
     title, notes = _words(configs, results)
-    draw_study([(title, methods)], gains, workdir / FIGURE, caption=" ".join(notes))
+    draw_study([(title, methods)], gains, workdir / figure, caption=" ".join(notes))
     columns = (
         Column("objective", justify="left"),
         Column("seeds", 4),

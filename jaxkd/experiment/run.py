@@ -28,11 +28,14 @@ from jaxkd.data.files import write_atomic
 from jaxkd.errors import DamagedCheckpointError, JaxkdError, PeerLostError, storage_error
 from jaxkd.experiment import members, teacher_cache
 from jaxkd.experiment.build import Experiment, build
+from jaxkd.experiment.environment import FILE as ENVIRONMENT
+from jaxkd.experiment.environment import record_start, start_lines
 from jaxkd.experiment.lock import WorkdirLock
-from jaxkd.experiment.member_comparison import FIGURE as MEMBERS_FIGURE
-from jaxkd.experiment.member_comparison import compare_members
+from jaxkd.experiment.member_comparison import MEMBERS_FIGURE, compare_members
+from jaxkd.experiment.next_steps import print_next
 from jaxkd.experiment.objective import simkd_note
 from jaxkd.experiment.profile import make_profile
+from jaxkd.experiment.run_log import RunLog
 from jaxkd.experiment.sweep import run_stages
 from jaxkd.experiment.workdir import check_classes, check_subset, check_teacher, claim_workdir
 from jaxkd.report.training_statistics import draw_tables, write_tables
@@ -83,9 +86,15 @@ def run_one(
     config: ConfigDict, workdir: Path, console: Console | None, *, title: str = "", profile: int = 0
 ) -> dict[str, Any]:
     """One training run; see `run`."""
-    with storage_errors(workdir), WorkdirLock(workdir, wanted=parallel.is_main_host()) as lock, _peer_loss(workdir):
+    main = parallel.is_main_host()
+    with (
+        RunLog(workdir, console, active=main) as log,
+        storage_errors(workdir),
+        WorkdirLock(workdir, wanted=main) as lock,
+        _peer_loss(workdir),
+    ):
         lock.acquire(make=False)  # a run in progress is noticed before data and weights are read
-        return _run_locked(config, workdir, lock, console, title, profile)
+        return _run_locked(config, workdir, lock, log, title, profile)
 
 
 @contextlib.contextmanager
@@ -103,8 +112,9 @@ def _peer_loss(workdir: Path) -> Iterator[None]:
 
 
 def _run_locked(
-    config: ConfigDict, workdir: Path, lock: WorkdirLock, console: Console | None, title: str, profile: int
+    config: ConfigDict, workdir: Path, lock: WorkdirLock, log: RunLog, title: str, profile: int
 ) -> dict[str, Any]:
+    console = log.console
     mesh = parallel.make_mesh(config.mesh.data, config.mesh.model, fsdp=config.mesh.fsdp)
     experiment = build(config, mesh, workdir=workdir, console=console)
     config, settings = experiment.config, experiment.settings
@@ -123,7 +133,10 @@ def _run_locked(
         keep_every=config.checkpoint.keep_every_epochs * settings.steps_per_epoch,
         best_metric=experiment.best_metric,
     )
+    log.open(*start_lines(workdir))
     state, clock, resumed = _restore_or_init(experiment, checkpoints, workdir, console)
+    if parallel.is_main_host():
+        _record_start(workdir, resumed, console)
     log_run_summary(console, experiment, workdir, resumed=resumed)
     writer = train.MetricWriter(
         workdir,
@@ -146,6 +159,7 @@ def _run_locked(
                 _say(console, note)
     except Exception as error:
         lost = parallel.is_peer_loss(error)
+        _draw_curves(experiment, workdir, {}, console)  # they may show why
         raise
     finally:
         writer.close()
@@ -159,18 +173,37 @@ def _run_locked(
         if result["finished"]:
             meta = _checkpoint_meta(experiment, clock)
             members.write_members(experiment, workdir, state, result["members"], meta)
-    if parallel.is_main_host():
-        if result["finished"]:
-            write_atomic(workdir / "result.json", json.dumps(result, indent=2))
-        figure = experiment.draw_result(workdir, result)  # of a run that was stopped too
-        if experiment.members and alone and result["finished"]:
-            table = compare_members({workdir.name: config}, {workdir.name: result}, workdir)
-            figure = workdir / MEMBERS_FIGURE
-            if console is not None:
-                console.print(table)
-        if figure is not None and console is not None:
-            console.print(f"Curves: {figure}", markup=False, highlight=False, soft_wrap=True)
+    if parallel.is_main_host() and result["finished"]:
+        write_atomic(workdir / "result.json", json.dumps(result, indent=2))
+    _draw_curves(experiment, workdir, result, console)
+    if parallel.is_main_host() and alone:
+        if experiment.members and result["finished"]:
+            table = compare_members({workdir.name: config}, {workdir.name: result}, workdir, figure=MEMBERS_FIGURE)
+            console.print(table)
+        print_next(console, [workdir], workdir)
     return result
+
+
+def _record_start(workdir: Path, resumed: int | None, console: Console) -> None:
+    try:
+        record_start(workdir, continues_after=resumed)
+    except OSError as error:
+        _say(console, f"{workdir / ENVIRONMENT} cannot be written ({error.strerror or error}); the run goes on.")
+
+
+def _draw_curves(experiment: Experiment, workdir: Path, result: dict[str, Any], console: Console | None) -> None:
+    """Draws the curves of a run, also of one that was stopped or failed; says so where that fails."""
+    if not parallel.is_main_host():
+        return
+    facts = {"train_images": experiment.train_images, "val_images": experiment.val_images}
+    try:
+        figure = experiment.draw_result(workdir, {**facts, **result})
+    except Exception as error:  # no picture is worth a run
+        reason = " ".join(str(error).split())[:200]
+        _say(console, f"The curves in {workdir} were not drawn ({type(error).__name__}: {reason}); the run is whole.")
+        return
+    if figure is not None and console is not None:
+        console.print(f"Curves: {figure}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _restore_or_init(
@@ -206,7 +239,7 @@ def _restore_or_init(
 
 
 def _say(console: Console | None, text: str) -> None:
-    if console is not None:
+    if console is not None and not console.quiet:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
     elif parallel.is_main_host():  # a caller from Python, who gave no console
         _LOG.warning(text)

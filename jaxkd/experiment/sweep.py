@@ -17,8 +17,11 @@ from jaxkd.data.files import write_atomic
 from jaxkd.errors import ConfigError, did_you_mean
 from jaxkd.experiment.checks import check_config
 from jaxkd.experiment.comparison import FIGURE
+from jaxkd.experiment.environment import start_lines
 from jaxkd.experiment.lock import WorkdirLock
+from jaxkd.experiment.next_steps import print_next
 from jaxkd.experiment.registry import registered_task
+from jaxkd.experiment.run_log import RunLog
 
 PREFIX = "stage:"
 
@@ -63,9 +66,11 @@ def run_stages(
     configs = stage_configs(config, workdir)
     for one in configs.values():
         check_config(one)  # a mistake in the last stage is found before the first one runs
-    with WorkdirLock(workdir, wanted=parallel.is_main_host()) as lock:
+    main = parallel.is_main_host()
+    with RunLog(workdir, console, active=main) as log, WorkdirLock(workdir, wanted=main) as lock:
         lock.acquire()
-        return _run_in_order(configs, workdir, run_one, console)
+        log.open(*start_lines(workdir))
+        return _run_in_order(configs, workdir, run_one, log.console)
 
 
 def _run_in_order(
@@ -86,4 +91,5 @@ def _run_in_order(
     if console is not None:
         console.print(table)
         console.print(f"Curves: {workdir / FIGURE}", markup=False, highlight=False, soft_wrap=True)
+        print_next(console, [workdir / name for name in configs], workdir)
     return summary

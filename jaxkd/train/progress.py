@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions
 from rich.markup import escape
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
+from rich.text import Text
 
 from jaxkd.errors import printable
 
@@ -22,6 +25,16 @@ def duration(seconds: float) -> str:
 
 
 QUIET = 60.0  # seconds after which a log file gets a line, whether the work reports or not
+
+
+@dataclass(frozen=True)
+class ProgressLine:
+    """A line on how far some work is, which a later one replaces; a log file may leave it out."""
+
+    text: str
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        yield Text(self.text)
 
 
 def shorten(status: str, width: int) -> str:
@@ -83,7 +96,7 @@ class Progress:
             quiet = time.monotonic() - self._last_line
             due = max(QUIET - quiet, QUIET / 60)
             if quiet >= QUIET and self._current:
-                self.say(f"{self._current}, still running after {duration(time.monotonic() - start)}")
+                self._report(f"{self._current}, still running after {duration(time.monotonic() - start)}")
                 due = QUIET
 
     def show(self, title: str, done: int, total: int, status: str | None = None, *, detail: str = "") -> None:
@@ -110,7 +123,7 @@ class Progress:
         new = title not in self._tasks
         self._tasks[title] = None
         if new or time.monotonic() - self._last_line >= self._every:
-            self.say(f"{self._current} {status}".rstrip())
+            self._report(f"{self._current} {status}".rstrip())
 
     def __call__(self, label: str, phase: str, done: int, total: int) -> None:
         """`show` in the form that analyses and scorers report in."""
@@ -118,12 +131,19 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Prints a line that stays."""
+        self._print(text, str)
+
+    def _report(self, text: str) -> None:
+        """Prints a line where there is no bar."""
+        self._print(text, ProgressLine)
+
+    def _print(self, text: str, kind: Callable[[str], str | ProgressLine]) -> None:
         self._last_line = time.monotonic()
         if self._console is not None:
             encoding = getattr(self._console.file, "encoding", None) or "utf-8"
             plain = getattr(self._console.file, "errors", None) == "jaxkd"  # the handler of cli/console.py
             text = printable(text).encode(encoding, "jaxkd" if plain else "replace").decode(encoding)
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._console.print(kind(text), markup=False, highlight=False, soft_wrap=True)
 
     def _rate(self, title: str, done: int, total: int) -> str:
         start, before = self._starts.setdefault(title, (time.monotonic(), done))

@@ -27,8 +27,11 @@ from jaxkd.data.files import write_atomic
 from jaxkd.errors import ConfigError, NonFiniteLossError
 from jaxkd.experiment.checks import check_config
 from jaxkd.experiment.classification import build_task, resolve
+from jaxkd.experiment.environment import start_lines
 from jaxkd.experiment.lock import WorkdirLock
+from jaxkd.experiment.next_steps import print_study_next
 from jaxkd.experiment.run import run_one, storage_errors
+from jaxkd.experiment.run_log import RunLog
 from jaxkd.experiment.study import cost as costs
 from jaxkd.experiment.study.grid import RUNS, Grid, Group, Run, build_grid, resolve_stages
 from jaxkd.experiment.study.last_layer import TeacherLastLayer
@@ -117,14 +120,17 @@ def run_study(
     grid = build_grid(config, workdir)
     ledger = Ledger(workdir)
     ledger.check(grid)
-    study = _Study(grid, ledger, workdir, console, budget_minutes, population, tflops)
-    study.check_populations()
-    if dry_run:
-        return print_plan(grid, study.plan(), ledger.times, tflops, console)
-    with storage_errors(workdir), WorkdirLock(workdir, wanted=parallel.is_main_host()) as lock:
-        lock.acquire()
-        ledger.claim(grid)
-        return study.run()
+    main = parallel.is_main_host()
+    with RunLog(workdir, console, active=main and not dry_run) as log:
+        study = _Study(grid, ledger, workdir, log.console, budget_minutes, population, tflops)
+        study.check_populations()
+        if dry_run:
+            return print_plan(grid, study.plan(), ledger.times, tflops, console)
+        with storage_errors(workdir), WorkdirLock(workdir, wanted=main) as lock:
+            lock.acquire()
+            ledger.claim(grid)
+            log.open(*start_lines(workdir))
+            return study.run()
 
 
 class _Study:
@@ -320,6 +326,7 @@ class _Study:
             f"{runs - len(missing)} of {runs} runs have results in {self._workdir}: results.csv, comparisons.csv, "
             "study.md, study.png"
         )
+        print_study_next(self._console, self._workdir)
         if missing:
             self._say(f"not run: {', '.join(missing)}. The same command continues.")
         return {
