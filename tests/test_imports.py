@@ -40,7 +40,12 @@ READS_RESULTS_ONLY = {"errors", "config", "analysis", "data", "report"}
 
 
 def unit_of(parts: tuple[str, ...]) -> str:
-    """("analysis", "pipeline", "run") -> "analysis.pipeline"; ("train", "loop") -> "train"; ("main",) -> "commands"."""
+    """("analysis", "pipeline", "run") -> "analysis.pipeline"; ("train", "loop") -> "train"; ("main",) -> "commands".
+
+    The `__main__` of a package is a command too, `python -m jaxkd.report`.
+    """
+    if parts[-1] == "__main__":
+        return "commands"
     if parts[:2] == ("analysis", "pipeline"):
         return "analysis.pipeline"
     return parts[0] if len(parts) > 1 or (PACKAGE / parts[0]).is_dir() or parts[0] == "errors" else "commands"

@@ -28,7 +28,7 @@ class Figure:
     title: str
     family: str
     png: Path
-    pdf: Path
+    pdf: Path | None  # for print, where there is one
     caption: str
 
 
