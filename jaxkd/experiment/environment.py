@@ -30,7 +30,8 @@ def command_line() -> str:
     if path.name == "jaxkd":
         return shlex.join(["jaxkd", *rest])
     if path.suffix == ".py" and path.parent.name == "jaxkd":
-        return shlex.join(["python", "-m", f"jaxkd.{path.stem}", *rest])
+        module = f"jaxkd.{path.stem}".removesuffix(".__main__")
+        return shlex.join(["python", "-m", module, *rest])
     return shlex.join([program, *rest])
 
 

@@ -1,7 +1,7 @@
 """Report of training: one HTML page of runs, populations, stages or studies, from their work directories.
 
-    python -m jaxkd.report runs/first_light --out=report.html
-    python -m jaxkd.report runs/a runs/b --out=comparison.html
+    jaxkd report runs/first_light --out=report.html
+    jaxkd report runs/a runs/b --out=comparison.html
 
 The page is one file that opens from disk: what was run, results, curves, environment, and the warnings of log.txt.
 Several work directories stand side by side. Runs that go on or are damaged are shown as far as their files can be read;
@@ -15,11 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxkd.cli import console
+from jaxkd.cli.commands import program
 from jaxkd.errors import ConfigError
 
 
 def _parser() -> console.Parser:
-    parser = console.Parser(prog="python -m jaxkd.report", description=__doc__)
+    parser = console.Parser(prog=program("report"), description=__doc__)
     parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="--workdir of a run or a study")
     parser.add_argument("--out", required=True, metavar="FILE", help="the page, for example report.html; replaced")
     return parser
