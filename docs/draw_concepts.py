@@ -13,7 +13,7 @@ from pathlib import Path
 
 OUT = Path(__file__).resolve().parent / "concepts" / "drawings"
 WIDTH = 480
-INK, GREY, BLUE, ORANGE, GREEN = "#1f2430", "#8a93a2", "#2b6cb0", "#b45309", "#2f7d4f"
+INK, GREY, BLUE, ORANGE, GREEN = "#1f2430", "#5b6472", "#2b6cb0", "#b45309", "#2f7d4f"
 PALE = {BLUE: "#dbe9f8", ORANGE: "#fbe6cf", GREEN: "#d9f0e1", GREY: "#eceff3"}
 Point = tuple[float, float]
 
@@ -29,7 +29,8 @@ class Drawing:
     ) -> None:
         """A line of text whose baseline is at y."""
         self.parts.append(
-            f'<text x="{x:g}" y="{y:g}" font-size="{size}" fill="{colour}" text-anchor="{anchor}">{escape(words)}</text>'
+            f'<text x="{x:g}" y="{y:g}" font-size="{size}" fill="{colour}" text-anchor="{anchor}">'
+            f"{escape(words)}</text>"
         )
 
     def box(self, x: float, y: float, w: float, h: float, words: Sequence[str] = (), *, colour: str = GREY) -> None:
@@ -125,15 +126,16 @@ def sep_and_low_rank() -> Drawing:
     d = Drawing(
         408, "A token with one active channel and a token that is spread over all channels have the same SEP curve"
     )
-    spread = (14, 40, 22, 48, 30, 12, 44, 26, 36, 18, 46, 24)
+    spread = (14, -20, 22, -24, 25, 12, -22, 26, -18, 18, -23, -10)  # their sum is 0: a mean would bend the curve
     for x, name, heights in (
-        (30, "one channel active", [0] * 4 + [52] + [0] * 7),
+        (30, "one channel active", [0] * 4 + [26] + [0] * 7),
         (264, "all channels active", spread),
     ):
         d.text(x + 93, 32, name)
         for i, h in enumerate(heights):
-            d.parts.append(f'<rect x="{x + 15.5 * i:g}" y="{100 - h}" width="11" height="{h}" fill="{BLUE}"/>')
-        d.line([(x, 100), (x + 186, 100)], colour=GREY)
+            x_bar = x + 15.5 * i
+            d.parts.append(f'<rect x="{x_bar:g}" y="{74 - max(h, 0)}" width="11" height="{abs(h)}" fill="{BLUE}"/>')
+        d.line([(x, 74), (x + 186, 74)], colour=GREY)
         d.text(x + 93, 122, "12 channels", colour=GREY)
     d.line([(123, 134), (200, 166)], arrow=True)
     d.line([(357, 134), (280, 166)], arrow=True)
@@ -146,8 +148,9 @@ def sep_and_low_rank() -> Drawing:
     d.text(x0 - 10, y0 - side / 2 + 6, "50 %", anchor="end")
     d.text(x0 + side / 2, y0 + 24, "D/2")
     d.text(x0 + side, y0 + 24, "D")
-    d.text(x0 + side + 8, y0 - side / 2 - 8, "the same line", anchor="start", colour=ORANGE)
-    d.text(x0 + side + 8, y0 - side / 2 + 14, "for both", anchor="start", colour=ORANGE)
+    d.text(x0 + side + 8, y0 - side / 2 - 8, "the same line,", anchor="start", colour=ORANGE)
+    d.text(x0 + side + 8, y0 - side / 2 + 14, "mean over", anchor="start", colour=ORANGE)
+    d.text(x0 + side + 8, y0 - side / 2 + 36, "many tokens", anchor="start", colour=ORANGE)
     return d
 
 
@@ -202,7 +205,7 @@ def mdbn() -> Drawing:
     d.text(330, 150, "shallow", colour=ORANGE)
     d.text(240, 216, "network: small image in, large image out")
     d.box(16, 234, 82, 52, ("conv", "3 → 64"))
-    d.box(122, 234, 132, 52, ("6 × (x + base", "(base (x)))"), colour=GREEN)
+    d.box(122, 234, 132, 52, ("6 residual", "blocks, conv"), colour=GREEN)
     d.box(278, 234, 78, 52, ("conv,", "shuffle"))
     d.box(380, 234, 84, 52, ("conv", "64 → 3"))
     for a, b in ((98, 120), (254, 276), (356, 378)):
