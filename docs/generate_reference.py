@@ -75,9 +75,9 @@ def page(title: str, intro: str, *parts: str) -> str:
 
 
 def first_sentence(text: str) -> str:
-    """The first paragraph of a docstring up to its first full stop at a line's or a word's end."""
+    """The first sentence of a docstring, without a code example that follows it."""
     paragraph = " ".join(text.strip().split("\n\n")[0].split())
-    return re.split(r"(?<=[.:])\s", paragraph)[0].rstrip(":")
+    return re.split(r"(?<=\.)(?<!e\.g\.)(?<!i\.e\.)\s(?=[A-Z`\"(])", paragraph)[0]
 
 
 def help_of(name: str) -> str:
@@ -148,8 +148,8 @@ def fields() -> str:
         groups.setdefault(first if first in GROUPS else "", []).append(row)
     head = ("field", "type", "default", "meaning", "recipes that set it")
     intro = (
-        "A config is a nested dictionary with exactly these fields. `--config.NAME=VALUE` sets one on the command line, "
-        "a recipe in `configs/` sets several; a name that is not here is an error that suggests the nearest one. "
+        "A config is a nested dictionary with exactly these fields. `--config.NAME=VALUE` sets one on the command "
+        "line, a recipe in `configs/` sets several; a name that is not here is an error that suggests the nearest one. "
         "`object` takes values of several types. The last column shows the recipes without words after the colon."
     )
     parts = [f"## {GROUPS[group]}\n\n{table(head, rows)}" for group, rows in groups.items()]
@@ -157,8 +157,9 @@ def fields() -> str:
 
 
 def escaped(text: str) -> str:
-    """Text in which `<label>` and `*` stay what they are in Markdown."""
-    return re.sub(r"([<>*_])", r"\\\1", text)
+    """Text in which `<label>` stays what it is in Markdown; code keeps its characters."""
+    parts = text.split("`")
+    return "`".join(part if i % 2 else part.replace("<", "&lt;") for i, part in enumerate(parts))
 
 
 def count(name: str) -> list[int]:
@@ -222,11 +223,12 @@ def networks(numbers: dict[str, list[int]]) -> str:
     head = ("name", "parameters", "multiply-adds, G", "input", "classes", "tags of weights", "published top-1, %")
     intro = (
         "`models.create(NAME)` builds one, `models.list_models()` lists the names, `NAME.TAG` picks published weights "
-        "and their preprocessing. Multiply-adds are those of matrix products and convolutions for one input of the size "
-        "in the table, counted in the traced program (2 FLOP each); super-resolution is counted for an output of "
-        "1280 x 720 (x3: 1278 x 720), EEG for a sentence of 56 words. Parameters are those of the default number of classes. The last column is the highest "
-        "figure that one of the papers publishes for the student on ImageNet-1k; jaxkd has measured none of them "
-        "([published accuracies](../published.md))."
+        "and their preprocessing. Multiply-adds are those of matrix products and convolutions for one input of the "
+        "size in the table (height x width), counted in the traced program, 2 FLOP each; super-resolution is counted "
+        "for an output of 1280 x 720 (x3: 1278 x 720), EEG for a sentence of 56 words of 840 numbers. Parameters are "
+        "those of the default number of classes. The last column is the highest figure that one of the papers "
+        "publishes for the student on ImageNet-1k; jaxkd has measured none of them ([published "
+        "accuracies](../published.md))."
     )
     parts = []
     for family, rows in families.items():
@@ -252,8 +254,8 @@ def terms() -> str:
         rows.append((f"`{name}`", about, ", ".join(arguments + options) or "-", reads, "yes" if term.init else "no"))
     head = ("term", "in a sentence", "keys besides loss, weight, name", "reads the teacher", "own parameters")
     intro = (
-        "The terms that `distill.terms` may list. [Objectives](../objectives.md) has for each the paper, the cost, what "
-        "it reads and an example. `distill.register_term` adds one ([how](../howto/loss.md))."
+        "The terms that `distill.terms` may list. [Objectives](../objectives.md) has for each the paper, the cost, "
+        "what it reads and an example. `distill.register_term` adds one ([how](../howto/loss.md))."
     )
     return page("Terms of an objective", intro, table(head, rows))
 
