@@ -65,8 +65,10 @@ def reciprocal_ranks(
     """1 / rank of the best right candidate of each query.
 
     Args:
-      scores, right, ties, where: see `top_k_hits`. With expected ties the mean of 1 / rank over random orders, which is
-        more than 1 / the mean rank.
+      scores: see `top_k_hits`, as for `right` and `where`.
+      right: (Q, N) bool.
+      ties: "expected" is the mean of 1 / rank over random orders, which is more than 1 / the mean rank.
+      where: (Q, N) bool or None.
 
     Returns:
       (Q,) float64 in (0, 1].
@@ -93,8 +95,13 @@ def median_rank(
     """Median over the queries of the rank, from 1, of the best right candidate.
 
     Args:
-      scores, right, ties, where: see `top_k_hits`. With expected ties the rank of a query is its mean over random
-        orders.
+      scores: see `top_k_hits`, as for `right` and `where`.
+      right: (Q, N) bool.
+      ties: with "expected" the rank of a query is its mean over random orders.
+      where: (Q, N) bool or None.
+
+    Returns:
+      A rank; 1 is the best.
 
     Raises:
       ConfigError, DataError: see `top_k_hits`.
