@@ -42,7 +42,7 @@ READS_RESULTS_ONLY = {"errors", "config", "analysis", "data", "report"}
 def unit_of(parts: tuple[str, ...]) -> str:
     """("analysis", "pipeline", "run") -> "analysis.pipeline"; ("train", "loop") -> "train"; ("main",) -> "commands".
 
-    The `__main__` of a package is a command too, `python -m jaxkd.report`.
+    The `__main__` of a package is a command too.
     """
     if parts[-1] == "__main__":
         return "commands"
