@@ -77,7 +77,7 @@ def record_start(workdir: Path, *, continues_after: int | None = None) -> None:
     try:
         starts = json.loads(path.read_bytes())["starts"]
         starts = starts if isinstance(starts, list) else []
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # damaged, or none
         starts = []
     starts.append(this_start(continues_after=continues_after))
     if len(starts) > MOST_STARTS:
