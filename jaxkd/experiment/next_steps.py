@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shlex
 from collections.abc import Sequence
@@ -133,7 +134,8 @@ def _of_upscaler(run: Path, config: dict[str, Any], result: dict[str, Any]) -> l
     ]
     if picture := _picture(images, config):
         commands.append(["jaxkd", "upscale", *network, f"--in={picture}", f"--out={run}/upscaled", "--compare"])
-    return [*commands, ["jaxkd", "convert", *network, f"--out={run}/student.onnx"]]
+    ending = "onnx" if importlib.util.find_spec("onnx") else "safetensors"
+    return [*commands, ["jaxkd", "convert", *network, f"--out={run}/student.{ending}"]]
 
 
 def _picture(images: str, config: dict[str, Any]) -> str:

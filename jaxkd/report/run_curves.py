@@ -118,7 +118,7 @@ def _number(value: Any) -> float:
 def _member_parts(run: str, count: int, members: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
     """Name of a line -> the members that it is the mean of."""
     if len(members) != count:
-        return {f"{run}: {count} members": list(range(count))}
+        return {f"{count} members": list(range(count))}
     groups: dict[str, list[int]] = {}
     for place, member in enumerate(members):
         groups.setdefault(str(member.get("group") or member.get("name")), []).append(place)

@@ -9,6 +9,7 @@ import statistics
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +65,14 @@ def write_run_report(paths: Sequence[str | Path], out: Path) -> list[str]:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart."""
-    parts = [path.resolve().parts for path in paths]
-    for length in range(1, max(map(len, parts))):
-        names = ["/".join(p[-length:]) for p in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [f"{path} ({place})" for place, path in enumerate(paths, start=1)]
+    """Of each path the shortest end that no other path has."""
+    parts, names = [path.resolve().parts for path in paths], []
+    for place, own in enumerate(parts):
+        others = [p for i, p in enumerate(parts) if i != place]
+        lengths = (n for n in range(1, len(own)) if all(p[-n:] != own[-n:] for p in others))
+        length = next(lengths, 0)
+        names.append("/".join(own[-length:]) if length else f"{paths[place]} ({place + 1})")
+    return names
 
 
 def _kinds(folders: Sequence[Workdir]) -> str:
@@ -222,7 +224,7 @@ def _figures(
         left = [run.name for run in runs if run not in shown and (run.train or run.evaluations)]
         missing += [("Curves", f"left out, more than {MOST_CURVES} runs: {', '.join(left)}")] if left else []
     try:
-        curves = [c for run in shown for c in run_curves.read_curves(run.path, run.name, run.members)]
+        curves = [c for run in shown for c in _curves(run, alone=len(runs) == 1)]
         if curves:
             png = folder / run_curves.FILE
             run_curves.draw_curves(curves, png)
@@ -231,6 +233,14 @@ def _figures(
     except Exception as error:  # the rest of the page is worth having
         missing.append(("Curves", f"not drawn ({type(error).__name__}: {' '.join(str(error).split())[:200]})"))
     return figures, missing
+
+
+def _curves(run: RunFiles, *, alone: bool) -> list[run_curves.Curve]:
+    """Curves of a run; beside others the lines of members have its name too."""
+    found = run_curves.read_curves(run.path, run.name, run.members)
+    if alone:
+        return found
+    return [replace(c, run=f"{run.name}: {c.run}") if c.run not in (run.name, "bicubic") else c for c in found]
 
 
 def _networks(runs: Sequence[RunFiles]) -> Table:

@@ -99,7 +99,7 @@ def test_work_directories_stand_side_by_side_and_damage_is_said(tmp_path, capsys
     (bare / "metrics.jsonl").mkdir()
     (bare / "config.json").write_bytes(b"\0\0")
     page = page_of(tmp_path, whole, old, tmp_path / "stages")
-    assert "one/run" in page and "two/run" in page and "stages/student" in page and "stages/teacher" in page
+    assert "one/run" in page and "two/run" in page and "stages/teacher" in page and "stages/student: 3 members" in page
     rows = re.search(r"Fields that differ between the runs(.*?)</table>", page, re.DOTALL)[1]
     assert re.search(r"optimizer.learning_rate</th><td>0.125</td><td>0.0005</td>", rows)
     assert "not recorded" in page and "there is no log.txt" in page and "no result; metrics of" in page
@@ -138,7 +138,7 @@ def test_curves_of_a_population_are_a_line_each_or_a_mean_with_its_range():
     alone = [c for c in run_curves.curves_of("run", rows, [], members) if c.panel == "loss"]
     assert [c.run for c in alone] == ["a", "b", "c"] and alone[1].values.tolist() == [[2.0], [2.0]]
     (mean,) = (c for c in run_curves.curves_of("run", rows, []) if c.panel == "loss")
-    assert mean.run == "run: 3 members" and mean.values.shape == (2, 3)
+    assert mean.run == "3 members" and mean.values.shape == (2, 3)
     many = [{"step": s, "loss": 1.0} for s in range(10_000)]
     (thinned,) = run_curves.curves_of("run", many, [])
     assert len(thinned.steps) <= run_curves.MOST_POINTS + 1 and thinned.steps[-1] == 9_999
