@@ -76,5 +76,6 @@ def test_a_full_disk_stops_nothing_and_is_said_once(tmp_path, capsys):
         (tmp_path / "log.txt").unlink()
         log._file = None  # the disk has room again
         log.console.print("last")
+        log.console.print("very last")
     found = lines(tmp_path)
-    assert found == ["(4 messages are missing here: No space left on device)", "last"]
+    assert found == ["(4 messages are missing here: No space left on device)", "last", "very last"]

@@ -15,6 +15,7 @@ from stopping import StopAfter
 from jaxkd import train
 from jaxkd.config import fields
 from jaxkd.experiment import run as run_module
+from jaxkd.experiment.next_steps import next_commands
 from jaxkd.report import run_curves
 
 COMMANDS = {"train": "main", "report": "report.__main__"}
@@ -41,32 +42,46 @@ def next_lines(text: str) -> list[list[str]]:
     return [shlex.split(line) for line in text.rpartition("Next:\n")[2].splitlines() if line.startswith("  jaxkd ")]
 
 
-@pytest.fixture(scope="module")
-def stopped_and_continued(tmp_path_factory):
-    """(work directory, [printed by each start], whether curves.png was there after the stop)."""
-    folder, said = tmp_path_factory.mktemp("runs") / "a run", []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "StopRequest", lambda: StopAfter(2))
-        console = Console(file=io.StringIO(), width=140)
-        assert not run_module.run(config(), folder, console=console)["finished"]
-        said.append(console.file.getvalue())
-    drawn = (folder / "curves.png").is_file()
+def start(folder, patch=None, *, stop=0) -> tuple[bool, str]:
+    """(finished, what the console shows) of one start, which is stopped after `stop` steps."""
     console = Console(file=io.StringIO(), width=140)
-    assert run_module.run(config(), folder, console=console)["finished"]
-    return folder, [*said, console.file.getvalue()], drawn
+    with pytest.MonkeyPatch.context() as patched:
+        if stop:
+            patched.setattr(train, "StopRequest", lambda: StopAfter(stop))
+        if patch is not None:
+            patched.setattr(*patch)
+        return run_module.run(config(), folder, console=console)["finished"], console.file.getvalue()
+
+
+def refuse(*_, **__):
+    raise RuntimeError("no fonts")
+
+
+@pytest.fixture(scope="module")
+def three_starts(tmp_path_factory):
+    """(work directory, what each start showed): two are stopped, the first of them cannot draw."""
+    folder = tmp_path_factory.mktemp("runs") / "a run"
+    first, said = start(folder, ("jaxkd.report.run_curves.draw_curves", refuse), stop=1)
+    assert not first and not (folder / "curves.png").exists()
+    second, more = start(folder, stop=1)
+    assert not second and (folder / "curves.png").is_file()
+    last, end = start(folder)
+    assert last
+    return folder, (said, more, end)
 
 
 @pytest.mark.slow
-def test_a_stopped_and_continued_run_describes_itself(stopped_and_continued):
-    folder, said, drawn = stopped_and_continued
+def test_a_stopped_and_continued_run_describes_itself(three_starts):
+    folder, said = three_starts
+    assert "were not drawn (RuntimeError: no fonts)" in said[0]
+    assert all(f"Curves: {folder}/curves.png" in text for text in said[1:])
     log = (folder / "log.txt").read_text()
-    assert log.count("==== started: ") == log.count("==== continued: ") == 1
-    assert "stopped at step 2, saved" in log and "continues after step 2" in log and "top1" in log
-    assert len(log.splitlines()) < 60
+    assert log.count("==== started: ") == 1 and log.count("==== continued: ") == 2
+    assert "stopped at step 1, saved" in log and "continues after step 2" in log and "top1" in log
+    assert len(log.splitlines()) < 90
     starts = json.loads((folder / "environment.json").read_bytes())["starts"]
-    assert [start["continues_after"] for start in starts] == [None, 2]
+    assert [one["continues_after"] for one in starts] == [None, 1, 2]
     assert starts[0]["versions"]["jax"] and starts[0]["device"].endswith("cpu")
-    assert drawn and f"Curves: {folder}/curves.png" in said[1]
     curves = run_curves.read_curves(folder)
     loss = next(c for c in curves if (c.panel, c.role) == ("loss", "training"))
     assert loss.steps.tolist() == [1, 2, 3, 4]
@@ -75,9 +90,9 @@ def test_a_stopped_and_continued_run_describes_itself(stopped_and_continued):
 
 
 @pytest.mark.slow
-def test_the_next_commands_of_a_run_work_as_they_are_printed(stopped_and_continued, capsys):
-    folder, said, _ = stopped_and_continued
-    commands = next_lines(said[1])
+def test_the_next_commands_of_a_run_work_as_they_are_printed(three_starts, capsys):
+    folder, said = three_starts
+    commands = next_lines(said[2])
     assert [words[1] for words in commands] == ["evaluate", "analyze", "convert", "report"]
     for _, name, *options in commands:
         more = ["--layers=block_0", "--permutations=0", "--bootstrap=0", "--saliency=0"] if name == "analyze" else []
@@ -87,17 +102,18 @@ def test_the_next_commands_of_a_run_work_as_they_are_printed(stopped_and_continu
     assert "Result" in (folder / "report.html").read_text()
 
 
-@pytest.mark.slow
-def test_curves_that_cannot_be_drawn_are_said_and_the_run_is_whole(tmp_path, monkeypatch):
-    def refuse(*_, **__):
-        raise RuntimeError("no fonts")
-
-    monkeypatch.setattr("jaxkd.report.run_curves.draw_curves", refuse)
-    console = Console(file=io.StringIO(), width=140)
-    members = {"seed": (0, 1)}
-    result = run_module.run(config(population=members, **{"train.steps": 1}), tmp_path, console=console)
-    assert result["finished"] and (tmp_path / "result.json").is_file()
-    assert "were not drawn (RuntimeError: no fonts)" in console.file.getvalue()
-    assert (tmp_path / "members.png").is_file()
-    evaluate = next_lines(console.file.getvalue())[0]
-    assert evaluate[2].startswith(f"--weights={tmp_path}/members/seed_")
+def test_next_commands_name_teacher_and_best_member(tmp_path):
+    students, teacher = tmp_path / "students", tmp_path / "teacher"
+    for folder in (teacher / "checkpoints", students / "members" / "a", students / "members" / "b"):
+        folder.mkdir(parents=True)
+    (teacher / "config.json").write_text("{}")
+    one = json.loads(json.dumps(config().to_dict(), default=str))
+    one |= {"task": "distillation", "teacher": {"name": "t", "weights": str(teacher), "variant": "ema", "args": {}}}
+    members = [{"name": "a", "top1": 70.0}, {"name": "b", "top1": 80.0}]
+    for folder, result in ((students, {"members": members}), (students / "members" / "b", {"metrics": {"top1": 80.0}})):
+        (folder / "config.json").write_text(json.dumps(one))
+        (folder / "result.json").write_text(json.dumps(result))
+    evaluate, analyze, _, report = next_commands([teacher, students], tmp_path)
+    assert evaluate[2] == f"--weights={students}/members/b"
+    assert analyze[2:5] == [f"--weights={teacher}", "--variant=ema", f"--weights={students}/members/b"]
+    assert report == ["jaxkd", "report", str(tmp_path), f"--out={tmp_path}/report.html"]
