@@ -22,12 +22,25 @@ def activation_mean(features: jax.Array) -> jax.Array:
     """(B, ..., C) -> (B,) mean |x| over all positions and channels, in the unit of the features.
 
     Source: activation magnitude of Distillation Dynamics (arXiv 2511.06848).
+
+    Args:
+      features: (B, ..., C), any real type; computed in at least fp32.
+
+    Returns:
+      (B,) in the unit of the features.
     """
     return jnp.mean(jnp.abs(_images(features, "features")), axis=(1, 2))
 
 
 def activation_max(features: jax.Array) -> jax.Array:
-    """(B, ..., C) -> (B,) max |x|."""
+    """(B, ..., C) -> (B,) max |x|.
+
+    Args:
+      features: (B, ..., C), any real type; computed in at least fp32.
+
+    Returns:
+      (B,) in the unit of the features.
+    """
     return jnp.max(jnp.abs(_images(features, "features")), axis=(1, 2))
 
 
@@ -36,6 +49,12 @@ def kurtosis(features: jax.Array) -> jax.Array:
 
     Not the excess: 3 for a Gaussian, 1 at least (two equally likely values), about the number of entries for a single
     spike. A constant image, which has none, gets 0, a value that nothing else has.
+
+    Args:
+      features: (B, ..., C), any real type; computed in at least fp32.
+
+    Returns:
+      (B,) without unit.
     """
     x = _images(features, "features").reshape(features.shape[0], -1)
     deviation = x - jnp.mean(x, axis=1, keepdims=True)
@@ -53,6 +72,12 @@ def massive_share(features: jax.Array) -> jax.Array:
 
     1 / C for tokens with |x| the same in all channels, 1 for tokens with one spike; an image of zeros gets 0. It tells
     a distributed code from a few huge channels, which a spectrum cannot (a spike has a flat spectrum).
+
+    Args:
+      features: (B, ..., C), any real type; computed in at least fp32.
+
+    Returns:
+      (B,) between 1 / C and 1, or 0.
     """
     magnitudes = jnp.abs(_images(features, "features"))
     largest = jnp.max(magnitudes, axis=2, keepdims=True)

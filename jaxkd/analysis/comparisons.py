@@ -91,6 +91,9 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95, *, size: fl
       values: one number a seed; NaN (a run that diverged) is left out.
       confidence: of the interval.
       size: of the numbers that `values` are differences of, by which rounding is told from spread; None: of `values`.
+
+    Returns:
+      An `Interval`: mean, low, high, sd and number of values, in the unit of the values.
     """
     x = np.asarray(values, np.float64)
     x = x[np.isfinite(x)]
@@ -132,6 +135,9 @@ def paired_comparison(a: Sequence[float], b: Sequence[float], confidence: float 
       a: scores, one a seed.
       b: scores of the same seeds; a pair with NaN is left out.
       confidence: of the interval of the difference (Student t).
+
+    Returns:
+      A `PairedComparison`: difference a - b with its interval, Cohen's dz, t, and the p-values of both tests.
 
     Raises:
       DataError: other numbers of scores.

@@ -23,14 +23,20 @@ BINS = 100  # of the entropy's histogram, as published
 
 @dataclass(frozen=True)
 class LayerStatistic:
-    """Words and function of a statistic."""
+    """Words and function of a statistic.
 
-    label: str  # for column heads and titles, such as "kurtosis"
-    unit: str  # for axes; "" for none
-    # features (B, ..., C) -> (B,), traceable; None for what `layer_statistics`, `energy_statistics` or a gradient
-    # gives
+    Attributes:
+      label: for column heads and titles, such as "kurtosis".
+      unit: for axes; "" for none.
+      function: features (B, ..., C) -> (B,), traceable; None for what `layer_statistics`, `energy_statistics` or a
+        gradient gives.
+      logarithmic: whether profiles over training are drawn on a logarithmic axis.
+    """
+
+    label: str
+    unit: str
     function: Callable[[jax.Array], jax.Array] | None = None
-    logarithmic: bool = False  # whether profiles over training are drawn on a logarithmic axis
+    logarithmic: bool = False
 
 
 LAYER_STATISTICS: dict[str, LayerStatistic] = {
@@ -52,6 +58,10 @@ LAYER_STATISTICS: dict[str, LayerStatistic] = {
 
 def register_layer_statistic(name: str, statistic: LayerStatistic) -> None:
     """Adds a statistic to every analysis, to the statistics during training and to the reports.
+
+    Args:
+      name: under which results and tables hold it.
+      statistic: its words and its function.
 
     Raises:
       ConfigError: the name is taken, or there is no function.

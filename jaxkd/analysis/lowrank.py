@@ -153,7 +153,11 @@ def participation_ratio(energies: jax.Array | np.ndarray) -> jax.Array | np.ndar
 def stable_rank(energies: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
     """sum e / max e, the squared Frobenius norm over the squared spectral norm.
 
-    Args and returns: as `participation_ratio`, but from 1 to K.
+    Args:
+      energies: (..., K) squared singular values, as `image_energies` gives them.
+
+    Returns:
+      (...), between 1 and K; 0 where there is no energy, NaN where an energy is NaN.
     """
     xp, share = _relative(energies)
     return xp.sum(share, axis=-1)

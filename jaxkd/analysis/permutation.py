@@ -45,6 +45,9 @@ def permutation_test(
       permutations: their number B, or (B, n) integers: row i gives the labels truth[permutations[i]].
       seed: of the permutations, where their number is given.
 
+    Returns:
+      A `PermutationTest`: the observed number, those of the permutations and p.
+
     Raises:
       ConfigError: fewer than one permutation; a number without a seed.
       DataError: sizes that do not fit, given permutations that leave their group, or groups within which all labels

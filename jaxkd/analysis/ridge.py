@@ -61,6 +61,9 @@ def fit_ridge(
       alpha: penalty from 0, or several to choose from. With 0 directions without variance get no weight.
       dev: other rows (x, y) to choose on.
 
+    Returns:
+      A `Ridge`, with the penalty that was taken; `predict` applies it.
+
     Raises:
       ConfigError: a negative penalty, or none.
       DataError: NaN or infinity, fewer than 2 rows.

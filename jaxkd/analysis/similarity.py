@@ -114,7 +114,15 @@ def minibatch_cka(cross: np.ndarray, self_a: np.ndarray, self_b: np.ndarray) -> 
 
 
 def linear_cka(features_a: jax.Array, features_b: jax.Array) -> float:
-    """Unbiased linear CKA of one chunk: (n, ...) and (n, ...) of the same images -> a number, see `minibatch_cka`."""
+    """Unbiased linear CKA of one chunk: (n, ...) and (n, ...) of the same images -> a number, see `minibatch_cka`.
+
+    Args:
+      features_a: (n, ...), n images; at least 4.
+      features_b: (n, ...), of the same images in the same order.
+
+    Returns:
+      1 for features that are equal up to a rotation and a scale, around 0 (also below) for unrelated ones.
+    """
     a, b = gram_linear(features_a), gram_linear(features_b)
     values = (hsic1(a[None], b[None])[None], hsic1(a, a)[None, None], hsic1(b, b)[None, None])
     return float(minibatch_cka(*values)[0, 0])

@@ -61,7 +61,14 @@ _WRITE = (
 
 
 def profile_taps(teacher_taps: Sequence[str]) -> tuple[str, ...]:
-    """Taps whose intensities, in this order, are the profile that "auto" reads; () where it reads none (stages)."""
+    """Taps whose intensities, in this order, are the profile that "auto" reads; () where it reads none (stages).
+
+    Args:
+      teacher_taps: all taps of the teacher in depth order (`models.tap_names`).
+
+    Returns:
+      Some of `teacher_taps`.
+    """
     layers = depth_taps(teacher_taps)
     return () if layers and _STAGE.fullmatch(layers[0]) else layers
 

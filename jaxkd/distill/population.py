@@ -68,6 +68,8 @@ class PopulationObjective(Objective):
     neither their gradients nor their NaN.
 
     Attributes:
+      student_taps: of the student that any term reads.
+      teacher_taps: of the teacher, likewise.
       terms: of all members, each once, under unique names that their parameters are kept under.
       columns: the same terms with what the members do with them.
     """
@@ -113,7 +115,14 @@ class PopulationObjective(Objective):
 
 
 def join_objectives(objectives: Sequence[Objective]) -> PopulationObjective:
-    """The objective of a population whose members have these ones."""
+    """The objective of a population whose members have these ones.
+
+    Args:
+      objectives: one for each member, in their order.
+
+    Returns:
+      An objective that reads `batch["member"]`, the number of the student.
+    """
     members = len(objectives)
     columns: list[_Column] = []
     for member, objective in enumerate(objectives):

@@ -29,6 +29,9 @@ def preset(name: str, *, pairs: Sequence[Pair] = (), smoothing: float = 0.1, **s
       smoothing: of the labels in CE, in [0, 1).
       **settings: alpha, temperature, feature_weight, spectral_method and ce_weight of `config.presets.expand`.
 
+    Returns:
+      The sum of the preset's terms.
+
     Raises:
       ConfigError: a feature term without pairs, a setting that the preset never reads, or a value out of range.
       UnknownNameError: another preset, schedule or method.

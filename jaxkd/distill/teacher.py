@@ -25,14 +25,22 @@ class Teacher:
 
     Its variables are an argument of every call, so that they are neither a constant of the compiled step nor part of
     the optimiser or the checkpoint.
+
+    Attributes:
+      model: the linen module.
+      mean: per channel, of images in [0, 1], that the teacher was trained with.
+      std: likewise.
+      student_mean: per channel, that the images given to it were normalised with.
+      student_std: likewise.
+      mesh: devices over which the images are split; None: whatever jit makes of it.
     """
 
-    model: nn.Module  # the linen module
-    mean: PerChannel  # per channel, of images in [0, 1], that the teacher was trained with
-    std: PerChannel  # likewise
-    student_mean: PerChannel  # per channel, that the images given to it were normalised with
-    student_std: PerChannel  # likewise
-    mesh: Mesh | None = None  # devices over which the images are split; None: whatever jit makes of it
+    model: nn.Module
+    mean: PerChannel
+    std: PerChannel
+    student_mean: PerChannel
+    student_std: PerChannel
+    mesh: Mesh | None = None
 
     def __call__(
         self, variables: PyTree, images: jax.Array, taps: tuple[str, ...] = ()

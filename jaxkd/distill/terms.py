@@ -95,6 +95,9 @@ def register_term(
       maps: False for a function whose features are no maps, tokens or vectors with channels last, so that it takes
         neither `projector` nor `resize`.
 
+    Returns:
+      The decorator, which returns the function as it is.
+
     Raises:
       ConfigError: the name is taken.
     """
@@ -119,6 +122,9 @@ def build_objective(terms: Sequence[Mapping[str, Any]], *, pairs: Any = (), smoo
       pairs: (student tap, teacher tap) for terms that compare features and do not bring their own.
       smoothing: of the labels, for terms that take it and do not bring their own.
 
+    Returns:
+      The weighted sum of the terms; `init` makes their parameters.
+
     Raises:
       UnknownNameError: a loss that is not registered.
       ConfigError: an entry of another form, an argument that the loss does not take, lacks or cannot use.
@@ -131,6 +137,10 @@ def build_objective(terms: Sequence[Mapping[str, Any]], *, pairs: Any = (), smoo
 
 def check_terms(terms: Sequence[Any], pairs: Any = None) -> None:
     """Checks losses and names of arguments of `config.distill.terms`; the values are checked by `build_objective`.
+
+    Args:
+      terms: as of `build_objective`.
+      pairs: `config.distill.pairs`; None where the config names none.
 
     Raises:
       UnknownNameError: a loss that is not registered. ConfigError: an argument that it does not take, or `pairs`

@@ -225,6 +225,12 @@ def clip_log_scale(log_scale: jax.Array) -> jax.Array:
     """The learned log-scale in [0, ln 100], as CLIP keeps it; to be called after the optimiser's step.
 
     Inside of the loss the slope beyond the limits would be 0, and the parameter would stay there.
+
+    Args:
+      log_scale: (), or any shape.
+
+    Returns:
+      Of the same shape and type.
     """
     return jnp.clip(log_scale, 0.0, MAX_LOG_SCALE)
 

@@ -19,6 +19,9 @@ def transforms_applied_by(apply: Apply | None) -> Iterator[None]:
 
     XLA gathers a batch that is split over devices for an FFT. The losses know no devices; `parallel.on_each_device`
     makes an `apply` for a mesh.
+
+    Args:
+      apply: called as `apply(function, *arrays)` with arrays whose first axis is the batch.
     """
     token = _APPLY.set(apply)
     try:

@@ -39,6 +39,14 @@ GAUSSIAN = _gaussian()
 def name_of(metric: str, crop_border: int, luma: bool) -> str:
     """`psnr_y_crop4` of ("psnr", 4, True); RGB is called `rgb`.
 
+    Args:
+      metric: "psnr" or "ssim".
+      crop_border: pixels left out at each side.
+      luma: whether luma is compared; False: RGB.
+
+    Returns:
+      The name under which results hold the metric.
+
     Raises:
       UnknownNameError: a metric that is neither psnr nor ssim.
       ConfigError: a negative border.

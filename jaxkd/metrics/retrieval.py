@@ -55,7 +55,21 @@ def top_k_hits(
 def top_k(
     scores: np.ndarray, right: np.ndarray, k: int, ties: str = "expected", *, where: np.ndarray | None = None
 ) -> float:
-    """Share of queries with a right candidate among the k best: the mean of `top_k_hits`, whose arguments it takes."""
+    """Share of queries with a right candidate among the k best: the mean of `top_k_hits`, whose arguments it takes.
+
+    Args:
+      scores: (Q, N), larger is better; see `top_k_hits`, as for `ties` and `where`.
+      right: (Q, N) bool.
+      k: from 1.
+      ties: "expected", "optimistic" or "pessimistic".
+      where: (Q, N) bool or None.
+
+    Returns:
+      In [0, 1]; compare it with `mean_chance`.
+
+    Raises:
+      ConfigError, DataError: see `top_k_hits`.
+    """
     return float(np.mean(top_k_hits(scores, right, k, ties, where=where)))
 
 
@@ -85,7 +99,20 @@ def reciprocal_ranks(
 def mean_reciprocal_rank(
     scores: np.ndarray, right: np.ndarray, ties: str = "expected", *, where: np.ndarray | None = None
 ) -> float:
-    """The mean of `reciprocal_ranks`, whose arguments it takes."""
+    """The mean of `reciprocal_ranks`, whose arguments it takes.
+
+    Args:
+      scores: (Q, N), larger is better; see `top_k_hits`, as for `ties` and `where`.
+      right: (Q, N) bool.
+      ties: "expected", "optimistic" or "pessimistic".
+      where: (Q, N) bool or None.
+
+    Returns:
+      In (0, 1].
+
+    Raises:
+      ConfigError, DataError: see `top_k_hits`.
+    """
     return float(np.mean(reciprocal_ranks(scores, right, ties, where=where)))
 
 
@@ -119,6 +146,9 @@ def chance(n: int, m: int, k: int) -> float:
       m: right ones, from 1 to n.
       k: from 1; more than n count as n.
 
+    Returns:
+      In (0, 1].
+
     Raises:
       ConfigError: numbers outside of these ranges.
     """
@@ -136,6 +166,9 @@ def mean_chance(right: np.ndarray, k: int, *, where: np.ndarray | None = None) -
       right: (Q, N) bool.
       k: from 1.
       where: (Q, N) bool, see `top_k_hits`.
+
+    Returns:
+      In (0, 1].
 
     Raises:
       ConfigError, DataError: see `top_k_hits`.

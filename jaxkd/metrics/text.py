@@ -66,6 +66,9 @@ def content_bleu1(
       references: one text each.
       stop_words: in lower case; None for scikit-learn's 318 English ones.
 
+    Returns:
+      In [0, 1].
+
     Raises:
       DataError: no texts, or other numbers of texts.
     """
@@ -108,6 +111,13 @@ def rouge(
 def mean_rouge(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, Prf]:
     """Mean over the texts of `rouge`, each number by itself.
 
+    Args:
+      hypotheses: one text for each reference.
+      references: one text each.
+
+    Returns:
+      Name of the measure, as in `rouge` -> precision, recall and F, in [0, 1].
+
     Raises:
       DataError: no texts, or other numbers of texts.
     """
@@ -122,6 +132,13 @@ def word_error_rate(hypotheses: Sequence[str], references: Sequence[str]) -> flo
 
     It may exceed 1, and is not the mean of the rates of the texts.
 
+    Args:
+      hypotheses: one text for each reference.
+      references: one text each.
+
+    Returns:
+      From 0.
+
     Raises:
       DataError: no texts, other numbers of texts, or references without any token.
     """
@@ -129,7 +146,18 @@ def word_error_rate(hypotheses: Sequence[str], references: Sequence[str]) -> flo
 
 
 def character_error_rate(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """As `word_error_rate`, of the characters of the tokens joined by blanks, blanks included."""
+    """As `word_error_rate`, of the characters of the tokens joined by blanks, blanks included.
+
+    Args:
+      hypotheses: one text for each reference.
+      references: one text each.
+
+    Returns:
+      From 0; may exceed 1.
+
+    Raises:
+      DataError: see `word_error_rate`.
+    """
     joined = [[" ".join(tokens(text)) for text in texts] for texts in (hypotheses, references)]
     return _error_rate(*joined, "character")
 
@@ -164,7 +192,18 @@ def match_prf(hyp_vectors: np.ndarray, ref_vectors: np.ndarray) -> Prf:
 
 
 def distinct(hypotheses: Sequence[str], n: int) -> float:
-    """Different n-grams of tokens over all n-grams of the corpus (arXiv 1510.03055); 0 where there are none."""
+    """Different n-grams of tokens over all n-grams of the corpus (arXiv 1510.03055); 0 where there are none.
+
+    Args:
+      hypotheses: texts.
+      n: tokens of an n-gram, from 1.
+
+    Returns:
+      In [0, 1].
+
+    Raises:
+      ConfigError: another n.
+    """
     check_range("n", n, 1, whole=True)
     counts: Counter = Counter()
     for text in hypotheses:
@@ -173,14 +212,28 @@ def distinct(hypotheses: Sequence[str], n: int) -> float:
 
 
 def identical_share(hypotheses: Sequence[str]) -> float:
-    """Share of the texts whose tokens at least one other text has too; 1 where the output has collapsed."""
+    """Share of the texts whose tokens at least one other text has too; 1 where the output has collapsed.
+
+    Args:
+      hypotheses: texts.
+
+    Returns:
+      In [0, 1].
+    """
     keys = [tuple(tokens(text)) for text in hypotheses]
     counts = Counter(keys)
     return sum(counts[key] > 1 for key in keys) / len(keys) if keys else 0.0
 
 
 def empty_share(hypotheses: Sequence[str]) -> float:
-    """Share of the texts without any token."""
+    """Share of the texts without any token.
+
+    Args:
+      hypotheses: texts.
+
+    Returns:
+      In [0, 1].
+    """
     return sum(not tokens(text) for text in hypotheses) / len(hypotheses) if hypotheses else 0.0
 
 

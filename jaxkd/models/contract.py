@@ -205,6 +205,9 @@ def depth_taps(taps: Iterable[str]) -> tuple[str, ...]:
 
     Args:
       taps: all of the network, in depth order (`models.tap_names`).
+
+    Returns:
+      Some of `taps`, in depth order; () of a network without blocks.
     """
     layers: list[str] = []
     for tap in taps:
@@ -218,7 +221,16 @@ def depth_taps(taps: Iterable[str]) -> tuple[str, ...]:
 
 
 def init_variables(model: nn.Module, key: jax.Array, shape: tuple[int, ...]) -> Any:
-    """`model.init` for fp32 images of `shape`, without running the network where only its parameters are computed."""
+    """`model.init` for fp32 images of `shape`, without running the network where only its parameters are computed.
+
+    Args:
+      model: with the contract above.
+      key: a random key, `jax.random.key(0)`.
+      shape: of the images, (B, H, W, 3).
+
+    Returns:
+      `{"params": ...}` and what other collections the network has.
+    """
     try:
         return model.lazy_init(key, jax.ShapeDtypeStruct(shape, jnp.float32))
     except flax_errors.LazyInitError:  # a user's network whose parameters depend on the images
@@ -226,7 +238,15 @@ def init_variables(model: nn.Module, key: jax.Array, shape: tuple[int, ...]) -> 
 
 
 def abstract_variables(model: nn.Module, shape: tuple[int, ...]) -> Any:
-    """Shapes and types of the variables of `model` for fp32 images of `shape`, kept for the next call."""
+    """Shapes and types of the variables of `model` for fp32 images of `shape`, kept for the next call.
+
+    Args:
+      model: with the contract above.
+      shape: of the images, (B, H, W, 3).
+
+    Returns:
+      The variables as a tree of `jax.ShapeDtypeStruct`.
+    """
     variables, _ = abstract_call(model, shape)
     return variables
 
@@ -235,6 +255,18 @@ def abstract_call(model: nn.Module, shape: tuple[int, ...], **options: Any) -> t
     """Shapes of the variables of `model`, and of its output with `options` if any are given; nothing is computed.
 
     A run asks several times, and each answer is a trace of the network: they are kept.
+
+    Args:
+      model: with the contract above.
+      shape: of the images, (B, H, W, 3); of EEG, (B, words, features).
+      **options: of `model.apply`, such as taps=("block_0",) and train=False.
+
+    Returns:
+      (variables, result) as trees of `jax.ShapeDtypeStruct`; the result is (output, features), None without options.
+
+    Raises:
+      TapError: a tap that does not exist.
+      ShapeError: images that the network does not take.
     """
     given = tuple(sorted(options.items()))
     try:

@@ -180,7 +180,14 @@ for _name, _width, _heads in (("tiny", 204, 3), ("small", 408, 6)):  # the autho
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Registered names that match a shell pattern, e.g. "cait*"; a pattern with a dot matches `name.tag`."""
+    """Registered names that match a shell pattern, e.g. "cait*"; a pattern with a dot matches `name.tag`.
+
+    Args:
+      pattern: with `*`, `?` and `[...]`; case matters.
+
+    Returns:
+      Sorted; [] where nothing matches.
+    """
     names: Iterable[str] = REGISTRY
     if "." in pattern:
         names = [f"{name}.{tag}" for name, entry in REGISTRY.items() for tag in entry.specs if tag]
@@ -189,6 +196,12 @@ def list_models(pattern: str = "*") -> list[str]:
 
 def spec(name: str) -> ModelSpec:
     """Preprocessing constants and class count of `name` or `name.tag`.
+
+    Args:
+      name: one of `list_models()`, perhaps with a tag; without one, the first tag is meant.
+
+    Returns:
+      The facts, with the size of the input in pixels and mean and std of images in [0, 1].
 
     Raises:
       UnknownNameError: the name is not registered, or has no such tag.
@@ -214,6 +227,12 @@ def spec(name: str) -> ModelSpec:
 
 def arguments(name: str) -> tuple[str, ...]:
     """Names of the arguments that `create(name, ...)` takes.
+
+    Args:
+      name: one of `list_models()`, perhaps with a tag.
+
+    Returns:
+      In the order of the constructor.
 
     Raises:
       UnknownNameError: unknown name or tag.
@@ -252,5 +271,12 @@ def create(name: str, **kwargs: Any) -> nn.Module:
 
 
 def tap_names(model: nn.Module) -> tuple[str, ...]:
-    """Names that `taps` and `offsets` of `model` accept, in depth order."""
+    """Names that `taps` and `offsets` of `model` accept, in depth order.
+
+    Args:
+      model: a linen module, as `create` returns it.
+
+    Returns:
+      () of a module that names none.
+    """
     return model.tap_names() if hasattr(model, "tap_names") else ()

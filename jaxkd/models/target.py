@@ -22,6 +22,9 @@ def traced_for(platform: str) -> Iterator[None]:
 
     For programs that are compiled ahead of time for another machine. A function that `jax.jit` has traced before keeps
     its form.
+
+    Args:
+      platform: "cpu", "gpu" or "tpu".
     """
     token = _PLATFORM.set(platform)
     try:

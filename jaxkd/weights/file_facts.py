@@ -123,7 +123,14 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def to_metadata(network: Network) -> dict[str, str]:
-    """Texts for the header of a file, from which `read_facts` gives the same facts."""
+    """Texts for the header of a file, from which `read_facts` gives the same facts.
+
+    Args:
+      network: as `build_network` returns it.
+
+    Returns:
+      `{"jaxkd.model": ..., ...}`: name, arguments, classes and preprocessing.
+    """
     model, spec = network.model, network.spec
     facts: dict[str, Any] = {
         "model": f"{spec.name}.{spec.tag}" if spec.tag else spec.name,
@@ -150,6 +157,12 @@ def grid_metadata(model: nn.Module) -> dict[str, str]:
 
 def read_facts(path: Path) -> FileFacts | None:
     """Facts in or beside a file or folder of weights, or None where there are none.
+
+    Args:
+      path: a file, or a folder with weights; it need not exist.
+
+    Returns:
+      What the header of a safetensors file of jaxkd, or the `config.json` of transformers beside it, says.
 
     Raises:
       WeightSourceError: the facts are damaged.

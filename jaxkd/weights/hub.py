@@ -94,7 +94,17 @@ def _message(hub_id: HubId, error: Exception | None) -> str:
 
 
 def locate(source: str | Path) -> Path:
-    """The local path of a source, fetched from the Hub if it is an id; see `weights.load` on telling the two apart."""
+    """The local path of a source, fetched from the Hub if it is an id; see `weights.load` on telling the two apart.
+
+    Args:
+      source: a path, or an id such as "timm/cait_s24_224.fb_dist_in1k".
+
+    Returns:
+      A path that exists; of an id, below the cache of the Hub.
+
+    Raises:
+      WeightSourceError: an empty source, neither a path nor an id, or a file that cannot be fetched.
+    """
     text = str(source)
     if not text:
         raise WeightSourceError(
@@ -111,7 +121,14 @@ def locate(source: str | Path) -> Path:
 
 
 def hub_id(source: str | Path) -> HubId | None:
-    """The Hub id that a source means, or None where it means a path; see `weights.load`."""
+    """The Hub id that a source means, or None where it means a path; see `weights.load`.
+
+    Args:
+      source: text; a `Path` never means an id.
+
+    Returns:
+      The repository with its revision and file, where the id names them.
+    """
     if not isinstance(source, str) or not source or Path(source).expanduser().exists():
         return None
     meant = parse(source)
@@ -120,6 +137,9 @@ def hub_id(source: str | Path) -> HubId | None:
 
 def published_name(source: str | Path) -> str:
     """`name.tag` of weights that timm publishes: "timm/cait_s24_224.fb_dist_in1k" -> "cait_s24_224.fb_dist_in1k".
+
+    Args:
+      source: as of `weights.load`.
 
     Returns:
       "" where `source` is none of them.

@@ -58,6 +58,13 @@ def merge_branches(model: nn.Module, variables: PyTree) -> tuple[nn.Module, PyTr
 def split_branches(model: nn.Module, variables: PyTree) -> tuple[nn.Module, PyTree]:
     """The exact inverse of `merge_branches`.
 
+    Args:
+      model: an MDBN with merged=True.
+      variables: `{"params": ...}`.
+
+    Returns:
+      (MDBN with merged=False, its variables), the same bits as before the merging.
+
     Raises:
       ConfigError: the network is not a merged MDBN.
     """

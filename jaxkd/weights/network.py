@@ -70,6 +70,9 @@ def build_network(
       remat: what the backward pass recomputes: False, True (each block), "attention" or "dots".
       scan_blocks: compute equal blocks in a loop; a word counts as True and stands in the error.
 
+    Returns:
+      A `Network` whose variables are None.
+
     Raises:
       UnknownNameError: no such network. ConfigError: an argument that it does not take.
     """
@@ -147,7 +150,18 @@ def load_with_origin(
 ) -> tuple[PyTree, str]:
     """`load`, and in words what was loaded, e.g. `"net.pth" ("params_ema", the moving average of the weights)`.
 
-    Args, Raises: see `load`; `fitting` are its resize, old_grid, new_head, key and on_host.
+    Args:
+      model: see `load`, as for `source`, `variant` and `step`.
+      source: a file, a folder, a work directory of jaxkd or a Hub id.
+      variant: "raw", "ema" or None.
+      step: of a work directory: a number, "last" or "best"; "": the last.
+      **fitting: resize, old_grid, new_head, key and on_host of `load`.
+
+    Returns:
+      (variables, words for the log).
+
+    Raises:
+      WeightSourceError, WeightMismatchError, ConfigError: see `load`.
     """
     for option in ("resize", "old_grid", "new_head"):
         if isinstance(model, EegWords) and fitting.get(option):
@@ -235,7 +249,16 @@ def _grid(model: nn.Module) -> tuple[int, int] | None:
 
 
 def load_weights(network: Network, source: str, **options: Any) -> Network:
-    """`network` with the variables that `source` holds; `options` and errors are those of `load`."""
+    """`network` with the variables that `source` holds; `options` and errors are those of `load`.
+
+    Args:
+      network: as `build_network` returns it.
+      source: a file, a folder, a work directory of jaxkd or a Hub id.
+      **options: of `load`: variant, step, resize, old_grid, new_head, key, on_host.
+
+    Returns:
+      A copy with variables, and with the words that say where they came from.
+    """
     variables, origin = load_with_origin(network.model, source, **options)
     facts = None if find_run(source) else read_facts(Path(source).expanduser())
     if facts is not None:
@@ -252,7 +275,17 @@ def _same_shapes(model: nn.Module, variables: PyTree) -> bool:
 
 
 def network_from_run(config: dict[str, Any]) -> Network:
-    """The student of a run by its resolved config (config.json), without weights."""
+    """The student of a run by its resolved config (config.json), without weights.
+
+    Args:
+      config: content of the file as a dict.
+
+    Returns:
+      A `Network` whose variables are None.
+
+    Raises:
+      ConfigError: a field is missing, or the network cannot be built.
+    """
     try:
         return build_network(config["student"]["name"], config["student"]["args"])
     except KeyError as error:
