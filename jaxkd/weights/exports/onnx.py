@@ -192,7 +192,7 @@ def require_upscaler(model: nn.Module, what: str) -> None:
     if not isinstance(model, MDBN | EDSR):
         raise ConfigError(
             f"This {type(model).__name__} cannot be written as {what}. Only the super-resolution networks, MDBN and "
-            "EDSR, can. Write safetensors; timm reads those of its own networks and exports them further."
+            "EDSR, can here; see exports.save for classifiers."
         )
 
 

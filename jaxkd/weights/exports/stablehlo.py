@@ -1,12 +1,14 @@
-"""Super-resolution networks as serialised StableHLO (`jax.export`): weights and program in one file.
+"""Networks as serialised StableHLO (`jax.export`): weights and program in one file.
 
 JAX alone runs it, without jaxkd and without knowing the network: `jax.export.deserialize(content).call(images)`. XLA
 compiles it for the sizes that come. JAX promises to read such a file for six months at least; keep the weights, too.
+Facts about the network stand behind the program, where JAX does not look: JSON, its length in eight bytes, a mark.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from jaxkd.weights.exports.onnx import require_package, require_upscaler
 
 PyTree = Any
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+MARK = b"jaxkd.facts"
 
 
 def to_stablehlo(model: nn.Module, variables: PyTree) -> bytes:
@@ -44,7 +47,7 @@ def to_stablehlo(model: nn.Module, variables: PyTree) -> bytes:
 
 
 def load_stablehlo(file: str | Path | bytes) -> Callable[[Any], jax.Array]:
-    """The function of a StableHLO file of `exports.save`: images (B, H, W, 3) -> (B, s H, s W, 3)."""
+    """The function of a StableHLO file of `exports.save`: images (B, H, W, 3) -> (B, s H, s W, 3), or (B, K)."""
     from jax import export
 
     require_package("flatbuffers", "StableHLO")
@@ -58,6 +61,27 @@ def load_stablehlo(file: str | Path | bytes) -> Callable[[Any], jax.Array]:
             "of a release of JAX too far from this one. Export it again with python -m jaxkd.convert."
         ) from error
     return exported.call
+
+
+def with_metadata(content: bytes, metadata: Mapping[str, str]) -> bytes:
+    """A program with strings by name behind it."""
+    facts = json.dumps(dict(metadata)).encode()
+    return content + facts + len(facts).to_bytes(8, "little") + MARK
+
+
+def read_metadata(file: str | Path | bytes) -> dict[str, str]:
+    """The strings of `with_metadata`; {} where there are none."""
+    content = file if isinstance(file, bytes) else _content(file)
+    if not content.endswith(MARK):
+        return {}
+    end = len(content) - len(MARK) - 8
+    length = int.from_bytes(content[end : end + 8], "little")
+    try:
+        return {str(k): str(v) for k, v in json.loads(content[max(0, end - length) : end]).items()}
+    except (ValueError, AttributeError):
+        raise WeightSourceError(
+            f"The facts about the network in {f'{chr(34)}{file}{chr(34)}' if not isinstance(file, bytes) else 'the file'} are damaged. Export it again."
+        ) from None
 
 
 def _content(path: str | Path) -> bytes:
