@@ -1,13 +1,15 @@
-"""Conversion of weights: to safetensors for every network, to ONNX and StableHLO for super-resolution.
+"""Conversion of trained networks: safetensors, ONNX and StableHLO.
 
     python -m jaxkd.convert --model=mdbn_x4 --weights=net_g_latest.pth --to=onnx --out=mdbn_x4.onnx
-    python -m jaxkd.convert --weights=runs/mdbn_x4 --variant=ema --out=mdbn_x4.stablehlo
+    python -m jaxkd.convert --weights=runs/deit_cait --variant=ema --out=deit.onnx [--with-preprocessing]
     python -m jaxkd.convert --model=deit_tiny_patch16_224 --weights=deit.pth --out=deit.safetensors
 
 Weights are a file, a Hugging Face id or a work directory of jaxkd (then --model is known). Safetensors have the names
 and layouts of timm (BasicSR), and in their header the network's name and arguments, its classes and its preprocessing,
-so that no command needs --model or --model-arg for them. ONNX and StableHLO hold the network, too, for images of any
-size, and are compared with it on one image before they are written. Prints a line for people and a line of JSON.
+so that no command needs --model or --model-arg for them. ONNX and StableHLO hold the network, too: a classifier for any
+number of images of its size, a super-resolution network for images of any size. They are compared with the network
+before they are written, a classifier on two photographs; `jaxkd.load` and `jaxkd.predict` take them. Prints a line for
+people and a line of JSON.
 """
 
 from __future__ import annotations
@@ -31,12 +33,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--to", default="", choices=FORMATS, help="default: by the ending of --out")
     parser.add_argument("--out", required=True, metavar="FILE", help="ends in ." + ", .".join(FORMATS))
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    parser.add_argument(
+        "--with-preprocessing",
+        action="store_true",
+        help="of a classifier as ONNX or StableHLO: takes uint8 pixels and gives probabilities; default: takes "
+        "normalised images and gives logits",
+    )
     return parser
 
 
 def convert(args: argparse.Namespace) -> dict[str, Any]:
     """Converts the weights that `args` (see `--help`) name; returns what is printed as JSON."""
-    from jaxkd import weights
+    from dataclasses import replace
+
+    from jaxkd import train, weights
+    from jaxkd.inference.class_names import output_names
     from jaxkd.weights import exports
     from jaxkd.weights.files import checked_path
 
@@ -47,14 +58,22 @@ def convert(args: argparse.Namespace) -> dict[str, Any]:
     given = networks.network_args(args)
     network = networks.build(given)
     if to != "safetensors":
-        exports.require_upscaler(network.model, to)
+        exports.require_exportable(network.model, to)
+    elif args.with_preprocessing:
+        raise ConfigError("--with-preprocessing is for programs, and safetensors hold weights. Write --to=onnx.")
     network = networks.load(given, network)
     about = {"model": network.spec.name, "weights": printable(network.origin)}
-    difference, metadata = None, about | weights.to_metadata(network)
+    difference = None
     if to == "safetensors":
+        metadata = about | weights.to_metadata(network)
         weights.save_safetensors(path, network.model, network.variables, metadata, overwrite=args.overwrite)
     else:
-        difference = exports.save(path, network.model, network.variables, metadata, to=to, overwrite=args.overwrite)
+        names = output_names(network, of_run=train.find_run(given.weights) is not None)
+        metadata = about | weights.to_metadata(replace(network, class_names=names))
+        pixels = exports.Normalisation(network.spec.mean, network.spec.std) if args.with_preprocessing else None
+        difference = exports.save(
+            path, network.model, network.variables, metadata, to=to, overwrite=args.overwrite, normalisation=pixels
+        )
     return {**about, "format": to, "out": str(path), "bytes": path.stat().st_size, "largest_difference": difference}
 
 

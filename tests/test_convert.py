@@ -14,7 +14,9 @@ import jax
 import numpy as np
 import pytest
 from random_weights import random_variables
+from sklearn.datasets import load_sample_images
 
+import jaxkd
 from jaxkd import convert, models, weights
 from jaxkd.cli import networks
 from jaxkd.errors import WeightMismatchError
@@ -82,7 +84,7 @@ def test_safetensors_of_the_moving_average_of_a_pickle_like_file(mdbn, tmp_path,
         np.testing.assert_array_equal(kernel, variables["params"]["conv_last"]["kernel"] + shift)
 
 
-def test_other_networks_go_to_safetensors_only(tmp_path, capsys):
+def test_a_classifier_goes_to_every_format_and_predicts_the_same_from_each(tmp_path, capsys, complaint_of):
     args = {"img_size": 32, "embed_dim": 24, "depth": 1, "num_heads": 2, "num_classes": 3}
     model = models.create("deit_tiny_patch16_224", **args)
     variables = random_variables(model, size=32)
@@ -90,10 +92,21 @@ def test_other_networks_go_to_safetensors_only(tmp_path, capsys):
     command = ["--model=deit_tiny_patch16_224", f"--weights={file}", *(f"--model-arg={k}={v}" for k, v in args.items())]
     assert convert.main([*command, f"--out={tmp_path / 'out.safetensors'}"]) == 0
     jax.tree.map(np.testing.assert_array_equal, weights.load(model, tmp_path / "out.safetensors"), variables)
-    with pytest.raises(SystemExit) as stop:
-        convert.main([*command, f"--out={tmp_path / 'out.onnx'}"])
-    assert stop.value.code == 2 and not (tmp_path / "out.onnx").exists()
-    assert "This VisionTransformer cannot be written as onnx." in capsys.readouterr().err
+    pytest.importorskip("onnxruntime")
+    photo = load_sample_images().images[0]
+    expected = jaxkd.predict(*jaxkd.load(tmp_path / "out.safetensors"), photo)
+    for ending, options in (("onnx", []), ("onnx", ["--with-preprocessing"]), ("stablehlo", ["--with-preprocessing"])):
+        out = tmp_path / f"out{len(options)}.{ending}"
+        assert convert.main([*command, f"--out={out}", *options]) == 0
+        done = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert done["largest_difference"] < 1e-4
+        exported, nothing = jaxkd.load(out)
+        assert nothing == {} and exported.name == "deit_tiny_patch16_224" and exported.class_names == ("0", "1", "2")
+        given = jaxkd.predict(exported, {}, [photo, photo])[1]
+        assert [name for name, _ in given] == [name for name, _ in expected]
+        np.testing.assert_allclose([p for _, p in given], [p for _, p in expected], atol=1e-5)
+    text = complaint_of(convert.main, [*command, f"--out={tmp_path / 'b.safetensors'}", "--with-preprocessing"])
+    assert "--with-preprocessing is for programs" in text
 
 
 def test_a_work_directory_knows_its_network(mdbn, tmp_path, capsys, monkeypatch):

@@ -12,6 +12,7 @@ from jaxkd import models, train, weights
 from jaxkd.errors import ConfigError
 from jaxkd.inference import network_args
 from jaxkd.inference.class_names import output_names
+from jaxkd.inference.exported import ENDINGS, load_exported
 from jaxkd.inference.preprocessing import preprocessing_of
 
 PyTree = Any
@@ -36,7 +37,9 @@ def load(
         logits, features = model.apply(variables, images, taps=("block_0",))   # (B, H, W, 3), normalised
 
     Args:
-      source: work directory of a run, file or folder of weights, or Hugging Face id; see `weights.load`.
+      source: work directory of a run, file or folder of weights, or Hugging Face id; see `weights.load`. Or an ONNX or
+        StableHLO file of `jaxkd convert`: then the model is an `ExportedNetwork`, which has `apply`, but no taps, and
+        the variables are {}.
       model: name of the network, one of `models.list_models()`. Work directories, files that `jaxkd convert` wrote,
         folders of transformers and ids of timm name theirs.
       model_args: constructor arguments; they replace those that the source records.
@@ -63,7 +66,13 @@ def load(
       WeightMismatchError: the weights do not fit the network. UnknownNameError: no network has this name.
       ConfigError: the source does not name its network and `model` is empty, or an argument has a wrong value.
     """
-    source = str(source)
+    source, path = str(source), Path(source).expanduser()
+    if path.suffix in ENDINGS and not path.is_dir():
+        chosen = {"model": model, "model_args": model_args, "variant": variant, "step": step, "old_grid": old_grid}
+        given = [f"{name}={value!r}" for name, value in chosen.items() if value]
+        if given:
+            raise ConfigError(f'{", ".join(given)}, but "{source}" is an exported program as it is. Leave it out.')
+        return load_exported(path), {}
     if compute not in weights.DTYPES:
         raise ConfigError(f'compute="{compute}" is no type of arithmetic. Use one of {", ".join(weights.DTYPES)}.')
     if model:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from jaxkd import models, weights
 from jaxkd.errors import ConfigError, check_range
+from jaxkd.inference.exported import ExportedNetwork
 from jaxkd.inference.preprocessing import Photo, in_batches, is_one_photo, read_photo
 from jaxkd.superres.tiling import Enlarger
 from jaxkd.weights.basicsr import is_upscaler
@@ -22,7 +23,7 @@ Prediction = list[tuple[str, float]]
 
 
 def predict(
-    model: nn.Module,
+    model: nn.Module | ExportedNetwork,
     variables: PyTree,
     photos: Photo | Sequence[Photo],
     *,
@@ -41,7 +42,8 @@ def predict(
       photos: one photograph or a sequence of them: a path, an image of Pillow, or a uint8 array (H, W, 3) or (H, W);
         of any size. EXIF rotations are applied, transparency is dropped.
       top: so many classes, at most all.
-      batch_size: photographs at once. Super-resolution takes them one by one, in windows that bound the memory.
+      batch_size: photographs at once. Super-resolution takes them one by one, in windows that bound the memory; an
+        exported one takes each as a whole.
 
     Returns:
       For one photograph `[(class name, probability), ...]`, likeliest first, by a softmax of the outputs; of a
@@ -55,24 +57,36 @@ def predict(
     check_range("batch_size", batch_size, least=1)
     one = is_one_photo(photos)
     given = [photos] if one else list(photos)
-    results = (
-        _enlarged(model, variables, given) if is_upscaler(model) else _classes(model, variables, given, batch_size, top)
-    )
+    if is_upscaler(model):
+        results = _enlarged(model, variables, given)
+    elif isinstance(model, ExportedNetwork) and models.spec(model.name).task == "restoration":
+        results = [_enlarged_whole(model, photo) for photo in given]
+    else:
+        results = _classes(model, variables, given, batch_size, top)
     return results[0] if one else results
 
 
-def _classes(model: nn.Module, variables: PyTree, photos: list[Photo], batch_size: int, top: int) -> list[Prediction]:
+def _classes(model: Any, variables: PyTree, photos: list[Photo], batch_size: int, top: int) -> list[Prediction]:
     _require_classifier(model)
     results: list[Prediction] = []
-    for images, count in in_batches(photos, model.preprocessing, batch_size) if photos else ():
-        for row in np.asarray(_probabilities(model, variables, images))[:count]:
+    for pixels, count in in_batches(photos, model.preprocessing, batch_size) if photos else ():
+        for row in _probabilities(model, variables, pixels)[:count]:
             best = np.argsort(-row, kind="stable")[:top]
             results.append([(model.class_names[i], float(row[i])) for i in best])
     return results
 
 
+def _probabilities(model: Any, variables: PyTree, pixels: np.ndarray) -> np.ndarray:
+    """(B, H, W, 3) uint8 -> (B, K) fp32."""
+    if not isinstance(model, ExportedNetwork):
+        return np.asarray(_softmax_of_network(model, variables, model.preprocessing.normalise(pixels)))
+    if model.gives_probabilities:
+        return model.apply(variables, pixels)[0]
+    return np.asarray(jax.nn.softmax(model.apply(variables, model.preprocessing.normalise(pixels))[0], axis=-1))
+
+
 @partial(jax.jit, static_argnames="model")
-def _probabilities(model: nn.Module, variables: PyTree, images: jax.Array) -> jax.Array:
+def _softmax_of_network(model: nn.Module, variables: PyTree, images: jax.Array) -> jax.Array:
     """(B, H, W, 3) -> (B, K) fp32."""
     return jax.nn.softmax(model.apply(variables, images)[0].astype("float32"), axis=-1)
 
@@ -86,12 +100,17 @@ def _enlarged(model: nn.Module, variables: PyTree, photos: list[Photo]) -> list[
     return results
 
 
+def _enlarged_whole(model: ExportedNetwork, photo: Photo) -> Image.Image:
+    images = np.asarray(read_photo(photo), np.float32)[None] / 255
+    return Image.fromarray(np.uint8(np.rint(np.clip(model.apply({}, images)[0][0], 0, 1) * 255)))
+
+
 @lru_cache(maxsize=1)
 def _enlarger(model: nn.Module) -> Enlarger:
     return Enlarger(model, {})
 
 
-def _require_classifier(model: nn.Module) -> None:
+def _require_classifier(model: Any) -> None:
     name = getattr(model, "name", None) or type(model).__name__
     if not hasattr(model, "preprocessing"):
         raise ConfigError(

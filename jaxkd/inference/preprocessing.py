@@ -90,11 +90,11 @@ def is_one_photo(photos: Any) -> bool:
 
 
 def in_batches(photos: list[Photo], preprocessing: Preprocessing, size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Batches (b, H, W, 3) fp32 of one size, and how many photographs of each count; the rest are black."""
+    """Batches (b, H, W, 3) uint8 of one size, and how many photographs of each count; the rest are black."""
     size = min(size, len(photos))
     for start in range(0, len(photos), size):
         chosen = photos[start : start + size]
         pixels = np.zeros((size, *preprocessing.image_size, 3), np.uint8)
         for row, photo in zip(pixels, chosen, strict=False):
             row[:] = preprocessing.crop(photo)
-        yield preprocessing.normalise(pixels), len(chosen)
+        yield pixels, len(chosen)

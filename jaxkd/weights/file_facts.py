@@ -171,7 +171,7 @@ def read_facts(path: Path) -> FileFacts | None:
         return None
     texts = readers.read_metadata(path)
     if any(f"jaxkd.{name}" in texts for name in _KEYS):
-        return _from_metadata(texts, path)
+        return facts_in(texts, path)
     folder = path if path.is_dir() else path.parent
     source = folder / "config.json"
     # One of timm's files, or of a run, may lie beside it too.
@@ -198,7 +198,9 @@ def _log_use(source: Path, path: Path, model: str) -> None:
     )
 
 
-def _from_metadata(texts: Mapping[str, str], path: Path) -> FileFacts:
+def facts_in(texts: Mapping[str, str], path: Path) -> FileFacts:
+    """The facts of `to_metadata`; `path` is for errors."""
+
     def damaged(name: str) -> WeightSourceError:
         return WeightSourceError(
             f'The metadata of "{path}" is damaged: jaxkd.{name}={texts[f"jaxkd.{name}"]!r:.80} is not what jaxkd '

@@ -253,7 +253,7 @@ class _Translation:
         cut = [
             (axis, first, last, step)
             for axis, (first, last, step) in enumerate(zip(p["start_indices"], p["limit_indices"], steps, strict=True))
-            if (first, step) != (0, 1) or last is not x.shape[axis] and last != x.shape[axis]
+            if (first, step) != (0, 1) or (last is not x.shape[axis] and last != x.shape[axis])
         ]
         if not cut:
             return x

@@ -192,7 +192,8 @@ def require_upscaler(model: nn.Module, what: str) -> None:
     if not isinstance(model, MDBN | EDSR):
         raise ConfigError(
             f"This {type(model).__name__} cannot be written as {what}. Only the super-resolution networks, MDBN and "
-            "EDSR, can here; see exports.save for classifiers."
+            "EDSR, can here. Write safetensors, or use exports.save for "
+            "classifiers."
         )
 
 

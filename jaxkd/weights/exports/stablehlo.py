@@ -79,9 +79,8 @@ def read_metadata(file: str | Path | bytes) -> dict[str, str]:
     try:
         return {str(k): str(v) for k, v in json.loads(content[max(0, end - length) : end]).items()}
     except (ValueError, AttributeError):
-        raise WeightSourceError(
-            f"The facts about the network in {f'{chr(34)}{file}{chr(34)}' if not isinstance(file, bytes) else 'the file'} are damaged. Export it again."
-        ) from None
+        name = "the program" if isinstance(file, bytes) else f'"{file}"'
+        raise WeightSourceError(f"The facts behind {name} are damaged. Export it again.") from None
 
 
 def _content(path: str | Path) -> bytes:
