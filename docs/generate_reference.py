@@ -144,9 +144,9 @@ def fields() -> str:
                     setting.setdefault(f"{inner}={shown(value)}" if inner else shown(value), []).append(recipe)
         by = "; ".join(f"{value} in {', '.join(names)}" for value, names in setting.items())
         first = doc.name.partition(".")[0]
-        row = (f"`{doc.name}`", doc.kind, shown(doc.default), escaped(doc.meaning), by)
+        row = (f"`{doc.name}`", escaped(doc.meaning), f"{shown(doc.default)} {doc.kind}", by)
         groups.setdefault(first if first in GROUPS else "", []).append(row)
-    head = ("field", "type", "default", "meaning", "recipes that set it")
+    head = ("field", "meaning", "default and type", "recipes that set it")
     intro = (
         "A config is a nested dictionary with exactly these fields. `--config.NAME=VALUE` sets one on the command "
         "line, a recipe in `configs/` sets several; a name that is not here is an error that suggests the nearest one. "
@@ -287,11 +287,9 @@ def interface() -> dict[str, str]:
                 path = f"{item.__module__}.{item.__qualname__}"
                 parts.append(f"::: {path}\n    options:\n      heading: {called}\n      toc_label: {name}")
             elif callable(item):
-                about = (
-                    f"`{item.__module__}.{item.__qualname__}`: {escaped(first_sentence(inspect.getdoc(item) or ''))}"
-                )
+                about = f"`{item.__module__}.{item.__qualname__}`, exported again."
             else:
-                about = f"A constant: {shown(item)}."
+                about = f"A constant: {shown(item)}." if "<" not in repr(item) else "A constant."
             link = f"[`{called}`](api/{package}.md)" if documented else f"`{called}`"
             rows.append((link, about))
         about = first_sentence(importlib.import_module("jaxkd" if package == "jaxkd" else f"jaxkd.{package}").__doc__)

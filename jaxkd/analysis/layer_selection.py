@@ -61,8 +61,10 @@ def suggest_pairs(profile: Any, student_depth: int, *, threshold: float = THRESH
     Raises:
       ShapeError: `profile` is not one-dimensional. ConfigError: `threshold` or `student_depth` out of range.
 
-    Example:
+    Examples:
+      ```python
       suggest_pairs([9, 8, *[1] * 16, *[9] * 6], 12).pairs  # (0, 0), (1, 1), (6, 18), (7, 19), ... (11, 23)
+      ```
     """
     values = np.asarray(profile, np.float64)
     if values.ndim != 1:

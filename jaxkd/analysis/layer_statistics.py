@@ -66,8 +66,10 @@ def register_layer_statistic(name: str, statistic: LayerStatistic) -> None:
     Raises:
       ConfigError: the name is taken, or there is no function.
 
-    Example:
+    Examples:
+      ```python
       register_layer_statistic("spread", LayerStatistic("spread", "activation units", lambda x: x.std(axis=(1, 2, 3))))
+      ```
     """
     if name in LAYER_STATISTICS or statistic.function is None:
         problem = "is taken" if name in LAYER_STATISTICS else "has no function"

@@ -68,13 +68,15 @@ class Objective:
       student_taps: features of the student that the terms read, each once; those of the terms' pairs come first.
       teacher_taps: likewise of the teacher.
 
-    Example:
+    Examples:
+      ```python
       def ce(student, teacher, batch):
           return losses.cross_entropy(student[0], batch["label"])
 
       objective = Objective((Term("ce", 1.0, ce, needs_teacher=False),))
       output = model.apply(variables, images)
       loss, terms, mutable = objective({}, {}, output, None, {"label": labels}, step=0)
+      ```
 
     Raises:
       ConfigError: no terms, or names that cannot be told apart in a log.
