@@ -3,7 +3,7 @@
     python benchmarks/merge_results.py FOLDER            (writes FOLDER/results.json)
     python benchmarks/merge_results.py FOLDER --keep     (writes benchmarks/results/<device>-<date>.json instead)
 
-Prints the path. benchmarks/results_table.py makes the tables of README.md from such a file.
+Prints the path. benchmarks/results_table.py makes the tables of docs/performance.md from such a file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The tables of README.md, in Markdown, from a file that benchmarks/merge_results.py wrote.
+"""The tables of docs/performance.md, in Markdown, from a file that benchmarks/merge_results.py wrote.
 
 python benchmarks/results_table.py benchmarks/results/<device>-<date>.json
 """

@@ -4,7 +4,7 @@
     python -m jaxkd.main --config=configs/swin_swin.py:embedded --workdir=runs/swin_digits   (no data; ten minutes)
 
 Expected: 82.7 % top-1 (published, best epoch on the validation set); not yet measured with jaxkd.
-The recipe is the authors' code: see `recipes.published` and the table in README.md.
+The recipe is the authors' code: see `recipes.published` and the table in docs/recipes.md.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""The recipe table of the README is what the configs say, and the configs are what the authors' code does."""
+"""The table of docs/recipes.md is what the configs say, and the configs are what the authors' code does."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def config_of(name: str, arg: str | None):
 
 
 def table() -> dict[str, dict[str, object]]:
-    """field -> column -> value, as the README prints it."""
-    lines = (ROOT / "README.md").read_text().splitlines()
+    """field -> column -> value, as docs/recipes.md prints it."""
+    lines = (ROOT / "docs" / "recipes.md").read_text().splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("| field | DeiT-Tiny"))
     header = [cell.strip() for cell in lines[start].strip("|").split("|")]
     rows = {}

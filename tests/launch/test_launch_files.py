@@ -106,6 +106,7 @@ def test_the_dockerfile_copies_what_exists_and_installs_an_extra():
 def documented():
     """The commands of launch/README.md and of the scripts' own help that take arguments of `jaxkd.main` or a verb."""
     texts = [(launching.LAUNCH / name).read_text() for name in ("README.md", *SCRIPTS)]
+    texts += [(launching.ROOT / "docs" / page).read_text() for page in ("howto/devices.md", "tutorials/pod.md")]
     line = re.compile(
         r"^ *((?:sbatch (?:-\S+ )*)?launch/(?:local\.sh|tpu_pod\.sh|slurm\.sbatch) (?:[^\n\\]|\\\n)*)$", re.M
     )
@@ -113,7 +114,7 @@ def documented():
 
 
 def test_commands_are_found():
-    assert len(documented()) == 9
+    assert len(documented()) == 11
 
 
 @pytest.mark.parametrize("command", documented())

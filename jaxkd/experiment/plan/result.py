@@ -26,7 +26,7 @@ from jaxkd.experiment.plan.search import largest_batch
 from jaxkd.experiment.plan.topology import Topology, devices
 
 # CPU time of an image of about 500 px from JPEG to batch, crop 224 and RandAugment, on a core of an AMD EPYC
-# (benchmarks/input_pipeline.py; README.md, "Feeding speed").
+# (benchmarks/input_pipeline.py; docs/howto/input_speed.md).
 INPUT_SECONDS = 4.3e-3
 HEAVIEST = 10
 
