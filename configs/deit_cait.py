@@ -6,8 +6,9 @@
 
 Expected: 77.4 % top-1 for DeiT-Tiny, 82.2 % for DeiT-Small (published, best epoch on the validation set); not yet
 measured with jaxkd.
-The recipe is the authors' code: see `recipes.published` and the table in docs/recipes.md. Of the embedded run, rate, steps,
-seeds and objectives on the command line are those of the teacher; the students have their own (recipes.embedded_study).
+The recipe is the authors' code: see `recipes.published` and the table in docs/recipes.md. Of the embedded run, rate,
+steps, seeds and objectives on the command line are those of the teacher; the students have their own
+(recipes.embedded_study).
 """
 
 from ml_collections import ConfigDict
