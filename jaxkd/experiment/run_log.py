@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import os
+import signal
 import sys
 import time
 import traceback
@@ -167,6 +168,9 @@ class RunLog(logging.Handler):
             self.write(f"error: {error}")
         elif isinstance(error, Exception):
             self.write("error: " + "".join(traceback.format_exception(error)))
+        elif isinstance(error, KeyboardInterrupt):
+            number = error.args[0] if error.args and isinstance(error.args[0], int) else signal.SIGINT
+            self.write(f"stopped by {signal.Signals(number).name}; the same command continues")
         elif error is not None:
             self.write(f"ended by {type(error).__name__}")
         if self._file is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import statistics
@@ -22,6 +21,7 @@ from jaxkd.report.run_files import ENVIRONMENT, LOG, STAGES, STUDY, RunFiles, Wo
 MOST_CURVES = 12  # runs whose curves share a figure
 MOST_COLUMNS = 8  # runs beside one another in a table; of further ones a sentence tells
 MOST_MESSAGES = 20
+OLDER = "older versions wrote none, or training has not begun"
 LONG = 120  # characters of a value
 MESSAGE = re.compile(r"\S+ \S+ ((?:warning|error|critical): .*)")
 SCORES = {"top1": "top-1 (%)", "retrieval_top5": "retrieval top-5 (%)"}
@@ -82,7 +82,7 @@ def _kinds(folders: Sequence[Workdir]) -> str:
 
 def _text(value: Any) -> str:
     """A field's value on one line."""
-    text = value if isinstance(value, str) and value else json.dumps(value, default=str, ensure_ascii=False)
+    text = value if isinstance(value, str) and value else repr(value)
     return text if len(text) <= LONG else f"{text[: LONG - 3]}..."
 
 
@@ -268,7 +268,12 @@ def _commands(runs: Sequence[RunFiles]) -> Section:
     commands = dict.fromkeys(str(run.starts[-1].get("command") or "") for run in runs if run.starts)
     unknown = [run.name for run in runs if not run.starts]
     notes = (
-        [("Not recorded", f"{', '.join(unknown[:MOST_COLUMNS])}: started by a version that wrote no {ENVIRONMENT}")]
+        [
+            (
+                "Not recorded",
+                f"{', '.join(unknown[:MOST_COLUMNS])}: no {ENVIRONMENT}; {OLDER}",
+            )
+        ]
         if unknown
         else []
     )
@@ -387,6 +392,9 @@ def _messages(folders: Sequence[Workdir], runs: Sequence[RunFiles]) -> list[tupl
             notes.append((name, f"{len(new) - MOST_MESSAGES} earlier ones stand in {LOG}"))
     if without:
         notes.append(
-            ("Not recorded", f"{', '.join(without[:MOST_COLUMNS])}: there is no {LOG}, as older versions wrote none")
+            (
+                "Not recorded",
+                f"{', '.join(without[:MOST_COLUMNS])}: there is no {LOG}; {OLDER}",
+            )
         )
     return notes or [("", f"None in {LOG}.")]
