@@ -50,7 +50,10 @@ def next_commands(folders: Sequence[Path], workdir: Path) -> list[list[str]]:
     """
     try:
         run = _best_member(folders[-1])
-        config, result = (json.loads((run / name).read_bytes()) for name in ("config.json", "result.json"))
+        config, result = _read(run)
+        if run != folders[-1]:  # a member without a teacher is compared with that of the others
+            whole, facts = _read(folders[-1])
+            config, result = {**config, "task": whole["task"], "teacher": whole["teacher"]}, {**facts, **result}
         task = config["task"]
         if task == "restoration":
             commands = _of_upscaler(run, config, result)
@@ -63,6 +66,12 @@ def next_commands(folders: Sequence[Path], workdir: Path) -> list[list[str]]:
     except (OSError, ValueError, KeyError, IndexError, TypeError):
         commands = []
     return [*commands, _report(workdir)]
+
+
+def _read(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(config, result) of a run."""
+    config, result = (json.loads((run / name).read_bytes()) for name in ("config.json", "result.json"))
+    return config, result
 
 
 def _report(workdir: Path) -> list[str]:

@@ -110,10 +110,16 @@ def test_next_commands_name_teacher_and_best_member(tmp_path):
     one = json.loads(json.dumps(config().to_dict(), default=str))
     one |= {"task": "distillation", "teacher": {"name": "t", "weights": str(teacher), "variant": "ema", "args": {}}}
     members = [{"name": "a", "top1": 70.0}, {"name": "b", "top1": 80.0}]
-    for folder, result in ((students, {"members": members}), (students / "members" / "b", {"metrics": {"top1": 80.0}})):
-        (folder / "config.json").write_text(json.dumps(one))
+    (students / "members" / "b" / "config.json").write_text(json.dumps(one | {"task": "classification"}))
+    for folder, result in (
+        (students, {"members": members, "val_images": 50}),
+        (students / "members" / "b", {"metrics": {"top1": 80.0}}),
+    ):
+        if folder == students:
+            (folder / "config.json").write_text(json.dumps(one))
         (folder / "result.json").write_text(json.dumps(result))
     evaluate, analyze, _, report = next_commands([teacher, students], tmp_path)
     assert evaluate[2] == f"--weights={students}/members/b"
     assert analyze[2:5] == [f"--weights={teacher}", "--variant=ema", f"--weights={students}/members/b"]
+    assert not any("--max-images" in word for word in analyze)
     assert report == ["jaxkd", "report", str(tmp_path), f"--out={tmp_path}/report.html"]
