@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from jaxkd import __version__
 from jaxkd.cli.commands import COMMANDS
@@ -47,9 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f'jaxkd: "{name}" is not a command.{meant} There are {", ".join(COMMANDS)}.', file=sys.stderr)
         return 2
     module, _ = COMMANDS[name]
-    if not (Path(__file__).parent / f"{module.replace('.', '/')}.py").is_file():
-        print(f"jaxkd: {name} is not part of this version.", file=sys.stderr)
-        return 2
     return importlib.import_module(f"jaxkd.{module}").main(argv[1:])
 
 
