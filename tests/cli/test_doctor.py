@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from packaging.requirements import Requirement
 
 from jaxkd import doctor
@@ -13,6 +14,7 @@ from jaxkd.experiment import self_test
 REQUIRED = [Requirement("numpy>=2.0"), Requirement("jax[cuda]>=0.10")]
 
 
+@pytest.mark.slow
 def test_an_installation_that_works_and_one_that_does_not(monkeypatch, capsys):
     monkeypatch.setattr(installation, "requirements", lambda: {"": REQUIRED[:1], "cuda": REQUIRED[1:]})
     assert doctor.main(["--json"]) == 0
