@@ -3,13 +3,18 @@
     python -m jaxkd.convert --model=mdbn_x4 --weights=net_g_latest.pth --to=onnx --out=mdbn_x4.onnx
     python -m jaxkd.convert --weights=runs/deit_cait --variant=ema --out=deit.onnx [--with-preprocessing]
     python -m jaxkd.convert --model=deit_tiny_patch16_224 --weights=deit.pth --out=deit.safetensors
+    python -m jaxkd.convert --weights=runs/deit_cait --variant=ema --push-to-hub=USER/NAME [--private]
 
 Weights are a file, a Hugging Face id or a work directory of jaxkd (then --model is known). Safetensors have the names
 and layouts of timm (BasicSR), and in their header the network's name and arguments, its classes and its preprocessing,
 so that no command needs --model or --model-arg for them. ONNX and StableHLO hold the network, too: a classifier for any
 number of images of its size, a super-resolution network for images of any size. They are compared with the network
-before they are written, a classifier on two photographs; `jaxkd.load` and `jaxkd.predict` take them. Prints a line for
-people and a line of JSON.
+before they are written, a classifier on two photographs; `jaxkd.load` and `jaxkd.predict` take them.
+
+--push-to-hub uploads to the Hugging Face Hub, with the token of `hf auth login`: weights, a config.json that
+`timm.create_model("hf-hub:USER/NAME", pretrained=True)` reads where timm has the network, and a model card made from
+the run, in which folders of this machine are left out. --out=FOLDER/ writes these files only. Prints a line for people
+and a line of JSON.
 """
 
 from __future__ import annotations
@@ -31,7 +36,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = console.Parser(prog=program("convert"), description=__doc__)
     networks.add_network_options(parser)
     parser.add_argument("--to", default="", choices=FORMATS, help="default: by the ending of --out")
-    parser.add_argument("--out", required=True, metavar="FILE", help="ends in ." + ", .".join(FORMATS))
+    parser.add_argument(
+        "--out",
+        default="",
+        metavar="FILE|FOLDER/",
+        help=f"ends in .{', .'.join(FORMATS)}, or in a slash: the files of --push-to-hub",
+    )
+    parser.add_argument("--push-to-hub", default="", metavar="USER/NAME", help="upload to the Hugging Face Hub")
+    parser.add_argument("--private", action="store_true", help="make a new repository of --push-to-hub private")
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     parser.add_argument(
         "--with-preprocessing",
@@ -51,6 +63,12 @@ def convert(args: argparse.Namespace) -> dict[str, Any]:
     from jaxkd.weights import exports
     from jaxkd.weights.files import checked_path
 
+    if args.push_to_hub or args.out.endswith("/"):
+        return _publish(args)
+    if args.private:
+        raise ConfigError("--private is for --push-to-hub=USER/NAME, which was not given. Leave it out.")
+    if not args.out:
+        raise ConfigError("Neither --out nor --push-to-hub was given. Give --out=FILE, ending in .onnx for example.")
     to = args.to or Path(args.out).suffix.removeprefix(".")
     if to not in FORMATS:
         raise ConfigError(f'--out="{args.out}" does not say the format. End it in .{", .".join(FORMATS)}, or add --to.')
@@ -77,6 +95,45 @@ def convert(args: argparse.Namespace) -> dict[str, Any]:
     return {**about, "format": to, "out": str(path), "bytes": path.stat().st_size, "largest_difference": difference}
 
 
+def _publish(args: argparse.Namespace) -> dict[str, Any]:
+    """`convert` with --push-to-hub, or with a folder as --out."""
+    import contextlib
+    import tempfile
+
+    from jaxkd.inference import hub_folder, hub_upload
+
+    console.refuse_options(
+        {"to": args.to or None, "with_preprocessing": args.with_preprocessing}, "a folder holds safetensors"
+    )
+    if args.out and not args.out.endswith("/"):
+        raise ConfigError(
+            f'--out="{args.out}" is a file. With --push-to-hub give a folder, --out={args.out}/, or none.'
+        )
+    repository = hub_upload.check_repository(args.push_to_hub) if args.push_to_hub else ""
+    given = networks.network_args(args)
+    network = networks.build(given)
+    networks.require_image_network(network.spec.name)
+    network = networks.load(given, network)
+    with contextlib.ExitStack() as stack:
+        folder = Path(args.out or stack.enter_context(tempfile.TemporaryDirectory()))
+        files = hub_folder.write_folder(
+            network, folder, source=given.weights, repository=repository, overwrite=args.overwrite
+        )
+        size, address = sum(file.stat().st_size for file in files), ""
+        if repository:
+            message = f"{network.spec.name} by jaxkd"
+            address = hub_upload.upload(folder, repository, private=args.private, message=message)
+    return {
+        "model": network.spec.name,
+        "weights": printable(network.origin),
+        "format": "folder",
+        "out": address or str(folder),
+        "files": [file.name for file in files],
+        "bytes": size,
+        "largest_difference": None,
+    }
+
+
 @console.command()
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; exit code 0, or 2 for a user error."""
@@ -84,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.quiet()
     done = printable(convert(args))
     checked = done["largest_difference"]
-    if done["format"] == "safetensors":
+    if done["format"] in ("safetensors", "folder"):
         words = ""
     elif checked is None:
         words = "; not compared with the network, which needs onnxruntime and JAX's CPU"

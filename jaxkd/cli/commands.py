@@ -11,7 +11,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "score a network on a validation split or on super-resolution sets"),
     "analyze": ("analyze", "spectra, entropy, ranks, SEP, similarity and saliency of features"),
     "upscale": ("upscale", "enlarge pictures by a super-resolution network"),
-    "convert": ("convert", "write weights as safetensors, ONNX or StableHLO"),
+    "convert": ("convert", "write a network as safetensors, ONNX or StableHLO, or put it on the Hugging Face Hub"),
     "shards": ("shards", "put an image folder into few large files with checksums"),
     "subimages": ("subimages", "cut large images into overlapping ones for faster training"),
     "study": ("study", "train and compare a declared grid of runs, with intervals and tests"),
