@@ -113,12 +113,13 @@ def _use(network: weights.Network, repository: str, is_timm: bool) -> list[str]:
         "```",
     ]
     if is_timm:
+        scheme = "hf-hub" if "/" in repository else "local-dir"
         lines += [
             "",
             "```python",
             "import timm",
             "",
-            f'model = timm.create_model("{"hf-hub" if "/" in repository else "local-dir"}:{repository}", pretrained=True)',
+            f'model = timm.create_model("{scheme}:{repository}", pretrained=True)',
             "```",
         ]
     return lines
