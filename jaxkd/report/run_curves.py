@@ -83,8 +83,7 @@ def curves_of(
     for score, value in (bicubic or {}).items():
         same = next((c for c in curves if c.panel == score), None)
         if same is not None and math.isfinite(value):
-            ends = same.steps[[0, -1]] if same.steps.size > 1 else np.array([0, same.steps[0]])
-            curves.append(Curve(score, "bicubic", CHANCE, ends, np.full((2, 1), value)))
+            curves.append(Curve(score, "bicubic", CHANCE, same.steps[-1:], np.full((1, 1), value)))
     return curves
 
 
@@ -140,6 +139,8 @@ def read_curves(workdir: Path, run: str = "", members: Sequence[Mapping[str, Any
 @style.applied()
 def draw_curves(curves: Sequence[Curve], path: Path, *, caption: str = "") -> None:
     """Writes a PNG with a panel for each kind of curve."""
+    from matplotlib.ticker import MaxNLocator
+
     runs = list(dict.fromkeys(c.run for c in curves if c.role != CHANCE))
     panels = sorted(dict.fromkeys(c.panel for c in curves), key=lambda p: (p == RATE, p != LOSS))
     last = max((int(c.steps[-1]) for c in curves), default=1)
@@ -150,6 +151,7 @@ def draw_curves(curves: Sequence[Curve], path: Path, *, caption: str = "") -> No
             _draw(axis, curve, runs)
         axis.set(xlabel="step", title=UNITS.get(panel, f"{panel} (dB)" if "/psnr" in panel else panel))
         axis.set_xlim(0, 1.02 * last)
+        axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         if panel == LOSS:
             style.log_if_wide(axis, np.concatenate([c.values.ravel() for c in shown]))
         if panel == RATE:
@@ -170,7 +172,7 @@ def draw_curves(curves: Sequence[Curve], path: Path, *, caption: str = "") -> No
 def _draw(axis: Any, curve: Curve, runs: Sequence[str]) -> None:
     if curve.role == CHANCE:
         label, colour = curve.run if curve.run == "bicubic" else CHANCE, "#777777"
-        axis.plot(curve.steps, curve.values[:, 0], ":", color=colour, linewidth=1.4, label=label)
+        axis.axhline(curve.values[-1, 0], linestyle=":", color=colour, linewidth=1.4, label=label)
         return
     several = len(runs) > 1
     roles = list(DASHES)
