@@ -97,7 +97,7 @@ def abstract_arguments(experiment: Experiment) -> tuple[PyTree, ...]:
     return (
         with_shardings(experiment.abstract_state, experiment.shardings),
         everywhere(dict(experiment.abstract_batch), parallel.batch_sharding(mesh)),
-        everywhere(jax.eval_shape(lambda: experiment.key), parallel.replicated(mesh)),
+        everywhere(jax.eval_shape(lambda key: key, experiment.key), parallel.replicated(mesh)),
         with_shardings(constants, parallel.tree_shardings(constants, mesh)),
     )
 
