@@ -143,12 +143,14 @@ def null_numbers(opened: decode.Opened, found: decode.Decoding, seed: int) -> li
     for name, one in scores.items():
         for pool in controls.POOLS:
             where = found.queries.pool(pool)
-            p = retrieval.certainty_of(found.queries, one, pool, seed=seed)["p"]
+            sure = retrieval.certainty_of(found.queries, one, pool, seed=seed)
+            split = np.random.default_rng((seed, len(numbers))).random() * sure["tied"]
+            tests = {"p": sure["p"], "p_ties_split": sure["p"] - split, "tied": sure["tied"]}
             for k in (1, 5):
                 hits = retrieval.hits(one, where, k)[rows, found.queries.truth]
                 away = float((hits - np.minimum(1.0, k / where.sum(axis=1))).mean())
                 error = standard_error(hits, found.queries.truth, seed)
-                numbers.append({"row": name, "pool": pool, "k": k, "away": away, "error": error, "p": p})
+                numbers.append({"row": name, "pool": pool, "k": k, "away": away, "error": error, **tests})
     return numbers
 
 
@@ -173,6 +175,9 @@ def null(study: Study, args: argparse.Namespace) -> dict[str, Any]:
             row["ks_p"] = float(kstest(p_values, "uniform").pvalue)
             # Too many small p-values alone; where equal scores leave few values of the statistic, large ones pile up.
             row["ks_p_too_small"] = float(kstest(p_values, "uniform", alternative="greater").pvalue)
+            # Uniform without an effect: of the equal values a random share counts as above the observed one.
+            row["ks_p_ties_split"] = float(kstest([n["p_ties_split"] for n in numbers], "uniform").pvalue)
+            row["tied"] = float(np.mean([n["tied"] for n in numbers]))
             row["p_values"] = sorted(n["p"] for n in numbers)
         rows.append(row)
         if name != "count only":

@@ -187,6 +187,11 @@ def type_gaze(path: Path, tokens: Tokens) -> np.ndarray | None:
     )
 
 
+def indicators(binned: np.ndarray) -> np.ndarray:
+    """(n, K) 0 or 1 for each value of each column: a straight line through the numbers of the bins is not assumed."""
+    return np.concatenate([column[:, None] == np.unique(column) for column in binned.T], axis=1).astype(np.float64)
+
+
 def averaged_eeg(folder: Path, seed: int) -> dict[str, Any]:
     """Word lengths read from averaged EEG, from gaze, and from EEG without gaze."""
     tokens = read_tokens(folder / "zuco.8.tsv")
@@ -197,12 +202,15 @@ def averaged_eeg(folder: Path, seed: int) -> dict[str, Any]:
     gaze, eeg = tokens.features[:, GAZE], tokens.features[:, EEG]
     all_words = np.ones(len(letters), bool)
     rest = analysis.regress_out(eeg, gaze, all_words)
+    rest_of_bins = analysis.regress_out(eeg, indicators(gaze), all_words)
     noise = np.random.default_rng(seed).standard_normal(len(letters))
     of_types = type_gaze(folder / "type_dict_gaze.json", tokens)
     fitted = {"eight bands of EEG": eeg, "17 gaze features": gaze, "first gaze feature alone": gaze[:, :1]}
     fitted |= {} if of_types is None else {"gaze means of the word type": of_types}
-    fitted |= {"EEG without gaze": rest, "Gaussian noise, 8 features": rng.standard_normal(eeg.shape)}
+    fitted |= {"EEG without gaze": rest, "EEG without bins of gaze": rest_of_bins}
+    fitted |= {"Gaussian noise, 8 features": rng.standard_normal(eeg.shape)}
     summed = {"sum of eight bands of EEG": eeg, "sum of 17 gaze features": gaze, "sum of EEG without gaze": rest}
+    summed["sum of EEG without bins of gaze"] = rest_of_bins
     rows = {}
     for name, features in fitted.items():
         say(f"word lengths from {name}")

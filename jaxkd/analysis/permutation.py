@@ -21,6 +21,7 @@ class PermutationTest(NamedTuple):
     observed: float  # the statistic of the labels as they are
     p: float  # one-sided: (1 + values of the null at or above the observed one) / (1 + permutations)
     null: np.ndarray  # (permutations,) the statistic of exchanged labels
+    tied: float  # share of the null that equals the observed value
 
 
 def permutation_test(
@@ -36,7 +37,8 @@ def permutation_test(
     Labels are exchanged within groups only, such as the readings of one subject, or of one subject with one number of
     words: over all rows, differences between the groups would count as an effect. The observed labels are one of the
     arrangements, so that p is at least 1 / (1 + B) and never 0 (Phipson and Smyth 2010): 99 permutations cannot show
-    p < .01. Permutation i depends on the seed and i alone.
+    p < .01. Permutation i depends on the seed and i alone. Where many arrangements give the observed value
+    (`tied`), p without an effect is not uniform but too large.
 
     Args:
       statistic: labels in the order of the rows -> a number; larger means more effect.
@@ -65,8 +67,10 @@ def permutation_test(
     null = np.array([float(statistic(truth[row])) for row in rows])
     if np.isnan(observed) or np.isnan(null).any():
         raise DataError("The statistic is NaN. Give one that is a number for every order of the labels.")
-    reached = int(np.sum(null >= observed - ROUNDING * max(1.0, abs(observed))))
-    return PermutationTest(observed, (1 + reached) / (1 + len(null)), null)
+    rounding = ROUNDING * max(1.0, abs(observed))
+    reached = int(np.sum(null >= observed - rounding))
+    tied = float(np.mean(np.abs(null - observed) <= rounding))
+    return PermutationTest(observed, (1 + reached) / (1 + len(null)), null, tied)
 
 
 def _codes(groups: np.ndarray | None, count: int) -> np.ndarray:

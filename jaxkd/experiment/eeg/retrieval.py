@@ -131,7 +131,8 @@ def certainty_of(
 
     Returns:
       `low`, `high`: 95 % interval of the bootstrap over subjects, over texts where there is one subject, in percent;
-      `text_low`, `text_high`: over texts; `p`: of the permutation test.
+      `text_low`, `text_high`: over texts; `p`: of the permutation test; `tied`: share of its exchanged labels that give
+      the same accuracy.
     """
     found = hits(scores, queries.pool(pool), k)
     rows = np.arange(len(queries.readings))
@@ -141,11 +142,12 @@ def certainty_of(
         words = queries.words[queries.truth]
         blocks = np.array([f"{s} {w}" for s, w in zip(blocks, words, strict=True)])
     try:
-        p = analysis.permutation_test(
+        test = analysis.permutation_test(
             lambda truth: float(found[rows, truth].mean()), queries.truth, blocks, PERMUTATIONS, seed=seed
-        ).p
+        )
+        p, tied = test.p, test.tied
     except DataError:  # nothing can be exchanged, so nothing can be shown
-        p = 1.0
+        p = tied = 1.0
     by_text = analysis.bootstrap_interval(own, queries.truth, DRAWS, seed=seed)
     many = len(set(queries.subject.tolist())) > 1
     by_subject = analysis.bootstrap_interval(own, queries.subject, DRAWS, seed=seed) if many else by_text
@@ -155,6 +157,7 @@ def certainty_of(
         "text_low": by_text.low,
         "text_high": by_text.high,
         "p": p,
+        "tied": tied,
     }
 
 
