@@ -190,6 +190,7 @@ def null(study: Study, args: argparse.Namespace) -> dict[str, Any]:
         "single_numbers": len(single),
         "single_numbers_beyond_3_text_errors": float(np.mean(np.array(single) > 3)),
         "smallest_ks_p": min(r["ks_p"] for r in rows if "ks_p" in r),
+        "smallest_ks_p_ties_split": min(r["ks_p_ties_split"] for r in rows if "ks_p" in r),
         "smallest_ks_p_too_small": min(r["ks_p_too_small"] for r in rows if "ks_p" in r),
     }
 

@@ -42,6 +42,7 @@ def test_a_wrong_option_or_missing_data_run_nothing(tmp_path):
     assert done.returncode == 2 and done.stderr.startswith(f"{tmp_path}/sr_t91 is missing"), "a fraction is a number"
 
 
+@pytest.mark.benchmarks
 @pytest.mark.slow
 def test_one_run_leaves_its_scores_and_no_time_starts_none(tmp_path):
     pictures = smooth_pictures(tmp_path, train=4, val=1)

@@ -174,8 +174,8 @@ def teacher_file(tmp_path_factory):
 
 
 def with_teacher(path, **changes):
-    """Six steps of 512 images with an evaluation every two."""
-    length = {"train.batch_size": 512, "train.steps": 6, "log.every_steps": 1, "log.tensorboard": False}
+    """Six steps of 64 images with an evaluation every two."""
+    length = {"train.batch_size": 64, "train.steps": 6, "log.every_steps": 1, "log.tensorboard": False}
     return config(**{"teacher.weights": str(path), "data.mix.mixup": 0.0, **length, **changes})
 
 

@@ -10,7 +10,7 @@ from random_weights import random_variables
 from jaxkd import data, models, weights
 
 MEAN = (0.4488, 0.4371, 0.4040)
-NAMES = ["mdbn_x2", "mdbn_x3", "mdbn_x4", "mdbn_x8", "edsr_x2", "edsr_x3", "edsr_x4"]
+NAMES = ["mdbn_x2", "mdbn_x3", "mdbn_x4", "edsr_x2"]  # each network and each factor of a step of enlargement
 
 
 def build(name: str, **args):
