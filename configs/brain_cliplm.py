@@ -1,13 +1,13 @@
 """EEG words to semantic anchors, by contrastive learning with a keyword vocabulary (Brain-CLIPLM, arXiv 2604.16370).
 
-    python -m jaxkd.main --config=configs/brain_cliplm.py:embedded --workdir=runs/eeg              (no data, no GPU)
-    python -m jaxkd.decode --weights=runs/eeg --out=runs/eeg_report
-    python -m jaxkd.main --config=configs/brain_cliplm.py --workdir=runs/zuco --config.data.source=/data/zuco
-    python -m jaxkd.main --config=configs/brain_cliplm.py:split=cross_subject --workdir=runs/zuco_cross \\
+    jaxkd train --config=brain_cliplm:embedded --workdir=runs/eeg              (no data, no GPU)
+    jaxkd decode --weights=runs/eeg --out=runs/eeg_report
+    jaxkd train --config=brain_cliplm --workdir=runs/zuco --config.data.source=/data/zuco
+    jaxkd train --config=brain_cliplm:split=cross_subject --workdir=runs/zuco_cross \\
         --config.data.source=/data/zuco
-    python -m jaxkd.main --config=configs/brain_cliplm.py:leave_out=ZAB --workdir=runs/zuco_zab \\
+    jaxkd train --config=brain_cliplm:leave_out=ZAB --workdir=runs/zuco_zab \\
         --config.data.source=/data/zuco
-    python -m jaxkd.main --config=configs/brain_cliplm.py:network=linear --workdir=runs/zuco_linear \\
+    jaxkd train --config=brain_cliplm:network=linear --workdir=runs/zuco_linear \\
         --config.data.source=/data/zuco
 
 The folder holds ZuCo's `results<SUBJECT>_<TASK>.mat` files of either corpus, or the exchange pickles. AdamW 5e-4,

@@ -1,8 +1,8 @@
 """SpectralKD: DeiT-Tiny learns from CaiT-S24 on ImageNet-1k (arXiv 2412.19055).
 
-    python -m jaxkd.main --config=configs/deit_cait.py --workdir=runs/deit_cait --config.data.source=/data/imagenet
-    python -m jaxkd.main --config=configs/deit_cait.py:student=deit_small_patch16_224 ...      (500 epochs)
-    python -m jaxkd.main --config=configs/deit_cait.py:embedded --workdir=runs/first_light     (no data, no GPU)
+    jaxkd train --config=deit_cait --workdir=runs/deit_cait --config.data.source=/data/imagenet
+    jaxkd train --config=deit_cait:student=deit_small_patch16_224 ...      (500 epochs)
+    jaxkd train --config=deit_cait:embedded --workdir=runs/first_light     (no data, no GPU)
 
 Expected: 77.4 % top-1 for DeiT-Tiny, 82.2 % for DeiT-Small (published, best epoch on the validation set); not yet
 measured with jaxkd.

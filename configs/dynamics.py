@@ -1,7 +1,7 @@
 """Distillation Dynamics: which single layers of CaiT-S24 help DeiT-Tiny, 300 epochs at batch 2048 (arXiv 2511.06848).
 
-    python -m jaxkd.main --config=configs/dynamics.py:first_last --workdir=runs/a --config.data.source=/data/imagenet
-    python -m jaxkd.main --config=configs/dynamics.py:soft ...        (no feature term; also :first and :last)
+    jaxkd train --config=dynamics:first_last --workdir=runs/a --config.data.source=/data/imagenet
+    jaxkd train --config=dynamics:soft ...        (no feature term; also :first and :last)
 
 Expected (published logs, best epoch on the validation set, one seed each): soft 76.99, first 77.00, last 76.83,
 first_last 77.08 % top-1; not yet measured with jaxkd. `last` is also the encoding-mismatch paper's recipe for a plain

@@ -1,8 +1,8 @@
 """Lift: DeiT-Tiny with a retained projector learns from CaiT-S24, 300 epochs at batch 2048 (arXiv 2511.15572).
 
-    python -m jaxkd.main --config=configs/lift_cait.py --workdir=runs/lift --config.data.source=/data/imagenet
-    python -m jaxkd.main --config=configs/lift_cait.py:alpha=0,feature=mse ...      (the authors' other script)
-    python -m jaxkd.main --config=configs/lift_cait.py:embedded --workdir=runs/lift_digits     (no data, no GPU)
+    jaxkd train --config=lift_cait --workdir=runs/lift --config.data.source=/data/imagenet
+    jaxkd train --config=lift_cait:alpha=0,feature=mse ...      (the authors' other script)
+    jaxkd train --config=lift_cait:embedded --workdir=runs/lift_digits     (no data, no GPU)
 
 Words after the colon: alpha=A (0: without soft KD), feature=spectral|mse|none, small, embedded.
 Expected: 77.53 % top-1 (published, the best run of the abstract, best epoch on the validation set; DeiT-Tiny alone

@@ -1,12 +1,12 @@
 """MDBN, x4 super-resolution, by its authors' protocol (arXiv 2309.17334, options/train/MDBN).
 
-    python -m jaxkd.main --config=configs/mdbn_x4.py --workdir=runs/mdbn_x4 --config.data.source=/data/DF2K_sub \\
+    jaxkd train --config=mdbn_x4 --workdir=runs/mdbn_x4 --config.data.source=/data/DF2K_sub \\
         --config.eval.sets="('Set5=/data/Set5','Set14=/data/Set14')"
-    python -m jaxkd.main --config=configs/mdbn_x4.py:embedded --workdir=runs/enlarge      (no data, no GPU, 4 minutes)
-    python -m jaxkd.main --config=configs/mdbn_x4.py:scale=3 --workdir=runs/mdbn_x3 --config.data.source=/data/DF2K_sub
-    python -m jaxkd.main --config=configs/mdbn_x4.py:network=edsr --workdir=runs/edsr --config.data.source=/data/DF2K
-    python -m jaxkd.main --config=configs/mdbn_x4.py:control --workdir=runs/control --config.data.source=/data/DF2K_sub
-    python -m jaxkd.main --config=configs/mdbn_x4.py:control,embedded --workdir=runs/small_control      (4x as long)
+    jaxkd train --config=mdbn_x4:embedded --workdir=runs/enlarge      (no data, no GPU, 4 minutes)
+    jaxkd train --config=mdbn_x4:scale=3 --workdir=runs/mdbn_x3 --config.data.source=/data/DF2K_sub
+    jaxkd train --config=mdbn_x4:network=edsr --workdir=runs/edsr --config.data.source=/data/DF2K
+    jaxkd train --config=mdbn_x4:control --workdir=runs/control --config.data.source=/data/DF2K_sub
+    jaxkd train --config=mdbn_x4:control,embedded --workdir=runs/small_control      (4x as long)
 
 L1, Adam 2e-4 (0.9, 0.99), cosine to 1e-7 over 2,000,000 steps of 16 patches of 256 pixels (255 for x3), moving average
 0.999, scored every 5,000 steps. `control` trains four networks alike and compares them in a table and curves.png:

@@ -1,7 +1,7 @@
 """Any registered network on labelled images, without a teacher.
 
-    python -m jaxkd.main --config=configs/supervised.py:cait_xxs24_224 --workdir=runs/a --config.data.source=/data/birds
-    python -m jaxkd.main --config=configs/supervised.py:embedded --workdir=runs/digits      (no data, no GPU)
+    jaxkd train --config=supervised:cait_xxs24_224 --workdir=runs/a --config.data.source=/data/birds
+    jaxkd train --config=supervised:embedded --workdir=runs/digits      (no data, no GPU)
 
 The recipe is DeiT's optimiser (AdamW 5e-4 x batch / 512, decay 0.05, smoothing 0.1) with a per-step cosine over 300
 epochs.

@@ -1,7 +1,7 @@
 """SpectralKD: Swin-Tiny learns from Swin-Small on ImageNet-1k (arXiv 2412.19055).
 
-    python -m jaxkd.main --config=configs/swin_swin.py --workdir=runs/swin_swin --config.data.source=/data/imagenet
-    python -m jaxkd.main --config=configs/swin_swin.py:embedded --workdir=runs/swin_digits   (no data; ten minutes)
+    jaxkd train --config=swin_swin --workdir=runs/swin_swin --config.data.source=/data/imagenet
+    jaxkd train --config=swin_swin:embedded --workdir=runs/swin_digits   (no data; ten minutes)
 
 Expected: 82.7 % top-1 (published, best epoch on the validation set); not yet measured with jaxkd.
 The recipe is the authors' code: see `recipes.published` and the table in docs/recipes.md.

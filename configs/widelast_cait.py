@@ -1,8 +1,8 @@
 """WideLast: DeiT-Tiny with a wide last block learns from CaiT-S24, 300 epochs at batch 2048 (arXiv 2511.15572).
 
-    python -m jaxkd.main --config=configs/widelast_cait.py --workdir=runs/widelast --config.data.source=/data/imagenet
-    python -m jaxkd.main --config=configs/widelast_cait.py:alpha=0,feature=spectral ...      (the authors' other script)
-    python -m jaxkd.main --config=configs/widelast_cait.py:embedded --workdir=runs/widelast_digits     (no data, no GPU)
+    jaxkd train --config=widelast_cait --workdir=runs/widelast --config.data.source=/data/imagenet
+    jaxkd train --config=widelast_cait:alpha=0,feature=spectral ...      (the authors' other script)
+    jaxkd train --config=widelast_cait:embedded --workdir=runs/widelast_digits     (no data, no GPU)
 
 Words after the colon: alpha=A (0: without soft KD), feature=spectral|mse|none, small, embedded.
 Expected: 78.23 % top-1 (published, the best run of the abstract, best epoch on the validation set; DeiT-Tiny alone

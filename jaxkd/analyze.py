@@ -1,26 +1,16 @@
 """Analysis of features: spectra, entropy, ranks, PCA, SEP, saliency, or the branches of super-resolution networks.
 
-    python -m jaxkd.analyze --model=cait_s24_224 --weights=cait.safetensors \\
-        --model=deit_tiny_patch16_224 --weights=deit.safetensors --images=/data/imagenet/val --per-class=1 --out=report
-    python -m jaxkd.analyze --weights=runs/first_light/teacher \\
-        --weights=runs/first_light/students/members/soft+spectral-seed_0 --images=embedded:digits --out=report
-    python -m jaxkd.analyze --checkpoints=runs/first_light/teacher --images=embedded:digits --out=dynamics
-    python -m jaxkd.analyze --model=my_package.my_module:features --image-size=224 --images=DIR --out=report
-    python -m jaxkd.analyze --weights=runs/mdbn_x4 --weights=runs/edsr_x4 --images=/data/Set14 --out=branches
+    jaxkd analyze --weights=runs/a/teacher --weights=runs/b --images=embedded:digits --out=report
+    jaxkd analyze --model=cait_s24_224 --weights=cait.safetensors --images=/data/imagenet/val --per-class=1 --out=a
+    jaxkd analyze --checkpoints=runs/first_light/teacher --images=embedded:digits --out=dynamics
+    jaxkd analyze --model=my_package.my_module:features --image-size=224 --images=DIR --out=report
+    jaxkd analyze --weights=runs/mdbn_x4 --weights=runs/edsr_x4 --images=/data/Set14 --out=branches
+    jaxkd analyze --weights=runs/eeg --model=eeg_words_base --label=untrained --out=report
 
-Options that describe a network (--weights, --model-arg, --label, --variant, --step, --old-grid) belong to the --model
-before them; --weights with a work directory of jaxkd needs no --model. The first network is the teacher of the
-comparisons. A function of your own takes (B, H, W, 3) fp32 NumPy images in [0, 1] and returns {name: (B, N, C) or
-(B, h, w, C)}, arrays or tensors of PyTorch; with --layout=nchw, maps (B, C, h, w).
-
-Encoders of EEG words (runs of configs/brain_cliplm.py) get the same statistics over passages of --words words of their
-test readings, without padding. --images is then the recordings, by default those of the run:
-
-    python -m jaxkd.analyze --weights=runs/eeg --model=eeg_words_base --label=untrained --out=report
-
-Super-resolution networks (mdbn_x*, edsr_x*) get a Fourier analysis of their branches, each beside itself untrained.
---images are then large images, which are shrunk by the network's scale as in training, or pairs ("DIR?lr=NAME"); with
---small-images they are the network's input as they are. Options marked (*) do nothing there and are refused.
+The first network is the teacher of the comparisons. A function of your own takes (B, H, W, 3) fp32 NumPy images in
+[0, 1] and returns {name: (B, N, C) or (B, h, w, C)}. Super-resolution networks (mdbn_x*, edsr_x*) get a Fourier
+analysis of their branches; their --images are large ones, or pairs ("DIR?lr=NAME"), and options marked (*) are refused.
+Encoders of EEG words are analysed over passages of --words words of the test readings of their run.
 """
 
 from __future__ import annotations
@@ -67,20 +57,20 @@ def _parser() -> argparse.ArgumentParser:
         "--class-order",
         choices=("natural", "text"),
         default="natural",
-        help="labels of class folders, as in evaluate (*)",
+        help="of class folders: 1, 2, 10 or 1, 10, 2 (*)",
     )
     images.add_argument("--small-images", action="store_true", help="super-resolution: they are small already")
     images.add_argument("--words", type=int, default=32, help="of EEG: words of a passage (*)")
     images.add_argument("--crop-pct", type=float, default=0.0, help="default: each network's own (*)")
     images.add_argument("--interpolation", default="", help="default: each network's own (*)")
     group = parser.add_argument_group("statistics (*)")
-    group.add_argument(
-        "--layers", default="", help="taps or patterns such as block_*,cls_block_*; default: blocks or stages"
-    )
+    group.add_argument("--layers", default="", help="taps or patterns: block_*,cls_block_*; default: blocks, stages")
     group.add_argument("--last", default="", help="layer for ranks, PCA and SEP; default: the deepest")
-    group.add_argument("--entropy-range", default="chunk", metavar="chunk|exact|LOW:HIGH", help="of the histogram")
+    group.add_argument(
+        "--entropy-range", default="chunk", metavar="RANGE", help="of the histogram: chunk, exact or LOW:HIGH"
+    )
     group.add_argument("--bins", type=int, default=100, help="of the histogram")
-    group.add_argument("--gradients", choices=("none", "class", "loss"), default="class")
+    group.add_argument("--gradients", choices=("none", "class", "loss"), default="class", help="of what (class)")
     group.add_argument("--no-ranks", action="store_true", help="leave out singular values")
     group.add_argument("--no-compare", action="store_true", help="leave out CKA and principal angles")
     group.add_argument("--permutations", type=int, default=100, help="channel permutations of SEP; 0: none")

@@ -1,9 +1,9 @@
 """Conversion of trained networks: safetensors, ONNX and StableHLO.
 
-    python -m jaxkd.convert --model=mdbn_x4 --weights=net_g_latest.pth --to=onnx --out=mdbn_x4.onnx
-    python -m jaxkd.convert --weights=runs/deit_cait --variant=ema --out=deit.onnx [--with-preprocessing]
-    python -m jaxkd.convert --model=deit_tiny_patch16_224 --weights=deit.pth --out=deit.safetensors
-    python -m jaxkd.convert --weights=runs/deit_cait --variant=ema --push-to-hub=USER/NAME [--private]
+    jaxkd convert --model=mdbn_x4 --weights=net_g_latest.pth --to=onnx --out=mdbn_x4.onnx
+    jaxkd convert --weights=runs/deit_cait --variant=ema --out=deit.onnx [--with-preprocessing]
+    jaxkd convert --model=deit_tiny_patch16_224 --weights=deit.pth --out=deit.safetensors
+    jaxkd convert --weights=runs/deit_cait --variant=ema --push-to-hub=USER/NAME [--private]
 
 Weights are a file, a Hugging Face id or a work directory of jaxkd (then --model is known). Safetensors have the names
 and layouts of timm (BasicSR), and in their header the network's name and arguments, its classes and its preprocessing,

@@ -1,15 +1,14 @@
 """Decodes the test readings of an EEG run: anchors, retrieval beside chance, controls and sentences.
 
-    python -m jaxkd.decode --weights=runs/eeg --out=runs/eeg_report
-    python -m jaxkd.decode --weights=runs/zuco_cross --data=/data/zuco --split=cross_subject --anchors=5 \\
+    jaxkd decode --weights=runs/eeg --out=runs/eeg_report
+    jaxkd decode --weights=runs/zuco_cross --data=/data/zuco --split=cross_subject --anchors=5 \\
         --llm=http://127.0.0.1:8080/v1 --llm-model=NAME --out=report
-    python -m jaxkd.decode --weights=runs/eeg --llm=/models/llama --out=report
+    jaxkd decode --weights=runs/eeg --llm=/models/llama --out=report
 
---out receives report.html, retrieval.csv, controls.csv, sentences.jsonl, leaks.json and results.json. Everything is
-computed here. With --llm=URL, anchors of the test readings and texts (training sentences as examples, or candidates)
-go to that server; EEG, subjects and the texts that were read do not. With --llm=PATH, a Llama answers in this process:
-a .bin file of llama2.c, or a Hugging Face folder of a LlamaForCausalLM (config.json, model.safetensors,
-tokenizer.json). Its prompts are plain text: the chat template of an instructed model is not applied.
+--out receives report.html, tables and sentences.jsonl. Everything is computed here. With --llm=URL, anchors of the test
+readings and texts (training sentences as examples, or candidates) go to that server; EEG, subjects and the texts that
+were read do not. With --llm=PATH, a Llama answers in this process: a .bin file of llama2.c, or a Hugging Face folder of
+a LlamaForCausalLM. Its prompts are plain text, without a chat template.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Top-1, top-5 and loss of a classifier on a validation split; PSNR and SSIM of a super-resolution network.
 
-    python -m jaxkd.evaluate --model=deit_tiny_patch16_224 --weights=model.safetensors --data=/data/imagenet
-    python -m jaxkd.evaluate --weights=runs/first_light/teacher --variant=ema --data=embedded:digits
-    python -m jaxkd.evaluate --weights=runs/mdbn_x4 --variant=ema --data=Set5=/data/Set5 --data=Set14=/data/Set14
-    python -m jaxkd.evaluate --model=mdbn_x4 --weights=mdbn.pth --data=/data/Set5/HR --crop=4 --cost
+    jaxkd evaluate --model=deit_tiny_patch16_224 --weights=model.safetensors --data=/data/imagenet
+    jaxkd evaluate --weights=runs/first_light/teacher --variant=ema --data=embedded:digits
+    jaxkd evaluate --weights=runs/mdbn_x4 --variant=ema --data=Set5=/data/Set5 --data=Set14=/data/Set14
+    jaxkd evaluate --model=mdbn_x4 --weights=mdbn.pth --data=/data/Set5/HR --crop=4 --cost
 
 Weights are a timm, BasicSR or Hugging Face file or id, or a work directory of jaxkd (then --model is known). Prints a
 line for people (super-resolution: a table with MATLAB's bicubic beside the network) and a line of JSON.

@@ -1,9 +1,24 @@
-"""Trains what a config says.
+"""Trains what a config says; the same command continues a run that was stopped.
 
-    python -m jaxkd.main --config=configs/deit_cait.py --workdir=runs/a [--config.train.batch_size=256 ...]
+    jaxkd train --config=deit_cait:embedded --workdir=runs/first_light                 (no data, no GPU)
+    jaxkd train --config=deit_cait --workdir=runs/a --config.data.source=/data/imagenet
+    jaxkd train --config=configs/supervised.py:cait_xxs24_224 --workdir=runs/b --config.train.batch_size=256
+    jaxkd train --fields schedule
 
-The same command continues a run that was stopped. --profile=STEPS traces some of its steps and prints what takes their
-time; --no-compile-cache compiles anew what an earlier start compiled.
+what to train:
+  --config=RECIPE[:WORDS]   a recipe of jaxkd, or the path of a config file; WORDS select variants
+  --config.FIELD=VALUE      another value of a field of the config, such as --config.train.epochs=10
+  --fields [PATTERN]        print the fields that match, with type, default, meaning and recipes
+
+where:
+  --workdir=FOLDER          checkpoints, metrics, curves and log of the run
+  --distributed             join the other processes of a pod or cluster
+
+how:
+  --profile=STEPS           trace some steps, and print what takes their time
+  --no-compile-cache        neither keep compiled programs nor load those of before
+
+Exit code 0: finished; 2: a user error; 3: stopped on request before the end.
 """
 
 from __future__ import annotations
@@ -13,7 +28,10 @@ import sys
 from collections.abc import Sequence
 
 from jaxkd.cli import compile_cache, console, host_memory
+from jaxkd.cli.commands import program
+from jaxkd.cli.field_table import field_table
 from jaxkd.cli.training_config import explain_recipe, parse, print_overridden
+from jaxkd.config.packaged import recipes
 from jaxkd.config.validate import check_stages, validate
 
 
@@ -22,7 +40,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0 finished, 2 user error, 3 stopped on request before the end."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or any(a in ("-h", "--help", "--helpfull") for a in argv):
-        print(__doc__)
+        print(f"usage: {program('train')} --config=RECIPE[:WORDS] --workdir=FOLDER [OPTIONS]\n\n{__doc__.rstrip()}")
+        print(f"\nRecipes: {', '.join(recipes())}.")
+        return 0
+    given_fields = next((i for i, word in enumerate(argv) if word.split("=")[0] == "--fields"), None)
+    if given_fields is not None:
+        word, *rest = argv[given_fields:]
+        pattern = word.partition("=")[2] or next(iter(rest), "")
+        print(field_table("" if pattern.startswith("--") else pattern))
         return 0
     given = parse(argv)
     config, workdir = given.config, given.workdir

@@ -1,8 +1,8 @@
 """Compiles the train step of a config for a machine that is not here, and prints what it needs of it.
 
-    python -m jaxkd.plan --config=configs/deit_cait.py --topology=v5e:16x16 --config.train.batch_size=8192
-    python -m jaxkd.plan --config=configs/deit_cait.py --topology=v5e:4x4 --search --json
-    python -m jaxkd.plan --config=configs/swin_swin.py:embedded --topology=cpu:8       (no libtpu, half a minute)
+    jaxkd plan --config=deit_cait --topology=v5e:16x16 --config.train.batch_size=8192
+    jaxkd plan --config=deit_cait --topology=v5e:4x4 --search --json
+    jaxkd plan --config=swin_swin:embedded --topology=cpu:8       (no libtpu, half a minute)
 
 Needs no accelerator, no data and no weights. A TPU (v5e, v6e, v5p, v4) needs the extra `jaxkd[tpu]`, whose compiler
 makes the program that a TPU would run: memory, FLOPs, traffic and collectives are those of the real step. For

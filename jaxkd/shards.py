@@ -1,8 +1,8 @@
 """Puts an image folder into shards: few large files with checksums, for disks that hate millions of small ones.
 
-    python -m jaxkd.shards --in=/data/imagenet --out=/data/imagenet_shards
-    python -m jaxkd.shards --in=/data/imagenet --out=/data/imagenet_256 --resize=256 --format=arrayrecord
-    python -m jaxkd.shards --verify=/data/imagenet_shards
+    jaxkd shards --in=/data/imagenet --out=/data/imagenet_shards
+    jaxkd shards --in=/data/imagenet --out=/data/imagenet_256 --resize=256 --format=arrayrecord
+    jaxkd shards --verify=/data/imagenet_shards
 
 Files are kept byte for byte unless --resize is given; labels and order are the folder's, so that training from the
 shards (--config.data.source=/data/imagenet_shards) gives the same losses. The same command continues a conversion that

@@ -1,7 +1,7 @@
 """Trains and compares the runs of a study: a declared grid over seeds, with intervals and paired tests.
 
-    python -m jaxkd.study --config=configs/studies/encoding_mismatch.py --workdir=runs/mismatch --dry-run
-    python -m jaxkd.study --config=configs/studies/encoding_mismatch.py --workdir=runs/mismatch --budget-minutes=60
+    jaxkd study --config=encoding_mismatch --workdir=runs/mismatch --dry-run
+    jaxkd study --config=encoding_mismatch --workdir=runs/mismatch --budget-minutes=60
 
 The same command continues a study that was stopped. The work directory holds results.csv (a row for each run),
 comparisons.csv, study.md and study.png, rewritten after each run; docs/studies/README.md says how to declare a study.

@@ -1,7 +1,7 @@
 """Cuts large images into overlapping sub-images: training reads small files much faster than parts of large ones.
 
-    python -m jaxkd.subimages --in=/data/DIV2K_train_HR --out=/data/DIV2K_train_HR_sub
-    python -m jaxkd.subimages --in=/data/DIV2K_train_LR_bicubic/X4 --out=/data/DIV2K_sub_LR/X4 --size=120 --step=60
+    jaxkd subimages --in=/data/DIV2K_train_HR --out=/data/DIV2K_train_HR_sub
+    jaxkd subimages --in=/data/DIV2K_train_LR_bicubic/X4 --out=/data/DIV2K_sub_LR/X4 --size=120 --step=60
 
 Sizes, places and names are those of BasicSR's preparation of DIV2K: 480 pixels every 240, `0001_s001.png`, ... Small
 images belong to large ones cut alike, with size and step divided by the scale. The same command continues what was

@@ -1,8 +1,8 @@
 """Enlarges pictures by a super-resolution network: a file, a folder or a pattern, of any size.
 
-    python -m jaxkd.upscale --model=mdbn_x4 --weights=mdbn_x4.safetensors --in=photo.jpg --out=photo_x4.png
-    python -m jaxkd.upscale --weights=runs/mdbn_x4 --variant=ema --in=photos --out=photos_x4 --compare
-    python -m jaxkd.upscale --model=mdbn_x2 --weights=net_g.pth --in="scans/**/*.tif" --out=large --tile=256 --ensemble
+    jaxkd upscale --model=mdbn_x4 --weights=mdbn_x4.safetensors --in=photo.jpg --out=photo_x4.png
+    jaxkd upscale --weights=runs/mdbn_x4 --variant=ema --in=photos --out=photos_x4 --compare
+    jaxkd upscale --model=mdbn_x2 --weights=net_g.pth --in="scans/**/*.tif" --out=large --tile=256 --ensemble
 
 PNG, JPEG, WebP and TIFF; BMP, GIF, AVIF and others are read and become PNG. Greyscale, transparency, 16 bits a channel,
 the ICC profile, resolution, EXIF, XMP, text and comments stay where the format can hold them, and a note says where it

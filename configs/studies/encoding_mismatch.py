@@ -1,9 +1,9 @@
 """Encoding mismatch and late alignment with error bars: CIFAR-10, students half as wide as their teacher.
 
-    python -m jaxkd.study --config=configs/studies/encoding_mismatch.py --workdir=runs/mismatch --config.data.source=DIR
-    ... --config=configs/studies/encoding_mismatch.py:scale=gpu     (minutes on one GPU; depth and length reduced)
-    ... --config=configs/studies/encoding_mismatch.py:scale=cpu     (hours on 2 cores; width and data reduced too)
-    ... --config=configs/studies/encoding_mismatch.py:parts=first+a (only these parts)
+    jaxkd study --config=encoding_mismatch --workdir=runs/mismatch --config.data.source=DIR
+    ... --config=encoding_mismatch:scale=gpu     (minutes on one GPU; depth and length reduced)
+    ... --config=encoding_mismatch:scale=cpu     (hours on 2 cores; width and data reduced too)
+    ... --config=encoding_mismatch:parts=first+a (only these parts)
 
 DIR holds train/<label>/* and val/<label>/* with 32x32 images. The CaiT teacher is trained first, on the images of part
 "first". Every student has the same recipe. Parts, in order (docs/studies/README.md has the files that come out):

@@ -13,6 +13,7 @@ import math
 import os
 import signal
 import sys
+import textwrap
 import threading
 import traceback
 import warnings
@@ -22,6 +23,7 @@ from typing import Any, NoReturn
 from jaxkd.cli.commands import error_prefix
 from jaxkd.errors import ConfigError, JaxkdError, TopologyError, first_few, storage_error
 
+HELP_WIDTH = 100
 Main = Callable[..., int]
 
 
@@ -33,7 +35,8 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, **options: Any):
-        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False} | options)
+        usage = {"usage": "%(prog)s [OPTIONS]", "formatter_class": _Formatter, "allow_abbrev": False}
+        super().__init__(**usage | options | {"description": _reflow(options.get("description") or "")})
         self.replaced: dict[str, str] = {}
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
@@ -46,6 +49,24 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raises ConfigError."""
         raise ConfigError(f"The command line was not understood: {message}. See {self.prog} --help.")
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Help of `HELP_WIDTH` columns, with short names of values: N, X or a|b."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, width=HELP_WIDTH, max_help_position=30)
+
+    def _metavar_formatter(self, action: argparse.Action, default_metavar: str) -> Callable[[int], tuple[str, ...]]:
+        short = {int: "N", float: "X"}.get(action.type, default_metavar if len(default_metavar or "") <= 8 else "NAME")
+        choices = None if action.choices is None else "|".join(map(str, action.choices))
+        return lambda count: (action.metavar or choices or short,) * count
+
+
+def _reflow(text: str) -> str:
+    """`text` with its paragraphs filled to `HELP_WIDTH`; indented lines stay as they are."""
+    parts = [p if p.startswith(" ") else textwrap.fill(p, HELP_WIDTH) for p in text.strip("\n").split("\n\n")]
+    return "\n\n".join(parts)
 
 
 def model_argument(text: str) -> tuple[str, Any]:

@@ -16,7 +16,7 @@ ALL_STEPS = "all"  # NetworkArgs.step of --checkpoints
 OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     (
         "--model",
-        {"metavar": "NAME", "help": "name; not needed for a work directory, a file of jaxkd or an id of timm"},
+        {"metavar": "NAME", "help": "name, unless a work directory, jaxkd's file or timm's id says it"},
     ),
     ("--model-arg", {"metavar": "NAME=VALUE", "type": model_argument, "help": "constructor argument, repeatable"}),
     ("--weights", {"metavar": "SOURCE", "help": "file, Hugging Face id or work directory of jaxkd"}),
@@ -24,7 +24,7 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
         "--variant",
         {
             "choices": ("raw", "ema"),
-            "help": "raw weights or their moving average, where there are both; default: raw, of BasicSR's files ema",
+            "help": "raw weights or their average; default: raw, of BasicSR's files ema",
         },
     ),
     ("--step", {"metavar": "STEP", "help": 'of a work directory: a number, "last" (default) or "best"'}),
@@ -33,7 +33,7 @@ OLD_GRID: tuple[str, dict[str, Any]] = (  # an option of the commands that have 
     "--old-grid",
     {
         "metavar": "ROWSxCOLUMNS",
-        "help": "grid of patches that the weights were made for; default: the grid that the file records, or a square",
+        "help": "grid of the weights' patches; default: as the file says, or a square",
     },
 )
 

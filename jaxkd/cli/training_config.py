@@ -219,8 +219,8 @@ def _flag_error(argv: Sequence[str], error: Exception, command: str) -> ConfigEr
             field = name.removeprefix("config.")
             if field not in known:
                 return ConfigError(
-                    f"--{name} is not a field of the config.{did_you_mean(field, known)} jaxkd/config/fields.py "
-                    "lists every field."
+                    f"--{name} is not a field of the config.{did_you_mean(field, known)} jaxkd train "
+                    "--fields lists every field."
                 )
             if str(error).find(value) >= 0 and name in str(error):
                 kind = kind_of(field)

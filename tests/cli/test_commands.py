@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import shutil
 import subprocess
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from jaxkd import __main__ as jaxkd_command
-from jaxkd import __version__
+from jaxkd import __version__, main
 from jaxkd.cli import training_config
 from jaxkd.cli.commands import COMMANDS
 from jaxkd.config.packaged import recipes
@@ -69,6 +71,31 @@ def test_recipes_are_found_by_name_from_any_folder(tmp_path, monkeypatch):
         with pytest.raises(ConfigError) as caught:
             training_config.parse([f"--config={name}", "--workdir=a"])
         assert words in str(caught.value) and "swin_swin" in str(caught.value)
+
+
+def test_help_fits_a_screen(capsys):
+    for name, (module, _) in COMMANDS.items():
+        with contextlib.suppress(SystemExit):
+            importlib.import_module(f"jaxkd.{module}").main(["--help"])
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].startswith("usage: ") and any(f"    jaxkd {name} " in line for line in lines[:9]), name
+        assert len(lines) <= (70 if name == "analyze" else 46), (name, len(lines))
+        assert max(map(len, lines)) <= 120, name
+
+
+def test_fields_have_type_default_meaning_and_recipes(capsys):
+    assert main.main(["--fields", "schedule.steps"]) == 0
+    said = capsys.readouterr().out
+    assert said == (
+        "--config.schedule.steps=0    (int)\n    length of the schedule, and of the run; 0: train.epochs\n"
+        "    2000000 in mdbn_x4\n"
+    )
+    assert main.main(["--fields=optimizer.*"]) == 0 and main.main(["--fields"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("--config.optimizer.clip_norm=") == 2
+    with pytest.raises(SystemExit):
+        main.main(["--fields=optimiser.clipnorm"])
+    assert 'matches no field. Did you mean "optimizer.clip_norm"' in capsys.readouterr().err
 
 
 @pytest.mark.slow
