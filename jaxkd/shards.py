@@ -30,7 +30,7 @@ from jaxkd.errors import ConfigError, DataError, check_range, first_few
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = console.Parser(prog=program("shards"), description=__doc__.split("\n\n")[0])
+    parser = console.Parser(prog=program("shards"), description=__doc__)
     parser.add_argument("--in", dest="source", default="", metavar="FOLDER", help="with <split>/<label>/<image>")
     parser.add_argument("--out", default="", metavar="DIR", help="where <split>/manifest.json and the shards go")
     parser.add_argument("--split", choices=SPLITS, help="only this one; default: those that the folder has")

@@ -24,7 +24,7 @@ from jaxkd.errors import check_range
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = console.Parser(prog=program("subimages"), description=__doc__.split("\n\n")[0])
+    parser = console.Parser(prog=program("subimages"), description=__doc__)
     parser.add_argument("--in", dest="source", required=True, metavar="DIR", help="images, in subfolders too")
     parser.add_argument("--out", required=True, metavar="DIR", help="where PNG sub-images go, in the same subfolders")
     parser.add_argument("--size", type=int, default=480, help="pixels of a side (480)")
