@@ -71,7 +71,7 @@ def identify(network: NetworkArgs) -> tuple[str, dict[str, Any]]:
         )
     raise ConfigError(
         f'--model is missing, and --weights="{network.weights}" is neither a work directory nor a file of jaxkd, which '
-        "would name its network. Give --model=NAME; jaxkd.models.list_models() has the names."
+        "would name its network. Give --model=NAME, in Python model=NAME; jaxkd.models.list_models() has the names."
     )
 
 
