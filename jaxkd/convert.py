@@ -122,7 +122,7 @@ def _publish(args: argparse.Namespace) -> dict[str, Any]:
         size, address = sum(file.stat().st_size for file in files), ""
         if repository:
             message = f"{network.spec.name} by jaxkd"
-            address = hub_upload.upload(folder, repository, private=args.private, message=message)
+            address = hub_upload.upload(files, repository, private=args.private, message=message)
     return {
         "model": network.spec.name,
         "weights": printable(network.origin),

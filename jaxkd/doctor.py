@@ -10,6 +10,7 @@ Exit code 0: all is well, perhaps with notes; 1: something does not work.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import sys
@@ -67,14 +68,15 @@ class Checkup:
 
     def machine(self) -> None:
         """Folders, disk and memory."""
-        from huggingface_hub.constants import HF_HUB_CACHE
-
         compiled = os.environ.get("JAX_COMPILATION_CACHE_DIR")
         folders = {
             "compile cache": Path(compiled) if compiled else compile_cache.default_folder(),
-            "hub cache": Path(HF_HUB_CACHE),
             "this folder": Path.cwd(),
         }
+        with contextlib.suppress(ImportError):  # said with the packages
+            from huggingface_hub.constants import HF_HUB_CACHE
+
+            folders["hub cache"] = Path(HF_HUB_CACHE)
         for title, folder in folders.items():
             found = installation.folder_facts(folder, count=title != "this folder")
             self.facts[title.replace(" ", "_")] = found
@@ -90,14 +92,16 @@ class Checkup:
             if memory < LEAST_MEMORY:
                 self.notes.append(f"Only {memory / 1e9:.1f} GB of memory are available.")
 
-    def devices(self) -> str:
-        """Devices that JAX uses; returns their platform, or "" where there is none."""
-        import jax
-
+    def devices(self, *, cached: bool) -> str:
+        """Devices that JAX uses, with or without the compile cache; returns their platform, or "" without any."""
         try:
+            compile_cache.use_compile_cache(cached)
+            import jax
+
             found = jax.devices()
-        except RuntimeError as error:
-            self.problems.append(f"JAX finds no device ({' '.join(str(error).split())})")
+        except Exception as error:  # versions that do not fit each other fail in many ways, some on import
+            said = " ".join(str(error).split())
+            self.problems.append(f"JAX cannot be used or finds no device: {type(error).__name__}: {said}")
             return ""
         kinds = [device.device_kind for device in found]
         words = [f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds)]
@@ -145,8 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # With a package missing or too old, anything below may fail in its own words.
     if not checkup.problems:
         console.quiet()
-        compile_cache.use_compile_cache(not args.no_compile_cache)
-        where = checkup.devices()
+        where = checkup.devices(cached=not args.no_compile_cache)
         if where:
             checkup.computation(where)
     if args.json:

@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 
-def read_rows(path: Path, kind: str) -> list[dict[str, Any]]:
+def read_rows(path: Path, kind: str, *, only: Collection[str] = ()) -> list[dict[str, Any]]:
     """The rows of `kind` in a file of JSON lines, by step, the newest of each step; [] where there is no file.
 
     A line that is no such row is left out: the half line of a killed process, or one that a bad disk damaged.
+
+    Args:
+      path: of metrics.jsonl.
+      kind: "train", "eval" or another that `MetricWriter` was given.
+      only: fields to keep besides "step", so that a long run takes little memory; (): all.
+
+    Raises:
+      OSError: the file cannot be read.
     """
     rows: dict[int, dict[str, Any]] = {}
-    if path.exists():
-        for line in path.read_bytes().split(b"\n"):
+    if not path.exists():
+        return []
+    quoted = json.dumps(kind).encode()
+    with path.open("rb") as file:
+        for line in file:
+            if quoted not in line:  # of another kind: a long run has a million of these
+                continue
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError):  # also of bytes that are no text
                 continue
             if _is_row(row) and row["kind"] == kind:
-                rows[row["step"]] = row
+                rows[row["step"]] = {k: row[k] for k in ("step", *only) if k in row} if only else row
     return [rows[step] for step in sorted(rows)]
 
 

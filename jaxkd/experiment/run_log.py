@@ -119,7 +119,11 @@ class RunLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Copies a log message; without any other handler it still goes to stderr, as Python does by itself."""
-        self.write(f"{record.levelname.lower()}: {record.getMessage()}")
+        try:
+            text = record.getMessage()
+        except Exception:  # arguments that do not fit the text: Python's own handlers end no program either
+            text = f"{record.msg} {record.args}"
+        self.write(f"{record.levelname.lower()}: {text}")
         if self._answers_for(record.name) and logging.lastResort is not None:
             with self._mute():
                 logging.lastResort.handle(record)

@@ -20,7 +20,7 @@ WEIGHTS, CONFIG, CARD, RUN = "model.safetensors", "config.json", "README.md", "t
 _NOT_TIMM = ("dtype", "remat", "scan_blocks", "num_classes", "img_size")
 _UNKNOWN_TO_TIMM = ("norm_eps", "act_layer")  # which change the outputs: a network with one is no network of timm
 
-_FOLDERS = re.compile(r"""(?<![\w.:/])(?:/|~/)(?:[^\s"'/]+/)*(?=[^\s"'/])""")
+_FOLDERS = re.compile(r"""(?<![\w./])(?:/|~/)(?:[^\s"'/]+/)*(?=[^\s"'/])""")
 
 
 def write_folder(
@@ -42,9 +42,14 @@ def write_folder(
       The files.
 
     Raises:
-      WeightSourceError: a file is there already. StorageError: the folder cannot be written.
+      WeightSourceError: a file is there already, or the folder is a work directory.
+      StorageError: the folder cannot be written.
     """
     folder, run = Path(folder).expanduser(), train.find_run(source)
+    if train.find_run(folder) is not None:
+        raise WeightSourceError(
+            f'"{folder}" is the work directory of a run, whose {CONFIG} would be lost. Choose another folder.'
+        )
     network = replace(network, origin=without_folders(network.origin))
     texts = {CONFIG: json.dumps(timm_config(network, of_run=run is not None), indent=2) + "\n"}
     facts = _run_facts(run) if run is not None else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from jaxkd.errors import ConfigError, WeightSourceError
@@ -15,8 +16,13 @@ def check_repository(repository: str) -> str:
       ConfigError: it has another form. WeightSourceError: there is no token, or HF_HUB_OFFLINE is set.
     """
     from huggingface_hub import constants, get_token
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     meant = parse(repository)
+    try:
+        validate_repo_id(repository)
+    except HFValidationError:
+        meant = None
     if meant is None or meant.explicit or meant.revision:
         raise ConfigError(f'--push-to-hub="{repository}" is no name of a repository. Write USER/NAME.')
     if constants.HF_HUB_OFFLINE:
@@ -32,11 +38,11 @@ def check_repository(repository: str) -> str:
     return repository
 
 
-def upload(folder: Path, repository: str, *, private: bool = False, message: str) -> str:
-    """Uploads a folder as one commit, and makes the repository where it is missing.
+def upload(files: Sequence[Path], repository: str, *, private: bool = False, message: str) -> str:
+    """Uploads files as one commit, and makes the repository where it is missing.
 
     Args:
-      folder: all files in it are uploaded.
+      files: of one folder; nothing else in it is uploaded.
       repository: "USER/NAME".
       private: of a new repository; one that exists stays as it is.
       message: of the commit.
@@ -47,12 +53,13 @@ def upload(folder: Path, repository: str, *, private: bool = False, message: str
     Raises:
       WeightSourceError: the Hub cannot be reached, or refuses it.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi()
     try:
         address = api.create_repo(repository, private=private or None, exist_ok=True)
-        api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
+        operations = [CommitOperationAdd(file.name, file) for file in files]
+        api.create_commit(repository, operations, commit_message=message)
     except Exception as error:
         status = getattr(error, "response", None)
         # Without a connection the client passes on errors of its HTTP library, which has changed before.

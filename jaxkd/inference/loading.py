@@ -69,6 +69,7 @@ def load(
     source, path = str(source), Path(source).expanduser()
     if path.suffix in ENDINGS and not path.is_dir():
         chosen = {"model": model, "model_args": model_args, "variant": variant, "step": step, "old_grid": old_grid}
+        chosen |= {"resize": resize, "compute": compute if compute != "float32" else ""}
         given = [f"{name}={value!r}" for name, value in chosen.items() if value]
         if given:
             raise ConfigError(f'{", ".join(given)}, but "{source}" is an exported program as it is. Leave it out.')

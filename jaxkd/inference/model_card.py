@@ -78,9 +78,10 @@ def _training(config: Mapping[str, Any]) -> list[str]:
         rows["teacher"] = " ".join(filter(None, (teacher.get("name"), teacher.get("weights"))))
         rows["objective"] = distill.get("preset") or json.dumps(distill.get("terms"), default=str)
         rows["layer pairs"] = json.dumps(distill.get("pairs"), default=str)
+    steps = training.get("steps") or config.get("schedule", {}).get("steps") or None
     rows |= {
-        "epochs": training.get("epochs"),
-        "steps": training.get("steps") or None,
+        "steps": steps,
+        "epochs": None if steps else training.get("epochs"),
         "batch": training.get("batch_size"),
         "learning rate": config.get("optimizer", {}).get("learning_rate"),
         "seed": config.get("seed"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 
 from jaxkd.data.metric_rows import read_rows
 from jaxkd.report import style
+from jaxkd.report.training_curves import read_bicubic
 
 FILE = "curves.png"
 LOSS, RATE = "loss", "learning rate"
@@ -128,12 +128,9 @@ def _member_parts(run: str, count: int, members: Sequence[Mapping[str, Any]]) ->
 
 def read_curves(workdir: Path, run: str = "", members: Sequence[Mapping[str, Any]] = ()) -> list[Curve]:
     """The curves of a work directory from its metrics.jsonl; [] where nothing was logged."""
-    rows = {kind: read_rows(workdir / "metrics.jsonl", kind) for kind in ("train", "eval")}
-    try:
-        bicubic = json.loads((workdir / "bicubic.json").read_bytes())
-    except (OSError, ValueError):
-        bicubic = {}
-    return curves_of(run or workdir.name, rows["train"], rows["eval"], members, bicubic)
+    file = workdir / "metrics.jsonl"
+    train, evaluations = read_rows(file, "train", only=("loss", "learning_rate")), read_rows(file, "eval")
+    return curves_of(run or workdir.name, train, evaluations, members, read_bicubic(workdir))
 
 
 @style.applied()
@@ -149,8 +146,9 @@ def draw_curves(curves: Sequence[Curve], path: Path, *, caption: str = "") -> No
         shown = [c for c in curves if c.panel == panel]
         for curve in shown:
             _draw(axis, curve, runs)
-        axis.set(xlabel="step", title=UNITS.get(panel, f"{panel} (dB)" if "/psnr" in panel else panel))
-        axis.set_xlim(0, 1.02 * last)
+        named = style.plain(panel, 40)
+        axis.set(xlabel="step", title=UNITS.get(panel, f"{named} (dB)" if "/psnr" in panel else named))
+        axis.set_xlim(0, 1.02 * max(last, 1))
         axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         if panel == LOSS:
             style.log_if_wide(axis, np.concatenate([c.values.ravel() for c in shown]))
@@ -217,5 +215,6 @@ def draw_run(workdir: Path, result: Mapping[str, Any]) -> Path | None:
         for k, words in (("train_images", "to train on"), ("val_images", "held out"))
         if result.get(k)
     ]
-    draw_curves(curves, workdir / FILE, caption=f"{workdir.name}. {', '.join(images)}.".removesuffix(" ."))
+    caption = f"{style.plain(workdir.name, 60)}. {', '.join(images)}.".removesuffix(" .")
+    draw_curves(curves, workdir / FILE, caption=caption)
     return workdir / FILE

@@ -17,6 +17,7 @@ from jaxkd.report.html import DASH, Section, Table, side_by_side, write_page
 from jaxkd.report.plan import Figure
 from jaxkd.report.results import join_words, shorten
 from jaxkd.report.run_files import ENVIRONMENT, LOG, STAGES, STUDY, RunFiles, Workdir, defaults, read_workdir
+from jaxkd.report.training_curves import read_bicubic
 
 MOST_CURVES = 12  # runs whose curves share a figure
 MOST_COLUMNS = 8  # runs beside one another in a table; of further ones a sentence tells
@@ -237,7 +238,7 @@ def _figures(
 
 def _curves(run: RunFiles, *, alone: bool) -> list[run_curves.Curve]:
     """Curves of a run; beside others the lines of members have its name too."""
-    found = run_curves.read_curves(run.path, run.name, run.members)
+    found = run_curves.curves_of(run.name, run.train, run.evaluations, run.members, read_bicubic(run.path))
     if alone:
         return found
     return [replace(c, run=f"{run.name}: {c.run}") if c.run not in (run.name, "bicubic") else c for c in found]

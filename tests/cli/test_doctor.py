@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 from packaging.requirements import Requirement
@@ -27,6 +28,11 @@ def test_an_installation_that_works_and_one_that_does_not(monkeypatch, capsys):
     assert doctor.main([]) == 1
     said = capsys.readouterr().out
     assert "PROBLEM: the spectral loss differs from NumPy's by nan" in said and said.endswith("does not work here.\n")
+
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "jax", None)  # as where importing it fails
+        assert doctor.main([]) == 1
+    assert "PROBLEM: JAX cannot be used or finds no device: ModuleNotFoundError" in capsys.readouterr().out
 
     monkeypatch.setattr(installation, "version_of", {"numpy": "1.26", "jax": "0.10", "jaxkd": "0.1"}.get)
     assert doctor.main([]) == 1

@@ -37,11 +37,13 @@ def test_the_log_has_what_stays_on_the_terminal_and_an_end(tmp_path):
             progress.say("epoch 1 · top1 [50] " + "long " * 20)
             warnings.warn("rates differ", UserWarning, stacklevel=1)
         logging.getLogger("jaxkd.somewhere").warning("a file is %s", "odd")
+        log.handle(logging.LogRecord("elsewhere", logging.ERROR, "", 0, "%d files", ("no",), None))  # ends no run
         log.console.print(table)
         raise ConfigError("It was wrong.")
     found = lines(tmp_path)
     assert found[0] == "==== started: jaxkd train" and found[1] == "before the folder is claimed"
     assert "epoch 1 · top1 [50] " + ("long " * 20).strip() in found
+    assert "error: %d files ('no',)" in found
     assert "warning: UserWarning: rates differ" in found and "warning: a file is odd" in found
     assert any("student" in line and "71.3" in line for line in found) and found[-1] == "error: It was wrong."
     assert not any("\x1b" in line or "loss 1" in line for line in found) and len(found) < 20

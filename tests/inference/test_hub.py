@@ -16,6 +16,7 @@ from random_weights import random_variables
 import jaxkd
 from jaxkd import convert, weights
 from jaxkd.inference import hub_folder
+from jaxkd.inference.model_card import model_card
 
 VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 12, "depth": 1, "num_heads": 2, "num_classes": 3}
 SWIN = {"img_size": 16, "patch_size": 2, "window_size": 4, "embed_dim": 8, "depths": (2,), "num_heads": (2,)}
@@ -128,6 +129,11 @@ def test_an_upload_and_what_may_go_wrong(hub, tmp_path, capsys, complaint_of, mo
     assert 'timm.create_model("hf-hub:me/trees", pretrained=True)' in card and "oak, elm, ash" in card
     assert str(tmp_path) not in card + handler.files["model.safetensors"].decode("latin1")
     assert json.loads(handler.files["config.json"])["architecture"] == "deit_tiny_patch16_224"
+    handler.files.clear()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "private.txt").write_text("not for the Hub")
+    assert convert.main([*command, f"--out={tmp_path / 'folder'}/"]) == 0
+    assert sorted(handler.files) == ["README.md", "config.json", "model.safetensors"]
     for status, words in ((401, "does not accept the token"), (403, "may not write"), (500, "refused the upload")):
         handler.status = status
         assert words in complaint_of(convert.main, command)
@@ -139,11 +145,24 @@ def test_an_upload_and_what_may_go_wrong(hub, tmp_path, capsys, complaint_of, mo
     assert "There is no token" in complaint_of(convert.main, command)
     for wrong, words in (
         ([*command[:1], "--push-to-hub=trees"], "Write USER/NAME"),
+        ([*command[:1], "--push-to-hub=me/t..s"], "Write USER/NAME"),
         ([*command[:1], "--private", "--out=a.onnx"], "--private is for --push-to-hub"),
         (command[:1], "Neither --out nor --push-to-hub"),
     ):
         assert words in complaint_of(convert.main, wrong)
-    assert convert.main([*command[:1], f"--out={tmp_path / 'folder'}/"]) == 0
     assert "holds model.safetensors, config.json, README.md already" in complaint_of(
         convert.main, [*command[:1], f"--out={tmp_path / 'folder'}/"]
     )
+    (tmp_path / "folder" / "checkpoints").mkdir()  # as a run has them
+    assert "is the work directory of a run" in complaint_of(
+        convert.main, [*command[:1], f"--out={tmp_path / 'folder'}/", "--overwrite"]
+    )
+
+
+def test_a_card_says_how_long_the_run_was_and_no_folder_of_the_machine():
+    network = made("deit_tiny_patch16_224", VIT)
+    config = {"train": {"epochs": 300, "steps": 0}, "schedule": {"steps": 20}, "data": {"source": "x:/home/me/trees"}}
+    card = model_card(network, "me/trees", is_timm=True, config=hub_folder.without_folders(config))
+    assert "| steps | 20 |" in card and "epochs" not in card and "| data | x:trees |" in card
+    config["schedule"]["steps"] = 0
+    assert "| epochs | 300 |" in model_card(network, "me/trees", is_timm=True, config=config)

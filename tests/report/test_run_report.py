@@ -142,3 +142,8 @@ def test_curves_of_a_population_are_a_line_each_or_a_mean_with_its_range():
     many = [{"step": s, "loss": 1.0} for s in range(10_000)]
     (thinned,) = run_curves.curves_of("run", many, [])
     assert len(thinned.steps) <= run_curves.MOST_POINTS + 1 and thinned.steps[-1] == 9_999
+
+
+def test_a_folder_may_have_any_name(tmp_path):
+    folder = write_run(tmp_path / "a_$x_{$")
+    assert run_curves.draw_run(folder, {"val_images": 5}) == folder / "curves.png" and (folder / "curves.png").is_file()
