@@ -27,6 +27,7 @@ def with_marks(*marks: str) -> list[Path]:
     return [p for p in PAGES if any(b.language == "python" and b.mark in marks for b in blocks(p.read_text()))]
 
 
+@pytest.mark.slow
 def test_the_python_blocks_of_all_pages_run():
     done = run(with_marks(""))
     assert done.returncode == 0, done.stderr
