@@ -127,6 +127,7 @@ def command(stopped: str = "stopped.", *, resumable: bool = False) -> Callable[[
     def decorate(main: Main) -> Main:
         @functools.wraps(main)
         def guarded(*args: Any, **options: Any) -> int:
+            os.environ.pop("MPLBACKEND", None)  # a notebook's, which matplotlib may not know; figures need none
             replace_characters()
             try:
                 with ended_by_signals():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -73,3 +74,16 @@ def test_writes_that_an_error_broke_off_add_nothing_to_its_message(kind, code, n
     assert done.returncode == code, done.stderr
     assert ("was never awaited" in done.stderr) == noise and "RuntimeWarning: another one" in done.stderr
     assert ("Traceback" in done.stderr) == (kind == "bug")
+
+
+def test_the_backend_of_a_notebook_does_not_end_a_command(monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "module://no_such_backend")
+
+    @console.command()
+    def main():
+        import matplotlib.figure
+
+        return bool(matplotlib.figure.Figure)
+
+    assert main()
+    assert "MPLBACKEND" not in os.environ
