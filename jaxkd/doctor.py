@@ -26,7 +26,7 @@ from jaxkd.config.packaged import recipes
 
 LEAST_DISK, LEAST_MEMORY = 2 * 10**9, 2 * 10**9  # bytes below which a note is printed
 TOLERANCE = {"cpu": 1e-4}  # of the loss against NumPy; other devices round the products of float32
-ELSEWHERE = 1e-2
+OTHER_DEVICES = 1e-2
 
 
 class Checkup:
@@ -128,7 +128,7 @@ class Checkup:
         seconds = time.perf_counter() - begin
         self.facts["computation"] = {"loss": loss, "spectral_difference": difference, "seconds": seconds}
         self.say("computation", f"loss {loss:.4f}, spectral loss within {difference:.1g} of NumPy ({seconds:.1f} s)")
-        if not difference <= TOLERANCE.get(where, ELSEWHERE):
+        if not difference <= TOLERANCE.get(where, OTHER_DEVICES):
             self.problems.append(f"the spectral loss differs from NumPy's by {difference:.2g} of its value")
 
 

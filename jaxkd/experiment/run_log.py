@@ -124,11 +124,11 @@ class RunLog(logging.Handler):
         except Exception:  # arguments that do not fit the text: Python's own handlers end no program either
             text = f"{record.msg} {record.args}"
         self.write(f"{record.levelname.lower()}: {text}")
-        if self._answers_for(record.name) and logging.lastResort is not None:
+        if self._is_only_handler(record.name) and logging.lastResort is not None:
             with self._mute():
                 logging.lastResort.handle(record)
 
-    def _answers_for(self, name: str) -> bool:
+    def _is_only_handler(self, name: str) -> bool:
         """Whether no handler but these logs, of which this is the first, gets the messages of a logger."""
         logger: logging.Logger | None = logging.getLogger(name)
         while logger is not None:

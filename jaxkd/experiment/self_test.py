@@ -1,4 +1,4 @@
-"""A short computation whose result is known, for `jaxkd doctor`: does this installation train and compute rightly?"""
+"""A short computation whose result is known, for `jaxkd doctor`: does this installation train and compute correctly?"""
 
 from __future__ import annotations
 

@@ -28,8 +28,8 @@ def write_folder(
 ) -> list[Path]:
     """Writes what the Hub needs of a network: `model.safetensors`, `config.json` and `README.md`.
 
-    `timm.create_model("local-dir:FOLDER", pretrained=True)` and `jaxkd.load("FOLDER")` read it. Of a work directory the
-    resolved config of the run lies beside them as `training_config.json`.
+    `timm.create_model("local-dir:FOLDER", pretrained=True)` and `jaxkd.load("FOLDER")` read it. Where the source is a
+    work directory, `training_config.json` holds the resolved config of its run.
 
     Args:
       network: with its variables.

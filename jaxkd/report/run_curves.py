@@ -66,6 +66,9 @@ def curves_of(
       members: "name" and "group" of the members of a population, as result.json holds them; without them a population
         is one mean with its range.
       bicubic: scores of bicubic upscaling, drawn as chance is.
+
+    Returns:
+      By panel: loss, scores, learning rate; without those that no row has.
     """
     found = [(LOSS, TRAINING, train, "loss"), (LOSS, HELD_OUT, evaluations, "loss")]
     found += [(LOSS, AVERAGE, evaluations, f"{EMA}loss")]

@@ -29,7 +29,11 @@ SCORES = {"top1": "top-1 (%)", "retrieval_top5": "retrieval top-5 (%)"}
 
 
 def write_run_report(paths: Sequence[str | Path], out: Path) -> list[str]:
-    """Writes one page of all work directories `paths` to `out`.
+    """Writes one page of all work directories to a file.
+
+    Args:
+      paths: of runs, populations, stages or studies.
+      out: ends in .html; its folder is made where it is missing, and an old file is replaced.
 
     Returns:
       Sentences on what could not be shown, which the page has too.
@@ -66,7 +70,7 @@ def write_run_report(paths: Sequence[str | Path], out: Path) -> list[str]:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """Of each path the shortest end that no other path has."""
+    """For each path, its shortest end that no other path has."""
     parts, names = [path.resolve().parts for path in paths], []
     for place, own in enumerate(parts):
         others = [p for i, p in enumerate(parts) if i != place]
@@ -291,7 +295,7 @@ def _fields(runs: Sequence[RunFiles]) -> list[Table]:
     if not shown:
         return []
 
-    def told(name: str) -> str:
+    def default_text(name: str) -> str:
         return _text(known[name]) if name in known else "the network's own"
 
     differing = {n: v for n, v in values.items() if any(one != v[0] for one in v)}
@@ -301,9 +305,9 @@ def _fields(runs: Sequence[RunFiles]) -> list[Table]:
     if differing:
         more = f" Of {len(runs)} runs the first {len(shown)}." if len(shown) < len(runs) else ""
         head = ["field", *(run.name for run in shown), "default"]
-        rows = [[n, *map(_text, v), told(n)] for n, v in differing.items()]
+        rows = [[n, *map(_text, v), default_text(n)] for n, v in differing.items()]
         tables.append(Table(head, rows, "Fields that differ between the runs", more.strip(), words=True))
-    rows = [[n, _text(v), told(n)] for n, v in changed.items()]
+    rows = [[n, _text(v), default_text(n)] for n, v in changed.items()]
     everywhere = " and are the same in all runs" if len(shown) > 1 else ""
     tables.append(
         Table(["field", "value", "default"], rows, f"Fields that differ from the defaults{everywhere}", words=True)
@@ -323,7 +327,7 @@ def _environment(runs: Sequence[RunFiles]) -> Section:
     ]
 
     def row(title: str, detail: str, cells: Iterable[Any]) -> tuple[str, str, list[str]]:
-        return title, detail, [_said(cell) for cell in cells]
+        return title, detail, [_cell_text(cell) for cell in cells]
 
     rows = [
         row("First start", "", (run.starts[0].get("date") if run.starts else None for run in shown)),
@@ -362,12 +366,12 @@ THROUGHPUT = (
 )
 
 
-def _said(value: Any) -> str:
+def _cell_text(value: Any) -> str:
     return "not recorded" if value in (None, DASH) else str(value) or DASH
 
 
 def _logged(run: RunFiles, name: str) -> Any:
-    """Of the result, or the last row that has it."""
+    """A value of the result, or of the last row that has it."""
     return run.result.get(name) or next((row[name] for row in reversed(run.train) if name in row), None)
 
 
