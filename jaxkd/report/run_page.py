@@ -161,8 +161,8 @@ def _members(run: RunFiles) -> Table:
                 str(member["name"]),
                 _score(member.get("top1")),
                 _score(metrics.get("ema_top1")),
-                best if step is None else f"{best} at {step:,}",
-                DASH if diverged is None else f"step {diverged:,}",
+                f"{best} at {step:,}" if isinstance(step, int) else best,
+                f"step {diverged:,}" if isinstance(diverged, int) else DASH,
             ]
         )
     title = f"{run.name}: {len(rows)} members"

@@ -93,6 +93,8 @@ def test_work_directories_stand_side_by_side_and_damage_is_said(tmp_path, capsys
     old = write_run(tmp_path / "two" / "run", old=True)
     stopped = write_run(tmp_path / "stages" / "student", members=3)
     (stopped / "result.json").write_text("{torn")
+    odd = {"metrics": {"top1": "x"}, "members": [{"name": "<u>", "best_step": "x", "diverged_at_step": []}]}
+    (old / "result.json").write_text(json.dumps(odd))
     bare = write_run(tmp_path / "stages" / "teacher")
     for file in ("metrics.jsonl", "config.json", "result.json", "log.txt", "environment.json"):
         (bare / file).unlink()
@@ -102,6 +104,7 @@ def test_work_directories_stand_side_by_side_and_damage_is_said(tmp_path, capsys
     assert "one/run" in page and "two/run" in page and "stages/teacher" in page and "stages/student" in page
     rows = re.search(r"Fields that differ between the runs(.*?)</table>", page, re.DOTALL)[1]
     assert re.search(r"optimizer.learning_rate</th><td>0.125</td><td>0.0005</td>", rows)
+    assert "&lt;u&gt;" in page and "<u>" not in page
     assert "not recorded" in page and "there is no log.txt" in page and "no result; metrics of" in page
     said = capsys.readouterr().err
     for problem in (
