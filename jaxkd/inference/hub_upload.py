@@ -44,20 +44,25 @@ def upload(files: Sequence[Path], repository: str, *, private: bool = False, mes
     Args:
       files: of one folder; nothing else in it is uploaded.
       repository: "USER/NAME".
-      private: of a new repository; one that exists stays as it is.
+      private: makes a new repository private; one that exists must be private already.
       message: of the commit.
 
     Returns:
       The address of the repository.
 
     Raises:
-      WeightSourceError: the Hub cannot be reached, or refuses it.
+      WeightSourceError: the Hub cannot be reached, or refuses it; or `private` and a public repository.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi()
     try:
         address = api.create_repo(repository, private=private or None, exist_ok=True)
+        if private and api.model_info(repository).private is False:
+            raise WeightSourceError(
+                f'--private was given, but "{repository}" exists and is public. Choose another name, make it private '
+                "on the Hub, or leave --private out."
+            )
         operations = [CommitOperationAdd(file.name, file) for file in files]
         api.create_commit(repository, operations, commit_message=message)
     except Exception as error:

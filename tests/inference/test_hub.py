@@ -63,6 +63,7 @@ class Hub(BaseHTTPRequestHandler):
 
     files: dict[str, bytes]
     status: int
+    private: bool
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -85,7 +86,7 @@ class Hub(BaseHTTPRequestHandler):
         return self._answer(200, {"commitUrl": "https://huggingface.co/me/trees/commit/1", "commitOid": "1" * 40})
 
     def do_GET(self):
-        self._answer(200, {"sha": "0" * 40, "id": "me/trees", "siblings": []})
+        self._answer(200, {"sha": "0" * 40, "id": "me/trees", "private": self.private, "siblings": []})
 
     def _answer(self, status: int, content: dict) -> None:
         text = json.dumps(content).encode()
@@ -104,7 +105,7 @@ def hub(monkeypatch):
     """A stand-in of the Hub on this machine, which the client uses; set `status` for its answers."""
     from huggingface_hub import constants
 
-    handler = type("OneHub", (Hub,), {"files": {}, "status": 200})
+    handler = type("OneHub", (Hub,), {"files": {}, "status": 200, "private": True})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -134,6 +135,9 @@ def test_an_upload_and_what_may_go_wrong(hub, tmp_path, capsys, complaint_of, mo
     (tmp_path / "folder" / "private.txt").write_text("not for the Hub")
     assert convert.main([*command, f"--out={tmp_path / 'folder'}/"]) == 0
     assert sorted(handler.files) == ["README.md", "config.json", "model.safetensors"]
+    handler.private = False
+    handler.files.clear()
+    assert "exists and is public" in complaint_of(convert.main, [*command, "--private"]) and not handler.files
     for status, words in ((401, "does not accept the token"), (403, "may not write"), (500, "refused the upload")):
         handler.status = status
         assert words in complaint_of(convert.main, command)
