@@ -1,5 +1,11 @@
 """jaxkd: distil, analyse and compress vision models in JAX. `import jaxkd` imports no framework; submodules do."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # what `__getattr__` imports later, for type checkers and editors
+    from jaxkd.inference import load as load
+    from jaxkd.inference import predict as predict
+
 __version__ = "0.2.0"
 
 _LAZY = {"load": "jaxkd.inference", "predict": "jaxkd.inference"}  # name -> module that has it
