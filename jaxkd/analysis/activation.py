@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxkd.errors import ShapeError
 
 
-def _images(x: jax.Array, what: str) -> jax.Array:
+def _images(x: jax.Array | np.ndarray, what: str) -> jax.Array:
     """(B, ..., C) -> (B, N, C) in at least fp32."""
     if x.ndim < 2 or 0 in x.shape:
         raise ShapeError(
@@ -44,7 +45,7 @@ def activation_max(features: jax.Array) -> jax.Array:
     return jnp.max(jnp.abs(_images(features, "features")), axis=(1, 2))
 
 
-def kurtosis(features: jax.Array) -> jax.Array:
+def kurtosis(features: jax.Array | np.ndarray) -> jax.Array:
     """(B, ..., C) -> (B,) mean (x - m)^4 / (mean (x - m)^2)^2 over all entries of an image, m their mean.
 
     Not the excess: 3 for a Gaussian, 1 at least (two equally likely values), about the number of entries for a single

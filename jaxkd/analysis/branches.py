@@ -131,7 +131,7 @@ def _energy(x: jax.Array) -> jax.Array:
     return jnp.fft.fftshift(jnp.mean(jnp.square(full.real) + jnp.square(full.imag), axis=1), axes=(1, 2))
 
 
-def differentiation(one: jax.Array, other: jax.Array) -> jax.Array:
+def differentiation(one: jax.Array | np.ndarray, other: jax.Array | np.ndarray) -> jax.Array:
     """Total variation distance of two distributions of energy, sum |p - q| / 2.
 
     Returns:
@@ -186,7 +186,7 @@ def _block(name: str, stacked: Mapping[str, Mapping[str, np.ndarray]]) -> dict[s
         missing = [n for n in both if n not in stacked]
         if missing:
             raise ShapeError(f"The features of {missing[0]} are missing. Request both taps, {both[0]} and {both[1]}.")
-        distance = np.asarray(differentiation(*(stacked[n]["distribution"] for n in both)))
+        distance = np.asarray(differentiation(stacked[both[0]]["distribution"], stacked[both[1]]["distribution"]))
         distances.append(distance)
         pairs.append(
             {"pair": j, "differentiation": _spread(distance)}

@@ -81,7 +81,9 @@ class Interval(NamedTuple):
     n: int
 
 
-def mean_interval(values: Sequence[float], confidence: float = 0.95, *, size: float | None = None) -> Interval:
+def mean_interval(
+    values: Sequence[float] | np.ndarray, confidence: float = 0.95, *, size: float | None = None
+) -> Interval:
     """Mean of independent repetitions with its Student t interval.
 
     Equal numbers have no interval: a width of 0 would say that further seeds give the same number for certain, but
@@ -161,7 +163,7 @@ def paired_comparison(a: Sequence[float], b: Sequence[float], confidence: float 
     return PairedComparison(n, mean, low, high, dz, t, p_t, flips)
 
 
-def sign_flip(differences: Sequence[float]) -> float:
+def sign_flip(differences: Sequence[float] | np.ndarray) -> float:
     """Exact two-sided p of a mean difference of 0 under independent, symmetric differences; see `paired_comparison`."""
     d = np.asarray(differences, np.float64)
     sums = np.zeros(1)

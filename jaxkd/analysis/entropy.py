@@ -8,6 +8,7 @@ value becomes the number of its bin, and bins are counted by a scatter on CPU an
 from __future__ import annotations
 
 from functools import partial
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +61,7 @@ def _count_by_scatter(numbers: jax.Array, slots: int) -> jax.Array:
         counts = jnp.zeros(rows * _COUNTERS * slots, dtype).at[place].add(jnp.ones((), dtype), mode="promise_in_bounds")
         counts = counts.reshape(rows, _COUNTERS, slots)
         # Added slice by slice, which XLA fuses with what follows; a reduction would first write floats of them all.
-        return sum(counts[:, k].astype(jnp.int32) for k in range(_COUNTERS))
+        return cast(jax.Array, sum(counts[:, k].astype(jnp.int32) for k in range(_COUNTERS)))
 
     # XLA runs a scatter on one core, but two that do not need one another at once.
     return jnp.concatenate([count(numbers[: positions // 2]), count(numbers[positions // 2 :])])

@@ -109,7 +109,8 @@ def layer_statistics(x: jax.Array, common: jax.Array, own: jax.Array, *, bins: i
     out = {}
     for name, statistic in LAYER_STATISTICS.items():
         if name in entropy:
-            value = entropy_map(tokens, *entropy[name], bins).mean(axis=1)
+            low, high = entropy[name]
+            value = entropy_map(tokens, low, high, bins).mean(axis=1)
         elif statistic.function is not None:
             value = statistic.function(x)
         else:

@@ -47,7 +47,7 @@ def small_gram(tokens: jax.Array) -> jax.Array:
     return _einsum(axes, tokens, tokens)
 
 
-def image_energies(tokens: jax.Array, *, method: str = "gram") -> jax.Array:
+def image_energies(tokens: jax.Array | np.ndarray, *, method: str = "gram") -> jax.Array:
     """Squared singular values of each image's token matrix, uncentred (arXiv 2511.15572, per-image rank). Traceable.
 
     Which method is right: in fp32 an eigenvalue of the Gram matrix is off by a few 1e-8 of the *largest* one, whatever
@@ -294,7 +294,9 @@ def dataset_pca(tokens: jax.Array | np.ndarray, *, centre: bool = False) -> PCA:
     return pca_from_moments(moment, total, count, centre)
 
 
-def captured_energy(tokens: jax.Array, basis: jax.Array, mean: jax.Array | None = None) -> jax.Array:
+def captured_energy(
+    tokens: jax.Array | np.ndarray, basis: jax.Array | np.ndarray, mean: jax.Array | np.ndarray | None = None
+) -> jax.Array:
     """Share of each image's energy that the d first directions of a fixed basis hold (arXiv 2511.15572). Traceable.
 
     The order of the directions is the basis's own, not sorted again for the image.

@@ -57,11 +57,11 @@ def _one_hot(tokens: jax.Array, keys: jax.Array) -> jax.Array:
 
 def null_tokens(
     kind: str,
-    tokens: jax.Array,
+    tokens: jax.Array | np.ndarray,
     key: jax.Array | int = 2026,
     *,
     first: jax.Array | int = 0,
-    ranks: jax.Array | None = None,
+    ranks: jax.Array | np.ndarray | None = None,
 ) -> jax.Array:
     """Tokens of a null model, in the shape of the real ones. Traceable.
 

@@ -95,6 +95,7 @@ def _drawn(codes: np.ndarray, count: int | np.ndarray, seed: int | None):
     """Yields `count` permutations of the rows within their groups."""
     check_range("permutations", count, 1, whole=True)
     check_range("seed", seed, 0, whole=True, hint="it makes the permutations repeatable")
+    assert seed is not None  # checked above
     slots = np.argsort(codes, kind="stable")
     for index in range(count):
         row = np.empty(len(codes), np.int64)
@@ -103,7 +104,7 @@ def _drawn(codes: np.ndarray, count: int | np.ndarray, seed: int | None):
         yield row
 
 
-def _given(codes: np.ndarray, permutations: np.ndarray) -> np.ndarray:
+def _given(codes: np.ndarray, permutations: int | np.ndarray) -> np.ndarray:
     rows = np.asarray(permutations)
     if rows.ndim != 2 or rows.shape[1] != len(codes) or not len(rows) or rows.dtype.kind not in "iu":
         raise DataError(

@@ -96,6 +96,7 @@ def fit_ridge(
         return float(np.mean(np.square(residual / np.where(free > 1e-10, free, np.nan)[:, None])))
 
     def dev_error(one: float) -> float:
+        assert other is not None  # there is dev
         predicted = ((other[0] - mean) / scale) @ solution(one)[1] + intercept
         return float(np.mean(np.square(other[1].reshape(len(other[1]), -1) - predicted)))
 

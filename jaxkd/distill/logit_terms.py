@@ -16,7 +16,8 @@ def _head(output: Any, index: int | None) -> jax.Array:
     """One head of a network with two, by index, or their mean; the output itself of a network with one."""
     if not isinstance(output, tuple | list):
         return output
-    return sum(output[1:], start=output[0]) / len(output) if index is None else output[index]
+    mean: Any = sum(output[1:], start=output[0]) / len(output) if index is None else output[index]
+    return mean
 
 
 def _check_smoothing(*, smoothing: Any, **_: Any) -> None:
@@ -61,7 +62,7 @@ def decoupled_kl(
 ) -> jax.Array:
     """Decoupled KD (arXiv 2203.08679); needs integer labels, hence no mixing of images."""
     logits = _head(student[0], 1), _head(teacher[0], None)
-    options = {"alpha": alpha, "beta": beta, "temperature": temperature, "where": batch.get("mask")}
+    options: dict[str, Any] = {"alpha": alpha, "beta": beta, "temperature": temperature, "where": batch.get("mask")}
     return losses.decoupled_kl(*logits, batch["label"], **options)
 
 
@@ -87,7 +88,7 @@ def dist(
 ) -> jax.Array:
     """DIST (arXiv 2205.10536): correlations within examples and within classes; one number for the batch."""
     logits = _head(student[0], 1), _head(teacher[0], None)
-    options = {"beta": beta, "gamma": gamma, "temperature": temperature, "scale": scale}
+    options: dict[str, Any] = {"beta": beta, "gamma": gamma, "temperature": temperature, "scale": scale}
     return losses.dist(*logits, **options, where=batch.get("mask"))
 
 
@@ -115,6 +116,15 @@ def distillation_token(
             'The term "distillation_token" reads two heads, but the student has one. Choose a distilled student such '
             'as "deit_tiny_distilled_patch16_224", or use the terms "ce" and "hard".'
         )
-    options = {"kind": kind, "alpha": alpha, "temperature": temperature, "smoothing": smoothing, "per_class": per_class}
-    logits = *student[0], _head(teacher[0], None)
-    return losses.distillation_token(*logits, batch["label"], **options, where=batch.get("mask"))
+    options: dict[str, Any] = {
+        "kind": kind,
+        "alpha": alpha,
+        "temperature": temperature,
+        "smoothing": smoothing,
+        "per_class": per_class,
+    }
+    classes, distilled = student[0]
+    teacher_logits = _head(teacher[0], None)
+    return losses.distillation_token(
+        classes, distilled, teacher_logits, batch["label"], **options, where=batch.get("mask")
+    )

@@ -204,8 +204,11 @@ class Objective:
         total: jax.Array = jnp.zeros((), jnp.float32)
         logged: dict[str, jax.Array] = {}
         changed: dict[str, PyTree] = {}
-        for index, (term, weight) in enumerate(zip(self.terms, self._weights, strict=True)):
-            name, options = term.name, {"key": jax.random.fold_in(key, index)} if term.needs_key else {}
+        weights = self._weights  # type: ignore[attr-defined] # set by __post_init__ and no field
+        values: Any
+        for index, (term, weight) in enumerate(zip(self.terms, weights, strict=True)):
+            name = term.name
+            options = {"key": jax.random.fold_in(key, index)} if term.needs_key and key is not None else {}
             if term.init is None:
                 values = term.fn(student_out, teacher_out, batch, **options)
             else:

@@ -119,7 +119,7 @@ def same_grid(student: jax.Array, teacher: jax.Array, method: str) -> tuple[jax.
             f"{tuple(student.shape)} and {tuple(teacher.shape)}. Pair taps such as block_11 or stage_3, or leave "
             "resize out."
         )
-    grids = student.shape[1:3], teacher.shape[1:3]
+    grids = (student.shape[1], student.shape[2]), (teacher.shape[1], teacher.shape[2])
     if grids[0] == grids[1]:
         return student, teacher
     if grids[0][0] * grids[0][1] > grids[1][0] * grids[1][1]:
@@ -169,6 +169,7 @@ class PreparedPairs:
         """See `Term.init`."""
         features = jax.eval_shape(self._on_one_grid, student, teacher)
         if self.projector is None:
+            assert self.own_init is not None  # without a projector the parameters are the term's
             return self.own_init(key, *self._outputs(student, teacher, features), pairs=self._names)
         params, state = {}, {}
         for index, ((name, _), (s, t)) in enumerate(zip(self._names, features, strict=True)):

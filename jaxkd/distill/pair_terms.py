@@ -22,8 +22,8 @@ def _with_arguments_of(function: Callable[..., Any], loss: Callable[..., Any]) -
     """`function` with the signature that `register_term` reads: `pairs` and the keyword-only arguments of `loss`."""
     given = inspect.signature(function).parameters.values()
     named = [p for p in given if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    own = inspect.signature(loss).parameters.values()
-    own = [p for p in own if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name not in _NOT_SET_BY_CONFIGS]
+    of_loss = inspect.signature(loss).parameters.values()
+    own = [p for p in of_loss if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name not in _NOT_SET_BY_CONFIGS]
     function.__signature__ = inspect.Signature([*named, *own])  # type: ignore[attr-defined]
     function.__doc__, function.__module__ = loss.__doc__, loss.__module__
     return function

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from numbers import Integral
 from typing import Any
@@ -48,7 +48,7 @@ def _stages(student: tuple[str, ...], teacher: tuple[str, ...]) -> tuple[Pair, .
 
 
 AUTO = "auto"
-_NAMED = {
+_NAMED: dict[str, Callable[..., tuple[Pair, ...]]] = {
     "first": partial(_ends, indices=(0,)),
     "last": partial(_ends, indices=(-1,)),
     "first+last": partial(_ends, indices=(0, -1)),
@@ -232,7 +232,7 @@ def _tap(layer: Any, taps: tuple[str, ...], side: str, place: str) -> str:
         raise ConfigError(
             f'{what}, which is neither a number from 0 nor the name of a tap. Write e.g. 11 or "block_11".'
         )
-    layers = depth_taps(taps)
+    layer, layers = int(layer), depth_taps(taps)
     if layer < 0:
         near = len(layers) + layer
         do = f"Write {near}." if near >= 0 else f"Write a number from 0 to {len(layers) - 1}."

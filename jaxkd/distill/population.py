@@ -50,7 +50,8 @@ class _Column:
 
     def weight(self, step: int | jax.Array, member: jax.Array) -> jax.Array:
         """() fp32 weight of the term at `step`."""
-        specs, index = [], []
+        specs: list[Any] = []
+        index: list[int] = []
         for spec in self.weights:
             spec = 0.0 if spec is None else spec
             if not any(equal(spec, s) for s in specs):
@@ -137,10 +138,10 @@ def join_objectives(objectives: Sequence[Objective]) -> PopulationObjective:
                     _Column(named, term.name, (), np.zeros((0, members)), (None,) * members, (place,) * members)
                 )
             columns[known[0]] = _add_member(columns[known[0]], member, place, term)
-    taps = [
+    student_taps, teacher_taps = (
         tuple(dict.fromkeys(t for o in objectives for t in getattr(o, f"{s}_taps"))) for s in ("student", "teacher")
-    ]
-    return PopulationObjective(tuple(c.term for c in columns), *taps, columns=tuple(columns))
+    )
+    return PopulationObjective(tuple(c.term for c in columns), student_taps, teacher_taps, columns=tuple(columns))
 
 
 def _same(column: _Column, term: Term) -> bool:
@@ -150,8 +151,9 @@ def _same(column: _Column, term: Term) -> bool:
     ignored = {"weight", "name"}
     if _is_mean(column.term) and _is_mean(term):
         ignored |= {"pairs", "fn"}
-        first, second = ({k: v for k, v in t.fn.keywords.items() if k != "pairs"} for t in (column.term, term))
-        if column.term.fn.func is not term.fn.func or not equal(first, second):
+        functions: list[Any] = [column.term.fn, term.fn]
+        first, second = ({k: v for k, v in fn.keywords.items() if k != "pairs"} for fn in functions)
+        if functions[0].func is not functions[1].func or not equal(first, second):
             return False
     names = [f.name for f in fields(Term) if f.name not in ignored]
     return all(equal(getattr(column.term, n), getattr(term, n)) for n in names)
@@ -168,6 +170,7 @@ def equal(one: Any, other: Any) -> bool:
         return True
     if type(one) is not type(other):
         return False
+    parts: list[Any]
     if isinstance(one, partial):
         parts = [(v.func, v.args, v.keywords) for v in (one, other)]
     elif isinstance(one, MethodType):
@@ -187,12 +190,14 @@ def _add_member(column: _Column, member: int, place: int, term: Term) -> _Column
     """`column` with the term of another member."""
     pairs = column.term.pairs if column.parts else ()
     union = tuple(dict.fromkeys((*pairs, *term.pairs)))
+    fn: Any = term.fn
+    parts: tuple[Callable[..., Any], ...]
     if not _is_mean(term):
-        parts = (term.fn,)
+        parts = (fn,)
         shares = column.shares if column.parts else np.zeros((1, len(column.weights)), np.float32)
         shares[0, member] = 1.0
     else:
-        parts = tuple(partial(term.fn.func, **{**term.fn.keywords, "pairs": (pair,)}) for pair in union)
+        parts = tuple(partial(fn.func, **{**fn.keywords, "pairs": (pair,)}) for pair in union)
         shares = np.zeros((len(union), len(column.weights)), np.float32)
         shares[: len(pairs)] = column.shares
         for pair in term.pairs:
@@ -221,7 +226,8 @@ def _mean(
     """The mean of a term over the examples of the batch, 0 for a member without it, and its new state."""
     member, mask, term = batch[MEMBER], batch.get("mask"), column.term
     options = {"key": jax.random.fold_in(options["key"], _entry(column.places, member))} if term.needs_key else {}
-    used, state, total = column.used(member), None, 0.0
+    used, state = column.used(member), None
+    total: Any = 0.0
     for fn, shares in zip(column.parts, column.shares, strict=True):
         share = _entry(shares, member)
         has = None if shares.all() else share > 0

@@ -94,8 +94,12 @@ def relation_kl(
         for name, (s, t) in zip(_PROJECTIONS, features[start:], strict=False):
             tokens = _shared_tokens(s.shape[-2], t.shape[-2], surplus)
             sides[0][name[0]], sides[1][name[0]] = s[..., -tokens:, :], t[..., -tokens:, :]
-        options = {"relation_heads": relation_heads, "relations": tuple(relations), "where": batch.get("mask")}
-        values.append(losses.relation_kl(*sides, **options))
+        options: dict[str, Any] = {
+            "relation_heads": relation_heads,
+            "relations": tuple(relations),
+            "where": batch.get("mask"),
+        }
+        values.append(losses.relation_kl(sides[0], sides[1], **options))
     return sum(values[1:], start=values[0]) / len(values)
 
 

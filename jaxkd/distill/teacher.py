@@ -61,10 +61,12 @@ class Teacher:
         """
         images = self.renormalise(images)
         if not self._has_kernels:
-            return jax.lax.stop_gradient(self.model.apply(variables, images, train=False, taps=tuple(taps)))
+            out: Any = self.model.apply(variables, images, train=False, taps=tuple(taps))
+            return jax.lax.stop_gradient(out)
 
         def forward(variables: PyTree, images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-            return self.model.clone(fused_attention=True).apply(variables, images, train=False, taps=tuple(taps))
+            out: Any = self.model.clone(fused_attention=True).apply(variables, images, train=False, taps=tuple(taps))
+            return out
 
         # XLA does not split a kernel over devices; each takes its own images.
         batch = batch_spec()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxkd.errors import ShapeError
 
 
-def full_precision(x: jax.Array) -> jax.Array:
+def full_precision(x: ArrayLike) -> jax.Array:
     """`x` in at least fp32: half precision and integers become fp32, float64 stays float64."""
     return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
 
@@ -82,7 +83,7 @@ def check_logits(student: tuple[int, ...], teacher: tuple[int, ...]) -> None:
         )
 
 
-def check_parameters(owner: str, params: Mapping[str, jax.Array], shapes: Mapping[str, tuple[int | None, ...]]) -> None:
+def check_parameters(owner: str, params: Mapping[str, jax.Array], shapes: Mapping[str, Sequence[int | None]]) -> None:
     """Checks trained parameters of a loss.
 
     Args:

@@ -7,6 +7,7 @@ not stopped here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -138,10 +139,11 @@ def relation_kl(
         split = {name: _relation_heads(x, relation_heads) for name, x in zip(read, arrays, strict=True)}
         scale = split[read[0]].shape[-1] ** -0.5
         return [
-            jnp.einsum("...nd,...md->...nm", split[a] * scale, split[b], precision=_PRECISION) for a, b in relations
+            jnp.einsum("...nd,...md->...nm", split[ab[0]] * scale, split[ab[1]], precision=_PRECISION)
+            for ab in relations
         ]
 
-    loss = 0.0
+    loss: Any = 0.0
     for logits in zip(relation_logits(student), relation_logits(teacher), strict=True):
         log_s, log_t = map(jax.nn.log_softmax, logits)
         loss = loss + _example_mean(jnp.sum(jnp.exp(log_t) * (log_t - log_s), axis=-1))

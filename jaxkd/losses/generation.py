@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -171,7 +172,7 @@ def _grid(shape: tuple[int, ...], grid: tuple[int, int] | None) -> tuple[int, in
         raise ShapeError(f"The teacher's feature has shape {shape}. Pass maps (B, H, W, C) or tokens (B, N, C).")
     tokens = shape[1]
     side = math.isqrt(tokens)
-    grid = (side, side) if grid is None else tuple(grid)
+    grid = (side, side) if grid is None else cast(tuple[int, int], tuple(grid))
     if math.prod(grid) != tokens:
         raise ShapeError(
             f"{tokens} tokens do not fill a grid of {grid}. Pass grid=(height, width), or maps (B, H, W, C); class and "

@@ -262,7 +262,7 @@ def dist(
     counted = jnp.ones(student.shape[0], student.dtype) if where is None else jnp.asarray(where, student.dtype)
     count = jnp.maximum(jnp.sum(counted), 1.0)
 
-    def correlation(a: jax.Array, b: jax.Array, axis: int) -> jax.Array:
+    def correlation(a: jax.Array, b: jax.Array, *, axis: int) -> jax.Array:
         return jnp.sum(a * b, axis=axis) / (safe_norm(a, axis) * safe_norm(b, axis) + eps)
 
     inter = correlation(*(y - jnp.mean(y, axis=1, keepdims=True) for y in (student, teacher)), axis=1)

@@ -171,6 +171,7 @@ def vitkd_mimic(
         check_parameters("vitkd_mimic", given, {"kernel": (layers, narrow, wide), "bias": (layers, wide)})
     student, teacher = include(where, full_precision(student), full_precision(teacher))
     if kernel is not None:
+        assert bias is not None  # checked above
         student = jnp.einsum("bl...c,lcd->bl...d", student, full_precision(kernel))
         student = student + jnp.reshape(full_precision(bias), (layers,) + (1,) * (student.ndim - 3) + (wide,))
     error = jnp.square(student - teacher)
@@ -211,7 +212,7 @@ def simkd_project(
     (x,) = include(where, full_precision(student))
     if "conv_0_kernel" not in projector:
         return project(jnp.mean(x, axis=tuple(range(1, x.ndim - 1))), projector["kernel"], projector["bias"]), {}
-    used = {}
+    used: dict[str, jax.Array] = {}
     for j in range(len(_BOTTLENECK)):
         kernel = full_precision(projector[f"conv_{j}_kernel"])
         x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -310,6 +311,6 @@ def _check_projector(student: tuple[int, ...], projector: Mapping[str, jax.Array
     middle = jnp.shape(projector["conv_0_kernel"])[-1]
     sizes = (student[-1], middle, middle, wide)
     for j, window in enumerate(_BOTTLENECK):
-        shapes = {f"conv_{j}_kernel": (window, window, sizes[j], sizes[j + 1])}
+        shapes: dict[str, tuple[int | None, ...]] = {f"conv_{j}_kernel": (window, window, sizes[j], sizes[j + 1])}
         shapes |= {f"bn_{j}_scale": (sizes[j + 1],), f"bn_{j}_bias": (sizes[j + 1],)}
         check_parameters("simkd", projector, shapes)

@@ -9,7 +9,7 @@ wrong candidates come first) and "pessimistic" (equal wrong ones too).
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -134,7 +134,7 @@ def median_rank(
       ConfigError, DataError: see `top_k_hits`.
     """
     above, tied, same = _places(scores, right, ties, where)
-    equal = {"expected": tied / (same + 1.0), "optimistic": 0.0, "pessimistic": tied}[ties]
+    equal: Any = {"expected": tied / (same + 1.0), "optimistic": 0.0, "pessimistic": tied}[ties]
     return float(np.median(above + 1.0 + equal))
 
 

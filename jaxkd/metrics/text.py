@@ -13,6 +13,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -158,8 +159,8 @@ def character_error_rate(hypotheses: Sequence[str], references: Sequence[str]) -
     Raises:
       DataError: see `word_error_rate`.
     """
-    joined = [[" ".join(tokens(text)) for text in texts] for texts in (hypotheses, references)]
-    return _error_rate(*joined, "character")
+    given, wanted = ([" ".join(tokens(text)) for text in texts] for texts in (hypotheses, references))
+    return _error_rate(given, wanted, "character")
 
 
 def match_prf(hyp_vectors: np.ndarray, ref_vectors: np.ndarray) -> Prf:
@@ -237,7 +238,7 @@ def empty_share(hypotheses: Sequence[str]) -> float:
     return sum(not tokens(text) for text in hypotheses) / len(hypotheses) if hypotheses else 0.0
 
 
-def _check_texts(hypotheses: Sequence[str], references: Sequence[str]) -> None:
+def _check_texts(hypotheses: Sequence[Any], references: Sequence[Any]) -> None:
     if isinstance(hypotheses, str) or isinstance(references, str):
         raise DataError("A single text was given, where a list of texts is read. Pass [hypothesis] and [reference].")
     if len(hypotheses) != len(references) or not len(references):
@@ -287,7 +288,8 @@ def _prf(shared: int, hypothesis: int, reference: int, eps: float = 0.0) -> Prf:
 def _codes(a: Sequence[str], b: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Both sequences as integers, equal where the items are."""
     known: dict[str, int] = {}
-    return tuple(np.array([known.setdefault(item, len(known)) for item in items], np.int64) for items in (a, b))
+    first, second = (np.array([known.setdefault(item, len(known)) for item in items], np.int64) for items in (a, b))
+    return first, second
 
 
 def _common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:

@@ -7,6 +7,8 @@ here fit together. The arithmetic is fp32 additions and products, which no accel
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,7 +41,7 @@ def _enlarge_axis(x: jax.Array, axis: int, weights: np.ndarray) -> jax.Array:
     # Mirrored by one pixel, then by another: so a picture of one pixel has enough of them.
     y = jnp.concatenate([part(x, 0, 1), x, part(x, length - 1, length)], axis)
     y = jnp.concatenate([part(y, 2, 3), y, part(y, length - 1, length)], axis)
-    phases = weights.reshape(-1, weights.shape[1], *(1,) * (x.ndim - axis - 1))
+    phases: Any = weights.reshape(-1, weights.shape[1], *(1,) * (x.ndim - axis - 1))
     taps = [phases[:, k] * jnp.expand_dims(part(y, k, length + k), axis + 1) for k in range(weights.shape[1])]
     out = sum(taps[1:], taps[0])
     return out.reshape(*x.shape[:axis], length * len(weights), *x.shape[axis + 1 :])

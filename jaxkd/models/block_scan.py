@@ -91,7 +91,7 @@ def scan_blocks(
     turns = []
     for j, kind in enumerate(kinds):
         own, depths = names[j::period], rates[j::period]
-        params = [network.get_variable("params", name) for name in own]
+        params: list[Any] = [network.get_variable("params", name) for name in own]
         calls = _calls(network, kind(drop_path=max(depths), parent=None), params[0], x)
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
         depth = None if len(set(depths)) == 1 else _rates(depths)  # a rate of 0 for all costs nothing
@@ -103,7 +103,8 @@ def scan_blocks(
             left = iter(keys)
             # The name of its first block, by which a profile and a plan sum the operations of all blocks.
             block = kinds[j](drop_path=rates[j] if depth is None else depth, parent=None, name=names[j])
-            with _drawing(lambda layer, what, left=left: next(left)):
+            # mypy infers no type of a lambda with a default.
+            with _drawing(lambda layer, what, left=left: next(left)):  # type: ignore[misc]
                 x, _ = block.apply({"params": params}, x)
             results.append(x)
         return x, results if keep else []
@@ -135,4 +136,5 @@ def _calls(network: nn.Module, block: nn.Module, params: Any, x: jax.Array) -> l
 
 def _keys(network: nn.Module, names: Sequence[str], call: Call) -> jax.Array:
     """(L,) keys that flax derives for one call in each of the blocks `names`, from the network's key and the path."""
+    assert network.scope is not None  # it is bound
     return jnp.stack([LazyRng.create(network.scope.rngs[RNG], name, *call).as_jax_rng() for name in names])

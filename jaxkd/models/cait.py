@@ -6,6 +6,9 @@ timm/models/cait.py. Legend: B batch, h w patch grid, N = h w tokens, C channels
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, cast
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -82,7 +85,7 @@ class Block(TransformerBlock):
 
     def factors(self, channels: int) -> list[jax.Array]:
         """LayerScale's factors of the two branches, each (C,)."""
-        scale = nn.initializers.constant(self.init_values)
+        scale = nn.initializers.constant(cast(float, self.init_values))
         return [parameter(self, f"gamma_{i}", scale, (channels,)).astype(self.dtype) for i in (1, 2)]
 
     @nn.compact
@@ -145,6 +148,7 @@ class Cait(Transformer):
 
     def forward(self, images: jax.Array, tap: TapRecorder, train: bool) -> jax.Array:
         """Blocks over the patch tokens, then class attention, then the head."""
+        assert isinstance(self.patch_size, tuple)  # by __post_init__
         x = PatchEmbed(self.patch_size, self.embed_dim, dtype=self.dtype, name="patch_embed")(images)
         x = x.reshape(x.shape[0], -1, self.embed_dim)
         x = x + parameter(self, "pos_embed", LINEAR_INIT, (1, x.shape[1], self.embed_dim)).astype(self.dtype)
@@ -159,7 +163,7 @@ class Cait(Transformer):
             x = tap.tokens(i, x, self.grid_size, 0)
         cls_token = parameter(self, "cls_token", LINEAR_INIT, (1, 1, self.embed_dim)).astype(self.dtype)
         cls_token = jnp.broadcast_to(cls_token, (x.shape[0], 1, self.embed_dim))
-        block_type = self.block_type(
+        class_block_type: Callable[..., Any] = self.block_type(
             ClassBlock,
             train,
             num_heads=self.num_heads,
@@ -167,8 +171,8 @@ class Cait(Transformer):
             mlp_ratio=self.mlp_ratio_token_only,
         )
         for i in range(self.depth_token_only):
-            block = block_type(name=f"blocks_token_only_{i}")
-            cls_token = tap(f"cls_block_{i}", block(cls_token, x)[:, 0])[:, None]
+            class_block = class_block_type(name=f"blocks_token_only_{i}")
+            cls_token = tap(f"cls_block_{i}", class_block(cls_token, x)[:, 0])[:, None]
         norm = LayerNorm(dtype=jnp.float32, name="norm")  # of what the head reads, and of nothing else
         if self.global_pool == "token":
             x = norm(cls_token[:, 0])

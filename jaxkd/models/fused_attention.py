@@ -54,7 +54,7 @@ def attention(qkv: jax.Array, heads: int, bias: jax.Array | None = None) -> jax.
     Returns:
       (..., N, C) in the dtype of `qkv`. The kernel has no derivative.
     """
-    if target_platform() == "tpu" and fits(*qkv.shape[-2:], heads, qkv.dtype, biased=bias is not None):
+    if target_platform() == "tpu" and fits(qkv.shape[-2], qkv.shape[-1], heads, qkv.dtype, biased=bias is not None):
         return fused(qkv, heads, bias)
     return reference(qkv, heads, bias)
 

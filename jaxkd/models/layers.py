@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +45,7 @@ def parameter(module: nn.Module, name: str, init: Initializer, shape: tuple[int,
     Flax traces `init` for its shape whenever a network is applied.
     """
     if module.has_variable("params", name):
-        value = module.get_variable("params", name)
+        value: Any = module.get_variable("params", name)
         if getattr(value, "shape", None) == shape:
             return value
     return module.param(name, init, shape)  # also says which shape is wrong
@@ -337,9 +338,9 @@ class Attention(nn.Module):
         if plain:
             q, k, v = split_heads(qkv, self.num_heads)
             out = merge_heads(cpu_attention.attention(q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype), k, v))
-            inner = {}
+            inner: Features = {}
         else:
-            out, inner = (nn.remat(weigh) if self.remat and not offsets else weigh)(self, qkv, bias)
-            inner = dict(zip(ATTENTION_TAPS, inner, strict=True))
+            out, parts = (nn.remat(weigh) if self.remat and not offsets else weigh)(self, qkv, bias)
+            inner = dict(zip(ATTENTION_TAPS, parts, strict=True))
         out = Linear(channels, dtype=self.dtype, name="proj")(out)
         return Dropout(self.proj_drop, self.deterministic)(out), inner

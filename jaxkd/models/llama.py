@@ -172,7 +172,8 @@ class Llama(nn.Module):
         """
         c = self.config
         if cache is None:
-            cache = empty_cache(c, *tokens.shape, self.dtype)
+            batch, length = tokens.shape
+            cache = empty_cache(c, batch, length, self.dtype)
         table = parameter(self, "embedding", LINEAR_INIT, (c.vocab_size, c.embed_dim)).astype(self.dtype)
         x, filled, start = table[tokens], [], jnp.asarray(start)
         for i in range(c.depth):
@@ -218,7 +219,8 @@ def generate(
     key = jax.random.key(0) if key is None else key
     cache = empty_cache(model.config, 1, len(prompt) + room, model.dtype)
     # Keys behind `length` belong to the padding: the new tokens overwrite each before it is read.
-    logits, cache = model.apply(variables, prompt[None], cache, only=length - 1)
+    prompted: Any = model.apply(variables, prompt[None], cache, only=length - 1)
+    logits, cache = prompted
 
     def choose(logits: jax.Array, count: jax.Array) -> jax.Array:
         drawn = jax.random.categorical(jax.random.fold_in(key, count), logits / jnp.maximum(temperature, 1e-6))

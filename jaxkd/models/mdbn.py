@@ -33,7 +33,7 @@ class BaseBlock(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, offsets: tuple[jax.Array | None, jax.Array | None]) -> tuple[jax.Array, ...]:
+    def __call__(self, x: jax.Array, offsets: tuple[jax.Array | None, ...]) -> tuple[jax.Array, ...]:
         """(B, H, W, C) -> output, deep and shallow branch, each (B, H, W, C), with the branches' offsets added."""
         if self.merged:
             both = Conv3x3(2 * self.num_feat, self.dtype, name="uconv1_dconv")(x)
@@ -66,7 +66,8 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, offsets: Offsets) -> tuple[jax.Array, Features]:
         """(B, H, W, C) -> (B, H, W, C) and the branches in `taps`."""
-        y, features = x, {}
+        y = x
+        features: Features = {}
         for j in range(BASE_BLOCKS):
             names = [f"{branch}_{j}" for branch in BRANCHES]
             base = BaseBlock(self.num_feat, self.merged, self.dtype, name=f"baseblock{j + 1}")

@@ -29,9 +29,9 @@ from jaxkd.models.students import Lift, WideLast, uniform_wide
 from jaxkd.models.swin import SwinTransformer
 from jaxkd.models.vit import VisionTransformer
 
-_DINOV2 = {"patch_size": 14, "init_values": 1e-5}
-_REGISTERS = {"reg_tokens": 4, "no_embed_class": True}
-_CLIP = {"pre_norm": True, "norm_eps": 1e-5}
+_DINOV2: dict[str, Any] = {"patch_size": 14, "init_values": 1e-5}
+_REGISTERS: dict[str, Any] = {"reg_tokens": 4, "no_embed_class": True}
+_CLIP: dict[str, Any] = {"pre_norm": True, "norm_eps": 1e-5}
 
 # size -> (embed_dim, depth, num_heads)
 _VITS = {

@@ -86,9 +86,8 @@ class Block(TransformerBlock):
         if pad_h or pad_w:
             y = jnp.pad(y, ((0, 0), (0, pad_h), (0, pad_w), (0, 0)))
         padded = (h + pad_h, w + pad_w)
-        y, inner = self.attention(WindowAttention, window=self.window)(
-            partition(y, self.window), offsets, shift_mask(padded, self.window, self.shift)
-        )
+        mask: Any = shift_mask(padded, self.window, self.shift)
+        y, inner = self.attention(WindowAttention, window=self.window)(partition(y, self.window), offsets, mask)
         y = merge(y, self.window, padded)[:, :h, :w]
         if any(self.shift):
             y = jnp.roll(y, self.shift, axis=(1, 2))
@@ -142,7 +141,7 @@ class Stage(nn.Module):
             x = PatchMerging(self.features, self.dtype, name="downsample")(x)
         kinds = []  # of the even and of the odd blocks
         for shifted in (False, True):
-            window, shift = window_and_shift(x.shape[1:3], self.window, shifted=shifted)
+            window, shift = window_and_shift((x.shape[1], x.shape[2]), self.window, shifted=shifted)
             kinds.append(partial(self.block, window=window, shift=shift))
         for run in self._runs(tap):
             if len(run) == 1:
@@ -222,7 +221,8 @@ class SwinTransformer(Transformer):
     @property
     def stage_windows(self) -> tuple[Size, ...]:
         """(height, width) of the window of each stage before clamping; two numbers are one pair for all stages."""
-        stages, given = len(self.depths), self.window_size
+        stages = len(self.depths)
+        given: Any = self.window_size
         if isinstance(given, int) or (len(given) == 2 and all(isinstance(v, int) for v in given)):
             given = (given,) * stages
         require(
@@ -252,6 +252,7 @@ class SwinTransformer(Transformer):
 
     def forward(self, images: jax.Array, tap: TapRecorder, train: bool) -> jax.Array:
         """Stages, norm, mean over the grid, head."""
+        assert isinstance(self.patch_size, tuple)  # by __post_init__
         embed = PatchEmbed(self.patch_size, self.embed_dim, True, NORM_EPS, self.dtype, name="patch_embed")
         x = embed(images)
         rates, start = drop_path_rates(self.drop_path_rate, sum(self.depths)), 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +65,9 @@ class TransformerBlock(nn.Module, kw_only=True):
         return MLP(hidden, self.act_layer, self.proj_drop, self.deterministic, self.dtype, name="mlp")(x)
 
 
+AnyBlock = TypeVar("AnyBlock", bound=TransformerBlock)
+
+
 class Transformer(TappedNetwork):
     """A vision transformer with timm's arguments; a subclass adds its own.
 
@@ -108,7 +111,7 @@ class Transformer(TappedNetwork):
     fused_attention: bool = False
 
     title = "this vision transformer"  # in error messages
-    pools = ("token", "avg", "")
+    pools: ClassVar[tuple[str, ...]] = ("token", "avg", "")
 
     def __post_init__(self):
         self.img_size = size_pair(self.img_size, "img_size")
@@ -136,6 +139,7 @@ class Transformer(TappedNetwork):
     @property
     def grid_size(self) -> tuple[int, int]:
         """Rows and columns of patches."""
+        assert isinstance(self.img_size, tuple) and isinstance(self.patch_size, tuple)  # by __post_init__
         return (self.img_size[0] // self.patch_size[0], self.img_size[1] // self.patch_size[1])
 
     @property
@@ -143,9 +147,9 @@ class Transformer(TappedNetwork):
         """Number of tokens before the patches in the blocks."""
         return 0
 
-    def block_type(self, kind: type[TransformerBlock], train: bool, **fields: Any) -> Callable[..., TransformerBlock]:
+    def block_type(self, kind: type[AnyBlock], train: bool, **fields: Any) -> Callable[..., AnyBlock]:
         """Constructor of blocks of `kind`, with `fields` and the arguments that all blocks of the network share."""
-        shared = {
+        shared: dict[str, Any] = {
             "mlp_ratio": self.mlp_ratio,
             "qkv_bias": self.qkv_bias,
             "act_layer": self.act_layer,
@@ -159,7 +163,7 @@ class Transformer(TappedNetwork):
         }
         return partial(self._recomputed(kind), **(shared | fields))
 
-    def _recomputed(self, kind: type[TransformerBlock]) -> type[TransformerBlock]:
+    def _recomputed(self, kind: type[AnyBlock]) -> type[AnyBlock]:
         """`kind`, perhaps with a backward pass that computes more and stores less."""
         if self.remat == "dots":
             # Products of activations with one another, which are those of the attention, have batch dimensions.

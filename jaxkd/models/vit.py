@@ -116,6 +116,7 @@ class VisionTransformer(Transformer):
 
     def _tokens(self, images: jax.Array) -> jax.Array:
         """(B, H, W, c) images -> (B, N, C) prefix and patch tokens with position embeddings."""
+        assert isinstance(self.patch_size, tuple)  # by __post_init__
         x = PatchEmbed(self.patch_size, self.embed_dim, not self.pre_norm, None, self.dtype, name="patch_embed")(images)
         x = x.reshape(x.shape[0], -1, self.embed_dim)
         tiny = nn.initializers.normal(self.class_token_std)

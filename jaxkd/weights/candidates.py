@@ -187,7 +187,8 @@ def _log_choice(
             ", ".join(f'"{c.label}"' for c in others),
         )
     if best.left_out:
-        groups = Counter(re.match(r"(?:head\.)?[^.]*", name)[0] for name in best.left_out)
+        # The pattern matches any text.
+        groups = Counter(re.match(r"(?:head\.)?[^.]*", name)[0] for name in best.left_out)  # type: ignore[index]
         _log.warning(
             '"%s" also holds arrays that do not belong to the network and were left out: %s.',
             origin,

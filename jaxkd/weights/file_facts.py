@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _KEYS = ("model", "args", "grid", "class_names", "preprocessing")
 _PREPROCESSING = ("mean", "std", "crop_pct", "interpolation")
 # Arguments that change what a network computes and that no shape shows.
-_INVISIBLE = ("num_heads", "norm_eps", "act_layer", "global_pool", "window_size", "no_embed_class")
+_INVISIBLE: tuple[str, ...] = ("num_heads", "norm_eps", "act_layer", "global_pool", "window_size", "no_embed_class")
 _INVISIBLE += ("res_scale", "img_range", "rgb_mean", "global_skip")  # of super-resolution networks
 READOUT = "readout"  # of a Lift
 _INVISIBLE += (READOUT, "wide_heads")  # of Lift and WideLast

@@ -52,7 +52,8 @@ def unsupported(state: State) -> str:
         )
     if any(name.startswith("embeddings.patch_embeddings.") for name in names):
         return "Its names are those of a network of Hugging Face transformers that jaxkd does not have."
-    head, token = state.get("head.weight"), state.get("cls_token")
+    head: Any = state.get("head.weight")
+    token: Any = state.get("cls_token")
     if getattr(head, "ndim", 0) == 2 and getattr(token, "ndim", 0) and head.shape[1] == 2 * token.shape[-1]:
         return (
             "Its classifier is that of Dinov2ForImageClassification (DINOv2's linear evaluation), which reads the "
@@ -108,7 +109,7 @@ _DOWNSAMPLE = re.compile(r"encoder\.layers\.(\d+)\.downsample\.")
 def _transformers(state: State) -> State:
     """ViT, DeiT, Swin and DINOv2 of Hugging Face transformers: query, key and value become one matrix."""
     short = {name: re.sub(f"^{_FAMILIES}", "", name) for name in state}
-    is_swin = any(_BLOCK.match(name) and _BLOCK.match(name)[1] for name in short.values())
+    is_swin = any((match := _BLOCK.match(name)) and match[1] for name in short.values())
 
     def renamed(name: str) -> str:
         if match := _DOWNSAMPLE.match(name):
@@ -144,7 +145,8 @@ def _registers(state: State) -> State:
 
     The registers, between class token and patches, have no position embedding; timm then gives it to patches only.
     """
-    position, token = state.get("pos_embed"), state.get("cls_token")
+    position: Any = state.get("pos_embed")
+    token: Any = state.get("cls_token")
     if not all(isinstance(a, np.ndarray) and a.ndim == 3 for a in (position, token)):
         return state
     if position.shape[2] != token.shape[2]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jaxkd.errors import WeightSourceError, did_you_mean
 from jaxkd.models import list_models
@@ -45,7 +46,7 @@ def fetch(hub_id: HubId) -> Path:
     problem: Exception | None = None
     only_cache = False
     for name in FILES:
-        options = {"revision": hub_id.revision, "local_files_only": only_cache}
+        options: dict[str, Any] = {"revision": hub_id.revision, "local_files_only": only_cache}
         try:
             path = Path(hf_hub_download(hub_id.repo, name, **options))
             if name.endswith(INDEX):

@@ -86,7 +86,8 @@ def load_llama(source: str | Path, *, tokenizer: str | Path = "", dtype: jnp.dty
 
 def _find_tokenizer(path: Path, vocab_size: int) -> Path:
     """The customary file of a tokenizer beside the weights."""
-    folder, names = path.parent, (f"tok{vocab_size}.bin", "tokenizer.bin")
+    folder = path.parent
+    names: tuple[str, ...] = (f"tok{vocab_size}.bin", "tokenizer.bin")
     if path.is_dir():
         folder, names = path, ("tokenizer.json",)
     for name in names:

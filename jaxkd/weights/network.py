@@ -76,7 +76,7 @@ def build_network(
     Raises:
       UnknownNameError: no such network. ConfigError: an argument that it does not take.
     """
-    given = {k: tuple(v) if isinstance(v, list) else v for k, v in args.items() if v is not None}
+    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in args.items() if v is not None}
     named = dict(given)
     spec, accepted = models.spec(name), models.arguments(name)
     for field, key, value, default in (
@@ -85,7 +85,7 @@ def build_network(
         ("precision.scan_blocks", "scan_blocks", scan_blocks, False),
     ):
         if key in accepted:
-            given[key] = DTYPES[value] if key == "dtype" else bool(value) if key == "scan_blocks" else value
+            given[key] = DTYPES[str(value)] if key == "dtype" else bool(value) if key == "scan_blocks" else value
         elif value != default:
             raise ConfigError(
                 f"{field}={value!r} is set, but {spec.name} has no argument {key}. Leave {field} at {default!r}, or "

@@ -32,7 +32,7 @@ _PLACEHOLDERS = {
     "image_conv": r"conv_first|conv_after_body|conv_last",
 }
 
-_BLOCKS = ("blocks_{i}", "blocks_token_only_{i}", "layers_{i}/blocks_{j}", "layers_{i}/downsample")
+_BLOCKS: tuple[str, ...] = ("blocks_{i}", "blocks_token_only_{i}", "layers_{i}/blocks_{j}", "layers_{i}/downsample")
 _BLOCKS += ("wide_block", "wide_blocks_{i}")  # of WideLast
 _BLOCKS += ("mix_{i}",)  # of the encoders of EEG words, which timm does not have
 _LINEAR = ("{top_linear}", "{top_linears}_{i}", *(f"{block}/{{linear}}" for block in _BLOCKS))

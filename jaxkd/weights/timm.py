@@ -77,7 +77,7 @@ def _resized(model: nn.Module, old: nn.Module | None, key: str, array: np.ndarra
         grid = model.grid_size
         prefix = shape[1] - grid[0] * grid[1]
         side = _square(array.shape[1] - prefix) if array.shape[1] > prefix else None
-        old_grid = old.grid_size if old else (side, side)
+        old_grid: Any = old.grid_size if old else (side, side)
         if old_grid[0] and array.shape[1] == prefix + old_grid[0] * old_grid[1]:
             return np.asarray(resize_position_embedding(array, old_grid=old_grid, new_grid=grid, prefix=prefix))
     if key.endswith("relative_position_bias_table") and array.ndim == 2 and array.shape[1] == shape[1]:
@@ -119,7 +119,7 @@ def _explains(old: nn.Module, key: str, array: np.ndarray) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value > 0
+    return bool(isinstance(value, int | np.integer) and not isinstance(value, bool) and value > 0)
 
 
 def _fit_to_grid(
@@ -148,6 +148,7 @@ def _fit_to_grid(
         if same and old is None:
             _check_ambiguous_grid(model, name, array, resize, origin)
         elif moved and not resize:
+            assert old is not None  # moved
             raise WeightMismatchError(
                 f"{origin} was made for {_geometry(old, name)}, and {name} has as many positions as this network, with "
                 f"{_geometry(model, name)}. Add resize=True (--resize) to interpolate it, or create the "

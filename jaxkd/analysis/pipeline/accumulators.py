@@ -29,7 +29,8 @@ class Streamed:
     # statistic -> (n, L) float64, NaN where undefined; with ranks, rank_99 ... rank_80, participation_ratio and
     # stable_rank among them.
     scalars: dict[str, np.ndarray] = field(default_factory=dict)
-    valid: np.ndarray | None = None  # (n, L) bool, False where a feature held NaN or infinity
+    # (n, L) bool, False where a feature held NaN or infinity; set when the pass is over
+    valid: np.ndarray = None  # type: ignore[assignment]
     # layer -> (C,) sums of the channel spectrum over valid images, and of its square
     spectrum: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     # layer -> (h, w) sum of the 2-D spatial amplitude over valid images; maps only
@@ -41,7 +42,7 @@ class Streamed:
     # one (L, m, m) float32 array per chunk; between tokens (L, m N, m N)
     grams: list[np.ndarray] = field(default_factory=list)
     gram_tokens: int = 1  # N, rows of a Gram matrix for each image
-    spool: np.ndarray | None = None  # (n, N, C) float32 memory map of the last layer's tokens
+    spool: np.memmap | None = None  # (n, N, C) float32 memory map of the last layer's tokens
     # the entropy ranges that were used, one per chunk or one
     ranges: list[tuple[float, float]] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)  # names of images that could not be read
@@ -180,7 +181,8 @@ class Accumulator:
         out.scalars = {key: np.concatenate(rows) for key, rows in self._rows.items()}
         self._add_ranks(out)
         if self._spooled:
-            out.moment = (*unshift(*self._sums, self.shift), self._sums[2])
+            moment, total, count = self._sums
+            out.moment = (*unshift(moment, total, count, self.shift), count)
             shape = out.shapes[out.last]
             dims = (self._spooled, int(np.prod(shape[:-1])), shape[-1])
             out.spool = np.memmap(self._path, np.float32, "r", shape=dims)
@@ -196,7 +198,7 @@ class Accumulator:
             if any(p is None for p in parts):
                 columns.append({})
                 continue
-            found = [p.result() for p in parts]
+            found = [p.result() for p in parts if p is not None]
             columns.append({key: np.concatenate([f[key] for f in found]) for key in found[0]})
         nothing = np.full(out.images, np.nan)
         for key in next(c for c in columns if c):

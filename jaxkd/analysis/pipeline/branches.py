@@ -155,6 +155,7 @@ def small_images(
     Returns:
       (h, w, 3) uint8 each.
     """
+    source: Any  # of images or of pairs
     if small:
         source, _ = open_images(spec)
 
@@ -258,7 +259,8 @@ def analyse_branches(
 
 def _features(model: nn.Module, taps: tuple[str, ...], variables: PyTree, image: jax.Array) -> dict[str, jax.Array]:
     """(1, h, w, 3) uint8 -> the features; what the network does behind them is not computed."""
-    return model.apply(variables, image.astype(jnp.float32) / 255, taps=taps)[1]
+    answer: Any = model.apply(variables, image.astype(jnp.float32) / 255, taps=taps)
+    return answer[1]
 
 
 def common_crops(images: Sequence[np.ndarray], *, side: int = LARGEST_SIDE) -> list[np.ndarray]:

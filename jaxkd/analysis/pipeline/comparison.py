@@ -43,7 +43,7 @@ def _cka(teacher: Streamed, student: Streamed, notes: list[str]) -> np.ndarray |
             "the student."
         )
         return None
-    terms: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    terms: list[tuple[np.ndarray, ...]] = []
     start = used = 0
     for student_gram, teacher_gram in zip(student.grams, teacher.grams, strict=True):
         stop = start + student_gram.shape[1] // student.gram_tokens
@@ -92,6 +92,7 @@ def _angles(teacher: Streamed, student: Streamed, notes: list[str]) -> tuple[np.
     for start in range(0, len(a), BLOCK):
         x, y = (np.asarray(s[start : start + BLOCK], np.float64).reshape(-1, s.shape[2]) for s in (a, b))
         cross += x.T @ y
+    assert student.moment is not None and teacher.moment is not None  # as there are tokens
     found = similarity.principal_angles(student.moment, teacher.moment, cross, energy=ENERGY)
     tokens = student.moment[2]
     if not len(found.cosines):

@@ -95,7 +95,7 @@ def _compiled_statistics(
     def statistics(x: jax.Array, ranges: jax.Array) -> dict:
         work = partial(_statistics, bins=bins, ranks=ranks and x.ndim > 2, host_eigh=host_eigh)
         # Under shard_map each device transforms and decomposes its own images; XLA could otherwise gather them.
-        specs = {"in_specs": (split, PartitionSpec()), "out_specs": split}
+        specs: dict[str, Any] = {"in_specs": (split, PartitionSpec()), "out_specs": split}
         return jax.shard_map(work, mesh=mesh, check_vma=False, **specs)(x, ranges)
 
     return jax.jit(statistics)
@@ -192,7 +192,7 @@ class Stream:
             for images, labels, count in self._chunks(batches, gathered.out.broken, total, names):
                 self._chunk(gathered, held, images, labels, count, fixed, own, pool)
                 self._progress(gathered.out.images, "statistics")
-            if options.low_memory:
+            if isinstance(held, FileFeatureCache):
                 held.close()
             return gathered.finish()
 
@@ -213,6 +213,7 @@ class Stream:
         searching = fixed is None or own is None
         hold = options.grams or searching
         found = []
+        features: dict[str, Any] | None
         for part, mask in parts if hold else ():
             features = self._forward(part)
             if searching:
@@ -221,6 +222,7 @@ class Stream:
         if searching:
             own, common = _joined(found)
             fixed = common if fixed is None else fixed
+        assert own is not None and fixed is not None  # given or found
         # No finite value at all: a range that does not matter, since nothing of it will be reported.
         own, fixed = np.where(np.isfinite(own), own, 0.0), np.where(np.isfinite(fixed), fixed, 0.0)
         gathered.out.ranges.append((float(fixed[0]), float(fixed[1])))
@@ -236,7 +238,7 @@ class Stream:
             gathered.out.grams.append(np.stack([np.asarray(g)[:n, :n] for g, n in zip(grams, sizes, strict=True)]))
         for index, (part, mask) in enumerate(parts):
             features = None if hold else self._forward(part)
-            get = partial(held.get, index) if hold else features.__getitem__
+            get: Callable[[str], Any] = partial(held.get, index) if features is None else features.__getitem__
             results, shapes = {}, {}
             for i, name in enumerate(self._layers):
                 x = get(name)
@@ -252,7 +254,8 @@ class Stream:
                     # A rough mean, so that a mean far larger than the spread costs no digits of the second moment.
                     gathered.shift = np.asarray(as_tokens(x)[mask].mean(axis=(0, 1)), np.float32)
                 shift = np.zeros(x.shape[-1], np.float32) if gathered.shift is None else gathered.shift
-                gathered.keep(*jax.device_get(_last_layer(x, mask, shift)), mask)
+                # Three results, of which mypy does not know the number.
+                gathered.keep(*jax.device_get(_last_layer(x, mask, shift)), mask)  # type: ignore[call-arg]
             if hold:
                 held.forget(index)
         held.clear()

@@ -38,7 +38,7 @@ class FeatureSource:
     interpolation: str  # of the evaluation resize
     layers: tuple[str, ...]  # tap names in depth order; of a callable known only after the first batch
     num_classes: int  # outputs, 0 where there are none
-    forward: Callable[[Any], dict[str, jax.Array]]  # batch of device images (B, H, W, 3) uint8 -> {layer: features}
+    forward: Callable[[Any], dict[str, Any]]  # batch of device images (B, H, W, 3) uint8 -> {layer: features}
     # (images, labels or None) -> {layer: gradient of a score}, or None where there is none
     gradients: Callable[[Any, Any], dict[str, jax.Array]] | None = None
     gradient_of: str = "class"  # what `gradients` is of, "class" or "loss"
@@ -188,9 +188,10 @@ def callable_features(
         warned of.
     """
     check_choice("--layout", layout, LAYOUTS)
-    function, notes = _import(spec), []
+    function = _import(spec)
+    notes: list[str] = []
 
-    def forward(images: Any) -> dict[str, jax.Array]:
+    def forward(images: Any) -> dict[str, np.ndarray]:
         pixels = np.asarray(images, np.float32) / 255.0
         try:
             answer = function(pixels)

@@ -156,9 +156,10 @@ def passage_features(
     def apply(constants: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         position = batch["position"].clip(0, model.max_words - 1)
         with jax.default_matmul_precision("highest"):
-            return model.apply(
+            answer: Any = model.apply(
                 constants, batch["eeg"], train=False, taps=taps, where=batch["where"], position=position
-            )[1]
+            )
+            return answer[1]
 
     sentence = (1, 2, model.in_features)
     shapes = {"eeg": (sentence, np.float32), "where": (sentence[:2], bool), "position": (sentence[:2], np.int32)}

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -82,14 +82,19 @@ def analyse(
                 network,
                 mesh,
                 stream_options,
-                progress=lambda done, phase, label=network.label: progress(label, phase, done, len(source)),
+                # mypy infers no type of a lambda with a default.
+                progress=lambda done, phase, label=network.label: progress(  # type: ignore[misc]
+                    label, phase, done, len(source)
+                ),
             )
             tokens = Path(folder) / f"{index}.tokens"
             streamed = stream.run(batches, tokens, total=len(source), names=source.name)
             model = summarise(
                 streamed,
                 options.summary,
-                progress=lambda done, total, phase, label=network.label: progress(label, phase, done, total),
+                progress=lambda done, total, phase, label=network.label: progress(  # type: ignore[misc]
+                    label, phase, done, total
+                ),
             )
             models.append({**_about(network), **model, "notes": [*network.notes, *model["notes"]]})
             models[-1]["gradient_of"] = None if "gradient" not in model["per_layer"] else network.gradient_of
@@ -173,7 +178,7 @@ def write_analysis(
     results = printable(results)
     clear_report(out)
     if saliency:
-        crop = {"crop_pct": options.crop_pct, "interpolation": options.interpolation}
+        crop: dict[str, Any] = {"crop_pct": options.crop_pct, "interpolation": options.interpolation}
         found = saliency_maps(networks, source, count=saliency, **crop, seed=options.summary.seed, progress=progress)
         results["saliency"] = write_saliency(found, out / "saliency")
     write_atomic(out / "results.json", json.dumps(results, indent=1, allow_nan=False))
@@ -206,7 +211,8 @@ def _write_over_time(results: dict[str, Any], folder: Path, *, figures: bool) ->
 def _batches(network: FeatureSource, source: Any, options: AnalysisOptions) -> Any:
     if isinstance(source, Passages):
         return source.batches(options.stream.batch_size)
-    preprocess = data.eval_preprocess(network, network.image_size, options.crop_pct, options.interpolation)
+    size = cast(tuple[int, int], network.image_size)
+    preprocess = data.eval_preprocess(network, size, options.crop_pct, options.interpolation)
     if not len(source):
         raise DataError("There are no images to analyse. Give at least one.")
     return data.EvalBatches(source, preprocess, batch_size=options.stream.batch_size, max_broken=1.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,8 @@ def saliency_maps(
     for network in networks:
         if network.score is None:
             continue
-        crop = data.eval_preprocess(network, network.image_size, crop_pct, interpolation)
+        assert network.normalise is not None  # as there is a score
+        crop = data.eval_preprocess(network, cast(tuple[int, int], network.image_size), crop_pct, interpolation)
         shown = _first_images(crop, source, count)
         explain = jax.jit(partial(_explain, network))
         layers = jax.jit(partial(_layer_maps, network))
@@ -76,7 +77,7 @@ def saliency_maps(
 
 
 def _first_images(preprocess: data.EvalPreprocess, source: Any, count: int) -> list[tuple[str, np.ndarray]]:
-    shown = []
+    shown: list[tuple[str, np.ndarray]] = []
     for i in range(len(source)):
         if len(shown) == count:
             break
@@ -91,6 +92,7 @@ def _explain(
     network: FeatureSource, constants: Any, x: jax.Array, key: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array], jax.Array]:
     """The predicted class, the three maps by title, and the completeness error."""
+    assert network.score is not None and network.with_offsets is not None  # both of a network with a score
     score = partial(network.score, constants)
     classes = jnp.argmax(network.with_offsets(constants, x, {}), axis=1)
     attributions, error = saliency.integrated_gradients(score, x, classes, steps=STEPS, batch=IMAGES_PER_PASS)
@@ -106,6 +108,7 @@ def _explain(
 
 
 def _layer_maps(network: FeatureSource, constants: Any, x: jax.Array, classes: jax.Array) -> dict[str, jax.Array]:
+    assert network.shapes is not None and network.with_offsets is not None  # both of a network with a score
     zeros = saliency.zero_offsets(network.shapes(x.shape[0]))
     return saliency.layer_gradient_maps(
         saliency.layer_gradients(partial(network.with_offsets, constants), x, classes, zeros)

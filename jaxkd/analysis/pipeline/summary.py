@@ -74,7 +74,9 @@ def summarise(streamed: Streamed, options: SummaryOptions, *, progress: Progress
     notes = _notes(streamed)
     counts = streamed.valid.sum(axis=0)
     counts = np.where(counts > 0, counts, np.nan)  # a mean over no image is NaN
-    spectrum, deviation, spatial, radial, frequency = [], [], [], [], []
+    spectrum, deviation, spatial = [], [], []
+    radial: list[np.ndarray | None] = []
+    frequency: list[np.ndarray | None] = []
     for i, name in enumerate(streamed.layers):
         total, square = streamed.spectrum[name]
         mean = total / counts[i]
@@ -149,6 +151,7 @@ def _last(streamed: Streamed, options: SummaryOptions, notes: list[str], progres
     if "rank_99" in streamed.scalars:
         column = streamed.layers.index(name)
         out["ranks"] = {str(p): spread(streamed.scalars[f"rank_{p}"][:, column], keep=True) for p in PERCENTS}
+    assert streamed.moment is not None  # as there are tokens
     moment, total, count = streamed.moment
     if count < width:
         notes.append(
@@ -179,7 +182,7 @@ def _last(streamed: Streamed, options: SummaryOptions, notes: list[str], progres
     return out
 
 
-def _captured(tokens: np.ndarray, pca: Any, progress: Callable[[int, int], None]) -> dict[str, Any]:
+def _captured(tokens: np.memmap, pca: Any, progress: Callable[[int, int], None]) -> dict[str, Any]:
     """Captured energy of every image in the shared basis, read back in blocks."""
     size, width = len(tokens), pca.eigenvectors.shape[1]
     # Beside the tokens' scratch file, and deleted with it: percentiles over images need all curves.

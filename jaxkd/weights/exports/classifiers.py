@@ -130,7 +130,7 @@ def photographs(model: nn.Module, normalisation: Normalisation | None) -> np.nda
     crop = EvalPreprocess((height, width), 0.9, "bicubic")
     pixels = np.stack([crop(Image.fromarray(image)) for image in load_sample_images().images])
     pixels = pixels[..., np.arange(channels) % 3]
-    return pixels if normalisation else np.float32(pixels / 127.5 - 1)
+    return pixels if normalisation else (pixels / 127.5 - 1).astype(np.float32)
 
 
 def run_onnx(file: str | Path | bytes, images: np.ndarray) -> np.ndarray | None:
