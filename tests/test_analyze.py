@@ -112,7 +112,7 @@ def failing(argv, capsys):
     ("arguments", "words"),
     [
         ([], "No network was given"),
-        (["--weights=nowhere.safetensors"], "--model is missing"),
+        (["--weights=nowhere.safetensors"], "do not exist"),
         (["--label=x", *DEIT], "stands before any --model"),
         ([*DEIT, "--layers=block_0,block_3"], '"block_3" does not exist'),
         ([*DEIT, "--last=block_7"], 'last="block_7" is not among the layers'),

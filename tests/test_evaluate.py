@@ -169,7 +169,7 @@ def test_wrong_commands(run, tmp_path, capsys):
         "--model-arg=num_classes=10",
         "--step=1",
     )
-    assert "--model is missing" in complaint(capsys, f"--weights={tmp_path}/x.safetensors", digits)
+    assert 'x.safetensors" do not exist' in complaint(capsys, f"--weights={tmp_path}/x.safetensors", digits)
     file = [f"--weights={tmp_path}/x.safetensors", digits, "--model=deit_tiny_patch16_224"]
     assert "has 1000 outputs, but embedded:digits has 10 classes" in complaint(capsys, *file)
     text = complaint(capsys, *file, "--model-arg=num_classes=10")

@@ -26,6 +26,8 @@ from jaxkd.experiment.components import Components, Evaluator
 from jaxkd.experiment.objective import build_objective
 from jaxkd.experiment.workdir import save_subset
 
+OF_THE_DATA = ("img_size", "num_classes")  # arguments of a teacher that follow from the images and the student
+
 PyTree = Any
 
 
@@ -44,7 +46,8 @@ def build_components(
         sources["train"] = data.take_member_subsets(sources["train"], choices, where=config.data.source)
     classes = len(sources["train"].class_names) if sources else _published_classes(config)
     build = functools.partial(build_task, num_classes=classes, load=load, mesh=mesh)
-    config, chosen = resolve(config, num_classes=classes), None
+    given, chosen = config, None
+    config = resolve(config, num_classes=classes)
     if sources:
         config, chosen = auto_pairs.resolve_auto_pairs(config, workdir, sources["val"], build, console)
     elif config.distill.pairs == auto_pairs.AUTO:  # chosen on images
@@ -73,6 +76,7 @@ def build_components(
     return Components(
         **known,
         summary=(
+            *_taken_over(given, config),
             objective,
             f"{len(sources['train']):,} training{chosen_images} and {len(sources['val']):,} validation images of "
             f"{config.data.source}, {classes} classes, {height}x{width}",
@@ -127,14 +131,34 @@ def abstract_batch(config: ConfigDict, task: Any) -> dict[str, jax.ShapeDtypeStr
 
 
 def resolve(config: ConfigDict, *, num_classes: int) -> ConfigDict:
-    """A copy of `config` that says what it left to the data, so that a work directory describes its networks fully."""
+    """A copy of `config` that says what it left to the data, so that a work directory describes its networks fully.
+
+    A teacher without arguments in the config is the network that its work directory or file records.
+    """
     resolved = population.explicit(config).copy_and_resolve_references()
     with resolved.unlocked():
+        if not any(v is not None for k, v in resolved.teacher.args.items() if k not in OF_THE_DATA):
+            name, args = weights.recorded_network(resolved.teacher.weights) or (resolved.teacher.name, {})
+            if name.partition(".")[0] != resolved.teacher.name.partition(".")[0]:
+                resolved.teacher.name = name
+            # Rates of dropout and of stochastic depth belong to the teacher's own training.
+            args = {k: v for k, v in args.items() if k not in OF_THE_DATA and not k.endswith("_rate")}
+            resolved.teacher.args.update(args)
         for network in (resolved.student, resolved.teacher):
             takes = bool(network.name) and "num_classes" in models.arguments(network.name)
             if takes and network.args.get("num_classes") is None:
                 network.args.num_classes = num_classes
     return resolved.lock()
+
+
+def _taken_over(given: ConfigDict, resolved: ConfigDict) -> tuple[str, ...]:
+    """What `resolve` took from the teacher's work directory or file, as a line for the header."""
+    before, after = given.teacher.args, resolved.teacher.args
+    new = [f"{k}={v}" for k, v in after.items() if k not in OF_THE_DATA and v != before.get(k)]
+    if not new and given.teacher.name == resolved.teacher.name:
+        return ()
+    network = ", ".join([resolved.teacher.name, *new])
+    return (f"teacher {network}: as {given.teacher.weights} records",)
 
 
 def build_task(
@@ -235,16 +259,19 @@ def _fine_tuning(config: ConfigDict) -> str:
     """How to get a teacher with the classes of the data, in words and as a command."""
     args = {"img_size": config.student.args.get("img_size")} | config.teacher.args.to_dict()
     args = {k: v for k, v in args.items() if v is not None and k != "num_classes"}
+    workdir = "runs/teacher"
+    if Path(config.teacher.weights).resolve() == Path(workdir).resolve():
+        workdir = "runs/fine_tuned"
     command = shlex.join(
         [
-            *("python", "-m", "jaxkd.main", f"--config=configs/supervised.py:{config.teacher.name}"),
-            *("--workdir=runs/teacher", f"--config.data.source={config.data.source}"),
+            *("jaxkd", "train", f"--config=supervised:{config.teacher.name}"),
+            *(f"--workdir={workdir}", f"--config.data.source={config.data.source}"),
             *(f"--config.student.weights={config.teacher.weights}", "--config.student.new_head=True"),
             *(f"--config.student.args.{name}={value}" for name, value in args.items()),
         ]
     )
     return (
-        f"Fine-tune the teacher on these classes first: {command} (then --config.teacher.weights=runs/teacher). Or "
+        f"Fine-tune the teacher on these classes first: {command} (then --config.teacher.weights={workdir}). Or "
         "choose an objective without logits, such as the presets spectral and mse, with --config.teacher.new_head=True."
     )
 

@@ -154,7 +154,8 @@ def _run_locked(
         else:
             traced = make_profile(profile, workdir, experiment, int(state.step), console, stage="" if alone else title)
             state, scores = _train(experiment, state, clock, checkpoints, writer, evaluate, console, title, traced)
-            _warn_of_average(console, config, int(state.step))
+            if int(state.step) >= experiment.settings.total_steps:  # of a stopped run the average is not final
+                _warn_of_average(console, config, int(state.step))
             if (note := simkd_note(config)) and parallel.is_main_host():
                 _say(console, note)
     except Exception as error:

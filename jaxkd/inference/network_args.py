@@ -69,6 +69,8 @@ def identify(network: NetworkArgs) -> tuple[str, dict[str, Any]]:
             f'--weights="{network.weights}" holds several runs: {", ".join(runs)}. Choose one, for example '
             f"--weights={network.weights}/{runs[-1]}."
         )
+    if network.weights:
+        weights.locate(network.weights)  # a path that does not exist
     raise ConfigError(
         f'--model is missing, and --weights="{network.weights}" is neither a work directory nor a file of jaxkd, which '
         "would name its network. Give --model=NAME, in Python model=NAME; jaxkd.models.list_models() has the names."

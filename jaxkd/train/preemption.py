@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -17,6 +19,9 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.requested = signal.Signals(number).name
         signal.signal(number, self._old.get(number) or signal.SIG_DFL)
+        if number == signal.SIGINT:  # somebody waits at a terminal, and a step or its compilation may take long
+            with contextlib.suppress(OSError):  # not print, whose buffer the signal may have interrupted
+                os.write(2, b"\nStopping after this step, and saving. A second Ctrl-C ends without saving.\n")
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else

@@ -15,6 +15,7 @@ from jaxkd.weights.network import (
     load_weights,
     load_with_origin,
     network_from_run,
+    recorded_network,
 )
 from jaxkd.weights.resize import resize_position_embedding, resize_relative_bias_table
 from jaxkd.weights.timm import from_timm, to_timm

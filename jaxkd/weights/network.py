@@ -18,6 +18,7 @@ from jaxkd.models import ModelSpec
 from jaxkd.models.contract import size_pair
 from jaxkd.models.eeg_words import EegWords
 from jaxkd.train.checkpoint import find_run, load_run_weights
+from jaxkd.train.run_folder import read_config
 from jaxkd.weights import candidates, formats, readers
 from jaxkd.weights.basicsr import from_basicsr, is_upscaler
 from jaxkd.weights.file_facts import READOUT, FileFacts, log_unknown_readout, read_facts
@@ -272,6 +273,28 @@ def _same_shapes(model: nn.Module, variables: PyTree) -> bool:
     expected = models.abstract_variables(model, shape)
     shapes = [jax.tree.map(lambda x: tuple(x.shape), tree) for tree in (expected, variables)]
     return shapes[0] == shapes[1]
+
+
+def recorded_network(source: str) -> tuple[str, dict[str, Any]] | None:
+    """The network that a source of weights records.
+
+    Args:
+      source: as in `load`.
+
+    Returns:
+      (name, constructor arguments) of a work directory or of a file of jaxkd; None for other sources, also for ids of
+      the Hugging Face Hub, of which nothing is fetched.
+
+    Raises:
+      CheckpointError: see `train.read_config`.
+    """
+    run = find_run(source) if source else None
+    if run is not None:
+        student = read_config(run)["student"]
+        return student["name"], {k: v for k, v in student["args"].items() if v is not None}
+    path = Path(source).expanduser()
+    facts = read_facts(path) if source and path.is_file() else None
+    return (facts.model, facts.args) if facts is not None and facts.model else None
 
 
 def network_from_run(config: dict[str, Any]) -> Network:

@@ -18,7 +18,7 @@ from jaxkd import models, parallel, tasks, weights
 from jaxkd.config import fields
 from jaxkd.config.population import members
 from jaxkd.distill import preset
-from jaxkd.errors import ConfigError, TapError
+from jaxkd.errors import ConfigError, TapError, WeightMismatchError
 from jaxkd.experiment import Components, build, register_task
 from jaxkd.experiment.build import STEPS_WITHOUT_DATA, build_optimizer, loop_settings
 from jaxkd.experiment.objective import build_objective, simkd_note
@@ -224,3 +224,22 @@ def test_a_run_with_simkd_says_whose_classifier_is_scored():
     assert simkd_note(fields.change(single, {"distill.terms": ({"loss": "ce"},)})) == ""
     member = ({"name": "a", "distill.terms": terms}, {"name": "b", "distill.terms": ({"loss": "ce"},)})
     assert simkd_note(fields.change(single, {"distill.terms": (), "population": member}))
+
+
+def test_a_teacher_without_arguments_is_the_network_that_its_file_records(mesh, tmp_path):
+    args = {"num_classes": 10, "img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "depth_token_only": 1}
+    network = weights.build_network("cait_xxs24_224", args | {"num_heads": 3, "drop_path_rate": 0.1})
+    shapes = models.abstract_variables(network.model, (1, 16, 16, 3))
+    variables = jax.tree.map(lambda x: np.full(x.shape, 0.01, np.float32), shapes)
+    path = tmp_path / "teacher.safetensors"
+    weights.save_safetensors(path, network.model, variables, weights.to_metadata(network))
+    given = {"task": "distillation", "teacher.name": "cait_s24_224", "teacher.weights": str(path)}
+    given |= {"distill.preset": "soft", "student.args.img_size": 16}
+    built = build(config(**given), mesh)
+    teacher = built.config.teacher
+    assert (teacher.name.partition(".")[0], teacher.args.embed_dim, teacher.args.depth) == ("cait_xxs24_224", 24, 2)
+    assert "drop_path_rate" not in teacher.args and built.task.teacher.image_size == (16, 16)
+    said = f"{teacher.name}, depth=2, depth_token_only=1, embed_dim=24, num_heads=3, patch_size=8: as {path} records"
+    assert built.summary[0] == f"teacher {said}"
+    with pytest.raises(WeightMismatchError):  # arguments of the config are taken as they are
+        build(config(**given, **{"teacher.args.depth": 2}), mesh)
