@@ -110,7 +110,7 @@ class Checkup:
         self.say("devices", f"{found[0].platform}: {', '.join(words)}{f', {limit / 1e9:.0f} GB each' if limit else ''}")
         unused = found[0].platform == "cpu" and not os.environ.get("JAX_PLATFORMS") and Path("/dev/nvidia0").exists()
         if unused:
-            self.notes.append("An NVIDIA GPU is here and JAX does not use it. Install jaxkd[cuda].")
+            self.notes.append("An NVIDIA GPU is here and JAX does not use it. Run pip install 'jaxkd[cuda]'.")
         return found[0].platform
 
     def computation(self, where: str) -> None:

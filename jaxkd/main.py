@@ -2,7 +2,7 @@
 
     jaxkd train --config=deit_cait:embedded --workdir=runs/first_light                 (no data, no GPU)
     jaxkd train --config=deit_cait --workdir=runs/a --config.data.source=/data/imagenet
-    jaxkd train --config=configs/supervised.py:cait_xxs24_224 --workdir=runs/b --config.train.batch_size=256
+    jaxkd train --config=supervised:cait_xxs24_224 --workdir=runs/b --config.train.batch_size=256
     jaxkd train --fields schedule
 
 what to train:

@@ -1,4 +1,4 @@
-"""`python -m jaxkd.analyze`: from images to a folder of results, and what it says to mistakes."""
+"""`jaxkd analyze`: from images to a folder of results, and what it says to mistakes."""
 
 from __future__ import annotations
 

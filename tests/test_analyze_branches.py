@@ -1,4 +1,4 @@
-"""`python -m jaxkd.analyze` of super-resolution networks: what it reads, what it writes, what it says to mistakes."""
+"""`jaxkd analyze` of super-resolution networks: what it reads, what it writes, what it says to mistakes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m jaxkd.convert`: each format, what it prints, and what it refuses in words."""
+"""`jaxkd convert`: each format, what it prints, and what it refuses in words."""
 
 from __future__ import annotations
 

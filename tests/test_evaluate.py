@@ -1,4 +1,4 @@
-"""`python -m jaxkd.evaluate` of classifiers: files, work directories, errors; network options of all commands."""
+"""`jaxkd evaluate` of classifiers: files, work directories, errors; network options of all commands."""
 
 from __future__ import annotations
 

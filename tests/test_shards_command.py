@@ -1,4 +1,4 @@
-"""`python -m jaxkd.shards`: killed anywhere and continued, what it refuses, and what it prints."""
+"""`jaxkd shards`: killed anywhere and continued, what it refuses, and what it prints."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def test_an_unfinished_conversion_is_not_read(images, tmp_path):
 
     shards.main(argv(images, tmp_path / "out"))
     unfinish(tmp_path / "out" / "train")
-    with pytest.raises(DataError, match="is not finished.*Run the same python -m jaxkd.shards command again"):
+    with pytest.raises(DataError, match="is not finished.*Run the same jaxkd shards command again"):
         open_source(str(tmp_path / "out"), "train")
 
 

@@ -1,4 +1,4 @@
-"""`python -m jaxkd.subimages`: what it prints, how it ends, and what it refuses."""
+"""`jaxkd subimages`: what it prints, how it ends, and what it refuses."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Trains a network, a loss term and a data source from `my_plugin.py`, without a change in jaxkd.
 
-    python -m jaxkd.main --config=examples/plugin/config.py --workdir=runs/plugin
+    jaxkd train --config=examples/plugin/config.py --workdir=runs/plugin
 
 Two stages of seconds on a CPU: a wide `patch_mixer` is the teacher of a narrow one, whose features are projected.
 """

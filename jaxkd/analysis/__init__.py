@@ -1,6 +1,6 @@
 """Analysis of features: spectra, entropy, ranks, PCA, SEP, saliency and similarity, as functions of arrays.
 
-`analysis.pipeline` runs them over a data set, `jaxkd.report` shows the results; `python -m jaxkd.analyze` does both.
+`analysis.pipeline` runs them over a data set, `jaxkd.report` shows the results; `jaxkd analyze` does both.
 """
 
 from jaxkd.analysis.activation import activation_max, activation_mean, gradient_magnitude, kurtosis, massive_share

@@ -180,7 +180,7 @@ def _eeg() -> ConfigDict:
 
 
 def _study() -> ConfigDict:
-    """Grid of runs that `python -m jaxkd.study` trains and compares; docs/studies/README.md describes it."""
+    """Grid of runs that `jaxkd study` trains and compares; docs/studies/README.md describes it."""
     config = ConfigDict()
     # Groups of runs: ({"name", "members": ({"name", <dotted changes>}, ...), and perhaps "part",
     # "changes": {...}, "seeds"}, ...)

@@ -250,8 +250,8 @@ def validate(config: ConfigDict) -> None:
     check_stages(config)
     if config.study.groups:
         raise ConfigError(
-            f"study.groups={tuple(config.study.groups)!r:.80} declares a study of several runs. Start it with python "
-            "-m jaxkd.study and the same options, or leave study.groups out to train one run."
+            f"study.groups={tuple(config.study.groups)!r:.80} declares a study of several runs. Start it with "
+            "jaxkd study and the same options, or leave study.groups out to train one run."
         )
     if config.population is not None:
         _check_population(config)

@@ -119,7 +119,7 @@ def _require_classifier(model: Any) -> None:
         )
     if model.preprocessing is None:
         raise ConfigError(
-            f"{name} {models.spec(name).purpose}, and jaxkd.predict reads photographs. Use python -m jaxkd.decode for "
+            f"{name} {models.spec(name).purpose}, and jaxkd.predict reads photographs. Use jaxkd decode for "
             "runs on EEG, and model.apply for other inputs."
         )
     if not model.class_names:

@@ -204,7 +204,7 @@ def facts_in(texts: Mapping[str, str], path: Path) -> FileFacts:
     def damaged(name: str) -> WeightSourceError:
         return WeightSourceError(
             f'The metadata of "{path}" is damaged: jaxkd.{name}={texts[f"jaxkd.{name}"]!r:.80} is not what jaxkd '
-            "writes there. Write the file again with python -m jaxkd.convert."
+            "writes there. Write the file again with jaxkd convert."
         )
 
     values: dict[str, Any] = {}

@@ -72,7 +72,7 @@ def test_an_order_of_class_folders_that_there_are_not(tmp_path, source):
     if source == "shards":
         spec, words = (
             str(tmp_path / source),
-            r"shards keep the order .*--class-order=text of python -m jaxkd.shards\).$",
+            r"shards keep the order .*--class-order=text of jaxkd shards\).$",
         )
     with pytest.raises(ConfigError, match=words):
         open_source(spec, "val", class_order="text")

@@ -135,7 +135,7 @@ def test_a_grid_that_cannot_run_is_refused_in_words(tmp_path, more, words):
 
 
 def test_a_single_run_does_not_take_the_config_of_a_study():
-    with pytest.raises(ConfigError, match=r"declares a study .* python -m jaxkd\.study"):
+    with pytest.raises(ConfigError, match=r"declares a study .* jaxkd study and"):
         validate(study_config())
     with pytest.raises(ConfigError, match=r"study\.images=40 is set, but nothing reads it"):
         validate(fields.change(fields.base(), {"study.images": 40, "data.source": "embedded:digits"}).lock())

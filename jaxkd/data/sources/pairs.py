@@ -47,7 +47,7 @@ class PairSource:
 
     Of a JPEG, `region` decodes only what it needs where TurboJPEG 3 is installed (the extra `turbo`); see
     `fast_decode.py`. PNG, the format of DIV2K, cannot be read in parts: each row is coded by the one above. Cut such
-    images into sub-images beforehand (python -m jaxkd.subimages).
+    images into sub-images beforehand (jaxkd subimages).
 
     Args:
       files: of HR, and of LR or "".

@@ -116,7 +116,7 @@ def open_source(spec: str, split: str, *, exif: bool = False, class_order: str =
     """The records of one split.
 
     Args:
-      spec: a folder with `train/<label>/*` and `val/<label>/*`; a folder of shards that `python -m jaxkd.shards` made;
+      spec: a folder with `train/<label>/*` and `val/<label>/*`; a folder of shards that `jaxkd shards` made;
         the address of such a folder in an object store, "gs://bucket/folder" (see `stored_shards`); "tfds:NAME" or
         "tfds:NAME?data_dir=DIR" (see `tfds.TfdsSpec`); "embedded:digits"; or what `register_source` was given.
       split: "train" or "val".
@@ -163,14 +163,14 @@ def _open_folder(root: Path, split: str, *, exif: bool, class_order: str) -> Sou
             f"{root.resolve().parent}."
         )
     if is_shards(root / split):
-        made = f"shards keep the order that they were made with (--class-order={class_order} of python -m jaxkd.shards)"
+        made = f"shards keep the order that they were made with (--class-order={class_order} of jaxkd shards)"
         _refuse_order(str(root), class_order, f"; {made}")
         return ShardSource(root, split, exif=exif)
     others = [s for s in SPLITS if is_shards(root / s)]
     if others and not (root / split).is_dir():
         raise DataError(
             f'The shards in "{root}" have no split "{split}": there is no {root / split / MANIFEST}, only '
-            f'"{others[0]}". Convert the other split into the same folder: python -m jaxkd.shards --in=FOLDER '
+            f'"{others[0]}". Convert the other split into the same folder: jaxkd shards --in=FOLDER '
             f"--out={root}."
         )
     return FolderSource(root, split, exif=exif, class_order=class_order)

@@ -6,7 +6,7 @@
     DIR/train/train-00000.tar      members 00000000.jpg and 00000000.cls, 00000001.jpg ..., as WebDataset reads them
     DIR/train/train-00000.arrayrecord   or: records of 4 bytes (label, little-endian) and the encoded image
 
-`python -m jaxkd.shards` writes them; both formats give random access.
+`jaxkd shards` writes them; both formats give random access.
 """
 
 from __future__ import annotations
@@ -82,17 +82,17 @@ class Manifest:
             if (folder / CONVERSION).exists():
                 raise DataError(
                     f'The conversion into "{folder}" is not finished. '
-                    "Run the same python -m jaxkd.shards command again; it continues."
+                    "Run the same jaxkd shards command again; it continues."
                 ) from None
             raise DataError(
                 f'"{folder}" holds no shards: there is no {MANIFEST}. Make '
-                f"shards with python -m jaxkd.shards --in=FOLDER --out={folder.parent}."
+                f"shards with jaxkd shards --in=FOLDER --out={folder.parent}."
             ) from None
         except (OSError, ValueError) as error:
             raise DataError(f'"{path}" cannot be read ({error}). Convert the data again into a new folder.') from None
         if not isinstance(content, dict) or content.get("kind") != KIND:
             raise DataError(
-                f'"{path}" is not a manifest of jaxkd. Give a folder that python -m jaxkd.shards wrote, '
+                f'"{path}" is not a manifest of jaxkd. Give a folder that jaxkd shards wrote, '
                 "or one with <split>/<label>/<image>."
             )
         if content.get("version") != VERSION:
@@ -387,7 +387,7 @@ def file_sha256(path: str | Path) -> str:
 def damaged_shard(path: str | Path, state: str) -> DataError:
     """The error for a damaged shard; `state` continues "The shard ... "."""
     return DataError(
-        f'The shard "{path}" {state}. Fetch it again, or delete it and repeat the python -m jaxkd.shards command that '
+        f'The shard "{path}" {state}. Fetch it again, or delete it and repeat the jaxkd shards command that '
         "made it: that writes what is missing."
     )
 
@@ -401,7 +401,7 @@ def damaged_index(path: str | Path) -> DataError:
 
 
 def is_shards(folder: Path) -> bool:
-    """Whether `folder` (of one split) was made by `python -m jaxkd.shards`, finished or not."""
+    """Whether `folder` (of one split) was made by `jaxkd shards`, finished or not."""
     if not ((folder / MANIFEST).is_file() or (folder / CONVERSION).is_file()):
         return False
     return not any(entry.is_dir() for entry in os.scandir(folder))  # class folders: somebody else's manifest

@@ -29,7 +29,7 @@ from jaxkd.data.storage import Store
 from jaxkd.errors import DataError
 
 _MAKE = (
-    "Make shards with python -m jaxkd.shards --in=FOLDER --out=DIR, and copy them: gcloud storage cp -r DIR gs://..., "
+    "Make shards with jaxkd shards --in=FOLDER --out=DIR, and copy them: gcloud storage cp -r DIR gs://..., "
     "or aws s3 cp --recursive DIR s3://..."
 )
 Encoded = bytes  # `bytes` is a method below
@@ -149,7 +149,7 @@ def _list_split(store: Store, root: str, split: str) -> dict[str, int]:
         return sizes
     if sizes is not None and CONVERSION in sizes:
         raise DataError(
-            f'"{store.address}" is the copy of a conversion that is not finished. Run its python -m jaxkd.shards '
+            f'"{store.address}" is the copy of a conversion that is not finished. Run its jaxkd shards '
             "command again, and copy the result."
         )
     try:

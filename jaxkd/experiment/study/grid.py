@@ -121,7 +121,7 @@ def build_grid(config: ConfigDict, workdir: Path) -> Grid:
     if not study.groups:
         raise ConfigError(
             "study.groups is empty, so there is nothing to train. Declare groups as configs/studies/ does, or train "
-            "one run with python -m jaxkd.main."
+            "one run with jaxkd train."
         )
     for seed in study.seeds:
         check_range("study.seeds", seed, 0, most=2**32 - 1, whole=True)

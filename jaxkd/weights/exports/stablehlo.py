@@ -58,7 +58,7 @@ def load_stablehlo(file: str | Path | bytes) -> Callable[[Any], jax.Array]:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise WeightSourceError(
             f"{name} ({len(content)} bytes) is no serialised program ({reason}). It is damaged, of another format, or "
-            "of a release of JAX too far from this one. Export it again with python -m jaxkd.convert."
+            "of a release of JAX too far from this one. Export it again with jaxkd convert."
         ) from error
     return exported.call
 
