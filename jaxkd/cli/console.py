@@ -111,8 +111,7 @@ def device_error(error: BaseException) -> JaxkdError | None:
     reason = " ".join(str(error).split("(set JAX_PLATFORMS")[0].split())
     return TopologyError(
         f'JAX_PLATFORMS="{os.environ.get("JAX_PLATFORMS", "")}", and JAX cannot use such a device on this machine'
-        f"{f' ({reason})' if reason else ''}. Install JAX for it (the extra cuda or tpu of jaxkd), set JAX_PLATFORMS=cpu, or "
-        "unset it."
+        f"{f' ({reason})' if reason else ''}. Install the extra for it (cuda or tpu), set JAX_PLATFORMS=cpu, or unset it."
     )
 
 
