@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from jaxkd import __version__
 from jaxkd.cli.commands import COMMANDS
+from jaxkd.cli.layout import fit
 
 
 def _help() -> str:
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     name = argv[0] if argv else "--help"
     if name in ("-h", "--help", "help"):
-        print(_help())
+        print(fit(_help()))
         return 0
     if name in ("-V", "--version"):
         print(f"jaxkd {__version__}")

@@ -7,7 +7,8 @@
 
 Weights are a file, a Hugging Face id or a work directory of jaxkd (then --model is known). Safetensors have the names
 and layouts of timm (BasicSR), and in their header the network's name and arguments, its classes and its preprocessing,
-so that no command needs --model or --model-arg for them. ONNX and StableHLO hold the network, too: a classifier for any
+so that no command needs --model or --model-arg for them; of a network that timm has, the `timm.create_model` call that
+loads the file is printed. ONNX and StableHLO hold the network, too: a classifier for any
 number of images of its size, a super-resolution network for images of any size. They are compared with the network
 before they are written, a classifier on two photographs; `jaxkd.load` and `jaxkd.predict` take them.
 
@@ -59,6 +60,7 @@ def convert(args: argparse.Namespace) -> dict[str, Any]:
     from dataclasses import replace
 
     from jaxkd import train, weights
+    from jaxkd.inference import hub_folder
     from jaxkd.inference.class_names import output_names
     from jaxkd.weights import exports
     from jaxkd.weights.files import checked_path
@@ -81,10 +83,11 @@ def convert(args: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError("--with-preprocessing is for programs, and safetensors hold weights. Write --to=onnx.")
     network = networks.load(given, network)
     about = {"model": network.spec.name, "weights": printable(network.origin)}
-    difference = None
+    difference = timm = None
     if to == "safetensors":
         metadata = about | weights.to_metadata(network)
         weights.save_safetensors(path, network.model, network.variables, metadata, overwrite=args.overwrite)
+        timm = hub_folder.timm_call(network, path)
     else:
         names = output_names(network, of_run=train.find_run(given.weights) is not None)
         metadata = about | weights.to_metadata(replace(network, class_names=names))
@@ -92,7 +95,8 @@ def convert(args: argparse.Namespace) -> dict[str, Any]:
         difference = exports.save(
             path, network.model, network.variables, metadata, to=to, overwrite=args.overwrite, normalisation=pixels
         )
-    return {**about, "format": to, "out": str(path), "bytes": path.stat().st_size, "largest_difference": difference}
+    size = path.stat().st_size
+    return {**about, "format": to, "out": str(path), "bytes": size, "largest_difference": difference, "timm": timm}
 
 
 def _publish(args: argparse.Namespace) -> dict[str, Any]:
@@ -131,6 +135,7 @@ def _publish(args: argparse.Namespace) -> dict[str, Any]:
         "files": [file.name for file in files],
         "bytes": size,
         "largest_difference": None,
+        "timm": None,
     }
 
 
@@ -148,6 +153,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         words = f"; outputs differ from the network's by at most {checked:.1g}"
     print(f"{done['out']}: {done['model']} from {done['weights']}, {done['bytes'] / 1e6:.2f} MB{words}")
+    if done["timm"]:
+        print(f"In timm: {done['timm']}")
     console.print_json(done)
     return 0
 

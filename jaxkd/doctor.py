@@ -22,6 +22,7 @@ from typing import Any
 from jaxkd import __version__
 from jaxkd.cli import compile_cache, console, installation
 from jaxkd.cli.commands import program
+from jaxkd.cli.layout import fit
 from jaxkd.config.packaged import recipes
 
 LEAST_DISK, LEAST_MEMORY = 2 * 10**9, 2 * 10**9  # bytes below which a note is printed
@@ -41,7 +42,7 @@ class Checkup:
     def say(self, title: str, text: str) -> None:
         """Prints a line of the report."""
         if not self._silent:
-            print(f"{title:<14}{text}", flush=True)
+            print(fit(f"{title:<15}{text}"), flush=True)
 
     def packages(self) -> None:
         """Python, jaxkd, what every installation needs, and the extras."""
@@ -155,8 +156,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.json:
         console.print_json(checkup.facts | {"problems": checkup.problems, "notes": checkup.notes})
     else:
-        print(*(f"note: {note}" for note in checkup.notes), sep="\n", end="\n" * bool(checkup.notes))
-        print(*(f"PROBLEM: {problem}" for problem in checkup.problems), sep="\n", end="\n" * bool(checkup.problems))
+        print(*(fit(f"note: {note}") for note in checkup.notes), sep="\n", end="\n" * bool(checkup.notes))
+        print(
+            *(fit(f"PROBLEM: {problem}") for problem in checkup.problems), sep="\n", end="\n" * bool(checkup.problems)
+        )
         print("jaxkd does not work here." if checkup.problems else "jaxkd works here.")
     return 1 if checkup.problems else 0
 

@@ -30,6 +30,7 @@ from collections.abc import Sequence
 from jaxkd.cli import compile_cache, console, host_memory
 from jaxkd.cli.commands import program
 from jaxkd.cli.field_table import field_table
+from jaxkd.cli.layout import fit
 from jaxkd.cli.training_config import explain_recipe, parse, print_overridden
 from jaxkd.config.packaged import recipes
 from jaxkd.config.validate import check_stages, validate
@@ -40,8 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0 finished, 2 user error, 3 stopped on request before the end."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or any(a in ("-h", "--help", "--helpfull") for a in argv):
-        print(f"usage: {program('train')} --config=RECIPE[:WORDS] --workdir=FOLDER [OPTIONS]\n\n{__doc__.rstrip()}")
-        print(f"\nRecipes: {', '.join(recipes())}.")
+        print(
+            f"usage: {program('train')} --config=RECIPE[:WORDS] --workdir=FOLDER [OPTIONS]\n\n{fit(__doc__.rstrip())}"
+        )
+        print(fit(f"\nRecipes: {', '.join(recipes())}."))
         return 0
     given_fields = next((i for i, word in enumerate(argv) if word.split("=")[0] == "--fields"), None)
     if given_fields is not None:

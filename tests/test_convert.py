@@ -91,6 +91,8 @@ def test_a_classifier_goes_to_every_format_and_predicts_the_same_from_each(tmp_p
     file = weights.save_safetensors(tmp_path / "in.safetensors", model, variables)
     command = ["--model=deit_tiny_patch16_224", f"--weights={file}", *(f"--model-arg={k}={v}" for k, v in args.items())]
     assert convert.main([*command, f"--out={tmp_path / 'out.safetensors'}"]) == 0
+    call = capsys.readouterr().out.splitlines()[1].removeprefix("In timm: ")
+    assert call.startswith('timm.create_model("deit_tiny_patch16_224", num_classes=3, ') and "img_size=(32, 32)" in call
     jax.tree.map(np.testing.assert_array_equal, weights.load(model, tmp_path / "out.safetensors"), variables)
     pytest.importorskip("onnxruntime")
     photo = load_sample_images().images[0]

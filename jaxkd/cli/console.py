@@ -21,9 +21,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from jaxkd.cli.commands import error_prefix
-from jaxkd.errors import ConfigError, JaxkdError, TopologyError, first_few, storage_error
+from jaxkd.cli.layout import text_width
+from jaxkd.errors import ConfigError, JaxkdError, TopologyError, did_you_mean, first_few, storage_error
 
-HELP_WIDTH = 100
 Main = Callable[..., int]
 
 
@@ -38,24 +38,31 @@ class Parser(argparse.ArgumentParser):
         usage = {"usage": "%(prog)s [OPTIONS]", "formatter_class": _Formatter, "allow_abbrev": False}
         super().__init__(**usage | options | {"description": _reflow(options.get("description") or "")})
         self.replaced: dict[str, str] = {}
+        self._given: list[str] = []
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         """Raises ConfigError for an option of `replaced`."""
-        for option in (a.partition("=")[0] for a in (sys.argv[1:] if args is None else args)):
+        self._given = [a.partition("=")[0] for a in (sys.argv[1:] if args is None else args)]
+        for option in self._given:
             if option in self.replaced:
                 raise ConfigError(f"{option} is not an option. Write {self.replaced[option]}.")
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Raises ConfigError."""
-        raise ConfigError(f"The command line was not understood: {message}. See {self.prog} --help.")
+        """Raises ConfigError; of a misspelt option it says which one may be meant."""
+        known = {option for action in self._actions for option in action.option_strings if option.startswith("--")}
+        named = (w for w in self._given if w.startswith("--") and not w.startswith(("--config", "--workdir")))
+        unknown = next((word for word in named if word not in known), "")
+        meant = did_you_mean(unknown, known) if unknown else ""
+        meant = f" {unknown} is not an option.{meant}" if meant else ""
+        raise ConfigError(f"The command line was not understood: {message}.{meant} See {self.prog} --help.")
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Help of `HELP_WIDTH` columns, with short names of values: N, X or a|b."""
+    """Help as wide as the terminal, at most 100 columns, with short names of values: N, X or a|b."""
 
     def __init__(self, prog: str):
-        super().__init__(prog, width=HELP_WIDTH, max_help_position=30)
+        super().__init__(prog, width=text_width(), max_help_position=30)
 
     def _metavar_formatter(self, action: argparse.Action, default_metavar: str) -> Callable[[int], tuple[str, ...]]:
         short = {int: "N", float: "X"}.get(action.type, default_metavar if len(default_metavar or "") <= 8 else "NAME")
@@ -64,8 +71,8 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 def _reflow(text: str) -> str:
-    """`text` with its paragraphs filled to `HELP_WIDTH`; indented lines stay as they are."""
-    parts = [p if p.startswith(" ") else textwrap.fill(p, HELP_WIDTH) for p in text.strip("\n").split("\n\n")]
+    """`text` with its paragraphs filled to `text_width()`; indented lines stay as they are."""
+    parts = [p if p.startswith(" ") else textwrap.fill(p, text_width()) for p in text.strip("\n").split("\n\n")]
     return "\n\n".join(parts)
 
 
@@ -111,7 +118,8 @@ def device_error(error: BaseException) -> JaxkdError | None:
     reason = " ".join(str(error).split("(set JAX_PLATFORMS")[0].split())
     return TopologyError(
         f'JAX_PLATFORMS="{os.environ.get("JAX_PLATFORMS", "")}", and JAX cannot use such a device on this machine'
-        f"{f' ({reason})' if reason else ''}. Install the extra for it (cuda or tpu), set JAX_PLATFORMS=cpu, or unset it."
+        f"{f' ({reason})' if reason else ''}. Install the extra for it (cuda or tpu), set JAX_PLATFORMS=cpu, or "
+        "unset it."
     )
 
 

@@ -6,12 +6,12 @@ import importlib.util
 import textwrap
 from typing import Any
 
+from jaxkd.cli.layout import text_width
 from jaxkd.config.field_docs import field_docs
 from jaxkd.config.fields import base, flatten
 from jaxkd.config.packaged import recipes
 from jaxkd.errors import ConfigError, did_you_mean
 
-WIDTH = 100
 LONGEST = 60  # characters of a value
 
 
@@ -42,7 +42,7 @@ def field_table(pattern: str) -> str:
                 values.setdefault(_short(config[doc.name]), []).append(recipe)
         texts = [doc.meaning, "; ".join(f"{value} in {', '.join(names)}" for value, names in values.items())]
         for text in filter(None, texts):
-            lines += textwrap.wrap(text, WIDTH, initial_indent="    ", subsequent_indent="    ")
+            lines += textwrap.wrap(text, text_width(), initial_indent="    ", subsequent_indent="    ")
         paragraphs.append("\n".join(lines))
     return "\n".join(paragraphs)
 

@@ -80,6 +80,28 @@ def is_timm(network: weights.Network) -> bool:
     return bool(models.spec(network.spec.name).tag) and not any(network.args.get(k) for k in _UNKNOWN_TO_TIMM)
 
 
+def timm_call(network: weights.Network, file: str | Path) -> str | None:
+    """The call of `timm.create_model` that makes this network with the weights of `file`; None where timm has it not.
+
+    Args:
+      network: a network; its arguments are written as timm's.
+      file: its safetensors.
+    """
+    if not is_timm(network) or network.spec.task != "classification":
+        return None
+    args = {"num_classes": network.num_classes, **_timm_args(network), "checkpoint_path": str(file)}
+    shown = [f"{k}={json.dumps(v) if isinstance(v, str) else repr(v)}" for k, v in args.items()]
+    return f"timm.create_model({', '.join([json.dumps(network.spec.name), *shown])})"
+
+
+def _timm_args(network: weights.Network) -> dict[str, Any]:
+    """Arguments of a classifier as timm spells them, without the number of classes."""
+    args = {k: v for k, v in network.args.items() if k not in _NOT_TIMM and v is not None}
+    if tuple(network.image_size) != tuple(models.spec(network.spec.name).input_size):
+        args["img_size"] = network.image_size
+    return args
+
+
 def timm_config(network: weights.Network, *, of_run: bool) -> dict[str, Any]:
     """`config.json` in the form of timm 1.0; of a network that timm does not have, with `library_name` jaxkd.
 
@@ -88,11 +110,9 @@ def timm_config(network: weights.Network, *, of_run: bool) -> dict[str, Any]:
       of_run: see `output_names`.
     """
     spec, model = network.spec, network.model
-    args = {k: v for k, v in network.args.items() if k not in _NOT_TIMM and v is not None}
     if spec.task != "classification":
+        args = {k: v for k, v in network.args.items() if k not in _NOT_TIMM and v is not None}
         return {"architecture": spec.name, "library_name": "jaxkd", "model_args": args}
-    if tuple(network.image_size) != tuple(models.spec(spec.name).input_size):
-        args["img_size"] = network.image_size
     names = output_names(network, of_run=of_run)
     heads = ["head", "head_dist"] if getattr(model, "distillation_token", False) else "head"
     config: dict[str, Any] = {
@@ -100,7 +120,7 @@ def timm_config(network: weights.Network, *, of_run: bool) -> dict[str, Any]:
         "num_classes": network.num_classes,
         "num_features": getattr(model, "embed_dim", None),
         "global_pool": getattr(model, "global_pool", None),
-        "model_args": args,
+        "model_args": _timm_args(network),
         "pretrained_cfg": {
             "tag": "jaxkd",
             "custom_load": False,

@@ -391,9 +391,24 @@ def _moving_average(config: dict[str, Any], step: int) -> str:
     return f"moving average, {100 * initial_share(decay, step, warmup=warmup):.0f} % of it the initial weights"
 
 
+@contextlib.contextmanager
+def _without_metadata_warning() -> Iterator[None]:
+    """Context without Orbax's warning that an item of a checkpoint has no metadata of a whole one; others stay."""
+
+    def others(record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith("Metadata file does not exist")
+
+    logger = logging.getLogger("absl")
+    logger.addFilter(others)
+    try:
+        yield
+    finally:
+        logger.removeFilter(others)
+
+
 def restore_item(folder: Path, *, on_host: bool = False) -> PyTree:
     """One saved tree, whatever mesh wrote it: on this process's first device, or as arrays of NumPy (`on_host`)."""
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _without_metadata_warning(), ocp.StandardCheckpointer() as checkpointer:
         metadata = checkpointer.metadata(folder.absolute()).item_metadata
         tree = getattr(metadata, "tree", metadata)
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

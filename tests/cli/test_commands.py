@@ -34,6 +34,21 @@ def test_every_command_has_a_name_and_the_names_are_known(capsys):
         assert said.startswith(f'jaxkd: "{word}" is not a command. Did you mean "{meant}"? There are train, ')
 
 
+def test_help_and_fields_are_as_wide_as_the_terminal_and_misspelt_options_get_a_suggestion(capsys, monkeypatch):
+    for columns, most in (("60", 60), ("300", 100)):
+        monkeypatch.setenv("COLUMNS", columns)
+        for words in (["--help"], ["train", "--help"], ["train", "--fields", "schedule"], ["convert", "--help"]):
+            with contextlib.suppress(SystemExit):
+                jaxkd_command.main(words)
+        lines = capsys.readouterr().out.splitlines()
+        text = [line for line in lines if not line.lstrip().startswith(("jaxkd ", "usage:"))]
+        assert most - 10 < max(map(len, text)) <= most and any("jaxkd train --config=deit_cait" in x for x in lines)
+    for words in (["convert", "--weigths=x"], ["evaluate", "--weigths=x", "--data=x"], ["analyze", "--weigths=x"]):
+        with pytest.raises(SystemExit):
+            jaxkd_command.main(words)
+        assert '--weigths is not an option. Did you mean "--weights"' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("start", "prefix", "usage"),
     [

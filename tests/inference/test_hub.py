@@ -49,6 +49,8 @@ def test_timm_and_jaxkd_read_the_folder(timm, tmp_path, name, args):
     peer = timm.create_model(f"local-dir:{tmp_path / 'trees'}", pretrained=True).eval()
     assert peer.pretrained_cfg["crop_pct"] == network.spec.crop_pct and peer.num_classes == 3
     assert tuple(peer.pretrained_cfg["label_names"]) == network.class_names
+    again = eval(hub_folder.timm_call(network, tmp_path / "trees" / "model.safetensors"), {"timm": timm}).state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in peer.state_dict().items())
     images = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
     with torch.no_grad():
         expected = peer(torch.from_numpy(images.transpose(0, 3, 1, 2))).numpy()
