@@ -332,7 +332,7 @@ def test_a_lost_array_file_is_noticed(run, mesh, payload):
     checkpoints.close()
 
 
-def test_weights_of_a_run_raw_and_average_last_and_best(run, assert_same):
+def test_weights_of_a_run_raw_and_average_last_and_best(run, assert_same, caplog):
     for step, expected in (("", 3), ("last", 3), ("best", 1), ("2", 2)):
         for variant in (None, "raw", "ema"):
             variables, config, said = train.load_run_weights(run, variant=variant, step=step)
@@ -349,6 +349,7 @@ def test_weights_of_a_run_raw_and_average_last_and_best(run, assert_same):
     assert_same(variables, {"params": state_of(2).params["student"]})
     assert_same(train.load_run_weights(run / "checkpoints")[0], {"params": state_of(3).params["student"]})
     assert_same(train.load_run_weights(run / "checkpoints" / "2", step="3")[0]["params"], state_of(3).params["student"])
+    assert "_CHECKPOINT_METADATA" not in caplog.text  # Orbax warns about a file that an item of a checkpoint never has
 
 
 def test_an_average_that_holds_initial_weights_is_warned_of(run, caplog):
