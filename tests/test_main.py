@@ -244,7 +244,7 @@ def test_a_teacher_of_more_classes_is_to_be_fine_tuned_first(complaint, images, 
     weights.save_safetensors(path, cait, random_variables(cait))
     argv = distilled(images, tmp_path / "run", "--config.distill.pairs=last", f"--config.teacher.weights={path}")
     text = complaint(argv)
-    assert "does not have the 2 classes of" in text and "configs/supervised.py:cait_s24_224" in text
+    assert "does not have the 2 classes of" in text and "jaxkd train --config=supervised:cait_s24_224" in text
     assert f"--config.student.weights={path} --config.student.new_head=True" in text and "args.depth=3" in text
     text = complaint([*argv, "--config.distill.preset=spectral"])
     assert text.endswith("add --config.teacher.new_head=True.")
