@@ -14,6 +14,7 @@ import jaxkd
 from jaxkd import models
 from jaxkd.config.fields import ARGS, base, flatten
 from jaxkd.errors import ConfigError, DataError, check_choice, check_range, is_out_of_memory, storage_error
+from jaxkd.experiment import run_log
 from jaxkd.experiment.study import summary as study_summary
 
 
@@ -112,7 +113,11 @@ SECTIONS = "|".join(name for name in base() if isinstance(base()[name], ConfigDi
 DOTTED = re.compile(rf"(?<![\w./-])(?:--config\.)?((?:{SECTIONS})(?:\.(?:\w+|\{{\}}))+)")  # {} stands for a value
 
 
-FILES = (study_summary.PAGE, study_summary.FIGURE)  # names of files that begin as a section of the config does
+FILES = (
+    study_summary.PAGE,
+    study_summary.FIGURE,
+    run_log.FILE,
+)  # names of files that begin as a section of the config does
 
 
 def is_field(name: str) -> bool:

@@ -91,7 +91,7 @@ def test_every_command_has_the_same_network_options(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         command.main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert stopped.value.code == 0 and "--variant {raw,ema} raw weights or their moving average" in text
+    assert stopped.value.code == 0 and "--variant raw|ema raw weights or their" in text
     for option in ("--model NAME", "--model-arg NAME=VALUE", "--weights SOURCE", "--step STEP"):
         assert f" {option} " in text
     assert "default: raw, of BasicSR's files ema" in text and '"last" (default) or "best"' in text
