@@ -88,7 +88,8 @@ def test_recipes_are_found_by_name_from_any_folder(tmp_path, monkeypatch):
         assert words in str(caught.value) and "swin_swin" in str(caught.value)
 
 
-def test_help_fits_a_screen(capsys):
+def test_help_fits_a_screen(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     for name, (module, _) in COMMANDS.items():
         with contextlib.suppress(SystemExit):
             importlib.import_module(f"jaxkd.{module}").main(["--help"])
@@ -98,7 +99,8 @@ def test_help_fits_a_screen(capsys):
         assert max(map(len, lines)) <= 120, name
 
 
-def test_fields_have_type_default_meaning_and_recipes(capsys):
+def test_fields_have_type_default_meaning_and_recipes(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     assert main.main(["--fields", "schedule.steps"]) == 0
     said = capsys.readouterr().out
     assert said == (
