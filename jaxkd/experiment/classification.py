@@ -152,7 +152,7 @@ def resolve(config: ConfigDict, *, num_classes: int) -> ConfigDict:
 
 
 def _taken_over(given: ConfigDict, resolved: ConfigDict) -> tuple[str, ...]:
-    """What `resolve` took from the teacher's work directory or file, as a line for the header."""
+    """Name and arguments that `resolve` took from the teacher's work directory or file, as a line for the header."""
     before, after = given.teacher.args, resolved.teacher.args
     new = [f"{k}={v}" for k, v in after.items() if k not in OF_THE_DATA and v != before.get(k)]
     if not new and given.teacher.name == resolved.teacher.name:

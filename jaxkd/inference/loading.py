@@ -41,7 +41,7 @@ def load(
         StableHLO file of `jaxkd convert`: then the model is an `ExportedNetwork`, which has `apply`, but no taps, and
         the variables are {}.
       model: name of the network, one of `models.list_models()`. Work directories, files that `jaxkd convert` wrote,
-        folders of transformers and ids of timm name theirs.
+        folders of transformers and ids of timm say which network they hold.
       model_args: constructor arguments; they replace those that the source records.
       variant: "raw" or "ema" weights, where the source holds both; "" takes the raw ones, of BasicSR's files the
         average.

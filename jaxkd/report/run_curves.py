@@ -193,7 +193,7 @@ def _draw(axis: Any, curve: Curve, runs: Sequence[str]) -> None:
 
 
 def _legend_words(curves: Sequence[Curve]) -> str:
-    """What dashes and bands are, where several runs share a panel or members a line."""
+    """Meaning of dashes and bands, where several runs share a panel or members a line."""
     words = []
     roles = {c.role for c in curves if c.panel != RATE}
     if len({c.run for c in curves if c.role != CHANCE}) > 1 and HELD_OUT in roles:

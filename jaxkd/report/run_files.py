@@ -201,7 +201,7 @@ def _flat(config: Mapping[str, Any], known: Any, prefix: str = "") -> dict[str, 
 
 
 def _checkpoint_meta(path: Path) -> dict[str, Any]:
-    """What the newest checkpoint says of its run; {} where none can be read."""
+    """Metadata of the newest checkpoint; {} where none can be read."""
     for folder in sorted(path.glob("checkpoints/[0-9]*"), key=lambda p: (len(p.name), p.name), reverse=True):
         if meta := _read_json(folder / "meta" / "metadata", [], wanted=False):
             return meta
