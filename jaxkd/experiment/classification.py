@@ -141,14 +141,24 @@ def resolve(config: ConfigDict, *, num_classes: int) -> ConfigDict:
             name, args = weights.recorded_network(resolved.teacher.weights) or (resolved.teacher.name, {})
             if name.partition(".")[0] != resolved.teacher.name.partition(".")[0]:
                 resolved.teacher.name = name
-            # Rates of dropout and of stochastic depth belong to the teacher's own training.
-            args = {k: v for k, v in args.items() if k not in OF_THE_DATA and not k.endswith("_rate")}
-            resolved.teacher.args.update(args)
+            resolved.teacher.args.update(_own_sizes(name, args))
         for network in (resolved.student, resolved.teacher):
             takes = bool(network.name) and "num_classes" in models.arguments(network.name)
             if takes and network.args.get("num_classes") is None:
                 network.args.num_classes = num_classes
     return resolved.lock()
+
+
+def _own_sizes(name: str, args: dict[str, Any]) -> dict[str, Any]:
+    """Recorded arguments that differ from the network's defaults, so that configs of earlier runs stay what they were.
+
+    Rates of dropout and of stochastic depth belong to the teacher's own training.
+    """
+    if not args:
+        return {}
+    default, own = models.create(name), models.create(name, **args)
+    names = [k for k in args if k not in OF_THE_DATA and not k.endswith("_rate")]
+    return {k: args[k] for k in names if getattr(own, k, args[k]) != getattr(default, k, None)}
 
 
 def _taken_over(given: ConfigDict, resolved: ConfigDict) -> tuple[str, ...]:

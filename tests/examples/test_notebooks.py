@@ -28,8 +28,17 @@ def test_a_notebook_runs(path, tmp_path, monkeypatch):
     (tmp_path / "run").mkdir()
     notebook = nbformat.read(path, as_version=4)
     nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path / "run")}}).execute()
+    check_outputs(nbformat.writes(notebook))
+
+
+def check_outputs(text: str) -> None:
+    """A command that fails after "!" raises nothing."""
+    for failure in ("Traceback", "jaxkd train: ", "jaxkd analyze: ", "command not found"):
+        assert failure not in text, failure
 
 
 def test_notebooks_are_found_and_small():
     assert {path.stem for path in NOTEBOOKS} == {"own_classes", "why"}
-    assert all(path.stat().st_size < 300_000 for path in NOTEBOOKS)
+    for path in NOTEBOOKS:
+        assert path.stat().st_size < 300_000
+        check_outputs(path.read_text())
