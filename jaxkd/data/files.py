@@ -59,6 +59,25 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the exclusive lock (`flock`) of a file; False where there is no file, or no locks."""
+    try:
+        import fcntl  # not on Windows
+
+        handle = os.open(path, os.O_RDONLY)
+    except (ImportError, OSError):
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return False
+
+
 @contextlib.contextmanager
 def claim_folder(folder: Path, *, option: str = "--out") -> Iterator[None]:
     """Makes `folder` if it does not exist and locks it, so that only one process at a time works in it.

@@ -44,7 +44,7 @@ def start_lines(workdir: Path) -> tuple[str, str]:
     )
 
 
-def this_start(*, continues_after: int | None = None) -> dict[str, Any]:
+def this_start(*, continues_after: int | None = None, total_steps: int | None = None) -> dict[str, Any]:
     """Facts of this process and its machine, as `environment.json` holds them."""
     versions = {"jaxkd": __version__}
     for package in PACKAGES:
@@ -57,6 +57,7 @@ def this_start(*, continues_after: int | None = None) -> dict[str, Any]:
         "command": command_line(),
         "folder": os.getcwd(),
         "continues_after": continues_after,
+        "total_steps": total_steps,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "processes": jax.process_count(),
         "host": socket.gethostname(),
@@ -67,7 +68,7 @@ def this_start(*, continues_after: int | None = None) -> dict[str, Any]:
     }
 
 
-def record_start(workdir: Path, *, continues_after: int | None = None) -> None:
+def record_start(workdir: Path, *, continues_after: int | None = None, total_steps: int | None = None) -> None:
     """Adds this start to `workdir/environment.json`: `{"starts": [...]}`, oldest first.
 
     Raises:
@@ -79,7 +80,7 @@ def record_start(workdir: Path, *, continues_after: int | None = None) -> None:
         starts = starts if isinstance(starts, list) else []
     except (OSError, ValueError, KeyError, TypeError, RecursionError):  # damaged, or none
         starts = []
-    starts.append(this_start(continues_after=continues_after))
+    starts.append(this_start(continues_after=continues_after, total_steps=total_steps))
     if len(starts) > MOST_STARTS:
         del starts[1 : len(starts) - MOST_STARTS + 1]
     write_atomic(path, json.dumps({"starts": starts}, indent=1))

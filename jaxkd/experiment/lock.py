@@ -71,7 +71,11 @@ class WorkdirLock:
         import fcntl  # not on Windows, where the package can still be imported
 
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.1)  # `is_locked` of a report may have it for a moment
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise CheckpointError(
                 f'--workdir="{self._workdir}" is in use by another run{_in_words(os.pread(handle, 4096, 0))}. Wait '

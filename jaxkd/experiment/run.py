@@ -136,7 +136,7 @@ def _run_locked(
     log.open(*start_lines(workdir))
     state, clock, resumed = _restore_or_init(experiment, checkpoints, workdir, console)
     if parallel.is_main_host():
-        _record_start(workdir, resumed, console)
+        _record_start(workdir, resumed, settings.total_steps, console)
     log_run_summary(console, experiment, workdir, resumed=resumed)
     writer = train.MetricWriter(
         workdir,
@@ -185,9 +185,9 @@ def _run_locked(
     return result
 
 
-def _record_start(workdir: Path, resumed: int | None, console: Console) -> None:
+def _record_start(workdir: Path, resumed: int | None, steps: int, console: Console) -> None:
     try:
-        record_start(workdir, continues_after=resumed)
+        record_start(workdir, continues_after=resumed, total_steps=steps)
     except OSError as error:
         _say(console, f"{workdir / ENVIRONMENT} cannot be written ({error.strerror or error}); the run goes on.")
 

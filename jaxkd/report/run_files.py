@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import csv
 import json
-import time
+import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,11 +18,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxkd.config.fields import base, flatten
+from jaxkd.data.files import is_locked
 from jaxkd.data.metric_rows import read_rows
 from jaxkd.errors import ConfigError, printable
 
 RUN, POPULATION, STAGES, STUDY = "run", "population", "stages", "study"
 LOG, ENVIRONMENT, RESULT, CONFIG, METRICS = "log.txt", "environment.json", "result.json", "config.json", "metrics.jsonl"
+LOCK = "run.lock"
 Rows = list[dict[str, Any]]
 
 
@@ -39,6 +42,7 @@ class RunFiles:
       versions: of the newest checkpoint; {} where there is none.
       log: lines of log.txt; None where there is no such file.
       problems: sentences on what is missing or damaged.
+      running: whether a process trained there when the files were read.
     """
 
     name: str
@@ -51,6 +55,7 @@ class RunFiles:
     versions: Mapping[str, str] = field(default_factory=dict)
     log: list[str] | None = None
     problems: list[str] = field(default_factory=list)
+    running: bool = False
 
     @property
     def step(self) -> int:
@@ -61,14 +66,29 @@ class RunFiles:
 
     @property
     def state(self) -> str:
-        """ "finished", or when the run wrote its metrics last."""
+        """ "running", "finished" or where the run stopped."""
+        if self.running:
+            return "running"
         if self.result.get("finished") or "population" in self.result:  # a member's result does not say it
             return "finished"
-        try:
-            written = time.strftime("%Y-%m-%d %H:%M", time.localtime((self.path / METRICS).stat().st_mtime))
-        except OSError:
-            return "no metrics yet"
-        return f"no result; metrics of {written}"
+        return f"stopped at step {self.step:,}" + (f" of {self.total:,}" if self.total else "")
+
+    @property
+    def total(self) -> int:
+        """Steps of the whole run as its newest start or its config says them; 0: unknown."""
+        recorded = self.starts[-1].get("total_steps") if self.starts else None
+        steps = recorded or self.config.get("train.steps")
+        return steps if isinstance(steps, int) else 0
+
+    @property
+    def continuation(self) -> str:
+        """The command that goes on with the run, as its newest start was given; "" where none is recorded."""
+        start = self.starts[-1] if self.starts else {}
+        command, folder = start.get("command"), start.get("folder")
+        if not isinstance(command, str) or not command:
+            return ""
+        elsewhere = isinstance(folder, str) and folder != os.getcwd()
+        return f"cd {shlex.quote(folder)} && {command}" if elsewhere else command
 
     @property
     def members(self) -> Rows:
@@ -185,6 +205,7 @@ def read_run(path: Path, name: str) -> RunFiles:
         versions=versions if isinstance(versions, dict) else {},
         log=_read_lines(path / LOG),
         problems=problems,
+        running=is_locked(path / LOCK),
     )
 
 

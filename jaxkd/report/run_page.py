@@ -36,7 +36,7 @@ def write_run_report(paths: Sequence[str | Path], out: Path) -> list[str]:
       out: ends in .html; its folder is made where it is missing, and an old file is replaced.
 
     Returns:
-      Sentences on what could not be shown, which the page has too.
+      Sentences, which the page has too: how stopped runs are continued, then what could not be shown.
 
     Raises:
       ConfigError: a path is no work directory.
@@ -45,6 +45,7 @@ def write_run_report(paths: Sequence[str | Path], out: Path) -> list[str]:
     names = _names(given) if len(given) > 1 else [""]
     folders = [read_workdir(path, name=name) for path, name in zip(given, names, strict=True)]
     runs = [run for folder in folders for run in folder.runs]
+    stopped = [(run.name, _how_to_continue(run)) for run in runs if run.state.startswith("stopped")]
     problems = [(run.name, text) for run in runs for text in run.problems]
     problems += [(str(folder.path), text) for folder in folders for text in folder.problems]
     with tempfile.TemporaryDirectory() as temporary:
@@ -53,6 +54,7 @@ def write_run_report(paths: Sequence[str | Path], out: Path) -> list[str]:
         sections = [
             Section(
                 "Result",
+                notes=stopped,
                 tables=[*_study_tables(folders), _results(runs), *(_members(run) for run in runs if run.members)],
             ),
             Section("Curves", figures=figures),
@@ -66,7 +68,12 @@ def write_run_report(paths: Sequence[str | Path], out: Path) -> list[str]:
         facts = [_kinds(folders), f"{sum(r.state == 'finished' for r in runs)} of {len(runs)} runs finished"]
         title = f"Training of {join_words(shorten(f.path.resolve().name, 40) for f in folders)}"
         write_page(out, title, facts, sections)
-    return [f"{name}: {text}" for name, text in problems]
+    return [f"{name}: {text}" for name, text in (*stopped, *problems)]
+
+
+def _how_to_continue(run: RunFiles) -> str:
+    command = run.continuation or "the command that started it"
+    return f"{run.state}; continue with: {command}"
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -116,7 +123,7 @@ def _results(runs: Sequence[RunFiles]) -> Table:
     rows = []
     for run in runs:
         metrics = latest[run.name]
-        cells: list[str] = [run.state, f"{run.step:,}" + (f" of {total:,}" if (total := _total(run)) else "")]
+        cells: list[str] = [run.state, f"{run.step:,}" + (f" of {run.total:,}" if run.total not in (0, run.step) else "")]
         for score in scores:
             cells.append(_score(metrics.get(score)))
             if score in averaged:
@@ -126,12 +133,6 @@ def _results(runs: Sequence[RunFiles]) -> Table:
         cells += [_duration(seconds), f"{trained:,}" if isinstance(trained, int) else DASH]
         rows.append([(run.name, str(run.path)), *cells])
     return Table([*head, "time", "training images"], rows, "Runs" if len(runs) > 1 else "", folded=len(runs) > 30)
-
-
-def _total(run: RunFiles) -> int:
-    """Steps of the whole run where the config says them."""
-    steps = run.config.get("train.steps") or run.config.get("schedule.steps") or 0
-    return steps if isinstance(steps, int) and steps != run.step else 0
 
 
 def _best(run: RunFiles, score: str) -> str:

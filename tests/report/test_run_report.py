@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 
 import pytest
 
+from jaxkd.experiment.lock import WorkdirLock
 from jaxkd.report import __main__ as command
 from jaxkd.report import run_curves
 from jaxkd.report.run_files import defaults, read_workdir
@@ -105,8 +107,9 @@ def test_work_directories_stand_side_by_side_and_damage_is_said(tmp_path, capsys
     rows = re.search(r"Fields that differ between the runs(.*?)</table>", page, re.DOTALL)[1]
     assert re.search(r"optimizer.learning_rate</th><td>0.125</td><td>0.0005</td>", rows)
     assert "&lt;u&gt;" in page and "<u>" not in page
-    assert "not recorded" in page and "there is no log.txt" in page and "no result; metrics of" in page
+    assert "not recorded" in page and "there is no log.txt" in page
     said = capsys.readouterr().err
+    assert "stages/teacher: stopped at step 0; continue with: the command that started it" in said
     for problem in (
         "stages/student: result.json cannot be read",
         "teacher: config.json cannot",
@@ -116,6 +119,20 @@ def test_work_directories_stand_side_by_side_and_damage_is_said(tmp_path, capsys
     with pytest.raises(SystemExit):
         command.main([str(tmp_path / "out"), f"--out={tmp_path / 'x.html'}"])
     assert "holds no run" in capsys.readouterr().err
+
+
+def test_a_run_without_a_result_is_running_or_stopped_with_the_command_that_continues_it(tmp_path, capsys):
+    folder = write_run(tmp_path / "run")
+    (folder / "result.json").unlink()
+    start = {"command": "jaxkd train --config=x", "folder": "/elsewhere/it's", "total_steps": 1200}
+    (folder / "environment.json").write_text(json.dumps({"starts": [start]}))
+    with WorkdirLock(folder) as lock:
+        lock.acquire()
+        assert "<td>running</td><td>4 of 1,200</td>" in page_of(tmp_path, folder)
+    assert capsys.readouterr().err == ""
+    sentence = "stopped at step 4 of 1,200; continue with: cd '/elsewhere/it'\"'\"'s' && jaxkd train --config=x"
+    assert sentence in html.unescape(page_of(tmp_path, folder))
+    assert capsys.readouterr().err == f"jaxkd: run: {sentence}\n"
 
 
 def test_a_study_has_its_table_and_members_their_rows(tmp_path):
