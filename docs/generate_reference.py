@@ -81,18 +81,18 @@ def first_sentence(text: str) -> str:
 
 
 def help_of(name: str) -> str:
-    """The text of `jaxkd NAME --help`."""
+    """The text of `jaxkd NAME --help-all` where there is one, else of `jaxkd NAME --help`."""
     from jaxkd.__main__ import main
 
-    said = io.StringIO()
+    said, option = io.StringIO(), "--help-all" if name in ("analyze", "decode") else "--help"
     with (
-        mock.patch.object(sys, "argv", ["jaxkd", name, "--help"]),
+        mock.patch.object(sys, "argv", ["jaxkd", name, option]),
         mock.patch.dict(os.environ, {"COLUMNS": "110", "NO_COLOR": "1"}),
         contextlib.redirect_stdout(said),
         contextlib.redirect_stderr(io.StringIO()),
         contextlib.suppress(SystemExit),
     ):
-        main([name, "--help"] if name else ["--help"])
+        main([name, option] if name else ["--help"])
     return said.getvalue().strip()
 
 
@@ -104,7 +104,7 @@ def commands() -> str:
     for name, (module, sentence) in COMMANDS.items():
         if (ROOT / "jaxkd" / f"{module.replace('.', '/')}.py").is_file():
             parts += [f"## jaxkd {name}", f"{sentence[:1].upper()}{sentence[1:]}.", f"```text\n{help_of(name)}\n```"]
-    intro = "`jaxkd COMMAND --help` prints the same. `python -m jaxkd COMMAND` is `jaxkd COMMAND`."
+    intro = "`jaxkd COMMAND --help`, of some `--help-all`, prints the same. `python -m jaxkd COMMAND` is `jaxkd COMMAND`."
     return page("Commands", intro, f"```text\n{help_of('')}\n```", *parts)
 
 

@@ -1,4 +1,4 @@
-"""Analysis of features: spectra, entropy, ranks, PCA, SEP, saliency, or the branches of super-resolution networks.
+"""Spectra, entropy, ranks, PCA, SEP and saliency of features; branches of super-resolution networks.
 
     jaxkd analyze --weights=runs/a/teacher --weights=runs/b --images=embedded:digits --out=report
     jaxkd analyze --model=cait_s24_224 --weights=cait.safetensors --images=/data/imagenet/val --per-class=1 --out=a
@@ -8,9 +8,9 @@
     jaxkd analyze --weights=runs/eeg --model=eeg_words_base --label=untrained --out=report
 
 The first network is the teacher of the comparisons. A function of your own takes (B, H, W, 3) fp32 NumPy images in
-[0, 1] and returns {name: (B, N, C) or (B, h, w, C)}. Super-resolution networks (mdbn_x*, edsr_x*) get a Fourier
-analysis of their branches; their --images are large ones, or pairs ("DIR?lr=NAME"), and options marked (*) are refused.
-Encoders of EEG words are analysed over passages of --words words of the test readings of their run.
+[0, 1] and returns {name: (B, N, C) or (B, h, w, C)}. Super-resolution networks get a Fourier analysis of their
+branches; their --images are large ones, or pairs ("DIR?lr=NAME"), and options marked (*) are refused. Encoders of EEG
+words are analysed over passages of --words words of the test readings of their run.
 """
 
 from __future__ import annotations
@@ -37,21 +37,27 @@ NOT_OF_EEG = (  # options that nothing reads for encoders of EEG words
     *("resize", "image_size", "layout", "per_class", "class_order", "small_images", "crop_pct", "interpolation"),
     *("gradients", "saliency"),
 )
+RARE = (
+    *("--step", "--old-grid", "--resize", "--image-size", "--layout", "--class-order", "--small-images", "--words"),
+    *("--crop-pct", "--interpolation", "--last", "--entropy-range", "--bins", "--gradients", "--no-ranks", "--label"),
+    *("--no-compare", "--permutations", "--permutation-images", "--low-memory", "--seed", "--batch-size"),
+    "--no-compile-cache",
+)
 LEAST = {"batch_size": 1, "bins": 2, "words": 2}  # smallest values; 0 of other numbers
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = console.Parser(prog=program("analyze"), description=__doc__)
+    parser = console.Parser(prog=program("analyze"), description=__doc__, rare=RARE)
     group = networks.add_options_of_networks(parser)
-    group.add_argument("--resize", action="store_true", help="resize position embeddings to the network's grid (*)")
+    group.add_argument("--resize", action="store_true", help="resize position embeddings (*)")
     group.add_argument("--image-size", type=int, default=0, help="of a function of your own (224) (*)")
     group.add_argument("--layout", default="", choices=("nhwc", "nchw"), help="of maps of a function of your own (*)")
     images = parser.add_argument_group("images")
     images.add_argument(
-        "--images", default="", help='folder of images, data set or "embedded:digits"; of EEG, recordings'
+        "--images", default="", help='folder, data set or "embedded:digits"; EEG: recordings'
     )
     images.add_argument(
-        "--per-class", type=int, default=0, help="first N files of each folder (published: 1); 0: all (*)"
+        "--per-class", type=int, default=0, help="first N files of each folder; 0: all (*)"
     )
     images.add_argument("--max-images", type=int, default=0, help="first N images or passages; 0: all")
     images.add_argument(
@@ -65,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     images.add_argument("--crop-pct", type=float, default=0.0, help="default: each network's own (*)")
     images.add_argument("--interpolation", default="", help="default: each network's own (*)")
     group = parser.add_argument_group("statistics (*)")
-    group.add_argument("--layers", default="", help="taps or patterns: block_*,cls_block_*; default: blocks, stages")
+    group.add_argument("--layers", default="", help="taps or patterns, as block_*; default: all blocks")
     group.add_argument("--last", default="", help="layer for ranks, PCA and SEP; default: the deepest")
     group.add_argument(
         "--entropy-range", default="chunk", metavar="RANGE", help="of the histogram: chunk, exact or LOW:HIGH"
@@ -79,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--permutation-images", type=int, default=0, help="first N images; 0: all")
     group.add_argument("--saliency", type=int, default=2, help="saliency maps of the first N images; 0: none")
     group = parser.add_argument_group("output and resources")
-    group.add_argument("--out", required=True, help="folder for report.html, results.json, CSV and figures")
+    group.add_argument("--out", required=True, help="folder for report.html, JSON, CSV and figures")
     group.add_argument("--overwrite", action="store_true", help="replace an earlier report in --out")
     group.add_argument("--seed", type=int, default=2026, help="of permutations, draws and untrained networks")
     group.add_argument("--batch-size", type=int, default=8, help="images at once; changes no number (*)")

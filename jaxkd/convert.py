@@ -8,9 +8,9 @@
 Weights are a file, a Hugging Face id or a work directory of jaxkd (then --model is known). Safetensors have the names
 and layouts of timm (BasicSR), and in their header the network's name and arguments, its classes and its preprocessing,
 so that no command needs --model or --model-arg for them; of a network that timm has, the `timm.create_model` call that
-loads the file is printed. ONNX and StableHLO hold the network, too: a classifier for any
-number of images of its size, a super-resolution network for images of any size. They are compared with the network
-before they are written, a classifier on two photographs; `jaxkd.load` and `jaxkd.predict` take them.
+loads the file is printed. ONNX and StableHLO hold the network, too: a classifier for any number of images of its size,
+a super-resolution network for images of any size. They are compared with the network before they are written, a
+classifier on two photographs; `jaxkd.load` and `jaxkd.predict` take them.
 
 --push-to-hub uploads to the Hugging Face Hub, with the token of `hf auth login`: weights, a config.json that
 `timm.create_model("hf-hub:USER/NAME", pretrained=True)` reads where timm has the network, and a model card made from
@@ -49,8 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--with-preprocessing",
         action="store_true",
-        help="of a classifier as ONNX or StableHLO: takes uint8 pixels and gives probabilities; default: takes "
-        "normalised images and gives logits",
+        help="of an exported classifier: from uint8 pixels to probabilities; default: from normalised images to logits",
     )
     return parser
 

@@ -26,16 +26,17 @@ from jaxkd.cli.commands import program
 from jaxkd.errors import ConfigError, check_range
 
 MODEL_MODES = ("generate", "rerank")
+RARE = ("--allow-leaks", "--pool", "--montage", "--llm-key-variable", "--llm-concurrency", "--llm-cache")
 MODES = ("template", "retrieve", *MODEL_MODES)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = console.Parser(prog=program("decode"), description=__doc__)
+    parser = console.Parser(prog=program("decode"), description=__doc__, rare=RARE)
     group = parser.add_argument_group("run")
     group.add_argument("--weights", required=True, metavar="WORKDIR", help="work directory of a contrastive run")
     group.add_argument("--variant", default="", choices=("raw", "ema"), help="raw weights (default) or the average")
     group.add_argument("--step", default="", help='a number, "last" (default) or "best"')
-    group.add_argument("--data", default="", help="where the recordings are now; default: as in training")
+    group.add_argument("--data", default="", help="recordings; default: as in training")
     group.add_argument("--split", default="", help="must be the run's own; says so where it is not")
     group.add_argument("--allow-leaks", action="store_true", help="although parts of the split share texts")
     group = parser.add_argument_group("anchors and candidates")

@@ -32,8 +32,8 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         action="append",
         metavar="SOURCE",
-        help='folder with val/<label>/*, shards, "tfds:NAME" or "embedded:digits"; super-resolution: FOLDER of large '
-        "images or NAME=FOLDER, repeatable",
+        help='folder with val/<label>/*, shards, "tfds:NAME", "embedded:digits"; or [NAME=]FOLDER of large images, '
+        "repeatable",
     )
     parser.add_argument("--split", default="val", choices=("val", "train"))
     parser.add_argument("--compute", choices=("float32", "bfloat16"), default="float32")
@@ -44,20 +44,20 @@ def _parser() -> argparse.ArgumentParser:
     classifiers.add_argument("--resize", action="store_true", help="resize position embeddings to the network's grid")
     classifiers.add_argument(networks.OLD_GRID[0], **networks.OLD_GRID[1])
     classifiers.add_argument(
-        "--class-order", choices=("natural", "text"), help="of class folders: 1, 2, 10 as in timm (default) or 1, 10, 2"
+        "--class-order", choices=("natural", "text"), help="folders 1, 2, 10 (default) or 1, 10, 2"
     )
     classifiers.add_argument(
-        "--other-classes", action="store_true", help="score although the weights were trained on other class names"
+        "--other-classes", action="store_true", help="although trained on other class names"
     )
     upscalers = parser.add_argument_group("super-resolution only")
     upscalers.add_argument(
         "--crop",
         choices=("scale", "4"),
-        help="pixels left out on each side: the scale (default), or 4 at every scale",
+        help="pixels left out: the scale (default) or 4",
     )
     upscalers.add_argument("--rgb", action="store_true", help="compare RGB; default: BT.601 luma")
     upscalers.add_argument(
-        "--cost", action="store_true", help="also parameters, GFLOP, latency and memory for a result of 1280 x 720"
+        "--cost", action="store_true", help="parameters, GFLOP, latency, memory at 1280 x 720"
     )
     compile_cache.add_option(parser)
     return parser

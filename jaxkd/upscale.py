@@ -7,9 +7,8 @@
 PNG, JPEG, WebP and TIFF; BMP, GIF, AVIF and others are read and become PNG. Greyscale, transparency, 16 bits a channel,
 the ICC profile, resolution, EXIF, XMP, text and comments stay where the format can hold them, and a note says where it
 cannot; the EXIF orientation is applied. Large pictures go through the network in windows whose seams are exact.
-Transparency is enlarged by bicubic interpolation: the network was trained on photographs and would invent texture in
-it. A picture that cannot be done is named and the others are done. Prints a line for people and a line of JSON; exit
-code 0 all done, 1 some not, 2 nothing could be begun.
+Transparency is enlarged by bicubic interpolation. A picture that cannot be done is named and the others are done.
+Prints a line for people and a line of JSON; exit code 0 all done, 1 some not, 2 nothing could be begun.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--format", default="", choices=tuple(ENDINGS), help="of the results; default: as they were")
     group.add_argument("--quality", type=int, default=95, help="of JPEG and WebP (95); WebP is lossless at 100")
     group.add_argument("--overwrite", action="store_true", help="replace earlier results")
-    group.add_argument("--compare", action="store_true", help=f"also write {PAGE}: bicubic against the result")
+    group.add_argument("--compare", action="store_true", help=f"also {PAGE}: bicubic against the result")
     group = parser.add_argument_group("computation")
     group.add_argument(
         "--tile", type=int, default=0, metavar="PIXELS", help="side of a window of the input; default by scale"

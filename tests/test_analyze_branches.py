@@ -229,7 +229,7 @@ def test_an_empty_folder_and_small_images_for_a_classifier(folder, tmp_path, cap
 
 
 def test_the_help_says_which_options_do_nothing_for_them():
-    text = analyze._parser().format_help()
+    text = analyze._parser().format_help(rare=True)
     statistics = text[text.index("statistics (*)") : text.index("\noutput and resources:")]
     for name in analyze.NOT_OF_BRANCHES:
         option = f"--{name.replace('_', '-')}"

@@ -23,7 +23,7 @@ _FAILED = re.compile(r"Error (?:reading|writing) persistent compilation cache en
 
 def add_option(parser: argparse.ArgumentParser) -> None:
     """Adds `--no-compile-cache` to a command that compiles."""
-    parser.add_argument(OPTION, action="store_true", help="neither keep compiled programs nor load those of before")
+    parser.add_argument(OPTION, action="store_true", help="neither keep nor load compiled programs")
 
 
 def use_compile_cache(wanted: bool = True) -> None:

@@ -17,7 +17,7 @@ import textwrap
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from jaxkd.cli.commands import error_prefix
@@ -30,15 +30,34 @@ Main = Callable[..., int]
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises ConfigError instead of printing its usage, and takes no abbreviated options.
 
+    Args:
+      rare: options that --help leaves out and --help-all shows.
+
     Attributes:
       replaced: options that do not exist, and what to write instead.
     """
 
-    def __init__(self, **options: Any):
+    def __init__(self, *, rare: Collection[str] = (), **options: Any):
         usage = {"usage": "%(prog)s [OPTIONS]", "formatter_class": _Formatter, "allow_abbrev": False}
         super().__init__(**usage | options | {"description": _reflow(options.get("description") or "")})
         self.replaced: dict[str, str] = {}
         self._given: list[str] = []
+        self._rare = frozenset(rare)
+        if rare:
+            words = f"show {len(self._rare)} more options"
+            self.add_argument("--help-all", action=_HelpAll, nargs=0, default=argparse.SUPPRESS, help=words)
+
+    def format_help(self, *, rare: bool = False) -> str:
+        """The text of --help, or with `rare` of --help-all."""
+        hidden = [] if rare else [a for a in self._actions if self._rare & {*a.option_strings}]
+        texts = [action.help for action in hidden]
+        for action in hidden:
+            action.help = argparse.SUPPRESS
+        try:
+            return super().format_help()
+        finally:
+            for action, text in zip(hidden, texts, strict=True):
+                action.help = text
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         """Raises ConfigError for an option of `replaced`."""
@@ -56,6 +75,14 @@ class Parser(argparse.ArgumentParser):
         meant = did_you_mean(unknown, known) if unknown else ""
         meant = f" {unknown} is not an option.{meant}" if meant else ""
         raise ConfigError(f"The command line was not understood: {message}.{meant} See {self.prog} --help.")
+
+
+class _HelpAll(argparse.Action):
+    """--help-all: prints the help with all options, and exits."""
+
+    def __call__(self, parser: Any, *_: Any) -> None:
+        print(parser.format_help(rare=True), end="")
+        parser.exit()
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

@@ -16,7 +16,7 @@ ALL_STEPS = "all"  # NetworkArgs.step of --checkpoints
 OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     (
         "--model",
-        {"metavar": "NAME", "help": "name, unless a work directory, jaxkd's file or timm's id says it"},
+        {"metavar": "NAME", "help": "name, unless --weights says it"},
     ),
     ("--model-arg", {"metavar": "NAME=VALUE", "type": model_argument, "help": "constructor argument, repeatable"}),
     ("--weights", {"metavar": "SOURCE", "help": "file, Hugging Face id or work directory of jaxkd"}),
@@ -24,16 +24,16 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
         "--variant",
         {
             "choices": ("raw", "ema"),
-            "help": "raw weights or their average; default: raw, of BasicSR's files ema",
+            "help": "raw or averaged weights (raw; of BasicSR ema)",
         },
     ),
-    ("--step", {"metavar": "STEP", "help": 'of a work directory: a number, "last" (default) or "best"'}),
+    ("--step", {"metavar": "STEP", "help": 'of a run: a number, "last" (default), "best"'}),
 )
 OLD_GRID: tuple[str, dict[str, Any]] = (  # an option of the commands that have --resize
     "--old-grid",
     {
         "metavar": "ROWSxCOLUMNS",
-        "help": "grid of the weights' patches; default: as the file says, or a square",
+        "help": "patch grid of the weights, unless they say it",
     },
 )
 
@@ -83,7 +83,7 @@ def add_options_of_networks(parser: Parser) -> Any:
     """Adds the options of any number of networks, collected in `networks`; returns the group for more of them."""
     parser.replaced |= REPLACED
     parser.set_defaults(networks=[])
-    group = parser.add_argument_group("networks", "Options after --model or --weights belong to that network.")
+    group = parser.add_argument_group("networks, each with the options after its --model or --weights")
     more = (
         ("--label", {"help": "name in the report"}),
         ("--checkpoints", {"metavar": "WORKDIR", "help": "every kept checkpoint of this run (*)"}),
