@@ -104,7 +104,9 @@ def commands() -> str:
     for name, (module, sentence) in COMMANDS.items():
         if (ROOT / "jaxkd" / f"{module.replace('.', '/')}.py").is_file():
             parts += [f"## jaxkd {name}", f"{sentence[:1].upper()}{sentence[1:]}.", f"```text\n{help_of(name)}\n```"]
-    intro = "`jaxkd COMMAND --help`, of some `--help-all`, prints the same. `python -m jaxkd COMMAND` is `jaxkd COMMAND`."
+    intro = (
+        "`jaxkd COMMAND --help`, of some `--help-all`, prints the same. `python -m jaxkd COMMAND` is `jaxkd COMMAND`."
+    )
     return page("Commands", intro, f"```text\n{help_of('')}\n```", *parts)
 
 

@@ -53,12 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--image-size", type=int, default=0, help="of a function of your own (224) (*)")
     group.add_argument("--layout", default="", choices=("nhwc", "nchw"), help="of maps of a function of your own (*)")
     images = parser.add_argument_group("images")
-    images.add_argument(
-        "--images", default="", help='folder, data set or "embedded:digits"; EEG: recordings'
-    )
-    images.add_argument(
-        "--per-class", type=int, default=0, help="first N files of each folder; 0: all (*)"
-    )
+    images.add_argument("--images", default="", help='folder, data set or "embedded:digits"; EEG: recordings')
+    images.add_argument("--per-class", type=int, default=0, help="first N files of each folder; 0: all (*)")
     images.add_argument("--max-images", type=int, default=0, help="first N images or passages; 0: all")
     images.add_argument(
         "--class-order",

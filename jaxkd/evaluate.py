@@ -46,9 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     classifiers.add_argument(
         "--class-order", choices=("natural", "text"), help="folders 1, 2, 10 (default) or 1, 10, 2"
     )
-    classifiers.add_argument(
-        "--other-classes", action="store_true", help="although trained on other class names"
-    )
+    classifiers.add_argument("--other-classes", action="store_true", help="although trained on other class names")
     upscalers = parser.add_argument_group("super-resolution only")
     upscalers.add_argument(
         "--crop",
@@ -56,9 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         help="pixels left out: the scale (default) or 4",
     )
     upscalers.add_argument("--rgb", action="store_true", help="compare RGB; default: BT.601 luma")
-    upscalers.add_argument(
-        "--cost", action="store_true", help="parameters, GFLOP, latency, memory at 1280 x 720"
-    )
+    upscalers.add_argument("--cost", action="store_true", help="parameters, GFLOP, latency, memory at 1280 x 720")
     compile_cache.add_option(parser)
     return parser
 

@@ -63,8 +63,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{workdir}: task {config.task}, student {config.student.name}; loading JAX ...", flush=True)
     # TensorFlow is not needed, but other packages may import it and it prints a lot.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from rich.console import Console
-
     from jaxkd import parallel
     from jaxkd.experiment import run as run_module
 
@@ -73,8 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     compile_cache.use_compile_cache(given.compile_cache)
     host_memory.keep_freed_memory()
     # Without a terminal rich takes 80 columns, in which the table would be cut.
-    width = None if sys.stdout.isatty() else 140
-    output = Console(width=width) if parallel.is_main_host() else None
+    output = console.terminal(width=140) if parallel.is_main_host() else None
     with explain_recipe(config, argv):
         result = run_module.run(config, workdir, console=output, profile=given.profile)
     return 0 if result["finished"] else 3

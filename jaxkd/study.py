@@ -71,14 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_stages(config)
     training_config.print_overridden(config, rest)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from rich.console import Console
-
     from jaxkd.experiment.study.runner import run_study
 
     console.quiet()
     compile_cache.use_compile_cache(not options.no_compile_cache)
     host_memory.keep_freed_memory()
-    output = Console(width=None if sys.stdout.isatty() else 140)
+    output = console.terminal(width=140)
     with training_config.explain_recipe(config, rest):
         result = run_study(
             config,

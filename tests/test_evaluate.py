@@ -151,6 +151,15 @@ def test_a_file_is_scored_by_hand(tmp_path, capsys):
     logits = np.asarray(model.apply(variables, jnp.asarray(images, jnp.float32))[0])
     labels = np.array([source.label(i) for i in range(len(source))])
     assert answer["top1"] == pytest.approx(100 * (logits.argmax(1) == labels).mean(), abs=1e-4)
+    few = ["--images=embedded:digits", "--max-images=40", "--batch-size=32", "--permutations=0", "--bootstrap=0"]
+    few += ["--saliency=0", "--no-figures", "--no-ranks", "--crop-pct=1.0", f"--out={tmp_path / 'analysis'}"]
+    network = ["--model=deit_tiny_patch16_224", f"--weights={tmp_path}/w.safetensors", *args]
+    assert analyze.main([*network, *few]) == 0
+    top1 = 100 * (logits.argmax(1) == labels)[:40].mean()
+    assert f" · top-1 {top1:.1f} %" in capsys.readouterr().out
+    (found,) = json.loads((tmp_path / "analysis" / "results.json").read_text())["models"]
+    assert found["top1"] == pytest.approx(top1)
+    assert (tmp_path / "analysis" / "accuracy.csv").read_text().splitlines()[1].endswith(f",40,{found['top1']!r}")
     log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     assert answer["loss"] == pytest.approx(-log_p[np.arange(len(labels)), labels].mean(), rel=1e-4)
 

@@ -28,6 +28,7 @@ import numpy as np
 from jaxkd.errors import ShapeError, check_range
 
 THRESHOLD = 0.5  # share of the profile's range above which a block is high
+BARELY_TRAINED = "Teachers without weights, barely trained or on small data often have such a profile."
 FLAT = 0.1  # a profile whose range is at most this share of its largest value has no high blocks
 
 
@@ -151,7 +152,8 @@ def _unusable(values: np.ndarray, student_depth: int) -> str:
         percent = 100 * (highest / size - lowest / size) if size else 0.0
         return (
             f"The profile is flat: the intensities of all {values.size} teacher blocks lie between {lowest:.3g} and "
-            f"{highest:.3g}, {percent:.1f} % of the highest apart. Up to {100 * FLAT:g} % no block counts as high."
+            f"{highest:.3g}, {percent:.1f} % of the highest apart. Up to {100 * FLAT:g} % no block counts as high. "
+            f"{BARELY_TRAINED}"
         )
     return ""
 
@@ -164,7 +166,8 @@ def _unsupported(share: np.ndarray, high: np.ndarray, first: int, last: int, mid
     found = f"High, that is above {scale}, are the blocks {_spans(np.flatnonzero(high))} of {high.size}."
     missing = [f"block {i} lies at {share[i]:.2f}" for i, run in ((0, first), (high.size - 1, last)) if not run]
     if missing:
-        return f"The profile is not high at both ends. {shape}{found} Of that way, {' and '.join(missing)}."
+        where = " and ".join(missing)
+        return f"The profile is not high at both ends. {shape}{found} Of that way, {where}. {BARELY_TRAINED}"
     return (
         f"The profile is high at both ends (the {_end('first', first)} and the {_end('last', last)}), but also between "
         f"them. {found} The highest of the middle, block {int(middle[share[middle].argmax()])}, lies at "

@@ -251,13 +251,31 @@ def print_json(result: Mapping[str, Any]) -> None:
     print(line)
 
 
-def progress(*, every_seconds: float = 20.0) -> Any:
-    """A `train.Progress` on stderr, the progress bar of every command."""
+NOTEBOOK = ("JPY_PARENT_PID", "JPY_SESSION_NAME")  # of Jupyter, Colab and Kaggle in the programs that a cell starts
+
+
+def terminal(width: int | None = None, *, stderr: bool = False) -> Any:
+    """The rich console of a stream, whose bars are redrawn only on a terminal.
+
+    In a file and in the output of a notebook's cell, bars become lines now and then. A notebook gives its programs a
+    pseudo-terminal and sets FORCE_COLOR, which rich takes for a terminal.
+
+    Args:
+      width: columns where there is no terminal; None is rich's 80.
+      stderr: the console of stderr in place of stdout.
+    """
     from rich.console import Console
 
+    stream = sys.stderr if stderr else sys.stdout
+    live = stream.isatty() and not any(name in os.environ for name in NOTEBOOK)
+    return Console(stderr=stderr, width=None if live else width, force_terminal=None if live else False)
+
+
+def progress(*, every_seconds: float = 20.0) -> Any:
+    """A `train.Progress` on stderr, the progress bar of every command."""
     from jaxkd.train.progress import Progress
 
-    return Progress(Console(stderr=True), every_seconds=every_seconds)
+    return Progress(terminal(stderr=True), every_seconds=every_seconds)
 
 
 def quiet() -> None:

@@ -164,11 +164,14 @@ def _auto(student: tuple[str, ...], teacher: tuple[str, ...], profile: Any) -> t
     found = suggest(student, teacher, profile)
     if found.supported:
         return found.pairs
-    values = "" if profile is None else f" The intensities are {', '.join(f'{float(v):.3g}' for v in profile)}."
+    values = ""
+    if profile is not None:
+        shown = (f"{tap} {float(v):.3g}" for tap, v in zip(depth_taps(teacher), profile, strict=True))
+        values = f" The teacher's layers and their intensities: {', '.join(shown)}."
     ends = (0, 0), (len(depth_taps(student)) - 1, len(depth_taps(teacher)) - 1)
     raise ConfigError(
-        f'distill.pairs="{AUTO}" found no pairs. {found.reason}{values} To align layers anyway, write '
-        f'distill.pairs="first+last", or numbers such as {ends}.'
+        f'distill.pairs="{AUTO}" found no pairs. {found.reason}{values} Give a trained teacher (teacher.weights), or '
+        f'name the pairs: distill.pairs="first+last", or numbers (student, teacher) such as "{ends}".'
     )
 
 

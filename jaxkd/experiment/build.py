@@ -256,13 +256,37 @@ def build_optimizer(
     return schedule, train.member_optimizer(of_member, len(members))
 
 
+def _rate_scale(config: ConfigDict) -> float:
+    """Factor of optimizer.learning_rate for the batch."""
+    reference = config.optimizer.reference_batch
+    return config.train.batch_size / reference if reference else 1.0
+
+
+def warm_up_warning(config: ConfigDict, settings: train.LoopSettings) -> str:
+    """A sentence where the warm-up takes more than half of the run, or the rate never comes near its peak; else ""."""
+    total, warm_up = settings.total_steps, round(config.schedule.warmup_epochs * settings.steps_per_epoch)
+    if not warm_up:
+        return ""
+    steps = np.unique(np.linspace(0, total - 1, 500).astype(np.int32))
+    peak, highest = config.optimizer.learning_rate * _rate_scale(config), build_schedule(config, settings)(steps).max()
+    if 2 * warm_up <= total and highest > 0.75 * peak:
+        return ""
+    field = next((f for f in ("train.steps", "schedule.steps") if config[f]), "train.epochs")
+    shorter = int(total / settings.steps_per_epoch / 5)
+    return (
+        f"schedule.warmup_epochs={config.schedule.warmup_epochs:g} is too long for this run: the learning rate rises "
+        f"for {warm_up:,} steps, the run has {total:,}, and its highest rate is {highest:.2g} of a peak of {peak:.2g}. "
+        f"Set --config.schedule.warmup_epochs={shorter}, or a larger --config.{field} (now {config[field]})."
+    )
+
+
 def build_schedule(config: ConfigDict, settings: train.LoopSettings) -> train.Schedule:
     """Step -> learning rate; the peak scales with the batch where optimizer.reference_batch is set.
 
     `train.steps` cuts a run short but does not squeeze its schedule: that follows train.epochs.
     """
     reference = config.optimizer.reference_batch
-    scale = config.train.batch_size / reference if reference else 1.0
+    scale = _rate_scale(config)
     if config.schedule.kind == "cosine" and config.optimizer.learning_rate * scale < config.schedule.min_lr:
         raise ConfigError(
             f"The peak learning rate is optimizer.learning_rate={config.optimizer.learning_rate} x batch "

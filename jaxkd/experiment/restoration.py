@@ -18,7 +18,6 @@ from jaxkd.config.fields import data_seed
 from jaxkd.data.files import write_atomic
 from jaxkd.errors import ConfigError
 from jaxkd.experiment.components import Components, Evaluator
-from jaxkd.report.training_curves import draw_scores, read_bicubic, scores_caption
 from jaxkd.superres.scoring import CROPS, PairScorer, named_sets
 
 
@@ -120,7 +119,6 @@ def build_components(
         val_images=sum(len(s) for s in sets.values()),
         make_evaluator=lambda writer: build_evaluator(scorer, writer),
         save_inputs=lambda workdir: write_atomic(workdir / "bicubic.json", json.dumps(bicubic, indent=2)),
-        draw_result=lambda workdir, result: draw_run(config, workdir, result),
     )
 
 
@@ -142,14 +140,3 @@ def _check_mesh(mesh: Mesh) -> None:
                 f'{name}={mesh.shape[axis]} with task="restoration" gains nothing: these networks have a few million '
                 f"parameters, and only their batch is split over devices. Leave {name} at 1."
             )
-
-
-def draw_run(config: ConfigDict, workdir: Path, result: dict[str, Any]) -> Path | None:
-    """Writes `curves.png` of one run into its work directory; None where it was never scored."""
-    rows = train.read_metrics(workdir, "eval")
-    if not rows:
-        return None
-    path = workdir / "curves.png"
-    caption = scores_caption(config.data.source, config.seed, result)
-    draw_scores({config.student.name: rows}, path, bicubic=read_bicubic(workdir), caption=caption)
-    return path

@@ -27,7 +27,7 @@ from jaxkd.config.plugins import import_plugins
 from jaxkd.data.files import write_atomic
 from jaxkd.errors import DamagedCheckpointError, JaxkdError, PeerLostError, storage_error
 from jaxkd.experiment import members, teacher_cache
-from jaxkd.experiment.build import Experiment, build
+from jaxkd.experiment.build import Experiment, build, warm_up_warning
 from jaxkd.experiment.environment import FILE as ENVIRONMENT
 from jaxkd.experiment.environment import record_start, start_lines
 from jaxkd.experiment.lock import WorkdirLock
@@ -399,3 +399,5 @@ def log_run_summary(console: Console | None, experiment: Experiment, workdir: Pa
     ]
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if warning := warm_up_warning(config, settings):
+        _say(console, warning)

@@ -47,6 +47,8 @@ class RunLog(logging.Handler):
       console: to be used in the place of the one given; where there was none, one that prints nothing.
     """
 
+    _muted = False  # of all logs together: those of a stage and of its run hear the same console
+
     def __init__(
         self, workdir: Path, console: Console | None, *, active: bool = True, clock: Callable[[], float] = time.time
     ):
@@ -57,7 +59,6 @@ class RunLog(logging.Handler):
         self._waiting: list[str] | None = []  # None once the file is open
         self._lost, self._reason = 0, ""
         self._last_progress = -PROGRESS_SECONDS
-        self._muted = False
         self._show_warning: Any = None
 
     def open(self, *heading: str) -> None:
@@ -148,12 +149,12 @@ class RunLog(logging.Handler):
 
     @contextlib.contextmanager
     def _mute(self) -> Iterator[None]:
-        """A live bar sends stderr through the console, which would log a second time."""
-        before, self._muted = self._muted, True
+        """A live bar sends stderr through the console, which would log a second time, in each log that is open."""
+        before, RunLog._muted = RunLog._muted, True
         try:
             yield
         finally:
-            self._muted = before
+            RunLog._muted = before
 
     def __enter__(self) -> RunLog:
         if self._active:

@@ -54,7 +54,9 @@ def upload(files: Sequence[Path], repository: str, *, private: bool = False, mes
       WeightSourceError: the Hub cannot be reached, or refuses it; or `private` and a public repository.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.utils.logging import disable_propagation
 
+    disable_propagation()  # the client prints its retries, and the root logger's handler would print them again
     api = HfApi()
     try:
         address = api.create_repo(repository, private=private or None, exist_ok=True)

@@ -180,6 +180,7 @@ def _overview(results: Results) -> Table:
         row("Parameters", "", lambda m: f"{m['parameters']:,}" if m.get("parameters") else ""),
         row("Image size", "pixels", lambda m: " x ".join(map(str, m.get("image_size") or []))),
         row("Images", "unreadable ones in brackets", _image_count),
+        row("Top-1 accuracy", "%", lambda m: "" if m.get("top1") is None else f"{m['top1']:.2f}"),
         row("Layers", "", lambda m: str(len(m.get("layers") or []))),
         row("Last layer", "tokens N x channels D", _last_size),
         row("Own directions", own, lambda m: _numbers(m, *(("last", "ranks", t, "p99") for t in THRESHOLDS))),

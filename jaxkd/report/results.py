@@ -150,6 +150,8 @@ def _model_line(model: dict[str, Any], results: Results) -> str:
     item = in_units(results, "image")
     counts = f"{images} {item}{'s'[: images > 1]}, {layers} layer{'s'[: layers > 1]}"
     parts = [f"{model['label']}, {model['weights']}: {counts}"]
+    if model.get("top1") is not None:
+        parts.append(f"top-1 {model['top1']:.1f} %")
     if (rank := pick(last, "ranks", "99", "p99")) is not None:
         directions, energy = f"{rank:.0f} of {last['D']} directions", in_units(results, "an image's energy")
         parts.append(f"{last['layer']} needs {directions} for 99 % of {energy} (99th percentile)")

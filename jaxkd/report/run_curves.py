@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxkd.data.metric_rows import read_rows
 from jaxkd.report import style
-from jaxkd.report.training_curves import read_bicubic
+from jaxkd.report.training_curves import read_bicubic, score_limits
 
 FILE = "curves.png"
 LOSS, RATE = "loss", "learning rate"
@@ -155,6 +155,8 @@ def draw_curves(curves: Sequence[Curve], path: Path, *, caption: str = "") -> No
         axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         if panel == LOSS:
             style.log_if_wide(axis, np.concatenate([c.values.ravel() for c in shown]))
+        if "/psnr" in panel and (scores := [v for c in shown for v in c.values[np.isfinite(c.values)]]):
+            axis.set_ylim(*score_limits(scores, [v for c in shown for v in c.values[-1] if np.isfinite(v)]))
         if panel == RATE:
             axis.set_ylim(bottom=0)
         if len(shown) == 1 and shown[0].steps.size == 1:

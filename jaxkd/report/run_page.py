@@ -123,7 +123,10 @@ def _results(runs: Sequence[RunFiles]) -> Table:
     rows = []
     for run in runs:
         metrics = latest[run.name]
-        cells: list[str] = [run.state, f"{run.step:,}" + (f" of {run.total:,}" if run.total not in (0, run.step) else "")]
+        cells: list[str] = [
+            run.state,
+            f"{run.step:,}" + (f" of {run.total:,}" if run.total not in (0, run.step) else ""),
+        ]
         for score in scores:
             cells.append(_score(metrics.get(score)))
             if score in averaged:

@@ -109,6 +109,12 @@ def _layers(model: Model) -> Iterator[tuple[int, str]]:
     yield from enumerate(model.get("layers") or [])
 
 
+@_table("accuracy", "images top1")
+def _accuracy(model: Model) -> Rows:
+    if model.get("top1") is not None:
+        yield [model.get("images"), model["top1"]]
+
+
 @_table("per_layer", f"layer_index layer tokens channels statistic {SPREAD}")
 def _per_layer(model: Model) -> Rows:
     for statistic, spread in (model.get("per_layer") or {}).items():

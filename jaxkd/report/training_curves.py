@@ -98,12 +98,9 @@ def _draw_set(axis: Any, name: str, runs: Mapping[str, Sequence[Mapping[str, Any
     lines = [bicubic] if bicubic is not None and math.isfinite(bicubic) else []
     bottom = -math.inf
     if shown:
-        # The first scores, above all of an average that still remembers random weights, would flatten what matters.
         ends = [points[-1][1] for kinds in curves.values() for points in kinds.values() if points]
-        low, high = min([shown[len(shown) // 4], *ends, *lines]), max([shown[-1], *lines])
-        room = max(high - low, 0.05)
-        bottom = low - 0.45 * room  # room for the legend
-        axis.set_ylim(bottom, high + 0.08 * room)
+        bottom, top = score_limits(shown, [*ends, *lines])
+        axis.set_ylim(bottom, top)
     styles = zip(curves.items(), STYLES * len(curves), MARKERS * len(curves), strict=False)
     for (run, kinds), (colour, _), marker in styles:
         ends = " / ".join(f"{points[-1][1]:.2f}" for points in kinds.values() if points)
@@ -120,6 +117,21 @@ def _draw_set(axis: Any, name: str, runs: Mapping[str, Sequence[Mapping[str, Any
     axis.set(xlabel="step", ylabel=f"{metric} (dB)", title=group)
     axis.legend(loc="lower right", fontsize=8)
     return sum(value < bottom for value in shown)
+
+
+def score_limits(scores: Sequence[float], kept: Sequence[float]) -> tuple[float, float]:
+    """Limits of an axis of PSNR, in dB, without the lowest quarter of the scores where it lies far below the others.
+
+    The first scores, above all of an average that still remembers random weights, would flatten what matters.
+
+    Args:
+      scores: finite, at least one.
+      kept: further values that stay inside: last scores, bicubic.
+    """
+    scores = sorted(scores)
+    low, high = min([scores[len(scores) // 4], *kept]), max([scores[-1], *kept])
+    room = max(high - low, 0.05)
+    return low - 0.45 * room, high + 0.08 * room  # below there is room for the legend
 
 
 def _points(rows: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:

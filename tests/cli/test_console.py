@@ -76,6 +76,18 @@ def test_writes_that_an_error_broke_off_add_nothing_to_its_message(kind, code, n
     assert ("Traceback" in done.stderr) == (kind == "bug")
 
 
+@pytest.mark.parametrize("notebook", ["pipe", "pseudo-terminal"])
+def test_bars_in_a_notebook_are_lines(notebook, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    if notebook == "pseudo-terminal":
+        monkeypatch.setenv("JPY_PARENT_PID", "1")
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with console.progress(every_seconds=0.0) as bar:
+        for step in range(3):
+            bar.show("images", step, 3, "fast")
+    assert capsys.readouterr().err.splitlines() == [f"images {step}/3 fast" for step in range(3)]
+
+
 def test_the_backend_of_a_notebook_does_not_end_a_command(monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "module://no_such_backend")
 

@@ -120,7 +120,8 @@ def test_a_continued_run_takes_the_pairs_it_started_with_bit_for_bit(tmp_path, t
 
 def test_a_profile_without_support_stops_the_run_before_it_claims_anything(tmp_path):
     path = save_teacher(tmp_path / "flat.safetensors", FLAT)
-    with pytest.raises(ConfigError, match=r'pairs="auto" found no pairs. The profile is flat.*"first\+last".*\(3, 5\)'):
+    words = r'pairs="auto" found no pairs. The profile is flat.*barely trained.*block_0 .*block_5 .*"first\+last".*'
+    with pytest.raises(ConfigError, match=words + r'"\(\(0, 0\), \(3, 5\)\)"'):
         run(config(path), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

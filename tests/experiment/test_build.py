@@ -15,12 +15,13 @@ import pytest
 from rich.table import Table
 
 from jaxkd import models, parallel, tasks, weights
+from jaxkd.cli import training_config
 from jaxkd.config import fields
 from jaxkd.config.population import members
 from jaxkd.distill import preset
 from jaxkd.errors import ConfigError, TapError, WeightMismatchError
 from jaxkd.experiment import Components, build, register_task
-from jaxkd.experiment.build import STEPS_WITHOUT_DATA, build_optimizer, loop_settings
+from jaxkd.experiment.build import STEPS_WITHOUT_DATA, build_optimizer, loop_settings, warm_up_warning
 from jaxkd.experiment.objective import build_objective, simkd_note
 from jaxkd.experiment.registry import registered_task
 
@@ -180,6 +181,23 @@ def test_a_learning_rate_that_would_rise_is_an_error(mesh):
     one = config(**{"optimizer.learning_rate": 1e-6, "schedule.min_lr": 1e-5})
     with pytest.raises(ConfigError, match=r"= 1.25e-07, below schedule.min_lr=1e-05. Raise the rate"):
         build(one, mesh, load=False, open_data=False)
+
+
+def test_a_warm_up_that_is_too_long_is_said_and_none_of_a_recipe_is():
+    def said(steps_per_epoch=10, **changes):
+        one = config(**{k.replace("__", "."): v for k, v in changes.items()})
+        return warm_up_warning(one, loop_settings(one, steps_per_epoch))
+
+    text = said(train__epochs=9, schedule__warmup_epochs=5)
+    assert text.startswith("schedule.warmup_epochs=5 is too long for this run: the learning rate rises for 50 steps")
+    assert text.endswith("Set --config.schedule.warmup_epochs=1, or a larger --config.train.epochs (now 9).")
+    late = {"schedule__kind": "timm_epoch", "train__epochs": 6}  # whose warm-up ends an epoch later
+    assert "highest rate is" in said(**late, schedule__warmup_epochs=5) and not said(**late, schedule__warmup_epochs=1)
+    assert "(now 30)" in said(train__steps=30, schedule__warmup_epochs=5)  # of 300 epochs
+    assert not said(schedule__warmup_epochs=5) and not said(train__epochs=10, schedule__warmup_epochs=5)
+    for name in ("deit_cait", "swin_swin", "lift_cait:embedded", "mdbn_x4"):
+        shipped = training_config.parse([f"--config={name}", "--workdir=a"]).config
+        assert not warm_up_warning(shipped, loop_settings(shipped, 20)), name
 
 
 @pytest.mark.parametrize("order", [1, -1])

@@ -257,16 +257,21 @@ def test_both_runs_are_compared_at_the_end(small, tmp_path):
 
 
 def test_a_run_that_stops_before_its_end_is_drawn_too(small, tmp_path, monkeypatch):
-    given = {}
+    drawn = {}
     monkeypatch.setattr(
-        "jaxkd.experiment.restoration.draw_scores", lambda runs, path, **more: given.update(more, runs=runs)
+        "jaxkd.report.run_curves.draw_curves",
+        lambda curves, path, **more: drawn.update(more, **{f"{c.panel}, {c.run}, {c.role}": c for c in curves}),
     )
     config = fields.change(small, {"stages": ()}).lock()
     assert not run_stopped(monkeypatch, config, tmp_path / "run", after=3)["finished"]
-    assert [row["step"] for row in given["runs"]["mdbn_x2"]] == [2]
-    assert given["runs"]["mdbn_x2"] == train.read_metrics(tmp_path / "run", "eval")
-    assert given["bicubic"] == json.loads((tmp_path / "run" / "bicubic.json").read_text())
-    assert "4 training images; 2 scored" in given["caption"] and "One run, seed 0." in given["caption"]
+    (row,), bicubic = (
+        train.read_metrics(tmp_path / "run", "eval"),
+        json.loads((tmp_path / "run" / "bicubic.json").read_text()),
+    )
+    scored, line = (drawn[f"val/psnr_y_crop2, {words}"] for words in ("run, held out", "bicubic, chance"))
+    assert scored.steps.tolist() == [2] and scored.values.tolist() == [[row["val/psnr_y_crop2"]]]
+    assert line.values.tolist() == [[bicubic["val/psnr_y_crop2"]]] and "loss, run, training" in drawn
+    assert drawn["caption"] == "run. 4 to train on, 2 held out."
 
 
 def test_stages_of_classification_and_restoration_are_not_compared(small, tmp_path):

@@ -50,6 +50,20 @@ def test_the_log_has_what_stays_on_the_terminal_and_an_end(tmp_path):
     assert len([line for line in found if "rates differ" in line]) == 1
 
 
+def test_a_warning_in_a_stage_stands_once_in_its_log_and_once_in_that_of_the_run(tmp_path, monkeypatch):
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=60)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    with RunLog(tmp_path, terminal) as whole, RunLog(tmp_path / "stage", whole.console) as stage:
+        (tmp_path / "stage").mkdir()
+        whole.open("==== started")
+        stage.open("==== started")
+        with TrainProgress(stage.console, "stage", 3, 0):
+            logging.getLogger("jaxkd.somewhere").warning("a file is odd")
+    for folder in (tmp_path, tmp_path / "stage"):
+        assert [line for line in lines(folder) if "odd" in line] == ["warning: a file is odd"]
+    assert terminal.file.getvalue().count("a file is odd") == 1
+
+
 def test_lines_of_progress_are_thinned_and_a_second_start_is_appended(tmp_path):
     now = [0.0]
     for start in ("==== started", "==== continued"):

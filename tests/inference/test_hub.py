@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+import logging
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -120,6 +121,12 @@ def hub(monkeypatch):
 
 def test_an_upload_and_what_may_go_wrong(hub, tmp_path, capsys, complaint_of, monkeypatch):
     handler, server = hub
+    printed, client = [], logging.getLogger("huggingface_hub")
+    for logger in (client, logging.getLogger()):  # as the client's own handler, and the one that absl may add
+        writes = logging.Handler()
+        writes.emit = lambda record: printed.append(record.getMessage())
+        monkeypatch.setattr(logger, "handlers", [writes])
+    monkeypatch.setattr(client, "propagate", True)
     network = made("deit_tiny_patch16_224", VIT)
     weights.save_safetensors(
         tmp_path / "trees.safetensors", network.model, network.variables, weights.to_metadata(network)
@@ -132,6 +139,8 @@ def test_an_upload_and_what_may_go_wrong(hub, tmp_path, capsys, complaint_of, mo
     assert 'timm.create_model("hf-hub:me/trees", pretrained=True)' in card and "oak, elm, ash" in card
     assert str(tmp_path) not in card + handler.files["model.safetensors"].decode("latin1")
     assert json.loads(handler.files["config.json"])["architecture"] == "deit_tiny_patch16_224"
+    client.warning("Retrying in 1s")
+    assert printed.count("Retrying in 1s") == 1
     handler.files.clear()
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "private.txt").write_text("not for the Hub")

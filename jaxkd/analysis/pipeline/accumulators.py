@@ -46,6 +46,7 @@ class Streamed:
     # the entropy ranges that were used, one per chunk or one
     ranges: list[tuple[float, float]] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)  # names of images that could not be read
+    correct: int | None = None  # images whose label the network predicts; None where nothing was predicted
 
 
 def host_energies(gram: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ from jaxkd.analysis.layer_statistics import LAYER_STATISTICS, as_tokens, layer_r
 from jaxkd.analysis.lowrank import image_energies, second_moment, small_gram
 from jaxkd.analysis.pipeline.accumulators import Accumulator, Streamed
 from jaxkd.analysis.pipeline.feature_cache import DeviceFeatureCache, FileFeatureCache
-from jaxkd.analysis.pipeline.features import FeatureSource
+from jaxkd.analysis.pipeline.features import PREDICTED, FeatureSource
 from jaxkd.analysis.sep import image_sep
 from jaxkd.analysis.similarity import gram_linear
 from jaxkd.analysis.spectrum import image_channel_spectrum, spatial_spectrum
@@ -246,7 +246,8 @@ class Stream:
                 results[name] = self._statistics(x, jnp.asarray(np.stack([fixed, own[i]]), jnp.float32))
             gathered.start(shapes)
             good = int(mask.sum())
-            fit = gathered.add(results, self._slopes(part, labels[index * options.batch_size :], good), good, pool)
+            slopes = self._slopes(gathered.out, part, labels[index * options.batch_size :], good)
+            fit = gathered.add(results, slopes, good, pool)
             x = get(gathered.out.last)
             if x.ndim > 2:
                 mask[:good] = fit
@@ -260,13 +261,15 @@ class Stream:
                 held.forget(index)
         held.clear()
 
-    def _slopes(self, part: jax.Array, labels: np.ndarray, good: int) -> dict[str, jax.Array] | None:
-        """Gradient magnitude of each layer and image, where the network has gradients."""
+    def _slopes(self, out: Streamed, part: jax.Array, labels: np.ndarray, good: int) -> dict[str, jax.Array] | None:
+        """Gradient magnitude of each layer and image, where the network has gradients; counts right predictions."""
         if not self._options.gradients or self._features.gradients is None:
             return None
         targets = np.zeros(self._options.batch_size, np.int32)
         targets[:good] = labels[:good]
         answer = self._features.gradients(part, put_batch(targets, self._mesh))
+        if PREDICTED in answer:
+            out.correct = (out.correct or 0) + int((np.asarray(answer[PREDICTED])[:good] == labels[:good]).sum())
         return {name: gradient_magnitude(answer[name]) for name in self._layers}
 
     def _chunks(

@@ -23,6 +23,7 @@ from jaxkd.weights.network import Network
 _LOG = logging.getLogger(__name__)
 PyTree = Any
 LAYOUTS = ("nhwc", "nchw")
+PREDICTED = "predicted class"  # entry of the answer of `FeatureSource.gradients`
 
 
 @dataclass
@@ -39,7 +40,7 @@ class FeatureSource:
     layers: tuple[str, ...]  # tap names in depth order; of a callable known only after the first batch
     num_classes: int  # outputs, 0 where there are none
     forward: Callable[[Any], dict[str, Any]]  # batch of device images (B, H, W, 3) uint8 -> {layer: features}
-    # (images, labels or None) -> {layer: gradient of a score}, or None where there is none
+    # (images, labels or None) -> {layer: gradient of a score, PREDICTED: (B,) class}, or None where there is none
     gradients: Callable[[Any, Any], dict[str, jax.Array]] | None = None
     gradient_of: str = "class"  # what `gradients` is of, "class" or "loss"
     # the network's variables on the devices, an argument so that no program holds them as literals
@@ -51,6 +52,7 @@ class FeatureSource:
     # batch size -> {layer: shape and dtype of its features}, for offsets
     shapes: Callable[[int], dict[str, jax.ShapeDtypeStruct]] | None = None
     notes: list[str] = field(default_factory=list)  # sentences for the report
+    class_names: tuple[str, ...] = ()  # of the outputs, where the weights say so
 
     @property
     def last(self) -> str:
@@ -79,18 +81,20 @@ def _score_gradients(
     images: jax.Array,
     labels: jax.Array,
 ) -> dict[str, jax.Array]:
-    """{layer: gradient} of each image's highest logit ("class") or cross-entropy ("loss")."""
+    """{layer: gradient} of each image's highest logit ("class") or cross-entropy ("loss"), and its class."""
     x = normalise(images)
     zeros = {name: jnp.zeros((x.shape[0], *s.shape[1:]), s.dtype) for name, s in shapes.items()}
 
-    def scores(offsets: dict) -> jax.Array:
+    def scores(offsets: dict) -> tuple[jax.Array, jax.Array]:
         # A sum over images: each image's score depends on its own offsets only.
         logits = apply(constants, x, offsets, ())[0].astype(jnp.float32)
+        predicted = logits.argmax(axis=1)
         if gradient_of == "loss":
-            return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1).sum()
-        return logits.max(axis=1).sum()
+            return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1).sum(), predicted
+        return logits.max(axis=1).sum(), predicted
 
-    return jax.grad(scores)(zeros)
+    gradients, predicted = jax.grad(scores, has_aux=True)(zeros)
+    return {**gradients, PREDICTED: predicted}
 
 
 def network_features(
@@ -160,6 +164,7 @@ def network_features(
         score=lambda c, x, classes: jnp.take_along_axis(apply(c, x, None, ())[0], classes[:, None], axis=1)[:, 0],
         with_offsets=lambda c, x, offsets: apply(c, x, offsets, ())[0],
         normalise=normalise,
+        class_names=network.class_names,
         shapes=lambda size: {n: jax.ShapeDtypeStruct((size, *shapes[n].shape[1:]), shapes[n].dtype) for n in order},
     )
 

@@ -97,6 +97,7 @@ def analyse(
                 ),
             )
             models.append({**_about(network), **model, "notes": [*network.notes, *model["notes"]]})
+            models[-1]["top1"] = _top1(network, source, streamed)
             models[-1]["gradient_of"] = None if "gradient" not in model["per_layer"] else network.gradient_of
             passes.append(streamed)
         comparisons = []
@@ -216,6 +217,16 @@ def _batches(network: FeatureSource, source: Any, options: AnalysisOptions) -> A
     if not len(source):
         raise DataError("There are no images to analyse. Give at least one.")
     return data.EvalBatches(source, preprocess, batch_size=options.stream.batch_size, max_broken=1.0)
+
+
+def _top1(network: FeatureSource, source: Any, streamed: Streamed) -> float | None:
+    """Accuracy in percent over the readable images; None without labels of the network's classes, or gradients."""
+    names = tuple(getattr(source, "class_names", ()))
+    if len(names) < 2 or len(names) != network.num_classes or streamed.correct is None or not streamed.images:
+        return None
+    if network.class_names and tuple(network.class_names) != names:  # trained on others, or in another order
+        return None
+    return 100.0 * streamed.correct / streamed.images
 
 
 def _about(network: FeatureSource) -> dict[str, Any]:
