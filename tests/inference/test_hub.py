@@ -141,6 +141,7 @@ def test_an_upload_and_what_may_go_wrong(hub, tmp_path, capsys, complaint_of, mo
     assert json.loads(handler.files["config.json"])["architecture"] == "deit_tiny_patch16_224"
     client.warning("Retrying in 1s")
     assert printed.count("Retrying in 1s") == 1
+    capsys.readouterr()
     handler.files.clear()
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "private.txt").write_text("not for the Hub")
