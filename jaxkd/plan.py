@@ -32,9 +32,17 @@ def _parser() -> console.Parser:
         prog=program("plan"), description=__doc__, epilog="--config and --config.<field> as in jaxkd train."
     )
     parser.add_argument("--topology", required=True, metavar="NAME", help="v5e:16x16, v4:2x2x4, gpu:h100:8, cpu:8, ...")
-    parser.add_argument("--slices", type=int, default=1, metavar="N", help="TPU slices of that shape (1)")
+    parser.add_argument(
+        "--slices", type=int, default=1, metavar="N", help="number of TPU slices of that shape (default: 1)"
+    )
     parser.add_argument("--search", action="store_true", help="find the largest batch that fits; compiles a few times")
-    parser.add_argument("--host-cores", type=int, default=0, metavar="N", help="CPU cores of a host (as usual)")
+    parser.add_argument(
+        "--host-cores",
+        type=int,
+        default=0,
+        metavar="N",
+        help="CPU cores of a host (default: those of the chip's usual host)",
+    )
     parser.add_argument("--stage", default="", help="of a config with several stages (the last)")
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of tables")
     return parser

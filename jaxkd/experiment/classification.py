@@ -266,7 +266,7 @@ def _load_teacher(teacher: weights.Network, config: ConfigDict, load: bool, *, b
 
 
 def _fine_tuning(config: ConfigDict) -> str:
-    """How to get a teacher with the classes of the data, in words and as a command."""
+    """A sentence with the command that fine-tunes the teacher on the classes of the data."""
     args = {"img_size": config.student.args.get("img_size")} | config.teacher.args.to_dict()
     args = {k: v for k, v in args.items() if v is not None and k != "num_classes"}
     workdir = "runs/teacher"

@@ -20,8 +20,10 @@ from jaxkd.errors import ConfigError
 
 
 def _parser() -> console.Parser:
-    parser = console.Parser(prog=program("report"), description=__doc__)
-    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="--workdir of a run or a study")
+    parser = console.Parser(
+        prog=program("report"), description=__doc__, usage="%(prog)s WORKDIR [WORKDIR ...] --out=FILE [OPTIONS]"
+    )
+    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="work directory of a run or a study")
     parser.add_argument("--out", required=True, metavar="FILE", help="the page, for example report.html; replaced")
     return parser
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
+import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -42,3 +46,20 @@ def test_notebooks_are_found_and_small():
     for path in NOTEBOOKS:
         assert path.stat().st_size < 300_000
         check_outputs(path.read_text())
+
+
+@pytest.mark.parametrize(("colab", "source"), [(True, "jaxkd-0.2.0-py3-none-any.whl"), (False, "../..")])
+def test_the_first_cell_installs_jaxkd_where_it_is_missing(colab, source, monkeypatch):
+    installed = []
+    monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr(subprocess, "run", lambda words, check: installed.append(words[-1]))
+    if colab:
+        files = types.SimpleNamespace(upload=lambda: {source: b""})
+        monkeypatch.setitem(sys.modules, "google.colab", types.SimpleNamespace(files=files))
+    for path in NOTEBOOKS:
+        first = next(cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code")
+        exec("".join(first["source"]), {})  # jaxkd is there
+        with monkeypatch.context() as patch:
+            patch.setattr(importlib.util, "find_spec", lambda name: None)
+            exec("".join(first["source"]), {})
+    assert installed == [source] * len(NOTEBOOKS)

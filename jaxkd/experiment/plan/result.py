@@ -42,7 +42,7 @@ def make_plan(
       config: full, without stages.
       topology: of `topology.parse`, after `topology.prepare`.
       search: whether to look for the largest batch that fits, which compiles a few times more.
-      host_cores: CPU cores of a host; 0: as usual for the chip.
+      host_cores: CPU cores of a host; 0: those of the chip's usual host.
       say: gets a line before each compilation and after it.
 
     Returns:
