@@ -67,9 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jaxkd.experiment import run as run_module
 
     console.quiet()
+    host_memory.keep_freed_memory()
     parallel.initialize_distributed(given.distributed)
     compile_cache.use_compile_cache(given.compile_cache)
-    host_memory.keep_freed_memory()
     # Without a terminal rich takes 80 columns, in which the table would be cut.
     output = console.terminal(width=140) if parallel.is_main_host() else None
     with explain_recipe(config, argv):

@@ -74,8 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jaxkd.experiment.study.runner import run_study
 
     console.quiet()
-    compile_cache.use_compile_cache(not options.no_compile_cache)
     host_memory.keep_freed_memory()
+    compile_cache.use_compile_cache(not options.no_compile_cache)
     output = console.terminal(width=140)
     with training_config.explain_recipe(config, rest):
         result = run_study(
