@@ -1,4 +1,4 @@
-"""What statistics of the layers cost a training run, in percent of its throughput.
+"""Cost of statistics of the layers in a training run, in percent of its throughput.
 
     python benchmarks/dynamics.py --config=configs/deit_cait.py --batch-size=8 > dynamics.json
 

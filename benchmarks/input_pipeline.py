@@ -281,7 +281,7 @@ def stages(options: argparse.Namespace, source: Files, recipe: Recipe) -> dict[s
 
 
 def device_cost(options: argparse.Namespace) -> dict[str, Any]:
-    """What the step does to a batch before the network sees it: normalise and erase."""
+    """A batch as the network sees it: normalised and erased."""
     import jax
     from timing import compile_program, interleaved, summary
 

@@ -32,7 +32,7 @@ def merge(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def device_name(parts: dict[str, dict[str, Any]]) -> str:
-    """What the first part that knows it says, such as "NVIDIA H100 80GB HBM3"."""
+    """The answer of the first part that has one, such as "NVIDIA H100 80GB HBM3"."""
     kind = parts.get("goldens", {}).get("result", {}).get("device_kind")
     if kind:
         return str(kind)

@@ -30,7 +30,7 @@ def import_peer() -> tuple[Any, Any]:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What both sides do to an image; probability of a mirror image and range of the crop are timm's defaults."""
+    """The augmentation of both sides; probability of a mirror image and range of the crop are timm's defaults."""
 
     image_size: int
     policy: str

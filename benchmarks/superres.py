@@ -138,7 +138,7 @@ def convolution_peak(dtype: Any) -> dict[str, tuple[float, Any]]:
 
 
 def first_call(name: str, call: Any) -> Any:
-    """What the first call gives. Raises ConfigError where torch.compile finds no compiler."""
+    """The result of the first call. Raises ConfigError where torch.compile finds no compiler."""
     try:
         return call()
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What a cache of the teacher's logits costs on disk, loses, and saves of a step.
+"""Cost of a cache of the teacher's logits on disk, its error, and the time that it saves in a step.
 
     python benchmarks/teacher_cache.py --config=configs/deit_cait.py --config.distill.preset=soft --repeats=0
     python benchmarks/teacher_cache.py --config=configs/deit_cait.py:embedded --config.distill.preset=soft \\

@@ -29,7 +29,7 @@ CHIP = "v5e:2x2"
 
 
 def measure(name: str, args: dict[str, Any], batch: int, device: Any, *, fused: bool) -> dict[str, float]:
-    """What one forward pass moves, in MB an image."""
+    """Memory traffic of one forward pass, in MB an image."""
     model = models.create(name, **args, dtype=jnp.bfloat16, fused_attention=fused)
     after = [tap for tap in models.tap_names(model) if tap.startswith(("block_", "stage_")) and "." not in tap]
     taps = tuple(after) if after[-1].startswith("stage_") else (after[-1],)

@@ -113,7 +113,7 @@ def _in_threads(function: Callable[[Any], Result], items: Sequence[Any]) -> list
 
 
 def _answer(work: Callable[[], Result], address: str, *, absent: type[Exception] | None = None) -> Result:
-    """What `work` returns; a StorageError in the place of what it raises, or `absent` where a file is not there."""
+    """The result of `work`; its errors become a StorageError, or `absent` where a file is not there."""
     outcome: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
 
     def run() -> None:

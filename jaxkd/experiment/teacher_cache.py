@@ -188,7 +188,7 @@ def _neighbours(parts: Sequence[data.Part]) -> Iterator[list[data.Part]]:
 def _part(
     part: data.Part, batches: Iterator[dict[str, np.ndarray]], logits: Any, report: Callable[[int], None]
 ) -> list[dict[str, np.ndarray]]:
-    """What is to be written for each batch of `part`."""
+    """The arrays to write for each batch of `part`."""
     found: list[dict[str, Any]] = []
     for position in range(part.start, part.start + part.count):
         report(len(found))

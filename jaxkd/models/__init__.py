@@ -8,5 +8,6 @@ from jaxkd.models.contract import (
     depth_taps,
     init_variables,
 )
+from jaxkd.models.frozen import frozen_types
 from jaxkd.models.registry import arguments, create, list_models, register, spec, tap_names
 from jaxkd.models.target import target_platform, traced_for

@@ -60,15 +60,21 @@ class DistillationTask(ClassificationTask):
 
     @cached_property
     def constants(self) -> PyTree:
-        """The teacher's variables, where the step runs it."""
-        return self.teacher_variables if self.stored is None else {}
+        """The teacher's variables in the types that it reads them in, where the step runs it."""
+        if self.stored is not None:
+            return {}
+        return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), self.teacher_variables, self.abstract_constants)
 
-    @property
+    @cached_property
     def abstract_constants(self) -> PyTree:
-        """Their shapes; nothing is drawn."""
-        if self.stored is None and self.teacher.variables is None:
-            return _abstract_variables(self.teacher)
-        return super().abstract_constants
+        """Their shapes and types; nothing is drawn."""
+        if self.stored is not None:
+            return {}
+        shape, taps = (1, *self.teacher.image_size, 3), tuple(self.objective.teacher_taps)
+        types = models.frozen_types(self.teacher.model, shape, train=False, taps=taps)
+        given = types if self.teacher.variables is None else self.teacher.variables
+        # With the containers of the given variables, which may be flax's frozen ones.
+        return jax.tree.unflatten(jax.tree.structure(given), jax.tree.leaves(types))
 
     @cached_property
     def _fingerprint(self) -> str:

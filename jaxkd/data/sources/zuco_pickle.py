@@ -60,7 +60,7 @@ class _DataUnpickler(pickle.Unpickler):
         self._names = _allowed()
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a pickle may call; see `_allowed`."""
+        """The function or class of that name, where a pickle may call it; see `_allowed`."""
         if (module, name) not in self._names:
             raise _Refused(f"{module}.{name}")
         return self._names[module, name]
