@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 import re
+import tracemalloc  # noqa: F401  pytest imports it to report a warning, which etils' lazy imports would replace
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -31,6 +32,7 @@ def _compile_quickly() -> None:
         # no such flag, and one that XLA does not know ends the process.
         if jax.__version_info__ < (0, 11):
             quick += " --xla_cpu_use_fusion_emitters=false"
+        quick += " --xla_cpu_parallel_codegen_split_count=1"  # a small program is compiled as a whole
         os.environ["XLA_FLAGS"] = f"{flags} {quick}".strip()
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = os.environ.get("JAXKD_TEST_CACHE", str(home / "jaxkd-tests" / f"jax-{jax.__version__}"))
