@@ -14,6 +14,7 @@ a LlamaForCausalLM. Its prompts are plain text, without a chat template.
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import sys
 import time
@@ -51,8 +52,11 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--llm", default="", metavar="URL|PATH", help="OpenAI-compatible server (.../v1), or a Llama")
     group.add_argument("--llm-model", default="", metavar="NAME", help="model at that server")
     group.add_argument("--llm-key-variable", default="", metavar="NAME", help="environment variable with the key")
+    group.add_argument(
+        "--llm-extra", default="", metavar="JSON", help='further fields of a request, such as {"top_k": 1}'
+    )
     group.add_argument("--llm-concurrency", type=int, default=4, metavar="N", help="requests at once")
-    group.add_argument("--llm-cache", default="", metavar="FILE", help="answers that are kept; default: in --out")
+    group.add_argument("--llm-cache", default="", metavar="PATH", help="file or folder of kept answers; default: --out")
     group = parser.add_argument_group("output")
     group.add_argument("--out", required=True, help="folder of the report")
     group.add_argument("--overwrite", action="store_true", help="replace an earlier report in --out")
@@ -117,27 +121,39 @@ def decode(args: argparse.Namespace, command: str) -> dict[str, Any]:
     return results
 
 
+def _extra(text: str) -> dict[str, Any]:
+    """The fields of `--llm-extra`."""
+    try:
+        found = json.loads(text or "{}")
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ConfigError(f'--llm-extra="{text}" is no JSON object. Give one such as {{"top_k": 1}}.')
+    return found
+
+
 def _language_model(args: argparse.Namespace, out: Path) -> Any:
     """The language model of the command line with its cache, or None."""
     from jaxkd.experiment.eeg.local_model import LocalLlama, is_local
-    from jaxkd.language.models import CachedModel, OpenAiCompatible
+    from jaxkd.language.models import ANSWERS, CachedModel, OpenAiCompatible
 
     wanted = [mode for mode in args.mode if mode in MODEL_MODES]
     if not args.llm:
-        others = {"llm_model": args.llm_model, "llm_key_variable": args.llm_key_variable, "llm_cache": args.llm_cache}
-        console.refuse_options({k: v or None for k, v in others.items()}, "no --llm was given")
+        names = ("llm_model", "llm_key_variable", "llm_extra", "llm_cache")
+        console.refuse_options({k: getattr(args, k) or None for k in names}, "no --llm was given")
         if wanted:
             raise ConfigError(f"--mode={wanted[0]} needs a language model. Give its address with --llm.")
         return None
     if is_local(args.llm):
-        others = {"llm_model": args.llm_model, "llm_key_variable": args.llm_key_variable}
-        console.refuse_options({k: v or None for k, v in others.items()}, "--llm names a Llama on this machine")
+        names = ("llm_model", "llm_key_variable", "llm_extra")
+        console.refuse_options({k: getattr(args, k) or None for k in names}, "--llm names a Llama on this machine")
         model = LocalLlama(args.llm)
     elif not args.llm_model:
         raise ConfigError("--llm was given without --llm-model. Give the name of the model at that server.")
     else:
-        model = OpenAiCompatible(args.llm, args.llm_model, key_variable=args.llm_key_variable)
-    cache = Path(args.llm_cache).expanduser() if args.llm_cache else out / "answers.jsonl"
+        extra = _extra(args.llm_extra)
+        model = OpenAiCompatible(args.llm, args.llm_model, key_variable=args.llm_key_variable, extra=extra)
+    cache = Path(args.llm_cache).expanduser() if args.llm_cache else out / ANSWERS
     return CachedModel(model, cache)
 
 

@@ -103,7 +103,16 @@ class PeerLostError(JaxkdError):
 
 
 class LanguageModelError(JaxkdError):
-    """A language model gave no answer: it cannot be reached, refuses the request, or the prompt is too long."""
+    """A language model gave no answer: it cannot be reached, refuses the request, or the prompt is too long.
+
+    Args:
+      message: for the user.
+      fails: what else fails alike: "request", this request alone; "all", every further one; "perhaps", not known.
+    """
+
+    def __init__(self, message: str, *, fails: str = "perhaps"):
+        super().__init__(message)
+        self.fails = fails
 
 
 class NonFiniteLossError(JaxkdError):

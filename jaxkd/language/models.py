@@ -30,6 +30,7 @@ from jaxkd.errors import ConfigError, DataError, LanguageModelError, check_range
 Message = dict[str, str]
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)
 LONGEST_WAIT = 60.0  # seconds between two tries
+ANSWERS = "answers.jsonl"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -147,7 +148,8 @@ class OpenAiCompatible:
                 trouble = error
         raise LanguageModelError(
             f"The language model at {self.base_url} gave no answer in {self.retries + 1} tries ({trouble}). Start the "
-            "same command again when it runs; answers that came are kept."
+            "same command again when it runs; answers that came are kept.",
+            fails=trouble.fails,
         )
 
     def _post(self, body: dict[str, Any]) -> bytes:
@@ -166,9 +168,12 @@ class OpenAiCompatible:
         except urllib.error.URLError as error:
             if isinstance(error.reason, TimeoutError):
                 raise _TryAgain(f"no answer within {self.timeout:g} seconds") from None
-            raise _TryAgain(str(error.reason)) from None
+            raise _TryAgain(str(error.reason), fails="all") from None
         except (ConnectionError, http.client.HTTPException) as error:
-            raise _TryAgain(f"the connection broke: {type(error).__name__}") from None
+            gone = isinstance(error, ConnectionError)  # and not an answer that was cut off
+            raise _TryAgain(
+                f"the connection broke: {type(error).__name__}", fails="all" if gone else "perhaps"
+            ) from None
 
     def _refusal(self, error: urllib.error.HTTPError) -> LanguageModelError:
         """The error for an HTTP status that is no success."""
@@ -179,7 +184,8 @@ class OpenAiCompatible:
         if error.code == 400 and "context" in text:
             return LanguageModelError(
                 f"The prompt is longer than the context of the model at {self.base_url}: {text[:200]}. Start the "
-                "server with a larger context, or use fewer anchors or candidates."
+                "server with a larger context, or use fewer anchors or candidates.",
+                fails="request",
             )
         advice = {
             401: "Name the environment variable that holds the key (--llm-key-variable).",
@@ -188,7 +194,8 @@ class OpenAiCompatible:
         }
         return LanguageModelError(
             f'The language model "{self.name}" at {self.base_url} refused the request with status {error.code}: '
-            f"{text[:200] or 'no reason given'}. {advice.get(error.code, 'Correct the request.')}"
+            f"{text[:200] or 'no reason given'}. {advice.get(error.code, 'Correct the request.')}",
+            fails="all" if error.code in advice else "perhaps",
         )
 
     def _answer(self, content: bytes) -> Completion:
@@ -210,8 +217,8 @@ class OpenAiCompatible:
 class _TryAgain(LanguageModelError):
     """A failure that may pass; `wait` is after how many seconds, where the server said so."""
 
-    def __init__(self, message: str, wait: float = 0.0):
-        super().__init__(message)
+    def __init__(self, message: str, wait: float = 0.0, *, fails: str = "perhaps"):
+        super().__init__(message, fails=fails)
         self.wait = wait
 
 
@@ -230,17 +237,21 @@ def _message_of(error: urllib.error.HTTPError) -> str:
 class CachedModel:
     """A model whose answers are kept in a file, a JSON line each; a request that was answered is not made again.
 
+    Nor is one that is under way: equal requests wait for its answer.
+
     A line is written in one piece once the answer is there, so that a kill loses at most the answers under way; a last
     line that was cut off is dropped.
 
     Args:
       model: that answers.
-      path: of the file; made when the first answer comes.
+      path: of the file, made when the first answer comes; in a folder it is answers.jsonl.
     """
 
     def __init__(self, model: LanguageModel, path: Path):
-        self.name, self._model, self._path = model.name, model, path
+        self.name, self._model = model.name, model
+        self._path = path / ANSWERS if path.is_dir() else path
         self._lock = threading.Lock()
+        self._under_way: dict[str, threading.Lock] = {}
         self._known = self._read()
 
     def complete(self, messages: Sequence[Message], **parameters: Any) -> Completion:
@@ -249,9 +260,13 @@ class CachedModel:
         content = json.dumps([self.name, list(messages), settings], sort_keys=True, default=list)
         key = hashlib.sha256(content.encode()).hexdigest()
         with self._lock:
-            if key in self._known:
-                return self._known[key]
-        answer = self._model.complete(messages, **parameters)
+            own = self._under_way.setdefault(key, threading.Lock())
+        with own:
+            if key not in self._known:
+                self._keep(key, self._model.complete(messages, **parameters))
+            return self._known[key]
+
+    def _keep(self, key: str, answer: Completion) -> None:
         line = json.dumps({"key": key, **asdict(answer)}, ensure_ascii=False) + "\n"
         with self._lock:
             self._known[key] = answer
@@ -260,7 +275,6 @@ class CachedModel:
                 file.write(line.encode())
                 file.flush()
                 os.fsync(file.fileno())
-        return answer
 
     def _read(self) -> dict[str, Completion]:
         known: dict[str, Completion] = {}
@@ -293,7 +307,9 @@ def complete_all(
 ) -> list[Completion | LanguageModelError]:
     """Answers in the order of the requests, several at a time; a failure stands in the place of its answer.
 
-    The first request is made alone and its failure is raised: a server that is not there would fail them all.
+    A failure that every further request would meet is raised: the server cannot be reached any more, or refuses the key
+    or the model. The first request is made alone, and its failure is raised unless it is of this request alone, such as
+    a prompt that is too long.
 
     Args:
       model: that answers.
@@ -303,20 +319,27 @@ def complete_all(
       **parameters: of `LanguageModel.complete`.
 
     Raises:
-      LanguageModelError: of the first request.
+      LanguageModelError: see above.
     """
     check_range("concurrency", concurrency, 1, whole=True)
     if not requests:
         return []
     found: list[Completion | LanguageModelError | None] = [None] * len(requests)
 
+    ended = threading.Event()
+
     def answer(i: int) -> None:
+        if ended.is_set():
+            return
         try:
             found[i] = model.complete(requests[i], **parameters)
         except LanguageModelError as error:
+            if error.fails == "all" or (i == 0 and error.fails != "request"):
+                ended.set()
+                raise
             found[i] = error
 
-    found[0] = model.complete(requests[0], **parameters)
+    answer(0)
     with concurrent.futures.ThreadPoolExecutor(concurrency) as pool:
         jobs = [pool.submit(answer, i) for i in range(1, len(requests))]
         try:

@@ -105,9 +105,13 @@ def _asked(
     repairs = [prompts.repair_messages(requests[i], answers[i].text) for i in broken]
     try:
         repaired = complete_all(model, repairs, **settings)
-    except LanguageModelError:  # the conversations are longer now, perhaps too long: all stay failed
+    except LanguageModelError as error:
+        if error.fails == "all":
+            raise
         return found
     for i, answer in zip(broken, repaired, strict=True):
+        if isinstance(answer, LanguageModelError):  # the conversation is longer now, perhaps too long
+            continue
         value, facts = _read(answer, readers[i])
         found[i] = value, {**facts, "tokens": facts["tokens"] + found[i][1]["tokens"]}
     return found

@@ -173,9 +173,22 @@ def text_tables(results: Results) -> list[Table]:
     rows = [[row["mode"], *(_percent(row.get(k)) for k in TEXT_METRICS)] for row in results.get("text_metrics") or []]
     text = (
         "Percent; WER and CER may exceed 100. Overlap with the right sentence is high for fluent text of the genre "
-        "whatever was read: compare with the rows of prior and no anchors, which use the same means."
-    )
+        "whatever was read: compare with the rows of prior and no anchors, which use the same means. "
+    ) + " ".join(failure_sentences(results))
     return [Table(["mode", *TEXT_METRICS.values()], rows, text=text)]
+
+
+def failure_sentences(results: Results) -> list[str]:
+    """How many answers of the language model gave no sentence, and why."""
+    by_reason: dict[str, list[dict[str, Any]]] = {}
+    for row in results.get("text_metrics") or []:
+        if row.get("failures"):
+            by_reason.setdefault(row["reason"], []).append(row)
+    return [
+        f"Without a sentence: {sum(row['failures'] for row in rows)} of {sum(row['readings'] for row in rows)} "
+        f"({'; '.join(row['mode'] for row in rows)}). Most frequent reason: {reason}."
+        for reason, rows in by_reason.items()
+    ]
 
 
 TEXT_METRICS = {
@@ -242,6 +255,8 @@ def print_decoding(results: Results) -> None:
     console = Console(width=None if sys.stdout.isatty() else 150)
     console.print(shown)
     for sentence in results["sentences_in_short"]:
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+    for sentence in failure_sentences(results):
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
     for leak in results["leaks"]["leaks"]:
         console.print(f"LEAK: {leak}", markup=False, highlight=False, soft_wrap=True)

@@ -255,6 +255,7 @@ def test_mistakes_are_told_in_a_sentence(tmp_path):
         (["--llm=absent.bin"], 'The language model "absent.bin" does not exist'),
         (["--llm=./absent", "--llm-model=x"], "--llm-model=x was given, but --llm names a Llama on this machine"),
         (["--llm=127.0.0.1:8080", "--llm-model=x"], "is no address of a language model"),
+        (["--llm=http://127.0.0.1:1/v1", "--llm-model=x", "--llm-extra=top_k=1"], "is no JSON object"),
     ],
 )
 def test_options_that_do_not_fit(run, tmp_path, capsys, options, said):
@@ -267,12 +268,17 @@ def test_options_that_do_not_fit(run, tmp_path, capsys, options, said):
 
 def test_a_path_selects_the_local_llama(run, tmp_path, capsys):
     llama = write_llama2c(random_arrays(), tmp_path)
-    options = [f"--llm={llama}", "--mode=generate", "--skip-retraining"]
-    with pytest.raises(SystemExit) as stop:
-        decode.main([f"--weights={run[0]}", f"--out={tmp_path / 'out'}", *options])
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert re.search(r"The prompt has [\d,]+ tokens, and the language model tiny-\w+ reads between 1 and 31\.", error)
+    results = decoded(
+        run[0], tmp_path / "out", f"--llm={llama}", "--mode=generate", "--skip-retraining", "--no-figures"
+    )
+    told = capsys.readouterr().out
+    # Every prompt is too long for 32 places: the report is written, and says so.
+    assert re.search(
+        r"Without a sentence: (\d+) of \1 \(EEG, generate; .*\)\. Most frequent reason: The prompt does not fit the "
+        r"language model tiny-\w+\.",
+        told,
+    )
+    assert {row["failed"] for row in results["text_metrics"]} == {100.0}
 
 
 def context_of(**changes):

@@ -91,7 +91,7 @@ def test_draws_repeat_with_their_seed(tiny):
 def test_the_context_bounds_prompts_and_answers(tiny):
     longest = tiny.complete(asked("b" * 29), max_tokens=100)  # begin, blank, 29 letters: 31 of 32 places
     assert (longest.prompt_tokens, longest.completion_tokens, longest.finish_reason) == (31, 1, "length")
-    with pytest.raises(LanguageModelError, match=r"The prompt has 32 tokens, .* reads between 1 and 31\. Use fewer"):
+    with pytest.raises(LanguageModelError, match=r"it has 32 tokens, and between 1 and 31 are read\. Use fewer"):
         tiny.complete(asked("b" * 30), max_tokens=1)
     for wrong in ({"max_tokens": 0}, {"max_tokens": 1, "temperature": -1.0}):
         with pytest.raises(ConfigError):

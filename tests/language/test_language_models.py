@@ -213,6 +213,14 @@ def test_kill_9_and_again_asks_nothing_twice(serve, tmp_path):
     assert set(asked) == {str(i) for i in range(20)} and len(asked) <= 21
 
 
+def test_equal_requests_at_once_are_asked_once(serve, tmp_path):
+    server = serve(lambda i, body: time.sleep(0.05) or chat(f"answer {i}"))
+    model = CachedModel(client(server), tmp_path / "answers.jsonl")
+    other = [{"role": "user", "content": "Other"}]
+    found = complete_all(model, [other, HELLO, HELLO, HELLO], concurrency=3, max_tokens=5)
+    assert [f.text for f in found] == ["answer 0", *["answer 1"] * 3] and len(server.requests) == 2
+
+
 def test_many_requests_in_order_with_failures_as_values(serve):
     def script(i, body):
         text = body["messages"][0]["content"]
@@ -228,6 +236,23 @@ def test_many_requests_in_order_with_failures_as_values(serve):
     assert seen[-1] == (6, 6)
     with pytest.raises(LanguageModelError, match="422"):
         complete_all(client(server), requests[3:], max_tokens=5)
+
+
+def test_a_prompt_that_is_too_long_fails_alone_and_a_server_that_goes_ends_all(serve, tmp_path):
+    def script(i, body):
+        text = body["messages"][0]["content"]
+        if text == "gone":
+            return 200, None, {}
+        return (400, '{"error": {"message": "exceeds the context"}}', {}) if text == "long" else chat(text)
+
+    server, asked = serve(script), lambda *texts: [[{"role": "user", "content": text}] for text in texts]
+    found = complete_all(client(server), asked("long", "1"), max_tokens=5)
+    assert (found[0].fails, found[1].text) == ("request", "1")
+    cached = CachedModel(client(server, retries=1), tmp_path)
+    with pytest.raises(LanguageModelError, match=r"no answer in 2 tries \(.*answers that came are kept"):
+        complete_all(cached, asked("1", "2", "gone", *"34567"), concurrency=1, max_tokens=5)
+    assert (tmp_path / "answers.jsonl").read_text().count("\n") == 2
+    assert [body["messages"][0]["content"] for body in server.requests[-4:]] == ["1", "2", "gone", "gone"]
 
 
 @pytest.mark.parametrize(
@@ -269,17 +294,20 @@ def test_sentences_repairs_and_failures(serve):
         repaired = len(body["messages"]) > 2
         if "broken" in text:
             return chat("no form", finish="length")
+        if "growing" in text:
+            return (400, '{"error": {"message": "exceeds the context"}}', {}) if repaired else chat("Here: Ford.")
         if "mended" in text and not repaired:
             return chat("Here it is: Ford.")
         return chat('{"sentence": "A plain sentence."}')
 
     server = serve(script)
-    anchors = [[("ford", 0.5)], [("mended", 0.25)], [("broken", 0.1)], []]
-    found = generate_sentences(client(server), anchors, [["An example."]] * 4, concurrency=2)
-    assert [f.sentence for f in found] == ["A plain sentence.", "A plain sentence.", None, "A plain sentence."]
+    anchors = [[("ford", 0.5)], [("mended", 0.25)], [("broken", 0.1)], [], [("growing", 0.1)]]
+    found = generate_sentences(client(server), anchors, [["An example."]] * 5, concurrency=2)
+    assert [f.sentence for f in found] == ["A plain sentence.", "A plain sentence.", None, "A plain sentence.", None]
+    assert found[4].reason == "the answer has not the form"
     assert found[2].reason == "the answer was cut off" and found[0].model == "tiny-1" and found[1].tokens == 6
     sent = json.dumps(server.requests)
-    assert "ford (0.50)" in sent and "An example." in sent and len(server.requests) == 6
+    assert "ford (0.50)" in sent and "An example." in sent and len(server.requests) == 8
 
 
 def test_reranking(serve):

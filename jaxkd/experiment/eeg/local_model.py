@@ -73,8 +73,10 @@ class LocalLlama:
         ids = tokenizer.encode("\n\n".join(message["content"] for message in messages))
         if not ids or len(ids) >= self.context:
             raise LanguageModelError(
-                f"The prompt has {len(ids):,} tokens, and the language model {self.name} reads between 1 and "
-                f"{self.context - 1:,}. Use fewer anchors or candidates, or a model with a larger context."
+                f"The prompt does not fit the language model {self.name}: it has {len(ids):,} tokens, and between "
+                f"1 and {self.context - 1:,} are read. Use fewer anchors or candidates, or a model with a "
+                "larger context.",
+                fails="request",
             )
         limit = min(max_tokens, self.context - len(ids))
         prompt = np.zeros(_places(len(ids)), np.int32)

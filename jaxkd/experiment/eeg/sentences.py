@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -135,7 +136,10 @@ def sentence_rows(
 
 
 def text_scores(opened: Opened, decoding: Decoding, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Text metrics of one source and mode against the texts that were read, in percent; failures count as empty."""
+    """Text metrics of one source and mode against the texts that were read, in percent; failures count as empty.
+
+    `readings`, `failures` and `reason`, the most frequent one of the failures, say how many sentences there are.
+    """
     right = [opened.eeg_data.texts[decoding.queries.candidates[t]] for t in decoding.queries.truth]
     found = [row["sentence"] or "" for row in rows]
     bleu, rouge = metrics.corpus_bleu(found, right), metrics.mean_rouge(found, right)
@@ -159,7 +163,16 @@ def text_scores(opened: Opened, decoding: Decoding, rows: Sequence[dict[str, Any
         "identical": 100.0 * metrics.identical_share(found),
         "empty": 100.0 * metrics.empty_share(found),
         "failed": 100.0 * float(np.mean([row["failed"] for row in rows])),
+        "readings": len(rows),
+        "failures": sum(row["failed"] for row in rows),
+        "reason": _most_frequent([row["reason"] for row in rows if row["failed"]]),
     }
+
+
+def _most_frequent(reasons: Sequence[str]) -> str:
+    """The most frequent beginning of reasons, whose details differ; "" without one."""
+    begins = Counter(reason.partition(": ")[0].partition(". ")[0].rstrip(".") for reason in reasons)
+    return begins.most_common(1)[0][0] if begins else ""
 
 
 def make_sentences(
