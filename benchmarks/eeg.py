@@ -8,8 +8,10 @@ Makes the synthetic corpus (12 subjects x 1,107 sentences, the size of ZuCo 1.0)
 ZuCo 2.0 and as a pickle, and times reading each, making the cache, the next start, which checks and maps the cache,
 and one epoch of training batches from memory and from the cache. `dominates` names the functions that took most of the
 time of reading one subject, or of 5 batches, with their share under a profiler, which slows down Python more than it
-does HDF5 and NumPy. Files that were just written or read are in the memory of the operating system: disks are not
-timed. The files hold one measure of the EEG and no raw signals, which make those of ZuCo many times as large.
+does HDF5 and NumPy. `cpu_seconds` are of the processor, of this process and those it waited for: on a machine with
+other work they can be compared, and `seconds` cannot. Files that were just written or read are in the memory of the
+operating system: disks are not timed. The files hold one measure of the EEG and no raw signals, which make those of
+ZuCo many times as large.
 Prints one JSON object; progress goes to standard error.
 """
 
@@ -65,6 +67,19 @@ def timed(function: Callable[[], Any]) -> tuple[Any, float]:
     return result, round(time.perf_counter() - begin, 3)
 
 
+def processor() -> float:
+    """Seconds of processor time of this process and of those it waited for."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
+
+
+def timed_twice(function: Callable[[], Any]) -> tuple[Any, float, float]:
+    """The result of a call, its seconds of wall time, and those of the processor."""
+    begin = processor()
+    result, seconds = timed(function)
+    return result, seconds, round(processor() - begin, 3)
+
+
 def dominating(function: Callable[[], Any], most: int = 4) -> dict[str, float]:
     """The functions in which a call spent most of its time, callees not counted, and their shares."""
     profile = cProfile.Profile()
@@ -79,29 +94,34 @@ def dominating(function: Callable[[], Any], most: int = 4) -> dict[str, float]:
 def time_format(corpus: EegCorpus, name: str, folder: Path) -> dict[str, Any]:
     """Seconds to write (None where the files were there), to read, to make the cache, and to start with it."""
     seconds: dict[str, Any] = {"write": None}
+    cpu: dict[str, Any] = {"write": None}
     files = folder / name
     if not files.exists():
         say(f"writing {name}")
-        _, seconds["write"] = timed(lambda: write_zuco(corpus, folder / f"{name}.part", name, measures=(MEASURE,)))
-        (folder / f"{name}.part").rename(files)
+        part = folder / f"{name}.part"
+        _, seconds["write"], cpu["write"] = timed_twice(lambda: write_zuco(corpus, part, name, measures=(MEASURE,)))
+        part.rename(files)
     cache = folder / f"{name}.cache"
     shutil.rmtree(cache, ignore_errors=True)
     say(f"reading {name}")
-    begin, last = time.perf_counter(), [0.0]
+    begin, used, last = time.perf_counter(), processor(), [0.0, 0.0]
 
     def on_progress(done: int, total: int, status: str) -> None:
-        last[0] = time.perf_counter()
+        last[:] = time.perf_counter() - begin, processor() - used
 
-    found, both = timed(lambda: open_eeg(files, measure=MEASURE, cache=cache, on_progress=on_progress))
+    found, both, both_cpu = timed_twice(lambda: open_eeg(files, measure=MEASURE, cache=cache, on_progress=on_progress))
     if found.fingerprint != corpus.fingerprint:
         raise JaxkdError(f'"{files}" holds another corpus. Remove it, or choose another --folder.')
     del found
-    seconds |= {"read": round(last[0] - begin, 3), "make_corpus_and_cache": round(both - (last[0] - begin), 3)}
-    _, seconds["start_with_cache"] = timed(lambda: open_eeg(files, measure=MEASURE, cache=cache))
+    for kind, whole, reading in ((seconds, both, last[0]), (cpu, both_cpu, last[1])):
+        kind |= {"read": round(reading, 3), "make_corpus_and_cache": round(whole - reading, 3)}
+    _, seconds["start_with_cache"], cpu["start_with_cache"] = timed_twice(
+        lambda: open_eeg(files, measure=MEASURE, cache=cache)
+    )
     one = corpus.subjects[:1]
     share = dominating(lambda: open_eeg(files, measure=MEASURE, subjects=one))
     size = sum(path.stat().st_size for path in files.iterdir())
-    return {"megabytes": round(size / 1e6, 1), "seconds": seconds, "dominates": share}
+    return {"megabytes": round(size / 1e6, 1), "seconds": seconds, "cpu_seconds": cpu, "dominates": share}
 
 
 def time_epoch(corpus: EegCorpus, batch_size: int) -> dict[str, Any]:

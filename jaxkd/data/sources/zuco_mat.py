@@ -207,35 +207,38 @@ def _sentences_v2(h5py: Any, file: Any, path: Path, measure: str) -> Sentences:
         if name not in data:
             raise _wrong_fields(path, " in sentenceData", name, data)
     reader = _Hdf5(h5py, file)
-    texts, words = reader.cells(data["content"]), reader.cells(data["word"])
-    means = [reader.cells(data[f"mean_{band}"]) for band in BANDS if f"mean_{band}" in data]
+    texts, words = reader.field(data, "content"), reader.field(data, "word")
+    means = [reader.field(data, f"mean_{band}") for band in BANDS if f"mean_{band}" in data]
     for number, (text, word) in enumerate(zip(texts, words, strict=True)):
         group = reader.group(word)
+        names = set(group or ())
         # Without words, MATLAB stored a number (NaN) or a structure without their fields.
-        if group is None or not {"content", "nFixations"} <= set(group):
+        if not {"content", "nFixations"} <= names:
             yield None
             continue
         for name in (f"{measure}_{band}" for band in BANDS):
-            if name not in group:
-                raise _wrong_fields(path, f" in the words of sentence {number}", name, group)
-        sentence = _words_v2(reader, group, reader.text(text), measure)
+            if name not in names:
+                raise _wrong_fields(path, f" in the words of sentence {number}", name, names)
+        sentence = _words_v2(reader, group, names, reader.text(text), measure)
         sentence.mean_is_nan = _has_nan(join_bands([reader.numbers(m[number]) for m in means] or [None]))
         yield sentence
 
 
-def _words_v2(reader: _Hdf5, group: Any, text: str, measure: str) -> RawSentence:
-    words = [reader.text(cell) for cell in reader.cells(group["content"])]
+def _words_v2(reader: _Hdf5, group: Any, names: set[str], text: str, measure: str) -> RawSentence:
+    words = [reader.text(cell) for cell in reader.field(group, "content")]
     real = [i for i, word in enumerate(words) if _REAL_WORD.search(word)]
     found = RawSentence(text, len(real), counts={"dropped_tokens": len(words) - len(real)})
-    gaze = {name: reader.cells(group[name]) for name in GAZE if name in group}
-    bands = [reader.cells(group[f"{measure}_{band}"]) for band in BANDS]
+    gaze = {name: reader.field(group, name) for name in GAZE if name in names}
+    bands = [reader.field(group, f"{measure}_{band}") for band in BANDS]
     for place, i in enumerate(real):
-        if not first_number(reader.numbers(gaze["nFixations"][i])) > 0:
+        fixations = first_number(reader.numbers(gaze["nFixations"][i]))
+        if not fixations > 0:
             continue
+        others = [first_number(reader.numbers(gaze[name][i]) if name in gaze else None) for name in GAZE[1:]]
         found.word.append(words[i])
         found.position.append(place)
         found.eeg.append(join_bands([reader.numbers(band[i]) for band in bands]))
-        found.gaze.append([first_number(reader.numbers(gaze[n][i]) if n in gaze else None) for n in GAZE])
+        found.gaze.append([fixations, *others])
     return found
 
 
@@ -247,30 +250,38 @@ class _Hdf5:
 
     def __init__(self, h5py: Any, file: Any):
         self._h5py, self._file = h5py, file
+        self._all, self._dataset, self._dereference = h5py.h5s.ALL, h5py.h5d.DatasetID, h5py.h5r.dereference
+        self._types = {name: h5py.h5t.py_create(np.dtype(name)) for name in ("<f8", "<u2")}
+        self._reference = h5py.h5t.py_create(h5py.ref_dtype)
 
-    def cells(self, item: Any) -> list[Any]:
-        """The references of a dataset, in order; [item] where it is stored without references.
+    def field(self, group: Any, name: str) -> list[Any]:
+        """The references of a field, in order; one object where it is stored without references.
 
         The fields of a structure array are arrays of references, those of a single structure are stored directly.
         """
-        if not isinstance(item, self._h5py.Dataset) or self._h5py.check_ref_dtype(item.dtype) is None:
+        item = self._h5py.h5o.open(group.id, name.encode())
+        if not isinstance(item, self._dataset) or item.get_type().get_class() != self._h5py.h5t.REFERENCE:
             return [item]
-        return list(item[()].ravel())
+        references = np.empty(item.shape, self._h5py.ref_dtype)
+        item.read(self._all, self._all, references, self._reference)
+        return references.ravel().tolist()
+
+    def _target(self, cell: Any) -> Any:
+        return self._dereference(cell, self._file.id) if isinstance(cell, self._h5py.Reference) else cell
 
     def group(self, cell: Any) -> Any | None:
         """The group that a cell is or refers to, None for anything else."""
-        item = self._file[cell] if isinstance(cell, self._h5py.Reference) else cell
-        return item if isinstance(item, self._h5py.Group) else None
+        item = self._target(cell)
+        return self._h5py.Group(item) if isinstance(item, self._h5py.h5g.GroupID) else None
 
     def numbers(self, cell: Any, dtype: str = "<f8") -> np.ndarray:
         """The values of a dataset; none for MATLAB's empty array, of which HDF5 holds the sizes in one dimension."""
-        by_reference = isinstance(cell, self._h5py.Reference)
-        target = self._h5py.h5r.dereference(cell, self._file.id) if by_reference else cell.id
-        shape = target.shape if isinstance(target, self._h5py.h5d.DatasetID) else ()
+        target = self._target(cell)
+        shape = target.shape if isinstance(target, self._dataset) else ()
         if len(shape) != 2:
             return np.zeros(0, dtype)
         values = np.empty(shape, dtype)
-        target.read(self._h5py.h5s.ALL, self._h5py.h5s.ALL, values)
+        target.read(self._all, self._all, values, self._types[dtype])
         return values.ravel(order="F")
 
     def text(self, cell: Any) -> str:
