@@ -179,7 +179,7 @@ def text_tables(results: Results) -> list[Table]:
 
 
 def failure_sentences(results: Results) -> list[str]:
-    """How many answers of the language model gave no sentence, and why."""
+    """Numbers of answers that gave no sentence, with their most frequent reasons."""
     by_reason: dict[str, list[dict[str, Any]]] = {}
     for row in results.get("text_metrics") or []:
         if row.get("failures"):
