@@ -1,4 +1,4 @@
-"""Do the controls of the EEG decoder say the truth? On synthetic corpora whose right answers are known.
+"""Check of the EEG decoder's controls on synthetic corpora whose right answers are known.
 
     python benchmarks/eeg_controls.py > eeg_controls.json
     python benchmarks/eeg_controls.py --parts leaks --seeds=3
@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxkd import analysis, parallel
+from jaxkd import analysis, metrics, parallel
 from jaxkd.config import fields, recipes
 from jaxkd.config.fields import change
 from jaxkd.errors import JaxkdError
@@ -139,7 +139,7 @@ def null_numbers(opened: decode.Opened, found: decode.Decoding, seed: int) -> li
     fitted = opened.fitted
     scores["EEG, sentence embedding"] = decode.direct_scores(fitted.task, fitted.params, decoded, texts)
     scores |= {c.name: c.score(context, fitted) for c in controls.CONTROLS if c.score and c.name != "oracle anchors"}
-    rows, numbers = np.arange(len(found.queries.truth)), []
+    numbers = []
     for name, one in scores.items():
         for pool in controls.POOLS:
             where = found.queries.pool(pool)
@@ -147,7 +147,7 @@ def null_numbers(opened: decode.Opened, found: decode.Decoding, seed: int) -> li
             split = np.random.default_rng((seed, len(numbers))).random() * sure["tied"]
             tests = {"p": sure["p"], "p_ties_split": sure["p"] - split, "tied": sure["tied"]}
             for k in (1, 5):
-                hits = retrieval.hits(one, where, k)[rows, found.queries.truth]
+                hits = metrics.top_k_hits(one, found.queries.right, k, where=where)
                 away = float((hits - np.minimum(1.0, k / where.sum(axis=1))).mean())
                 error = standard_error(hits, found.queries.truth, seed)
                 numbers.append({"row": name, "pool": pool, "k": k, "away": away, "error": error, **tests})
@@ -207,7 +207,7 @@ def oracle(study: Study, args: argparse.Namespace) -> dict[str, Any]:
         for k in (1, 5):
             best = {n: analysis.oracle_topk(float(np.sqrt(n * snr)), count, k) for n in set(words.tolist())}
             ceiling = float(np.mean([best[n] for n in words.tolist()]))
-            hits = retrieval.hits(found.scores, found.queries.pool("all"), k)[np.arange(len(texts)), texts]
+            hits = metrics.top_k_hits(found.scores, found.queries.right, k)
             error = max(standard_error(hits, texts, seed), 1e-9)
             row |= {f"top{k}": 100 * float(hits.mean()), f"oracle{k}": 100 * ceiling, f"chance{k}": 100 * k / count}
             row[f"part{k}"] = float((hits.mean() - k / count) / (ceiling - k / count))

@@ -25,10 +25,9 @@ from typing import Any
 from jaxkd.cli import compile_cache, console
 from jaxkd.cli.commands import program
 from jaxkd.errors import ConfigError, check_range
+from jaxkd.language.sentences import LOCAL_MODES, MODEL_MODES
 
-MODEL_MODES = ("generate", "rerank")
 RARE = ("--allow-leaks", "--pool", "--montage", "--llm-key-variable", "--llm-concurrency", "--llm-cache")
-MODES = ("template", "retrieve", *MODEL_MODES)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -38,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--variant", default="", choices=("raw", "ema"), help="raw weights (default) or the average")
     group.add_argument("--step", default="", help='a number, "last" (default) or "best"')
     group.add_argument("--data", default="", help="recordings; default: as in training")
-    group.add_argument("--split", default="", help="must be the run's own; says so where it is not")
+    group.add_argument("--split", default="", help="checked against that of the run")
     group.add_argument("--allow-leaks", action="store_true", help="although parts of the split share texts")
     group = parser.add_argument_group("anchors and candidates")
     group.add_argument("--anchors", default="dev", metavar="K|all|dev", help="dev: chosen on the development part")
@@ -48,7 +47,8 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--skip-retraining", action="store_true", help="leave out controls that train networks")
     group.add_argument("--montage", default="", metavar="FILE", help=".npz with coords (electrodes, 3), for maps")
     group = parser.add_argument_group("sentences")
-    group.add_argument("--mode", action="append", default=[], choices=MODES, help="repeatable; default: what is there")
+    modes = (*LOCAL_MODES, *MODEL_MODES)
+    group.add_argument("--mode", action="append", default=[], choices=modes, help="may be repeated; default: all")
     group.add_argument("--llm", default="", metavar="URL|PATH", help="OpenAI-compatible server (.../v1), or a Llama")
     group.add_argument("--llm-model", default="", metavar="NAME", help="model at that server")
     group.add_argument("--llm-key-variable", default="", metavar="NAME", help="environment variable with the key")
@@ -79,7 +79,7 @@ def decode(args: argparse.Namespace, command: str) -> dict[str, Any]:
     from jaxkd.analysis.pipeline import open_report
     from jaxkd.experiment.eeg import decode as decoding
     from jaxkd.experiment.eeg import sentences as sentence_parts
-    from jaxkd.experiment.eeg.results import collect
+    from jaxkd.experiment.eeg.results import collect, read_scalp
     from jaxkd.report.decoding import write_decoding
 
     begin, k = time.perf_counter(), _anchors(args.anchors)
@@ -99,22 +99,29 @@ def decode(args: argparse.Namespace, command: str) -> dict[str, Any]:
             step=args.step,
             on_progress=lambda *done: progress.show("reading", *done),
         )
+        scalp = read_scalp(opened, args.montage) if args.montage else None
         progress.say(f"{opened.origin} · {len(opened.eeg_data.split.test):,} test readings")
         found = decoding.decode(opened, k=k, pools=[str(number) for number in args.pool])
         shown = ", ".join(f"{r['k'] or 'all'}: {r['top5']:.1f}" for r in found.curve if r["part"] == "dev")
         progress.say(f"top-5 on the development part by number of anchors: {shown} · {found.k or 'all'} anchors")
-        rows = decoding.run_controls(opened, found, retrain=not args.skip_retraining, progress=progress)
-        sentences, text_metrics = sentence_parts.make_sentences(
-            opened, found, args.mode, model, concurrency=args.llm_concurrency, progress=progress
+        trained: dict[str, Any] = {}
+        rows = decoding.run_controls(
+            opened, found, retrain=not args.skip_retraining, trained=trained, progress=progress
+        )
+        sentences, text_metrics, reranked = sentence_parts.make_sentences(
+            *(opened, found, args.mode, model),
+            concurrency=args.llm_concurrency,
+            progress=progress,
+            noise=trained.get("noise"),
         )
     sentence_parts.write_sentences([row for rows in sentences for row in rows], out)
     results = collect(
         opened,
-        found,
+        decoding.with_methods(found, reranked),
         rows,
         sentences=sentences[0],
         text_metrics=text_metrics,
-        montage=args.montage,
+        scalp=scalp,
         settings={"command": command, "seconds": time.perf_counter() - begin, "date": time.strftime("%Y-%m-%d %H:%M")},
     )
     write_decoding(results, out, figures=not args.no_figures)

@@ -152,7 +152,7 @@ def test_missing_and_empty_folders_and_earlier_results(pictures, tmp_path, capsy
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "results.json").write_text("{}")
     said = failing([*DEIT, f"--images={pictures}", f"--out={tmp_path / 'old'}", *FEW], capsys)
-    assert "holds an earlier analysis" in said
+    assert "holds an earlier report" in said
     assert (tmp_path / "old" / "results.json").read_text() == "{}"
 
 

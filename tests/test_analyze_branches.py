@@ -104,7 +104,7 @@ def test_numbers_only_an_earlier_report_and_the_first_images(folder, trained, tm
     assert results_of(out)["settings"]["images"] == 1 and results_of(out)["settings"]["crop"] == [24, 20]
     assert {p.name for p in out.iterdir()} == {"results.json", "branches.csv", "branch_profiles.csv"}
     (out / "pca.csv").write_text("of an earlier report")
-    assert "holds an earlier analysis" in failing(command, capsys)
+    assert "holds an earlier report" in failing(command, capsys)
     assert analyze.main([*command, "--overwrite"]) == 0
     assert results_of(out)["settings"]["images"] == 3 and not (out / "pca.csv").exists()
 

@@ -6,9 +6,10 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ class Vocabulary:
     @cached_property
     def hash(self) -> str:
         """SHA-256 of words and counts, kept beside trained weights."""
-        return hashlib.sha256(json.dumps(self.as_dict()).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self._content()).encode()).hexdigest()
 
     def classes(self, words: Sequence[str]) -> np.ndarray:
         """(n,) int32 class of each word as it stands in a text, such as "Company,"; `null` for other words."""
@@ -78,7 +79,10 @@ class Vocabulary:
         return np.array([self._number[word] for word in words], np.int32)
 
     def as_dict(self) -> dict[str, Any]:
-        """Words, counts and settings, for a JSON file; `from_dict` reads them."""
+        """Words, counts, settings and their hash, for a JSON file; `read_vocabulary` reads it."""
+        return {**self._content(), "hash": self.hash}
+
+    def _content(self) -> dict[str, Any]:
         return {
             "words": list(self.words),
             "texts": list(self.texts),
@@ -87,11 +91,29 @@ class Vocabulary:
             "size": self.size,
         }
 
-    @staticmethod
-    def from_dict(values: Mapping[str, Any]) -> Vocabulary:
-        """The vocabulary that `as_dict` described."""
+
+def read_vocabulary(path: Path) -> Vocabulary:
+    """The vocabulary of a JSON file of `Vocabulary.as_dict`; one without a hash is of an earlier version.
+
+    Raises:
+      DataError: the file cannot be read, or its words and counts are not those that its hash was made of.
+    """
+    try:
+        values = json.loads(path.read_text())
         lists = {k: tuple(values[k]) for k in ("words", "texts")}
-        return Vocabulary(**lists, **{k: int(values[k]) for k in ("text_count", "min_texts", "size")})
+        found = Vocabulary(**lists, **{k: int(values[k]) for k in ("text_count", "min_texts", "size")})
+        kept = values.get("hash", found.hash)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f'"{path}" cannot be read as the keywords of a run ({type(error).__name__}: {error}). Restore the file, or '
+            "train again."
+        ) from None
+    if kept != found.hash:
+        raise DataError(
+            f'"{path}" was changed after it was written: its keywords do not have the hash that stands in it. Restore '
+            "the file, or train again."
+        )
+    return found
 
 
 def tokens(text: str) -> list[str]:

@@ -16,6 +16,7 @@ from jaxkd.language import prompts
 from jaxkd.language.models import Completion, LanguageModel, complete_all
 from jaxkd.language.prompts import Message, NamedAnchor
 
+LOCAL_MODES, MODEL_MODES = ("template", "retrieve"), ("generate", "rerank")  # ways to a sentence
 MAX_TOKENS = 400
 Progress = Callable[[int, int], None]
 

@@ -7,6 +7,7 @@ from jaxkd.metrics.aggregate import Average, Metrics, average
 from jaxkd.metrics.classification import classification_metrics, top_k_correct
 from jaxkd.metrics.restoration import luma, name_of, psnr, ssim
 from jaxkd.metrics.retrieval import (
+    candidate_hits,
     chance,
     mean_chance,
     mean_reciprocal_rank,

@@ -49,7 +49,36 @@ def top_k_hits(
     above, tied, same = _places(scores, right, ties, where)
     if ties != "expected":
         return (above + (tied if ties == "pessimistic" else 0) < k).astype(np.float64)
-    return np.array([_hit(k - a, t, m) for a, t, m in zip(above, tied, same, strict=True)])
+    return _hits(k - above, tied, same)
+
+
+def candidate_hits(scores: np.ndarray, k: int, *, where: np.ndarray | None = None) -> np.ndarray:
+    """Probability that each candidate is among the k best of its query, equal scores in random order.
+
+    `top_k_hits` with expected ties of one right candidate at a time, for all candidates: what a permutation test of the
+    right ones reads.
+
+    Args:
+      scores: (Q, N), larger is better.
+      k: from 1.
+      where: (Q, N) bool, see `top_k_hits`.
+
+    Returns:
+      (Q, N) float64 in [0, 1]; 0 at candidates outside of the pool.
+
+    Raises:
+      ConfigError: a k below 1.
+    """
+    check_range("k", k, 1, whole=True)
+    scores = np.asarray(scores, np.float64)
+    where, found = np.ones(scores.shape, bool) if where is None else where, np.zeros(scores.shape)
+    for row, own, out in zip(scores, where, found, strict=True):
+        held = row[own]
+        ordered = np.sort(held)
+        above = len(held) - np.searchsorted(ordered, held, side="right")
+        equal = len(held) - above - np.searchsorted(ordered, held, side="left")
+        out[own] = _hits(k - above, equal - 1, np.ones(len(held), int))
+    return found
 
 
 def top_k(
@@ -178,11 +207,13 @@ def mean_chance(right: np.ndarray, k: int, *, where: np.ndarray | None = None) -
     return float(np.mean([chance(n, m, k) for n, m in counts]))
 
 
-def _hit(free: int, tied: int, same: int) -> float:
+def _hits(free: np.ndarray, tied: np.ndarray, same: np.ndarray) -> np.ndarray:
     """Probability that one of `same` right candidates is among the first `free` of all `tied` + `same` equal ones."""
-    if free <= 0:
-        return 0.0
-    return 1.0 if free > tied else chance(int(tied + same), int(same), int(free))
+    total = tied + same
+    free, missed = np.clip(free, 0, total), np.ones(len(total))
+    for j in range(int(same.max(initial=0))):  # the j-th right one is not among them, as those before it are not
+        missed *= np.where(j < same, np.maximum(total - free - j, 0) / np.maximum(total - j, 1), 1.0)
+    return 1.0 - missed
 
 
 def _mean_reciprocal(above: int, tied: int, same: int) -> float:

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from jaxkd.data.files import write_atomic
-from jaxkd.report.decoding_figures import draw_decoding
+from jaxkd.report.decoding_figures import POOLS, draw_decoding
 from jaxkd.report.html import DASH, Section, Table, figure_sections, made_section, write_page
 from jaxkd.report.tables import write_csv
 
 Results = dict[str, Any]
 RETRIEVAL = (
     *("method", "pool", "candidates", "queries", "texts", "subjects", "top1", "chance1", "top5", "chance5", "top25"),
-    *("chance25", "mrr", "median_rank", "low", "high", "text_low", "text_high", "p", "p_holm"),
+    *("chance25", "mrr", "median_rank", "low", "high", "text_low", "text_high", "p", "p_holm", "failed"),
 )
 CONTROLS = (
     *("row", "networks", "expected"),
@@ -29,10 +29,10 @@ CONTROLS = (
 
 
 def write_decoding(results: Results, folder: Path, *, figures: bool = True) -> list[Path]:
-    """Writes results.json, retrieval.csv, controls.csv, curve.csv, leaks.json, figures and report.html.
+    """Writes results.json, leaks.json, report.html, figures, and as .csv retrieval, controls, curve, subjects, texts.
 
     Args:
-      results: of `experiment.eeg.report.collect`.
+      results: of `experiment.eeg.results.collect`.
       folder: is there already; files of the same names are replaced.
       figures: also figures/*.png and .pdf and the page.
 
@@ -47,6 +47,7 @@ def write_decoding(results: Results, folder: Path, *, figures: bool = True) -> l
         "controls.csv": (CONTROLS, results["controls"]),
         "curve.csv": (("part", "k", *RETRIEVAL[1:14]), results["curve"]),
         "subjects.csv": (tuple(results["subjects"][0]), results["subjects"]),
+        "text_metrics.csv": (("mode", *TEXT_METRICS, *MORE_TEXT_METRICS), results.get("text_metrics") or []),
     }
     for name, (header, rows) in tables.items():
         written.append(write_csv(folder / name, list(header), [[row.get(h) for h in header] for row in rows]))
@@ -72,7 +73,7 @@ def write_decoding_page(results: Results, figures: Sequence[Any], path: Path) ->
         with_tables("Controls", "Controls", control_table(results["controls"])),
         Section("Retrieval", tables=[retrieval_table(results["retrieval"])]),
         with_tables("Anchors", "Anchors", anchor_table(results)),
-        with_tables("Subjects", "Subjects", subject_table(results["subjects"])),
+        with_tables("Subjects", "Subjects", *subject_tables(results)),
         Section("Sentences", tables=[*text_tables(results), *example_tables(results)]),
         with_tables("Electrodes", "Electrodes"),
         made_section(results),
@@ -129,6 +130,13 @@ def retrieval_table(rows: Sequence[dict[str, Any]]) -> Table:
         "Percent, one right answer each; equal scores count as ordered at random. A numbered pool holds the right text "
         "and others drawn for each reading; its interval and p-value are those of top-5."
     )
+    failed = [f"{row['failed']:.1f} % of the answers of {row['method']}" for row in rows if row.get("failed")]
+    if any("failed" in row for row in rows):
+        text += (
+            " Reranked: a language model ordered the best candidates of the method before it, the others follow in "
+            "their own order; where its answer could not be read, they count as ordered at random"
+            f"{': ' + '; '.join(failed) if failed else ''}."
+        )
     return Table([*head, "95 % interval of top-5", "p, corrected"], cells, text=text)
 
 
@@ -141,31 +149,38 @@ def anchor_table(results: Results) -> Table:
             *(_percent(words.get(f"{kind}_top{k}")) for kind in ("word", "word_chance", "balanced", "balanced_chance")),
         ]
         for k in (1, 5, 10)
+        if words
+    ]
+    rows += [
+        [
+            (name, f"of the {results['k'] or 'all'} anchors against the keywords of the text"),
+            *(_percent(anchors[f"{part}{key}"]) for part in ("", "chance_")),
+            *(DASH, DASH),
+        ]
+        for name, key in (("precision", "precision"), ("recall", "recall"), ("F", "f"))
     ]
     text = (
-        "Percent. Chance of all words is that of always naming the most frequent keywords. The "
-        f"{results['k'] or 'all'} anchors have a precision of {anchors['precision']:.1f}, a recall of "
-        f"{anchors['recall']:.1f} and an F of {anchors['f']:.1f} against the keywords of the texts."
+        "Percent. Chance of the words is that of always naming the most frequent keywords, chance of the anchors that "
+        "of comparing them with the text of a reading that is drawn at random."
     )
-    return Table(["words", "all words", "chance", "mean over keywords", "chance"], rows if words else [], text=text)
+    return Table(["words and anchors", "all", "chance", "mean over keywords", "chance"], rows, text=text)
 
 
-def subject_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Top-5 of each subject, folded away."""
-    cells = [
-        [
-            row["subject"],
-            str(row["queries"]),
-            *(f"{row[f'{pool}_top5']:.1f} ({row[f'{pool}_chance5']:.1f})" for pool in ("matched", "all")),
-        ]
-        for row in rows
+def subject_tables(results: Results) -> list[Table]:
+    """Top-5 as the mean over the subjects and of the worst, and, folded away, of each."""
+    head = ["subject", "readings", "top-5, as many words (chance)", "top-5, all (chance)"]
+
+    def cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+        shown = [[f"{row[f'{pool}_top5']:.1f} ({row[f'{pool}_chance5']:.1f})" for pool in POOLS] for row in rows]
+        return [[row["subject"], str(row["queries"]), *own] for row, own in zip(rows, shown, strict=True)]
+
+    text = (
+        "Percent. The mean weighs all subjects alike; the worst has the least top-5 above chance among as many words."
+    )
+    return [
+        Table(head, cells(results["subject_summary"]), text=text),
+        Table(head, cells(results["subjects"]), title="Numbers of the subjects", folded=True),
     ]
-    return Table(
-        ["subject", "readings", "top-5, as many words (chance)", "top-5, all (chance)"],
-        cells,
-        title="Numbers of the subjects",
-        folded=True,
-    )
 
 
 def text_tables(results: Results) -> list[Table]:
@@ -175,7 +190,11 @@ def text_tables(results: Results) -> list[Table]:
         "Percent; WER and CER may exceed 100. Overlap with the right sentence is high for fluent text of the genre "
         "whatever was read: compare with the rows of prior and no anchors, which use the same means. "
     ) + " ".join(failure_sentences(results))
-    return [Table(["mode", *TEXT_METRICS.values()], rows, text=text)]
+    more = [[row["mode"], *(_percent(row.get(k)) for k in MORE_TEXT_METRICS)] for row in results["text_metrics"] or []]
+    return [
+        Table(["mode", *TEXT_METRICS.values()], rows, text=text),
+        Table(["mode", *MORE_TEXT_METRICS.values()], more, title="Further text metrics", text=VARIANTS, folded=True),
+    ]
 
 
 def failure_sentences(results: Results) -> list[str]:
@@ -203,6 +222,22 @@ TEXT_METRICS = {
     "empty": "empty",
     "failed": "failed",
 }
+MORE_TEXT_METRICS = {
+    "bleu2": "BLEU-2",
+    "bleu3": "BLEU-3",
+    "rouge1_sets_f": "ROUGE-1 F of sets",
+    "match_f": "match F",
+    "distinct1": "distinct-1",
+    "distinct2": "distinct-2",
+}
+VARIANTS = (
+    "BLEU: of the corpus, uniform weights, one reference, no smoothing, as nltk's corpus_bleu; its tokens are words, "
+    "numbers and single punctuation marks in lower case after NFKC, which WER, CER and distinct read too. ROUGE-1 and "
+    "ROUGE-L: mean F over the readings, as rouge-score without stemming (runs of a-z and 0-9 in lower case); of sets: "
+    "ROUGE-1 of the package rouge, as in EEG-to-text papers (different words, split at blanks, case kept). Match F: "
+    "greedy cosines of the run's static word vectors, no BERTScore. Distinct: different words, or pairs of words, over "
+    "all of them."
+)
 
 
 def example_tables(results: Results) -> list[Table]:

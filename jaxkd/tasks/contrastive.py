@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -9,13 +10,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import losses, metrics, models
-from jaxkd.errors import ConfigError, ShapeError
-from jaxkd.losses.contrastive import INITIAL_LOG_SCALE
+from jaxkd.errors import ConfigError, ShapeError, check_choice
+from jaxkd.losses.contrastive import INITIAL_LOG_SCALE, MULTI_KINDS
 from jaxkd.losses.norms import unit
 from jaxkd.train.task import Batch, Inputs, Metrics, Task
 from jaxkd.weights.network import Network
 
 PyTree = Any
+SENTENCE_LOSSES = (*MULTI_KINDS, "info_nce", "siglip")
+SIGLIP_LOG_SCALE, SIGLIP_BIAS = math.log(10.0), -10.0  # where arXiv 2303.15343 starts
 
 
 class TextSide(NamedTuple):
@@ -37,8 +40,9 @@ class ContrastiveTask(Task):
 
     The loss is L_words + sentence_weight x L_sentences. L_words is the class-weighted cross-entropy of each EEG word
     over K keywords and a learned null column; L_sentences aligns the mean over a sentence's words with the vector of
-    its text, positives being all readings of the same text by any subject (`losses.info_nce_multi`). All of it is our
-    reading of arXiv 2604.16370, which states two stages and no losses.
+    its text, positives being all readings of the same text by any subject: `losses.info_nce_multi` of a kind;
+    "siglip", in which each text of a batch is one candidate; or "info_nce", in which a reading's own row is its only
+    positive. All of it is our reading of arXiv 2604.16370, which states two stages and no losses.
 
     Args:
       student: an `eeg_words_*` network.
@@ -46,6 +50,7 @@ class ContrastiveTask(Task):
       sentences: (T, d) vectors of the texts that batches refer to.
       class_weight: (K + 1,), see `class_weights`.
       sentence_weight: of the second term; 0 leaves it out.
+      sentence_loss: of `SENTENCE_LOSSES`.
       learned: whether the keyword vectors train too, from `keywords`.
       frozen: tree of bool like the network's parameters, or None; projections and temperatures train.
     """
@@ -58,6 +63,7 @@ class ContrastiveTask(Task):
         class_weight: jax.Array,
         *,
         sentence_weight: float = 0.5,
+        sentence_loss: str = "mean_log",
         learned: bool = False,
         frozen: PyTree | None = None,
     ):
@@ -68,9 +74,10 @@ class ContrastiveTask(Task):
             )
         if keywords.shape[0] + 1 != class_weight.shape[0]:
             raise ShapeError(f"{keywords.shape[0]} keywords need {keywords.shape[0] + 1} class weights.")
+        check_choice("eeg.sentence_loss", sentence_loss, SENTENCE_LOSSES)
         self.student, self._frozen_student = student, frozen
         self.constants = {"keywords": keywords, "sentences": sentences, "class_weight": class_weight}
-        self.sentence_weight, self.learned = sentence_weight, learned
+        self.sentence_weight, self.sentence_loss, self.learned = sentence_weight, sentence_loss, learned
         self.features = int(student.model.in_features)
         self.width = int(student.model.out_features)
 
@@ -92,6 +99,9 @@ class ContrastiveTask(Task):
             "log_scale_words": jnp.asarray(INITIAL_LOG_SCALE, jnp.float32),
             "log_scale_sentences": jnp.asarray(INITIAL_LOG_SCALE, jnp.float32),
         }
+        if self.sentence_loss == "siglip":
+            projectors["log_scale_sentences"] = jnp.asarray(SIGLIP_LOG_SCALE, jnp.float32)
+            projectors["bias_sentences"] = jnp.asarray(SIGLIP_BIAS, jnp.float32)
         if self.learned:
             projectors["keywords"] = jnp.asarray(self.constants["keywords"], jnp.float32)
         return {"student": params, "projectors": projectors}, {}
@@ -165,12 +175,24 @@ class ContrastiveTask(Task):
         if self.sentence_weight:
             read = batch["mask"] & jnp.any(batch["where"], axis=1)
             eeg = self.sentence(projectors, words, batch["where"])
-            same = batch["group"][:, None] == batch["group"][None, :]
-            text_vectors = self.text(projectors, text.sentences)
-            each = losses.info_nce_multi(eeg, text_vectors, same, projectors["log_scale_sentences"], where=read)
+            each = self._compare_sentences(
+                projectors, eeg, self.text(projectors, text.sentences), batch["group"], where=read
+            )
             terms["sentences"] = jnp.sum(each) / jnp.maximum(jnp.sum(read), 1)
             loss = loss + self.sentence_weight * terms["sentences"]
         return loss, terms, mutable
+
+    def _compare_sentences(
+        self, projectors: PyTree, eeg: jax.Array, text: jax.Array, group: jax.Array, *, where: jax.Array
+    ) -> jax.Array:
+        """(B,) losses of sentences (B, E) and the texts of their rows; equal numbers in `group` (B,) are one text."""
+        scale, same = projectors["log_scale_sentences"], group[:, None] == group[None, :]
+        if self.sentence_loss == "info_nce":
+            return losses.info_nce(eeg, text, scale, where=where)
+        if self.sentence_loss == "siglip":
+            first = where & (jnp.argmax(same & where[None, :], axis=1) == jnp.arange(len(group)))
+            return losses.siglip(eeg, text, same, scale, projectors["bias_sentences"], where=where, text_where=first)
+        return losses.info_nce_multi(eeg, text, same, scale, self.sentence_loss, where=where)
 
     def columns(self, projectors: PyTree, keywords: jax.Array) -> jax.Array:
         """(K + 1, E) embeddings of the keywords and, last, of the null class."""

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from chat_server import Server, chat
 from llama_files import random_arrays, write_llama2c
 
 from jaxkd import analyze, decode, parallel
@@ -22,10 +23,11 @@ from jaxkd.config import fields, recipes
 from jaxkd.errors import CheckpointError, ConfigError, DataError
 from jaxkd.experiment import run as run_module
 from jaxkd.experiment.build import build
-from jaxkd.experiment.eeg import controls, retrieval
+from jaxkd.experiment.eeg import controls, retrieval, sentences
 from jaxkd.experiment.eeg import decode as decoding
 from jaxkd.experiment.eeg.data import open_eeg_data
-from jaxkd.tasks.contrastive import class_weights
+from jaxkd.language.sentences import Written
+from jaxkd.tasks.contrastive import SENTENCE_LOSSES, class_weights
 from jaxkd.train import load_run_params
 
 HERE = Path(__file__).parent
@@ -112,6 +114,35 @@ def loss_of(experiment, params, batch):
     return task.loss(params, {}, batch, jax.random.key(3), jnp.zeros((), jnp.int32), task.constants)[0]
 
 
+def test_every_form_of_the_sentences_loss_trains_a_step(batch):
+    found = {}
+    for form in SENTENCE_LOSSES:
+        run = build(config_of(student__name="eeg_words_tiny", eeg__sentence_loss=form), parallel.make_mesh(1))
+        params = run.task.init(jax.random.key(0))[0]
+        loss, slopes = jax.value_and_grad(lambda p, run=run: loss_of(run, p, batch))(params)
+        moved = jax.tree.map(lambda p, g: p - 1e-3 * g, params, slopes)
+        found[form] = float(loss), float(loss_of(run, moved, batch))
+        assert np.isfinite(found[form]).all() and found[form][1] < found[form][0], form
+    assert len({round(before, 4) for before, _ in found.values()}) == len(SENTENCE_LOSSES)
+    with pytest.raises(ConfigError, match=r'eeg\.sentence_loss="clip"'):
+        build(config_of(eeg__sentence_loss="clip"), parallel.make_mesh(1))
+    with pytest.raises(ConfigError, match=r"eeg\.sentence_weight=0"):
+        build(config_of(eeg__sentence_loss="siglip", eeg__sentence_weight=0.0), parallel.make_mesh(1))
+
+
+def test_a_text_of_several_readings_is_one_candidate_of_siglip(batch):
+    """A batch whose readings all stand twice has the same mean loss of its sentences."""
+    run = build(config_of(student__name="eeg_words_tiny", eeg__sentence_loss="siglip"), parallel.make_mesh(1))
+    params = run.task.init(jax.random.key(0))[0]
+    words = jax.random.normal(jax.random.key(1), (*batch["where"].shape, run.task.width))
+    found = []
+    for times in (1, 2):
+        own, shown = jax.tree.map(lambda x, n=times: jnp.concatenate([x] * n), (batch, words))
+        inputs = run.task.inputs(own, jax.random.key(0), run.task.constants)
+        found.append(run.task.compare(params, {}, inputs, (shown, {}), 0, None)[1]["sentences"])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
+
+
 def test_gradients_reach_every_parameter(experiment, batch):
     params = experiment.task.init(jax.random.key(0))[0]
     gradients = jax.grad(lambda p: loss_of(experiment, p, batch))(params)
@@ -153,7 +184,10 @@ def decoded(workdir, out, *options):
 
 @pytest.mark.slow
 def test_decoding_writes_tables_beside_chance(run, tmp_path, capsys):
-    results = decoded(run[0], tmp_path / "report", "--skip-retraining", "--anchors=3", "--pool=10")
+    montage = tmp_path / "montage.npz"
+    np.savez(montage, coords=np.random.default_rng(0).normal(size=(105, 3)))
+    options = ["--skip-retraining", "--anchors=3", "--pool=10", f"--montage={montage}"]
+    results = decoded(run[0], tmp_path / "report", *options)
     rows = {row["row"]: row for row in results["controls"]}
     assert len(rows) == 15 and rows["gaze only"]["networks"] == 0
     assert rows["EEG"]["all_top5"] > rows["EEG"]["all_chance5"] + 20 and rows["EEG"]["all_p"] == 0.001
@@ -168,8 +202,18 @@ def test_decoding_writes_tables_beside_chance(run, tmp_path, capsys):
     lines = [json.loads(line) for line in (tmp_path / "report" / "sentences.jsonl").read_text().splitlines()]
     assert {line["mode"] for line in lines} == {"template", "retrieve"}
     assert all(len(line["anchors"]) <= 3 for line in lines if line["source"] == "EEG")
+    with (tmp_path / "report" / "text_metrics.csv").open() as file:
+        assert [float(row["bleu3"]) for row in csv.DictReader(file)] == [r["bleu3"] for r in results["text_metrics"]]
     page = (tmp_path / "report" / "report.html").read_text()
-    assert "Controls beside chance" in page and "Ten readings" in page
+    assert "Controls beside chance" in page and "Ten readings" in page and "Further text metrics" in page
+    assert "mean over 3" in page and "worst: SYN" in page
+    anchors = results["anchors"]
+    assert anchors["precision"] > anchors["chance_precision"] + 20 and anchors["f"] > anchors["chance_f"] > 0
+    mean, worst = results["subject_summary"]
+    each = [row["matched_top5"] for row in results["subjects"]]
+    assert mean["matched_top5"] == pytest.approx(np.mean(each)) and worst["matched_top5"] == min(each)
+    assert mean["queries"] == 45
+    assert results["scalp"]["bands"] and (tmp_path / "report" / "figures" / "scalp.png").stat().st_size > 10_000
     assert "Detectors that fire: word length" in capsys.readouterr().out
 
 
@@ -182,6 +226,73 @@ def test_controls_that_train_networks_are_at_chance(run, tmp_path):
         assert abs(rows[name]["all_top5"] - rows[name]["all_chance5"]) < 17, name  # 45 readings
     assert rows["subject only"]["all_top5"] == pytest.approx(rows["subject only"]["all_chance5"])
     assert rows["EEG without length and gaze"]["all_top5"] > rows["EEG"]["all_chance5"] + 20
+    text = {row["mode"]: row for row in results["text_metrics"]}
+    assert text["noise, trained and tested, template"]["bleu1"] < text["EEG, template"]["bleu1"]
+
+
+def test_a_language_model_writes_and_orders(run, tmp_path, monkeypatch):
+    """Sentences, share of failures and reranked retrieval; a second start asks nothing; what leaves the machine."""
+
+    def answer(i, body):
+        request = body["messages"][1]["content"]
+        if len(request) % 4 == 0:
+            return chat("no form")
+        return chat('{"sentence": "A sentence.", "order": [2, 1]}')
+
+    monkeypatch.setattr(retrieval, "PERMUTATIONS", 19)
+    out, server = tmp_path / "out", Server(answer)
+    options = [f"--llm={server.url}", "--llm-model=tiny", "--mode=generate", "--mode=rerank", "--anchors=3"]
+    options += ["--skip-retraining", "--no-figures", "--overwrite"]
+    try:
+        results = decoded(run[0], out, *options)
+        sent = list(server.requests)
+        assert decoded(run[0], out, *options)["text_metrics"] == results["text_metrics"]
+        assert len(server.requests) == len(sent)
+    finally:
+        server.shutdown()
+        server.server_close()
+    lines = [json.loads(line) for line in (out / "sentences.jsonl").read_text().splitlines()]
+    for row in results["text_metrics"]:
+        own = [line for line in lines if f"{line['source']}, {line['mode']}" == row["mode"]]
+        assert len(own) == 45 and row["failed"] == pytest.approx(100 * np.mean([line["failed"] for line in own]))
+        assert row["empty"] == row["failed"] and all(line["sentence"] is None for line in own if line["failed"])
+    shares = [row["failed"] for row in results["text_metrics"]]
+    assert len(shares) == 7 and 0 < np.mean(shares) < 100 and "the answer has not the form" in str(lines)
+    rows = {row["method"]: row for row in results["retrieval"] if row["pool"] == "all"}
+    reranked = rows["3 anchors, best 15 reranked by tiny"]
+    assert reranked["candidates"] == 15 and reranked["chance5"] == pytest.approx(100 / 3) and reranked["p_holm"] >= 0
+    # The best two changed places: the first of the retrieval is the second now, where the answer could be read.
+    assert reranked["top1"] < rows["3 anchors"]["top1"] and reranked["failed"] == shares[1]
+    assert {"prior anchors, best 15 reranked by tiny", "prior anchors", "oracle anchors"} <= set(rows)
+    with (out / "retrieval.csv").open() as file:
+        assert reranked["method"] in {row["method"] for row in csv.DictReader(file)}
+
+    opened = open_eeg_data(config_of())
+    read = {opened.texts[group] for group in opened.split.group[opened.split.test]}
+    known = set(opened.vocabulary.words)
+    for body in sent:
+        assert set(body) == {"model", "messages", "max_tokens", "temperature", "seed"}
+        request = body["messages"][1]["content"]
+        keywords, texts = re.fullmatch(r"Keywords[^:]*: (.*)\nSentences[^:]*:\n(.*)\nAnswer.*", request, re.S).groups()
+        for anchor in keywords.split(", "):
+            word, _ = re.fullmatch(r"(\S+) \((\d\.\d\d)\)", anchor).groups() if anchor != "(none)" else ("", "")
+            assert word in known | {""}
+        listed = re.findall(r"^\d+\. (.*)$", texts, re.M)
+        if '"order"' in request:  # the candidates, which tell nothing of which was read
+            assert set(listed) == read
+        else:
+            assert len(listed) == 3 and not read & set(listed)
+        assert not any(name in json.dumps(body) for name in opened.corpus.subjects)
+
+
+def test_a_failed_order_counts_as_ordered_at_random():
+    scores = np.array([[3.0, 2.0, 1.0, 0.0]] * 2)
+    scores = np.concatenate([scores, -np.arange(1.0, 31.0) * np.ones((2, 30))], axis=1)
+    source = sentences.AnchorSource("EEG", [[], []], scores)
+    order = (3, 0, *range(4, 25), 2, 1)
+    found = sentences.reranked_scores(source, [Written("x", order), Written(None)])
+    assert found[0].argsort(kind="stable")[::-1].tolist() == [*order, *range(25, 34)]
+    assert set(found[1, :25]) == {0.0} and (np.diff(found[1, 24:]) < 0).all()
 
 
 def test_the_texts_that_were_read_change_no_output(run):
@@ -197,12 +308,6 @@ def test_the_texts_that_were_read_change_no_output(run):
     after = opened.fitted.decode(other, test)
     np.testing.assert_array_equal(before.logits, after.logits)
     np.testing.assert_array_equal(before.sentence, after.sentence)
-
-
-def test_hits_are_probabilities_under_random_order():
-    scores = np.array([[3.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
-    where = np.array([[True, True, True, True], [True, True, True, False]])
-    np.testing.assert_allclose(retrieval.hits(scores, where, 2), [[1, 0.5, 0.5, 0], [2 / 3] * 3 + [0]])
 
 
 def test_the_split_of_a_run_is_not_another(run):
@@ -264,6 +369,20 @@ def test_options_that_do_not_fit(run, tmp_path, capsys, options, said):
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert said in error and len(error.strip().splitlines()) == 1
+
+
+def test_a_bad_montage_is_told_before_anything_is_computed(run, tmp_path, complaint_of):
+    montage = tmp_path / "montage.npz"
+    for content, said in (
+        (lambda: montage.write_text("no archive"), "cannot be read"),
+        (lambda: np.savez(montage, places=np.zeros((105, 3))), '"coords" \\(electrodes, 3\\)'),
+        (lambda: np.savez(montage, coords=np.zeros((104, 3))), "has 104 electrodes, and the network takes 840"),
+        (lambda: np.savez(montage, coords=np.zeros((105, 2))), "has shape"),
+    ):
+        content()
+        options = [f"--weights={run[0]}", f"--out={tmp_path / 'out'}", f"--montage={montage}", "--no-compile-cache"]
+        assert re.search(said, complaint_of(decode.main, options))
+        assert not list((tmp_path / "out").iterdir())
 
 
 def test_a_path_selects_the_local_llama(run, tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -151,7 +152,7 @@ def test_bad_splits():
         split("text", corpus(sentences=4))
 
 
-def test_a_vocabulary_of_frequent_content_words():
+def test_a_vocabulary_of_frequent_content_words(tmp_path):
     held = ["Ford founded the company.", "The company, a firm.", "Ford's company is big", "ford and ohio and go"]
     found = keywords.build_vocabulary(held, min_texts=2)
     assert found.words == ("company", "ford") and found.texts == (3, 2) and found.null == 2
@@ -159,8 +160,17 @@ def test_a_vocabulary_of_frequent_content_words():
     assert found.anchors("The company that Ford founded is a company", 1) == ["company"]
     assert found.anchors("Ford has a company") == ["ford", "company"]
     np.testing.assert_allclose(found.idf, [np.log(5 / 4) + 1, np.log(5 / 3) + 1])
-    again = keywords.Vocabulary.from_dict(found.as_dict())
-    assert again == found and again.hash == found.hash
+    path, values = tmp_path / "vocabulary.json", found.as_dict()
+    for kept in (values, {k: v for k, v in values.items() if k != "hash"}):  # earlier versions kept none
+        path.write_text(json.dumps(kept))
+        assert keywords.read_vocabulary(path) == found
+    for damaged, said in (
+        ({**values, "words": ["company", "fort"]}, "was changed after it was written"),
+        ({**values, "texts": None}, "cannot be read as the keywords of a run"),
+    ):
+        path.write_text(json.dumps(damaged))
+        with pytest.raises(DataError, match=said):
+            keywords.read_vocabulary(path)
     assert keywords.build_vocabulary(held, min_texts=1).hash != found.hash
     assert keywords.build_vocabulary(held, min_texts=1, size=3).words == ("company", "ford", "big")
     with pytest.raises(DataError, match="No keyword"):

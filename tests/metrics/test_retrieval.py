@@ -49,6 +49,17 @@ def test_expected_ties_are_the_mean_over_all_orders(row, right):
     assert metrics.median_rank(scores, right, "pessimistic") == worst == ranks.max()
 
 
+def test_hits_of_every_candidate_are_those_of_one_right_answer():
+    scores = np.array([[3.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
+    where = np.array([[True, True, True, True], [True, True, True, False]])
+    found = metrics.candidate_hits(scores, 2, where=where)
+    np.testing.assert_allclose(found, [[1, 0.5, 0.5, 0], [2 / 3] * 3 + [0]])
+    one = np.eye(4, dtype=bool)
+    for i in range(3):
+        alone = metrics.top_k_hits(scores, one[[i, i]], 2, where=where)
+        np.testing.assert_allclose(found[:, i], alone, rtol=1e-15)
+
+
 def test_constant_scores_are_exactly_at_chance():
     right = np.zeros((3, 10), bool)
     right[0, :1], right[1, :3], right[2, :5] = True, True, True

@@ -35,6 +35,31 @@ def test_golden_bleu(texts):
     np.testing.assert_allclose(metrics.corpus_bleu(hypotheses, references)[3], g["bleu_sacre_score"], atol=1e-12)
 
 
+def test_golden_parts_of_bleu(texts):
+    """sacrebleu's precisions, penalty for brevity and lengths are those that the score is made of."""
+    g, hypotheses, references = texts
+    lengths = [sum(len(tokens(text)) for text in held) for held in (hypotheses, references)]
+    assert lengths == g["bleu_lengths"].tolist()
+    assert math.exp(1 - lengths[1] / lengths[0]) == pytest.approx(float(g["bleu_sacre_bp"]), rel=1e-12)
+    means = np.exp(np.cumsum(np.log(g["bleu_sacre_precisions"])) / np.arange(1, 5))
+    np.testing.assert_allclose(metrics.corpus_bleu(hypotheses, references), g["bleu_sacre_bp"] * means, rtol=1e-12)
+
+
+def test_sacrebleu_and_rouge_score_compute_the_same(texts):
+    sacrebleu = pytest.importorskip("sacrebleu", reason="needs the extra `test`")
+    scorer = pytest.importorskip("rouge_score.rouge_scorer", reason="needs the extra `test`")
+    hypotheses = [*texts[1], "It was 3.5 km, he's told -- twice.", "a longer one than the other by far"]
+    references = [*texts[2], "It is 3.5 km, he's told; twice, at least.", "a short one than"]
+    split = [[" ".join(tokens(text)) for text in held] for held in (hypotheses, references)]
+    found = sacrebleu.corpus_bleu(split[0], [split[1]], smooth_method="none", tokenize="none")
+    assert metrics.corpus_bleu(hypotheses, references)[3] == pytest.approx(found.score / 100, rel=1e-12)
+    package = scorer.RougeScorer(["rouge1", "rougeL"], use_stemmer=False)
+    for hypothesis, reference in zip(hypotheses, references, strict=True):
+        own, other = metrics.rouge(hypothesis, reference), package.score(reference, hypothesis)
+        for name in ("rouge1", "rougeL"):
+            np.testing.assert_allclose(own[name], tuple(other[name]), rtol=1e-12, err_msg=hypothesis)
+
+
 def test_bleu_by_hand():
     # Of "a b c d" against "a b x d": 3 of 4 words, 1 of 3 pairs, no triple; nltk's method1 counts .1 triples.
     found = metrics.corpus_bleu(["A b c d"], ["a b x d"])

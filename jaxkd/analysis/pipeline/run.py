@@ -121,7 +121,7 @@ def open_report(out: str | Path, *, overwrite: bool = False) -> Path:
     out = Path(out).expanduser()
     if (out / "results.json").exists() and not overwrite:
         raise ConfigError(
-            f'--out="{out}" holds an earlier analysis (results.json). Choose another folder, or add --overwrite.'
+            f'--out="{out}" holds an earlier report (results.json). Choose another folder, or add --overwrite.'
         )
     try:
         out.mkdir(parents=True, exist_ok=True)

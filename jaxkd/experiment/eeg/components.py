@@ -23,7 +23,7 @@ from jaxkd.experiment.components import Components, Evaluator
 from jaxkd.experiment.eeg import retrieval, scoring
 from jaxkd.experiment.eeg.data import EegData, open_eeg_data
 from jaxkd.experiment.fitted_table import Column, FittedTable
-from jaxkd.language.keywords import Vocabulary
+from jaxkd.language.keywords import Vocabulary, read_vocabulary
 from jaxkd.tasks.contrastive import class_weights
 from jaxkd.train.progress import Progress
 
@@ -70,7 +70,8 @@ def components_of(config: ConfigDict, eeg_data: EegData, mesh: Mesh, *, load: bo
         abstract_batch=abstract_batch(config, eeg_data.width),
         best_metric="retrieval_top5",
         summary=(
-            f"loss words + {config.eeg.sentence_weight:g} sentences · {len(eeg_data.vocabulary.words):,} keywords in "
+            f"loss words + {config.eeg.sentence_weight:g} sentences ({config.eeg.sentence_loss}) · "
+            f"{len(eeg_data.vocabulary.words):,} keywords in "
             f"{config.eeg.min_texts} training texts or more · vectors {eeg_data.vectors.name}",
             f"{len(corpus):,} readings of {len(eeg_data.texts):,} texts by {subjects} people from "
             f"{config.data.source}: {parts}, split {split.name}{tested}",
@@ -107,6 +108,7 @@ def build_task(
         jnp.asarray(sentences),
         class_weight,
         sentence_weight=config.eeg.sentence_weight,
+        sentence_loss=config.eeg.sentence_loss,
         learned=config.eeg.learned,
         frozen=frozen,
     )
@@ -232,7 +234,7 @@ def _check_vocabulary(vocabulary: Vocabulary, workdir: Path) -> None:
     path = workdir / VOCABULARY
     if not path.is_file():
         return
-    known = Vocabulary.from_dict(json.loads(path.read_text()))
+    known = read_vocabulary(path)
     if known.hash != vocabulary.hash:
         raise CheckpointError(
             f'"{workdir}" was trained with {len(known.words)} other keywords than the {len(vocabulary.words)} of these '

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ class Context:
       scorer: of candidates for anchors.
       k: number of anchors, None for all.
       seed: of everything random.
+      trained: outputs for the test readings of networks that controls trained, by what was changed, such as "noise".
     """
 
     eeg_data: EegData
@@ -45,6 +46,7 @@ class Context:
     scorer: CandidateScorer
     k: int | None
     seed: int = 0
+    trained: dict[str, Decoded] = field(default_factory=dict)
 
     def rng(self, stream: int) -> np.random.Generator:
         """A stream of random numbers of its own for each control."""
@@ -150,8 +152,9 @@ def shuffled_training(context: Context, trainer: Trainer) -> list[np.ndarray]:
 
 
 def _retrained(context: Context, trainer: Trainer, changed: EegData, name: str) -> np.ndarray:
-    fitted = trainer.fit(changed, name)
-    return context.anchor_scores(fitted.decode(changed, context.queries.readings))
+    decoded = trainer.fit(changed, name).decode(changed, context.queries.readings)
+    context.trained[name] = decoded
+    return context.anchor_scores(decoded)
 
 
 def gaze_only(context: Context, trainer: Trainer) -> list[np.ndarray]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxkd import data, parallel, train
+from jaxkd import data, metrics, parallel, train
 from jaxkd.analysis.comparisons import holm
 from jaxkd.config.fields import base, change, flatten
 from jaxkd.errors import CheckpointError, ConfigError
@@ -20,7 +20,7 @@ from jaxkd.experiment.eeg import controls, retrieval, scoring
 from jaxkd.experiment.eeg.components import VOCABULARY, build_task, direct_scores
 from jaxkd.experiment.eeg.data import EegData, open_eeg_data
 from jaxkd.experiment.eeg.fit import Fitted, Trainer
-from jaxkd.language.keywords import Vocabulary
+from jaxkd.language.keywords import read_vocabulary
 from jaxkd.tasks.contrastive import class_weights
 from jaxkd.train.progress import Progress
 
@@ -69,7 +69,7 @@ def open_run(
     Raises:
       CheckpointError: no contrastive run, or other keywords than the data give now.
       ConfigError: a split that the run was not trained with.
-      DataError: the data cannot be read.
+      DataError: the data or the keywords of the run cannot be read.
     """
     params, saved, origin = train.load_run_params(path, variant=variant or None, step=step)
     if saved.get("task") != "contrastive":
@@ -90,7 +90,7 @@ def open_run(
     config = change(config, changes).lock()
     eeg_data = open_eeg_data(config, corpus=corpus, on_progress=on_progress)
     run = train.find_run(path)
-    known = Vocabulary.from_dict(json.loads((run / VOCABULARY).read_text()))
+    known = read_vocabulary(run / VOCABULARY)
     if known.hash != eeg_data.vocabulary.hash:
         raise CheckpointError(
             f'"{path}" was trained with {len(known.words)} other keywords than the {len(eeg_data.vocabulary.words)} '
@@ -134,7 +134,7 @@ class Decoding:
       retrieval: methods by pools.
       subjects: top-5 of each test subject.
       words: accuracies of words.
-      anchors: precision, recall and F of the anchors.
+      anchors: precision, recall and F of the anchors, beside chance.
     """
 
     k: int | None
@@ -202,6 +202,13 @@ def decode(opened: Opened, *, k: int | None = 0, pools: Sequence[str] = ()) -> D
     )
 
 
+def with_methods(decoding: Decoding, rows: Sequence[dict[str, Any]]) -> Decoding:
+    """The decoding with further rows of retrieval; Holm's correction is over all of them."""
+    every = [dict(row) for row in (*decoding.retrieval, *rows)]
+    _add_holm(every)
+    return dataclasses.replace(decoding, retrieval=every)
+
+
 def _add_holm(rows: list[dict[str, Any]]) -> None:
     """Adds `p_holm`, corrected over all rows that have a p-value."""
     tested = [row for row in rows if "p" in row]
@@ -216,7 +223,7 @@ def _by_subject(queries: retrieval.Queries, scores: np.ndarray) -> list[dict[str
         row: dict[str, Any] = {"subject": str(name), "queries": int((queries.subject == name).sum())}
         for pool in controls.POOLS:
             where = queries.pool(pool)
-            found = retrieval.hits(scores, where, 5)[np.arange(len(scores)), queries.truth]
+            found = metrics.top_k_hits(scores, queries.right, 5, where=where)
             own = queries.subject == name
             row[f"{pool}_top5"] = 100.0 * float(found[own].mean())
             row[f"{pool}_chance5"] = 100.0 * float(np.minimum(1.0, 5 / where.sum(axis=1))[own].mean())
@@ -224,18 +231,40 @@ def _by_subject(queries: retrieval.Queries, scores: np.ndarray) -> list[dict[str
     return rows
 
 
+def summarise_subjects(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean over the subjects, each with the same weight, and the worst of them, as rows like those of the subjects."""
+    worst = min(rows, key=lambda row: row["matched_top5"] - row["matched_chance5"])
+    numbers = [name for name in worst if name not in ("subject", "queries")]
+    mean = {name: float(np.mean([row[name] for row in rows])) for name in numbers}
+    readings = sum(row["queries"] for row in rows)
+    return [
+        {"subject": f"mean over {len(rows)}", "queries": readings, **mean},
+        {**worst, "subject": f"worst: {worst['subject']}"},
+    ]
+
+
 def anchor_scores(
     eeg_data: EegData, queries: retrieval.Queries, decoded: scoring.Decoded, k: int | None
 ) -> dict[str, float]:
-    """Precision, recall and F, in percent, of the anchors against the keywords of the texts, over all readings."""
-    vocabulary, hit, named, right = eeg_data.vocabulary, 0, 0, 0
+    """Precision, recall and F, in percent, of the anchors against the keywords of the texts, over all readings.
+
+    `chance_precision`, `chance_recall` and `chance_f` are those of the same anchors against the text of a reading that
+    is drawn at random: the mean over all permutations of the texts.
+    """
+    vocabulary, count = eeg_data.vocabulary, len(queries.truth)
+    found, gold = (np.zeros((count, len(vocabulary.words)), bool) for _ in range(2))
     for i, place in enumerate(queries.truth):
-        gold = set(vocabulary.indices(vocabulary.anchors(eeg_data.texts[queries.candidates[place]])).tolist())
-        found = {a.word for a in decoded.anchors(i, k)}
-        hit, named, right = hit + len(gold & found), named + len(found), right + len(gold)
-    precision, recall = hit / max(named, 1), hit / max(right, 1)
-    f = 2 * precision * recall / max(precision + recall, 1e-12)
-    return {"precision": 100 * precision, "recall": 100 * recall, "f": 100 * f}
+        gold[i, vocabulary.indices(vocabulary.anchors(eeg_data.texts[queries.candidates[place]]))] = True
+        found[i, [a.word for a in decoded.anchors(i, k)]] = True
+    scores = {}
+    for name, hit in (
+        ("", float((found & gold).sum())),
+        ("chance_", float(found.sum(axis=0, dtype=float) @ gold.sum(axis=0, dtype=float)) / count),
+    ):
+        precision, recall = hit / max(found.sum(), 1), hit / max(gold.sum(), 1)
+        f = 2 * precision * recall / max(precision + recall, 1e-12)
+        scores |= {f"{name}precision": 100 * precision, f"{name}recall": 100 * recall, f"{name}f": 100 * f}
+    return {k: float(v) for k, v in scores.items()}
 
 
 def run_controls(
@@ -243,6 +272,7 @@ def run_controls(
     decoding: Decoding,
     *,
     retrain: bool = True,
+    trained: dict[str, scoring.Decoded] | None = None,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of the table of controls, the run's own first.
@@ -251,9 +281,13 @@ def run_controls(
       opened: of `open_run`.
       decoding: of `decode`.
       retrain: whether rows that train networks are computed; else they say so.
+      trained: filled with the outputs of these networks, see `controls.Context`.
       progress: shows the steps of the networks that are trained.
     """
-    context = controls.Context(opened.eeg_data, decoding.queries, decoding.scorer, decoding.k, opened.config.seed)
+    context = controls.Context(
+        *(opened.eeg_data, decoding.queries, decoding.scorer, decoding.k, opened.config.seed),
+        trained={} if trained is None else trained,
+    )
     show = None if progress is None else lambda name, done, total: progress.show(f"control: {name}", done, total)
     trainer = Trainer(opened.config, opened.fitted.mesh, show)
     rows = [{**controls.score_row(context, "EEG", [decoding.scores]), "expected": controls.CHANCE}]

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxkd import __version__
 from jaxkd.errors import DataError
-from jaxkd.experiment.eeg.decode import Decoding, Opened, detectors
+from jaxkd.experiment.eeg.decode import Decoding, Opened, detectors, summarise_subjects
 from jaxkd.report.decoding_figures import BANDS, scalp_weights
 
 EXAMPLES = 10
@@ -26,7 +26,7 @@ def collect(
     *,
     sentences: Sequence[dict[str, Any]],
     text_metrics: Sequence[dict[str, Any]],
-    montage: str = "",
+    scalp: dict[str, Any] | None = None,
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The results of a decoding.
@@ -36,11 +36,8 @@ def collect(
       controls: of `run_controls`.
       sentences: rows of sentences.jsonl of the mode that the examples show, one of each test reading.
       text_metrics: a row for each mode.
-      montage: .npz with `labels` (E,) and `coords` (E, 3) of the electrodes; "" leaves the map out.
+      scalp: of `read_scalp`; None leaves the map out.
       settings: further facts, such as the command.
-
-    Raises:
-      DataError: the montage cannot be read, or is of another number of electrodes.
     """
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     config, corpus = opened.config, opened.eeg_data.corpus
@@ -62,6 +59,7 @@ def collect(
         "retrieval": decoding.retrieval,
         "controls": list(controls),
         "subjects": decoding.subjects,
+        "subject_summary": summarise_subjects(decoding.subjects),
         "words": decoding.words,
         "anchors": decoding.anchors,
         "leaks": opened.eeg_data.leaks.as_dict(),
@@ -69,7 +67,7 @@ def collect(
         "corpus": {k: v for k, v in corpus.facts.items() if not isinstance(v, dict)},
         "text_metrics": list(text_metrics),
         "examples": _examples(opened, decoding, sentences),
-        "scalp": _scalp(opened, montage) if montage else None,
+        "scalp": scalp,
     }
     results["sentences_in_short"] = in_short(results)
     return _without_nan(results)
@@ -120,8 +118,16 @@ def named_anchors(opened: Opened, decoding: Decoding, i: int) -> list[tuple[str,
     return [(words[a.word], round(math.exp(a.certainty), 4)) for a in decoding.decoded.anchors(i, decoding.k)]
 
 
-def _scalp(opened: Opened, montage: str) -> dict[str, Any]:
-    """Places of the electrodes and the first layer's weights in each band."""
+def read_scalp(opened: Opened, montage: str) -> dict[str, Any]:
+    """Places of the electrodes and the first layer's weights in each band.
+
+    Args:
+      opened: of `open_run`.
+      montage: .npz file with `coords` (E, 3), electrodes in the order of the recording, +x front and +y left.
+
+    Raises:
+      DataError: the file cannot be read, or is of another number of electrodes.
+    """
     path = Path(montage).expanduser()
     try:
         with np.load(path, allow_pickle=False) as held:
@@ -133,7 +139,11 @@ def _scalp(opened: Opened, montage: str) -> dict[str, Any]:
         ) from error
     params = jax.device_get(opened.fitted.params["student"])
     kernel = params["input" if "input" in params else "head"]["kernel"]
-    if coordinates.ndim != 2 or kernel.shape[0] != len(BANDS) * len(coordinates):
+    if coordinates.ndim != 2 or coordinates.shape[1] != 3:
+        raise DataError(
+            f'"coords" in --montage="{montage}" has shape {coordinates.shape}. Give three numbers for each electrode.'
+        )
+    if kernel.shape[0] != len(BANDS) * len(coordinates):
         raise DataError(
             f'--montage="{montage}" has {len(coordinates)} electrodes, and the network takes {kernel.shape[0]} '
             f"features of {len(BANDS)} bands. Give the montage of the recording."

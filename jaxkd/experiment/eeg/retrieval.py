@@ -47,7 +47,7 @@ class Queries:
         return self.truth[:, None] == np.arange(len(self.candidates))[None, :]
 
     def pool(self, name: str) -> np.ndarray:
-        """(Q, C) bool: who is a candidate. "all", "matched" (as many words as the right one) or a number of candidates.
+        """(Q, C) bool, the candidates: "all", "matched" (as many words as the right one) or so many as a number says.
 
         The right one is always in it; the others of a numbered pool are drawn for each query from the seed. Where there
         are fewer, all are taken.
@@ -83,18 +83,6 @@ def make_scorer(eeg_data: EegData, queries: Queries) -> CandidateScorer:
 def anchor_scores(decoded: Decoded, scorer: CandidateScorer, k: int | None, *, weight: str = "equal") -> np.ndarray:
     """(Q, C) scores of the candidates for the `k` most certain anchors of each reading."""
     return np.stack([scorer(decoded.anchors(i, k), weight=weight) for i in range(len(decoded.readings))])
-
-
-def hits(scores: np.ndarray, where: np.ndarray, k: int) -> np.ndarray:
-    """(Q, C) probability that each candidate is among the first `k` of its pool, equal scores in random order."""
-    found = np.zeros(scores.shape)
-    for row, own, out in zip(scores, where, found, strict=True):
-        held = row[own]
-        ordered = np.sort(held)
-        above = len(held) - np.searchsorted(ordered, held, side="right")
-        tied = len(held) - above - np.searchsorted(ordered, held, side="left")
-        out[own] = np.clip((k - above) / tied, 0.0, 1.0)
-    return found
 
 
 def retrieval_row(queries: Queries, scores: np.ndarray, pool: str) -> dict[str, Any]:
@@ -134,7 +122,7 @@ def certainty_of(
       `text_low`, `text_high`: over texts; `p`: of the permutation test; `tied`: share of its exchanged labels that give
       the same accuracy.
     """
-    found = hits(scores, queries.pool(pool), k)
+    found = metrics.candidate_hits(scores, k, where=queries.pool(pool))
     rows = np.arange(len(queries.readings))
     own = 100.0 * found[rows, queries.truth]
     blocks = np.zeros(len(rows), int) if across_subjects else queries.subject

@@ -15,16 +15,17 @@ import numpy as np
 
 from jaxkd import metrics
 from jaxkd.data.files import write_atomic
-from jaxkd.experiment.eeg import controls
+from jaxkd.experiment.eeg import controls, retrieval
 from jaxkd.experiment.eeg.decode import Decoding, Opened
+from jaxkd.experiment.eeg.scoring import Decoded
 from jaxkd.language.anchors import Anchor, CandidateScorer
 from jaxkd.language.models import LanguageModel
-from jaxkd.language.sentences import Written, generate_sentences, rerank_candidates
+from jaxkd.language.sentences import LOCAL_MODES, MODEL_MODES, Written, generate_sentences, rerank_candidates
 from jaxkd.train.progress import Progress
 
 SENTENCES = "sentences.jsonl"
+NOISE = "noise, trained and tested"
 SOURCES = ("EEG", "prior anchors", "oracle anchors", "no anchors")
-LOCAL_MODES, MODEL_MODES = ("template", "retrieve"), ("generate", "rerank")
 EXEMPLARS = 3  # training sentences in a prompt
 RERANKED = 25  # candidates in a prompt
 CANDIDATES = 5  # that a line of sentences.jsonl names
@@ -35,7 +36,7 @@ class AnchorSource:
     """Anchors of each test reading, with the candidates' scores for them.
 
     Attributes:
-      name: of `SOURCES`.
+      name: of `SOURCES`, or `NOISE`.
       anchors: Q lists in reading order.
       scores: (Q, C).
     """
@@ -45,13 +46,22 @@ class AnchorSource:
     scores: np.ndarray
 
 
-def anchor_sources(opened: Opened, decoding: Decoding) -> list[AnchorSource]:
-    """The run's anchors, anchors drawn from the training words, the right ones, and none."""
+def anchor_sources(opened: Opened, decoding: Decoding, noise: Decoded | None = None) -> list[AnchorSource]:
+    """The run's anchors, those of a network of noise, anchors drawn from the training words, the right ones, and none.
+
+    Args:
+      opened, decoding: of `decode`.
+      noise: outputs of a network that was trained and tested on noise; None leaves its anchors out.
+    """
     context = controls.Context(opened.eeg_data, decoding.queries, decoding.scorer, decoding.k, opened.config.seed)
     sources = [[decoding.decoded.anchors(i, decoding.k) for i in range(len(decoding.scores))]]
     sources += [controls.drawn_anchors(context), controls.right_anchors(context), [[] for _ in sources[0]]]
     scores = [decoding.scores, *(np.stack([decoding.scorer(a) for a in found]) for found in sources[1:])]
-    return [AnchorSource(*parts) for parts in zip(SOURCES, sources, scores, strict=True)]
+    found = [AnchorSource(*parts) for parts in zip(SOURCES, sources, scores, strict=True)]
+    if noise is not None:
+        own = [noise.anchors(i, decoding.k) for i in range(len(decoding.scores))]
+        found.insert(1, AnchorSource(NOISE, own, context.anchor_scores(noise)))
+    return found
 
 
 def local_sentences(opened: Opened, decoding: Decoding, source: AnchorSource, mode: str) -> list[str]:
@@ -67,6 +77,25 @@ def local_sentences(opened: Opened, decoding: Decoding, source: AnchorSource, mo
         return [" ".join(words[a.word] for a in anchors) for anchors in source.anchors]
     texts = [opened.eeg_data.texts[c] for c in decoding.queries.candidates]
     return [texts[best] for best in source.scores.argmax(axis=1)]
+
+
+def first_candidates(source: AnchorSource) -> np.ndarray:
+    """(Q, RERANKED) numbers of the best candidates of each reading, or all where there are fewer: those of a prompt."""
+    return np.argsort(-source.scores, axis=1, kind="stable")[:, :RERANKED]
+
+
+def reranked_scores(source: AnchorSource, made: Sequence[Written]) -> np.ndarray:
+    """(Q, C) scores in the order of a language model; candidates that were not in the prompt follow in their own order.
+
+    Where the answer failed, those of the prompt are equal, so that they count as ordered at random: a failure neither
+    keeps the order of the retrieval nor misses all of its hits.
+    """
+    shown = first_candidates(source)
+    scores = source.scores - source.scores.max(axis=1, keepdims=True) - 1.0  # below 0
+    for row, own, written in zip(scores, shown, made, strict=True):
+        row[own] = 0.0
+        row[own[list(written.order)]] = np.arange(len(written.order), 0.0, -1.0)
+    return scores
 
 
 class ModelWriter:
@@ -100,7 +129,7 @@ class ModelWriter:
             exemplars = [self._nearest(found) for found in source.anchors]
             return generate_sentences(self._model, anchors, exemplars, **options)
         texts = [self._opened.eeg_data.texts[c] for c in self._decoding.queries.candidates]
-        orders = np.argsort(-source.scores, axis=1, kind="stable")[:, :RERANKED]
+        orders = first_candidates(source)
         return rerank_candidates(self._model, anchors, [[texts[c] for c in order] for order in orders], **options)
 
     def _nearest(self, anchors: list[Anchor]) -> list[str]:
@@ -175,6 +204,23 @@ def _most_frequent(reasons: Sequence[str]) -> str:
     return begins.most_common(1)[0][0] if begins else ""
 
 
+def reranked_rows(
+    decoding: Decoding, source: AnchorSource, made: Sequence[Written], model: str, *, seed: int
+) -> list[dict[str, Any]]:
+    """Rows of the retrieval table among all candidates: reranked, and, of other anchors than the run's, before it."""
+    queries, count = decoding.queries, first_candidates(source).shape[1]
+    start = decoding.retrieval[0]["method"] if source.name == SOURCES[0] else source.name
+    scores = reranked_scores(source, made)
+    reranked = {
+        "method": f"{start}, best {count} reranked by {model}",
+        **retrieval.retrieval_row(queries, scores, "all"),
+        "failed": 100.0 * float(np.mean([written.sentence is None for written in made])),
+    }
+    if source.name == SOURCES[0]:
+        return [reranked | retrieval.certainty_of(queries, scores, "all", seed=seed)]
+    return [{"method": start, **retrieval.retrieval_row(queries, source.scores, "all")}, reranked]
+
+
 def make_sentences(
     opened: Opened,
     decoding: Decoding,
@@ -183,8 +229,11 @@ def make_sentences(
     *,
     concurrency: int,
     progress: Progress,
-) -> tuple[list[list[dict[str, Any]]], list[dict[str, Any]]]:
-    """Sentences of each source of anchors in each mode, those of the EEG in the best mode first, and text metrics.
+    noise: Decoded | None = None,
+) -> tuple[list[list[dict[str, Any]]], list[dict[str, Any]], list[dict[str, Any]]]:
+    """Sentences of each source of anchors in each mode, those of the EEG in the best mode first.
+
+    Text metrics of each follow, and rows of the retrieval table where a language model ordered candidates.
 
     Args:
       opened, decoding: of `decode`.
@@ -192,14 +241,15 @@ def make_sentences(
       model: None leaves out the modes that need one.
       concurrency: requests at once.
       progress: shows the answers that came.
+      noise: see `anchor_sources`.
     """
     asked = modes or [*LOCAL_MODES, *(MODEL_MODES if model is not None else ())]
     order = [mode for mode in (*MODEL_MODES, *reversed(LOCAL_MODES)) if mode in asked]
     writer = None
     if model is not None and set(order) & set(MODEL_MODES):
         writer = ModelWriter(opened, decoding, model, concurrency=concurrency)
-    rows, scores = [], []
-    for source in anchor_sources(opened, decoding):
+    rows, scores, reranked = [], [], []
+    for source in anchor_sources(opened, decoding, noise):
         for mode in order:
             if source.name == SOURCES[-1] and mode != "generate":  # all candidates are equal, the template is empty
                 continue
@@ -208,9 +258,11 @@ def make_sentences(
             else:
                 show = partial(progress.show, f"{mode}, {source.name}")
                 made = writer.write(source, mode, on_progress=show)
+            if mode == "rerank":
+                reranked += reranked_rows(decoding, source, made, model.name, seed=opened.config.seed)
             rows.append(sentence_rows(opened, decoding, source, mode, made))
             scores.append(text_scores(opened, decoding, rows[-1]))
-    return rows, scores
+    return rows, scores, reranked
 
 
 def write_sentences(rows: Sequence[dict[str, Any]], folder: Path) -> Path:
