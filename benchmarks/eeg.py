@@ -1,4 +1,4 @@
-"""How long a corpus of word-level EEG takes from files to batches.
+"""Seconds that a corpus of word-level EEG takes from files to batches.
 
     python benchmarks/eeg.py --folder=/tmp/zuco > eeg.json
     python benchmarks/eeg.py --folder=/tmp/zuco --formats zuco2          # files that are there are not written again

@@ -1,4 +1,4 @@
-"""How many anchors retrieve best? On a synthetic corpus, where no theory of meaning can be the reason.
+"""Retrieval over the number of anchors on a synthetic corpus, where no theory of meaning can be the reason.
 
     python benchmarks/eeg_granularity.py --figure=benchmarks/figures/eeg_granularity.png > eeg_granularity.json
 

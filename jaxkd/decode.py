@@ -6,8 +6,8 @@
     jaxkd decode --weights=runs/eeg --llm=/models/llama --out=report
 
 --out receives report.html, tables and sentences.jsonl. Everything is computed here. With --llm=URL, anchors of the test
-readings and texts (training sentences as examples, or candidates) go to that server; EEG, subjects and the texts that
-were read do not. With --llm=PATH, a Llama answers in this process: a .bin file of llama2.c, or a Hugging Face folder of
+readings and texts (training sentences as examples, or candidates) go to that server; EEG, subjects and which text was
+read do not. With --llm=PATH, a Llama answers in this process: a .bin file of llama2.c, or a Hugging Face folder of
 a LlamaForCausalLM. Its prompts are plain text, without a chat template.
 """
 

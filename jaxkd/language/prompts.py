@@ -1,4 +1,7 @@
-"""Prompts that turn anchors into sentences or order candidates, and strict readers of their answers. Ours."""
+"""Prompts that turn anchors into sentences or order candidates, and strict readers of their answers.
+
+The wording is a choice of jaxkd: arXiv 2604.16370 states none.
+"""
 
 from __future__ import annotations
 

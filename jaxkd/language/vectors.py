@@ -90,7 +90,7 @@ def _random_vectors(words: Sequence[str]) -> np.ndarray:
 
 
 def _package_folder(source: str) -> Path:
-    """Where the package of `source` is installed, without importing it."""
+    """Folder of the installed package of `source`, found without importing it."""
     module = PACKAGES[source].replace("-", "_")
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:

@@ -1,7 +1,7 @@
 """Controls of a decoder: what remains without EEG, without labels, without meaning, and with the right answers.
 
-Every row scores the same candidates for the same readings. The table stands in docs/eeg.md; its rows are ours, after
-what public EEG-to-text and MEG work found to retrieve sentences without any meaning.
+Every row scores the same candidates for the same readings. The table stands in docs/eeg.md; the rows follow what
+public EEG-to-text and MEG work found to retrieve sentences without any meaning.
 """
 
 from __future__ import annotations
