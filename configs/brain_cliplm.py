@@ -12,8 +12,8 @@
 
 The folder holds ZuCo's `results<SUBJECT>_<TASK>.mat` files of either corpus, or the exchange pickles. AdamW 5e-4,
 cosine over 50 epochs, 256 sentences a batch, every text read by two people in it. The paper states none of this; all
-numbers are choices of jaxkd, and docs/eeg.md says which parts of the method are the paper's. `embedded` trains on a synthetic
-corpus whose right answers are known.
+numbers are choices of jaxkd, and docs/eeg.md says which parts of the method are the paper's. `embedded` trains on a
+synthetic corpus whose right answers are known.
 """
 
 from ml_collections import ConfigDict
