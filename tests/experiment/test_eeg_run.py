@@ -20,14 +20,16 @@ from llama_files import random_arrays, write_llama2c
 
 from jaxkd import analyze, decode, parallel
 from jaxkd.config import fields, recipes
+from jaxkd.config.validate import validate
 from jaxkd.errors import CheckpointError, ConfigError, DataError
 from jaxkd.experiment import run as run_module
 from jaxkd.experiment.build import build
 from jaxkd.experiment.eeg import controls, retrieval, sentences
 from jaxkd.experiment.eeg import decode as decoding
+from jaxkd.experiment.eeg.components import build_task
 from jaxkd.experiment.eeg.data import open_eeg_data
 from jaxkd.language.sentences import Written
-from jaxkd.tasks.contrastive import SENTENCE_LOSSES, class_weights
+from jaxkd.tasks.contrastive import SENTENCE_LOSSES, ContrastiveTask, class_weights
 from jaxkd.train import load_run_params
 
 HERE = Path(__file__).parent
@@ -114,32 +116,51 @@ def loss_of(experiment, params, batch):
     return task.loss(params, {}, batch, jax.random.key(3), jnp.zeros((), jnp.int32), task.constants)[0]
 
 
-def test_every_form_of_the_sentences_loss_trains_a_step(batch):
-    found = {}
+def with_loss(experiment, form):
+    """The experiment's task with another form of the sentences' loss."""
+    constants = (experiment.task.constants[name] for name in ("keywords", "sentences", "class_weight"))
+    return ContrastiveTask(experiment.task.student, *constants, sentence_loss=form)
+
+
+def test_every_form_of_the_sentences_loss_trains_a_step(experiment, batch):
+    found, key = {}, jax.random.key(0)
     for form in SENTENCE_LOSSES:
-        run = build(config_of(student__name="eeg_words_tiny", eeg__sentence_loss=form), parallel.make_mesh(1))
-        params = run.task.init(jax.random.key(0))[0]
-        loss, slopes = jax.value_and_grad(lambda p, run=run: loss_of(run, p, batch))(params)
-        moved = jax.tree.map(lambda p, g: p - 1e-3 * g, params, slopes)
-        found[form] = float(loss), float(loss_of(run, moved, batch))
-        assert np.isfinite(found[form]).all() and found[form][1] < found[form][0], form
-    assert len({round(before, 4) for before, _ in found.values()}) == len(SENTENCE_LOSSES)
+        task = with_loss(experiment, form)
+        params = task.init(key)[0]
+
+        @jax.jit
+        def loss_and_slopes(params, task=task):
+            return jax.value_and_grad(lambda p: task.loss(p, {}, batch, key, 0, task.constants)[0])(params)
+
+        loss, slopes = loss_and_slopes(params)
+        after = loss_and_slopes(jax.tree.map(lambda p, g: p - 1e-3 * g, params, slopes))[0]
+        assert np.isfinite([loss, after]).all() and after < loss, form
+        found[form] = round(float(loss), 4)
+    assert len(set(found.values())) == len(SENTENCE_LOSSES)
+
+
+def test_the_form_of_the_sentences_loss_is_a_field():
+    config = config_of(eeg__sentence_loss="siglip")
+    params = build_task(config.copy_and_resolve_references(), *np.zeros((2, 3, 4), np.float32), np.ones(4)).init(
+        jax.random.key(0)
+    )[0]
+    assert params["projectors"]["bias_sentences"] == -10
     with pytest.raises(ConfigError, match=r'eeg\.sentence_loss="clip"'):
-        build(config_of(eeg__sentence_loss="clip"), parallel.make_mesh(1))
+        validate(config_of(eeg__sentence_loss="clip"))
     with pytest.raises(ConfigError, match=r"eeg\.sentence_weight=0"):
-        build(config_of(eeg__sentence_loss="siglip", eeg__sentence_weight=0.0), parallel.make_mesh(1))
+        validate(config_of(eeg__sentence_loss="siglip", eeg__sentence_weight=0.0))
 
 
-def test_a_text_of_several_readings_is_one_candidate_of_siglip(batch):
+def test_a_text_of_several_readings_is_one_candidate_of_siglip(experiment, batch):
     """A batch whose readings all stand twice has the same mean loss of its sentences."""
-    run = build(config_of(student__name="eeg_words_tiny", eeg__sentence_loss="siglip"), parallel.make_mesh(1))
-    params = run.task.init(jax.random.key(0))[0]
-    words = jax.random.normal(jax.random.key(1), (*batch["where"].shape, run.task.width))
+    task = with_loss(experiment, "siglip")
+    params = task.init(jax.random.key(0))[0]
+    words = jax.random.normal(jax.random.key(1), (*batch["where"].shape, task.width))
     found = []
     for times in (1, 2):
         own, shown = jax.tree.map(lambda x, n=times: jnp.concatenate([x] * n), (batch, words))
-        inputs = run.task.inputs(own, jax.random.key(0), run.task.constants)
-        found.append(run.task.compare(params, {}, inputs, (shown, {}), 0, None)[1]["sentences"])
+        inputs = task.inputs(own, jax.random.key(0), task.constants)
+        found.append(task.compare(params, {}, inputs, (shown, {}), 0, None)[1]["sentences"])
     np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
 
 
