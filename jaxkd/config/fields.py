@@ -175,7 +175,7 @@ def _eeg() -> ConfigDict:
     config.learned = False  # the keywords' vectors train too
     config.sentence_weight = 0.5  # weight of the sentences' loss beside the words'
     # Form of the sentences' loss, all readings of a text being right answers: "mean_log" (SupCon), "log_mean",
-    # "log_sum", "masked" or "siglip"; "info_nce": one right answer, other readings of the text are wrong ones
+    # "log_sum", "masked" or "siglip"; "info_nce", of one right answer each, has the value of "mean_log" here
     config.sentence_loss = "mean_log"
     config.max_words = 56  # fixated words of a sentence that a batch has room for; further ones are left out
     config.readings_per_text = 2  # readings of each text in a batch, by different readers

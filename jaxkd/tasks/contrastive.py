@@ -42,7 +42,8 @@ class ContrastiveTask(Task):
     over K keywords and a learned null column; L_sentences aligns the mean over a sentence's words with the vector of
     its text, positives being all readings of the same text by any subject: `losses.info_nce_multi` of a kind;
     "siglip", in which each text of a batch is one candidate; or "info_nce", in which a reading's own row is its only
-    positive. All of it is our reading of arXiv 2604.16370, which states two stages and no losses.
+    positive. As readings of a text share its vector, the mean of "info_nce" over a batch is that of "mean_log". All of
+    it is our reading of arXiv 2604.16370, which states two stages and no losses.
 
     Args:
       student: an `eeg_words_*` network.

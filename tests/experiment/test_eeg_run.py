@@ -136,7 +136,9 @@ def test_every_form_of_the_sentences_loss_trains_a_step(experiment, batch):
         after = loss_and_slopes(jax.tree.map(lambda p, g: p - 1e-3 * g, params, slopes))[0]
         assert np.isfinite([loss, after]).all() and after < loss, form
         found[form] = round(float(loss), 4)
-    assert len(set(found.values())) == len(SENTENCE_LOSSES)
+    # Readings of a text share its vector, so that a right answer each gives the mean over all right ones.
+    assert found.pop("info_nce") == pytest.approx(found["mean_log"], abs=2e-4)
+    assert len(set(found.values())) == len(found)
 
 
 def test_the_form_of_the_sentences_loss_is_a_field():
