@@ -1,6 +1,6 @@
-"""Every statistic of CaiT-S24, ours against the published way of working: time, memory, and whether the numbers agree.
+"""Every statistic of CaiT-S24, jaxkd against the published way of working: time, memory, and whether the numbers agree.
 
-    python benchmarks/analysis.py --images=../shared/data/imagenet1k_sample_256 --peer=numpy
+    python benchmarks/analysis.py --images=IMAGENET/val --peer=numpy
 
 Both sides run in processes of their own, one after the other, on the same images and the same (random) weights, from
 JPEG to numbers: spectrum and entropy (chunks of 32) of 24 layers, ranks of every image and layer, SEP and PCA of the

@@ -4,9 +4,9 @@
 
 Compares what the tests compare on a CPU, at their tolerances: small timm networks (logits and every block or stage),
 MDBN, distillation losses with gradients and whole objectives, spectrum, entropy, ranks, PCA and SEP. The arrays are
-read from carry/golden, tests/golden or ../shared/golden, whichever has a file. Prints one JSON object with the device,
-its driver, versions, and for each case the largest absolute and relative error; progress goes to stderr. Exit code 1
-says that a case differs or fails.
+read from carry/golden, tests/golden or the folder in the variable GOLDENS, the first that has a file. Prints one JSON
+object with the device, its driver, versions, and for each case the largest absolute and relative error; progress goes
+to stderr. Exit code 1 says that a case differs or fails.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import numpy as np
 from jaxkd import analysis, distill, losses, models, weights
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = (ROOT / "carry" / "golden", ROOT / "tests" / "golden", ROOT.parent / "shared" / "golden")
+FOLDERS = (ROOT / "carry" / "golden", ROOT / "tests" / "golden", *map(Path, filter(None, [os.environ.get("GOLDENS")])))
 NETWORKS = ("deit", "deit_distilled", "cait", "swin", "swin_nonsquare")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "timm", "jax-cuda13-plugin", "jax-cuda12-plugin")
 PAIRS = (("block_0", "block_1"), ("block_2", "block_5"))  # names for the maps of the golden objectives

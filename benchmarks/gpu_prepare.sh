@@ -2,12 +2,12 @@
 # Fills carry/ with what benchmarks/gpu.sh needs on a GPU machine without network access: the wheels of packages that
 # such a machine lacks (it has JAX, PyTorch, timm, flax, optax, orbax-checkpoint and their needs), and golden arrays.
 #
-#     bash benchmarks/gpu_prepare.sh [FOLDER_WITH_GOLDENS]      (default ../shared/golden)
+#     bash benchmarks/gpu_prepare.sh FOLDER_WITH_GOLDENS
 #
 # Run it from the repository root where pip works. PYTHON_VERSION (3.12) is that of the GPU machine.
 set -euo pipefail
 
-goldens=${1:-../shared/golden}
+goldens=${1:?give the folder with the golden arrays}
 python_version=${PYTHON_VERSION:-3.12}
 packages=(
   clu==0.0.12 ml_collections==1.1.0 tensorboardX==2.6.5

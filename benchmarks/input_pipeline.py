@@ -1,16 +1,16 @@
 """How fast training images get from files to batches, against PyTorch's DataLoader with timm's transform.
 
-    python benchmarks/input_pipeline.py --images=../shared/data/imagenet_originals --peer=torch > input_pipeline.json
+    python benchmarks/input_pipeline.py --images=IMAGENET/train --peer=torch > input_pipeline.json
 
-Times our whole train pipeline (read, decode, RandomResizedCrop, mirror, RandAugment, batch; worker processes; uint8
+Times jaxkd's whole train pipeline (read, decode, RandomResizedCrop, mirror, RandAugment, batch; worker processes; uint8
 batches arrive in the main process, where they could be put on a device) in three ways: `pillow`, `region` (decodes
 only the crop; the same pixels, and the default where TurboJPEG is installed) and `region_dct` (with DCT scaling: other
 pixels). With --peer=torch also `timm`, which normalises and erases on the host, as its train script does with
---no-prefetcher, and `timm_prefetcher`, which leaves that to the device, as we do. Prints one JSON object.
+--no-prefetcher, and `timm_prefetcher`, which leaves that to the device, as jaxkd does. Prints one JSON object.
 
 All run in turns in one process, on the same images in the same order; worker processes that are not in turn are
 stopped. Ratios are the result, and those of CPU time are the steadier ones; absolute numbers are of this machine at
-this time. A ratio above 1 says that we are faster. Needs Linux.
+this time. A ratio above 1 says that jaxkd is faster. Needs Linux.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ from jaxkd.data.transforms.fast_decode import DecodeOptions, decode_crop_resize,
 from jaxkd.data.transforms.randaugment import auto_augment, fill_from_mean
 from jaxkd.errors import ConfigError, DataError, JaxkdError
 
-ORIGINALS = "../shared/data/imagenet_originals"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SEED = 0
 VARIANTS = {
@@ -67,7 +66,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--images", default=ORIGINALS, help=f"folder with images, at any depth ({ORIGINALS})")
+    parser.add_argument("--images", required=True, help="folder with images, at any depth")
     parser.add_argument("--peer", choices=("torch",), help="also time torch's DataLoader with timm's transform")
     parser.add_argument("--workers", type=int, default=2, help="processes of each pipeline (2)")
     parser.add_argument("--batch-size", type=int, default=64, help="images in a batch (64)")
@@ -326,7 +325,7 @@ def described(options: argparse.Namespace, taken: dict[str, np.ndarray]) -> dict
 
 
 def compared(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> dict[str, float]:
-    """How many times their images per second ours are: by the clock, median over turns; and by all CPU time."""
+    """Images per second of jaxkd over those of the peer: by the clock, median over turns; and by all CPU time."""
     return {
         "wall": round(float(np.median(theirs["wall"] / ours["wall"])), 3),
         "cpu": round(float(theirs["cpu"].sum() / ours["cpu"].sum()), 3),

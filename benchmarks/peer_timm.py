@@ -80,7 +80,7 @@ class Images:
 
 
 class Order:
-    """Our batches, as a batch sampler of torch."""
+    """The batches of jaxkd, as a batch sampler of torch."""
 
     def __init__(self, sampler: EpochSampler):
         self._sampler = sampler

@@ -13,7 +13,7 @@ Verbs:
   run       start training on all workers, in the background
   status    state of the slice, and of the run on each worker: running, none, lost or its exit code
   logs      last lines of the output of each worker
-  stop      ask all workers to save a checkpoint and end; the slice stays, and costs
+  stop      ask all workers to save a checkpoint and end; the slice stays and is charged for
   delete    delete the slice
 
 Options:
@@ -208,7 +208,7 @@ dry_up() {
 up() {
   local starts result now
   if [[ -n $dry ]]; then dry_up "$@"; return; fi
-  trap 'say "The run goes on, and $name costs; up attaches again, delete ends it."; exit 130' INT
+  trap 'say "The run goes on, and $name is charged for; up attaches again, delete ends it."; exit 130' INT
   for ((starts = 0; starts <= restarts; starts++)); do
     while now=$(state) && [[ $now == SUSPENDING || $now == DELETING ]]; do sleep "$poll"; done
     case $now in
@@ -220,7 +220,7 @@ up() {
     if [[ $(outcome) != running ]]; then
       if ! { install && run "$@"; }; then
         if is_preempted; then continue; fi
-        fail "Installing or starting failed on $name, which stays and costs. Correct it and call up again," \
+        fail "Installing or starting failed on $name, which stays and is charged for. Correct it and call up again," \
           "or delete it."
       fi
     fi
@@ -230,10 +230,10 @@ up() {
         if [[ -z $keep ]]; then delete; fi
         return
         ;;
-      stopped) say "Stopped; $name stays and costs. up continues, delete ends it."; exit 3 ;;
+      stopped) say "Stopped; $name stays and is charged for. up continues, delete ends it."; exit 3 ;;
       failed)
         on_workers 'tail -n 20 ~/jaxkd-run/log' || true
-        fail "The run failed (above); $name stays and costs. Correct it and call up again, or delete it."
+        fail "The run failed (above); $name stays and is charged for. Correct it and call up again, or delete it."
         ;;
       *) say "The run was interrupted ($result); starting it again." ;;
     esac

@@ -90,7 +90,7 @@ def test_up_ends_after_as_many_interruptions_as_it_was_told(tmp_path):
 def test_a_failed_run_shows_its_log_and_leaves_the_slice(tmp_path):
     done = up(pod(tmp_path, "echo jaxkd: no such config; exit 2"))
     assert done.returncode == 2 and done.stdout.count("jaxkd: no such config") == 2
-    assert "The run failed (above); jaxkd stays and costs." in done.stderr
+    assert "The run failed (above); jaxkd stays and is charged for." in done.stderr
     assert verbs(tmp_path) == ["queued-resources create", "tpu-vm scp"]
 
 
@@ -122,7 +122,7 @@ def test_a_run_is_attached_to_and_stopped(tmp_path):
             errors = running.communicate(timeout=60)[1]
         finally:
             running.kill()
-    assert running.returncode == 3 and "Stopped; jaxkd stays and costs." in errors, errors
+    assert running.returncode == 3 and "Stopped; jaxkd stays and is charged for." in errors, errors
     assert (tmp_path / "trained").read_text() == "x\nx\n"  # not started a second time
 
 

@@ -21,7 +21,7 @@ SMALL = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_head
 
 @distill.register_term("plain_fft")
 def plain_fft(student, teacher, batch, *, pairs):
-    """An FFT as nobody should write it: XLA gathers the maps of all devices for it."""
+    """A wrong form of the FFT loss, outside `shard_map`: XLA gathers the maps of all devices for it."""
     maps = [student[1][s] - teacher[1][t] for s, t in pairs]
     return sum(jnp.abs(jnp.fft.rfft2(m.astype(jnp.float32), axes=(1, 2))).mean(axis=(1, 2, 3)) for m in maps)
 
