@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import launching
+import numpy as np
 import pytest
+
+from jaxkd import main
 
 SHOW = """
 case $* in
@@ -122,29 +128,59 @@ def test_ctrl_c_reaches_each_process_once(tmp_path):
     assert sorted(output.splitlines()) == ["[0] interrupted", "[1] interrupted"]
 
 
+def process_of_rank(script: int, rank: int) -> int:
+    """Number of the process that local.sh (process `script`) started as `rank`."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = (folder / "stat").read_text().rsplit(")", 1)[1].split()[1]
+            given = (folder / "environ").read_bytes().split(b"\0")
+            if (
+                int(parent) == script
+                and f"JAX_PROCESS_ID={rank}".encode() in given
+                and b"jaxkd.main" in (folder / "cmdline").read_bytes().split(b"\0")
+            ):
+                return int(folder.name)
+    raise AssertionError(f"process {rank} is not there")
+
+
+def losses(run: Path) -> dict[int, float]:
+    """step -> loss of that step."""
+    rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return {row["step"]: row["loss"] for row in rows if row["kind"] == "train"}
+
+
 @pytest.mark.slow
-def test_both_processes_save_on_a_signal_and_continue(tmp_path):
-    run = tmp_path / "run"
-    command = ["bash", str(launching.LAUNCH / "local.sh"), "-n", "2", "--cpu", "--", *launching.training(run, 10**6)]
+def test_a_signal_to_one_process_saves_the_run_which_continues_exactly_on_two_processes_and_on_one(tmp_path):
+    def arguments(name, steps):
+        more = ("optimizer.reference_batch=0", "schedule.kind=constant", "schedule.warmup_epochs=0")
+        argv = [f"--config.{field}" for field in (*more, "log.every_steps=1", "log.tensorboard=False")]
+        return [*launching.training(tmp_path / name, steps), *argv]
+
+    two = ["-n", "2", "--cpu", "--"]
+    command = ["bash", str(launching.LAUNCH / "local.sh"), *two, *arguments("two", 10**6)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(command, cwd=launching.ROOT, env=launching.environment(), **pipes) as running:
         try:
             deadline = time.monotonic() + 240
-            while not list((run / "checkpoints").glob("[0-9]*")):
+            while not list((tmp_path / "two" / "checkpoints").glob("[0-9]*")):
                 assert time.monotonic() < deadline and running.poll() is None
                 time.sleep(0.1)
-            running.send_signal(signal.SIGINT)
+            os.kill(process_of_rank(running.pid, 1), signal.SIGTERM)
             output = running.communicate(timeout=120)[0]
         finally:
             running.kill()
-    assert running.returncode == 3, output
-    assert "[0] " in output and "Traceback" not in output
-    saved = max(int(path.name) for path in (run / "checkpoints").glob("[0-9]*"))
+    assert running.returncode == 3 and "Traceback" not in output, output
+    saved = max(int(path.name) for path in (tmp_path / "two" / "checkpoints").glob("[0-9]*"))
+    end = saved + 5
+    shutil.copytree(tmp_path / "two", tmp_path / "one")
 
-    done = launching.call(
-        "local.sh", "-n", "2", "--cpu", "--", *launching.training(run, saved + 3), env=launching.environment()
-    )
-    assert done.returncode == 0, done.stdout
-    assert f"continues after step {saved:,}" in done.stdout
-    result = json.loads((run / "result.json").read_text())
-    assert result["step"] == saved + 3 and result["device"] == "2 x cpu"
+    done = launching.call("local.sh", *two, *arguments("two", end), env=launching.environment())
+    assert done.returncode == 0 and f"continues after step {saved:,}" in done.stdout, done.stdout
+    for name in ("one", "uninterrupted"):
+        assert main.main(arguments(name, end)) == 0
+    expected = losses(tmp_path / "uninterrupted")
+    assert list(expected) == list(range(1, end + 1)) and np.ptp(list(expected.values())) > 0.1
+    for name, device in (("two", "2 x cpu"), ("one", "1 x cpu")):
+        assert losses(tmp_path / name) == pytest.approx(expected, rel=1e-5), name
+        result = json.loads((tmp_path / name / "result.json").read_text())
+        assert (result["step"], result["device"]) == (end, device)

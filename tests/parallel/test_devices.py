@@ -120,62 +120,6 @@ def test_two_processes_of_four_devices_are_one_process_of_one(tmp_path, one):
         np.testing.assert_array_equal(result["shards"], [shards[mesh]] * 2)
 
 
-STOPPED = """
-    import sys, time
-    sys.path.insert(0, sys.argv[2])
-    from jaxkd import parallel, train
-    parallel.initialize_distributed()
-    import jax, toy
-
-    def at(number, batch):
-        print("batch", number, flush=True)
-        time.sleep(0.02)
-
-    often = {"task": toy.Toy(noise=0.0), "log_every": 50, "eval_every": 10**6}
-    with train.StopRequest() as stop:
-        state, _, _ = toy.run(sys.argv[1], 10**6, at=at, stop=stop, **often)
-    step = int(state.step)
-    print("stopped", step, flush=True)
-    state, scores, _ = toy.run(sys.argv[1], step + 4, **often)  # goes on from the checkpoint
-    print("ended", int(state.step), scores["loss"], flush=True)
-    first = jax.process_index() == 0
-    print("decides", parallel.main_host_decides(first), parallel.main_host_decides(not first), flush=True)
-"""
-
-
-@pytest.mark.slow
-def test_hosts_stop_after_the_same_step_though_only_one_is_asked_and_the_main_one_decides(tmp_path):
-    toys, port = HERE.parent / "train", free_port()
-    command = [sys.executable, "-c", textwrap.dedent(STOPPED), str(tmp_path / "run"), str(toys)]
-    both = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment(1, **distributed(i, port)))
-        for i in (0, 1)
-    ]
-    try:
-        for line in both[1].stdout:
-            if line.split() == ["batch", "5"]:
-                both[1].send_signal(signal.SIGTERM)
-                break
-        said = [p.communicate(timeout=120)[0].splitlines() for p in both]
-        assert [p.returncode for p in both] == [0, 0]
-    finally:
-        for p in both:
-            p.kill()
-    ours = ("stopped", "ended", "decides")  # beside what Gloo prints
-    (stopped, ended, decides), other = [[line.split() for line in lines if line.startswith(ours)] for lines in said]
-    assert [stopped, ended, decides] == other and decides[1:] == ["True", "False"]
-    step = int(stopped[1])
-    assert 5 <= step < 10**6 and stopped == ["stopped", str(step)] and ended[:2] == ["ended", str(step + 4)]
-    assert {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()} == {str(step), str(step + 4)}
-
-    sys.path.insert(0, str(toys))
-    import toy
-
-    state, scores, _ = toy.run(tmp_path / "alone", step + 4, task=toy.Toy(noise=0.0), log_every=50, eval_every=10**6)
-    assert float(ended[2]) == pytest.approx(scores["loss"], rel=1e-4)
-    assert int(state.step) == step + 4
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [1, 0], ids=["another process", "the coordinator"])
 def test_a_process_whose_peer_is_killed_ends_with_one_sentence(tmp_path, victim):
