@@ -27,7 +27,9 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "docs" / "reference"
 NUMBERS = OUT / "models.json"  # name -> [parameters, multiply-adds]
-PACKAGES = ("models", "weights", "losses", "analysis", "metrics", "distill")
+# Top-1 in percent on ImageNet-1k by timm: results/results-imagenet.csv of huggingface/pytorch-image-models, 0173a139.
+TIMM_TOP1 = json.loads((OUT / "timm_top1.json").read_text())
+PACKAGES = ("models", "weights", "losses", "analysis", "metrics", "distill", "data", "train", "tasks")
 RUN = "python docs/generate_reference.py"
 # Highest top-1 on ImageNet-1k that a paper of this project publishes for a student; docs/published.md has the runs.
 PUBLISHED = {
@@ -199,16 +201,22 @@ def taps_in_words(names: Sequence[str]) -> str:
     return ", ".join(f"`{r[0]}`" if len(r) == 1 else f"`{r[0]}` to `{r[-1]}`" for r in runs.values())
 
 
+def with_top1(name: str, tag: str) -> str:
+    """A tag, with timm's top-1 of its weights where that is known."""
+    top1 = TIMM_TOP1.get(f"{name}.{tag}")
+    return tag if top1 is None else f"{tag} ({top1:.2f})"
+
+
 def networks(numbers: dict[str, list[int]]) -> str:
     """Every network."""
     from jaxkd import models
 
     families: dict[str, list[Any]] = {}
-    taps: dict[str, str] = {}
+    taps: dict[str, dict[str, list[str]]] = {}  # family -> taps in words -> networks that have these
     for name in models.list_models():
         spec, family = models.spec(name), name.partition("_")[0]
         height, width = input_size(name)
-        tags = ", ".join(tag for tag in models.registry.REGISTRY[name].specs if tag)
+        tags = ", ".join(with_top1(name, tag) for tag in models.registry.REGISTRY[name].specs if tag)
         parameters, products = numbers[name]
         families.setdefault(family, []).append(
             (
@@ -221,21 +229,34 @@ def networks(numbers: dict[str, list[int]]) -> str:
                 PUBLISHED.get(name, "-"),
             )
         )
-        taps.setdefault(family, taps_in_words(models.tap_names(models.create(name))))
-    head = ("name", "parameters", "multiply-adds, G", "input", "classes", "tags of weights", "published top-1, %")
+        known = models.tap_names(models.create(name))
+        words = f"{taps_in_words(known)} ({len(known)} in all)"
+        taps.setdefault(family, {}).setdefault(words, []).append(f"`{name}`")
+    head = (
+        "name",
+        "parameters",
+        "GFLOPs",
+        "input",
+        "classes",
+        "tags of weights (timm's top-1, %)",
+        "published top-1, %",
+    )
     intro = (
         "`models.create(NAME)` builds one, `models.list_models()` lists the names, `NAME.TAG` picks published weights "
-        "and their preprocessing. Multiply-adds are those of matrix products and convolutions for one input of the "
-        "size in the table (height x width), counted in the traced program, 2 FLOP each; super-resolution is counted "
+        "and their preprocessing. GFLOPs are, as in papers and in timm, multiply-adds (10^9; 2 floating-point "
+        "operations each) of matrix products and convolutions for one input of the size in the table (height x width), "
+        "counted in the traced program; super-resolution is counted "
         "for an output of 1280 x 720 (x3: 1278 x 720), EEG for a sentence of 56 words of 840 numbers. Parameters are "
-        "those of the default number of classes. The last column is the highest figure that one of the papers "
-        "publishes for the student on ImageNet-1k; jaxkd has measured none of them ([published "
+        "those of the default number of classes. The number behind a tag is the top-1 on ImageNet-1k that timm reports "
+        "for these weights (`results-imagenet.csv` of its repository); tags without one have no classifier for "
+        "ImageNet-1k or are not in that list. The last column is the highest figure that one of the papers publishes "
+        "for the student on ImageNet-1k. jaxkd has measured none of these accuracies ([published "
         "accuracies](../published.md))."
     )
     parts = []
     for family, rows in families.items():
-        example = rows[0][0]
-        parts.append(f"## {family}\n\n{table(head, rows, right=(1, 2))}\n\nTaps of {example}: {taps[family]}.")
+        lists = [f"Taps of {', '.join(names)}: {words}." for words, names in taps[family].items()]
+        parts.append("\n\n".join([f"## {family}", table(head, rows, right=(1, 2)), *lists]))
     return page("Networks", intro, *parts)
 
 
@@ -300,7 +321,7 @@ def interface() -> dict[str, str]:
         title = "jaxkd" if package == "jaxkd" else f"jaxkd.{package}"
         pages[f"api/{package}.md"] = page(title, intro, *parts)
     intro = (
-        "`from jaxkd import models, weights, losses, analysis, metrics, distill`: what these packages export. Arrays "
+        f"`from jaxkd import {', '.join(PACKAGES)}`: what these packages export. Arrays "
         "have channels last. The pages of the site hold signatures, shapes, units and errors; so does "
         "`help(losses.spectral)`."
     )

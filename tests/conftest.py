@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import re
@@ -15,6 +14,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import jax
 import numpy as np
 import pytest
+from torchvision_operators import torchvision_library
 
 os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"  # also of the processes that tests start
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -121,15 +121,8 @@ def complaint_of(capsys):
 @pytest.fixture(scope="session")
 def timm():
     """timm with PyTorch on one consistent CPU set-up, or a skip where the extra `parity` is not installed."""
-    torch = pytest.importorskip("torch", reason="needs the extra `parity`")
-    # torchvision's wheel beside a CPU build of torch has no compiled operators; timm needs only their schemas.
-    library = torch.library.Library("torchvision", "FRAGMENT")  # may stand beside another definition
-    for schema in (
-        "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-        "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    ):
-        with contextlib.suppress(RuntimeError):  # a complete torchvision has them already
-            library.define(schema)
+    pytest.importorskip("torch", reason="needs the extra `parity`")
+    library = torchvision_library()
     timm = pytest.importorskip("timm", reason="needs the extra `parity`")
     timm._jaxkd_library = library  # keeps the definitions alive
     return timm

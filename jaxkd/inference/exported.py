@@ -98,5 +98,5 @@ def _onnx(path: Path) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, str
     return run, dict(session.get_modelmeta().custom_metadata_map)
 
 
-def _stablehlo(path: Path) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, str]]:
+def _stablehlo(path: Path) -> tuple[Callable[[Any], Any], dict[str, str]]:
     return stablehlo.load_stablehlo(path), stablehlo.read_metadata(path)

@@ -28,7 +28,7 @@ def load(
     resize: bool = False,
     old_grid: tuple[int, int] | None = None,
     compute: str = "float32",
-) -> tuple[nn.Module, PyTree]:
+) -> tuple[Any, PyTree]:
     """A trained network and its variables.
 
         model, variables = jaxkd.load("runs/first_light/teacher", variant="ema")
@@ -81,10 +81,10 @@ def load(
     if train.find_run(source) is None and not _holds_runs(source):
         weights.locate(source)
     grid = "x".join(map(str, old_grid)) if old_grid else None
-    given = network_args.NetworkArgs(
+    wanted = network_args.NetworkArgs(
         model, source, dict(model_args or {}), variant=variant, step=str(step), old_grid=grid
     )
-    network = network_args.load(given, compute=compute, resize=resize)
+    network = network_args.load(wanted, compute=compute, resize=resize)
     return _with_facts(network, of_run=train.find_run(source) is not None)
 
 

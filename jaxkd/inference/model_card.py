@@ -43,7 +43,7 @@ def model_card(
             parts += [
                 "## Results",
                 "",
-                f"| validation images, after step {result.get('step', '?')} | |",
+                f"| validation images, after step {(result or {}).get('step', '?')} | |",
                 "| --- | --- |",
                 *scores,
                 "",

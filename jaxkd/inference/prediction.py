@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -15,8 +15,8 @@ from jaxkd import models, weights
 from jaxkd.errors import ConfigError, check_range
 from jaxkd.inference.exported import ExportedNetwork
 from jaxkd.inference.preprocessing import Photo, in_batches, is_one_photo, read_photo
+from jaxkd.models.sr_base import Upscaler
 from jaxkd.superres.tiling import Enlarger
-from jaxkd.weights.basicsr import is_upscaler
 
 PyTree = Any
 Prediction = list[tuple[str, float]]
@@ -56,14 +56,15 @@ def predict(
     check_range("top", top, least=1)
     check_range("batch_size", batch_size, least=1)
     one = is_one_photo(photos)
-    given = [photos] if one else list(photos)
-    if is_upscaler(model):
+    given: list[Any] = [photos] if one else list(cast(Sequence[Photo], photos))
+    results: Sequence[Any]
+    if isinstance(model, Upscaler):
         results = _enlarged(model, variables, given)
     elif isinstance(model, ExportedNetwork) and models.spec(model.name).task == "restoration":
         results = [_enlarged_whole(model, photo) for photo in given]
     else:
         results = _classes(model, variables, given, batch_size, top)
-    return results[0] if one else results
+    return results[0] if one else list(results)
 
 
 def _classes(model: Any, variables: PyTree, photos: list[Photo], batch_size: int, top: int) -> list[Prediction]:
@@ -78,11 +79,12 @@ def _classes(model: Any, variables: PyTree, photos: list[Photo], batch_size: int
 
 def _probabilities(model: Any, variables: PyTree, pixels: np.ndarray) -> np.ndarray:
     """(B, H, W, 3) uint8 -> (B, K) fp32."""
-    if not isinstance(model, ExportedNetwork):
-        return np.asarray(_softmax_of_network(model, variables, model.preprocessing.normalise(pixels)))
-    if model.gives_probabilities:
+    if isinstance(model, ExportedNetwork) and model.gives_probabilities:
         return model.apply(variables, pixels)[0]
-    return np.asarray(jax.nn.softmax(model.apply(variables, model.preprocessing.normalise(pixels))[0], axis=-1))
+    images = model.preprocessing.normalise(pixels)
+    if isinstance(model, ExportedNetwork):
+        return np.asarray(jax.nn.softmax(model.apply(variables, images)[0], axis=-1))
+    return np.asarray(_softmax_of_network(model, variables, images))
 
 
 @partial(jax.jit, static_argnames="model")
@@ -91,7 +93,7 @@ def _softmax_of_network(model: nn.Module, variables: PyTree, images: jax.Array) 
     return jax.nn.softmax(model.apply(variables, images)[0].astype("float32"), axis=-1)
 
 
-def _enlarged(model: nn.Module, variables: PyTree, photos: list[Photo]) -> list[Image.Image]:
+def _enlarged(model: Any, variables: PyTree, photos: list[Photo]) -> list[Image.Image]:
     model, variables = weights.for_inference(model, variables)
     enlarger = _enlarger(model.clone(name=None))
     enlarger.use(variables)
@@ -106,7 +108,7 @@ def _enlarged_whole(model: ExportedNetwork, photo: Photo) -> Image.Image:
 
 
 @lru_cache(maxsize=1)
-def _enlarger(model: nn.Module) -> Enlarger:
+def _enlarger(model: Upscaler) -> Enlarger:
     return Enlarger(model, {})
 
 

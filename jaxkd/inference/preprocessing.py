@@ -47,7 +47,7 @@ class Preprocessing:
     def normalise(self, pixels: np.ndarray) -> np.ndarray:
         """(..., 3) uint8 -> fp32 of the same shape."""
         scaled = pixels.astype(np.float32) / np.float32(255)
-        return (scaled - np.float32(self.mean)) / np.float32(self.std)
+        return (scaled - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
 
 
 def preprocessing_of(network: Network) -> Preprocessing | None:

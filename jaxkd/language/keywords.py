@@ -100,8 +100,8 @@ def read_vocabulary(path: Path) -> Vocabulary:
     """
     try:
         values = json.loads(path.read_text())
-        lists = {k: tuple(values[k]) for k in ("words", "texts")}
-        found = Vocabulary(**lists, **{k: int(values[k]) for k in ("text_count", "min_texts", "size")})
+        lists: dict[str, Any] = {k: tuple(values[k]) for k in ("words", "texts")}
+        found = Vocabulary(**lists | {k: int(values[k]) for k in ("text_count", "min_texts", "size")})
         kept = values.get("hash", found.hash)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(

@@ -70,13 +70,13 @@ def find_leaks(
     Returns:
       The report; `require_clean` raises where something leaks.
     """
-    subjects = np.asarray(subjects)
+    who = np.asarray(subjects)
     names = np.array([normalize(t) for t in texts], object)
     near = group_texts(texts)
     parts = split.parts()
     exact = {p: set(names[i]) for p, i in parts.items()}
     joined = {p: set(near[i].tolist()) for p, i in parts.items()}
-    readers = {p: set(subjects[i].tolist()) for p, i in parts.items()}
+    readers = {p: set(who[i].tolist()) for p, i in parts.items()}
     group_of = dict(zip(names, near.tolist(), strict=True))
     shared, similar, people = {}, {}, {}
     for a, b in PAIRS:

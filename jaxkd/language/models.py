@@ -350,4 +350,4 @@ def complete_all(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return found
+    return [answered for answered in found if answered is not None]  # all of them

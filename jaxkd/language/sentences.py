@@ -99,18 +99,19 @@ def _asked(
     on_progress: Progress | None,
 ) -> list[tuple[Any, dict[str, Any]]]:
     """(what was read of the answer or None, facts of `Written`) of each request, after at most one repair."""
-    settings = {"max_tokens": MAX_TOKENS, "temperature": 0.0, "seed": seed, "concurrency": concurrency}
+    settings: dict[str, Any] = {"max_tokens": MAX_TOKENS, "temperature": 0.0, "seed": seed, "concurrency": concurrency}
     answers = complete_all(model, requests, on_progress=on_progress, **settings)
     found = [_read(answer, reader) for answer, reader in zip(answers, readers, strict=True)]
-    broken = [i for i, (value, _) in enumerate(found) if value is None and isinstance(answers[i], Completion)]
-    repairs = [prompts.repair_messages(requests[i], answers[i].text) for i in broken]
+    unread = [(i, answers[i]) for i, (value, _) in enumerate(found) if value is None]
+    texts = {i: answer.text for i, answer in unread if isinstance(answer, Completion)}
+    repairs = [prompts.repair_messages(requests[i], text) for i, text in texts.items()]
     try:
         repaired = complete_all(model, repairs, **settings)
     except LanguageModelError as error:
         if error.fails == "all":
             raise
         return found
-    for i, answer in zip(broken, repaired, strict=True):
+    for i, answer in zip(texts, repaired, strict=True):
         if isinstance(answer, LanguageModelError):  # the conversation is longer now, perhaps too long
             continue
         value, facts = _read(answer, readers[i])

@@ -69,21 +69,21 @@ def split_readings(
       DataError: a part would be empty.
     """
     check_choice("eeg.split", name, SPLITS)
-    group, subject = np.asarray(group), np.asarray(subject)
+    group, reader = np.asarray(group), np.asarray(subject)
     if leave_out and name != "cross_subject":
         raise ConfigError(
             f'The subject "{leave_out}" is to be left out, but the split is "{name}". Choose the split "cross_subject".'
         )
     part = _published_parts(stratum, index) if name == "published" else _group_parts(group, stratum, seed)[group]
     if name == "cross_subject":
-        names = sorted(set(subject.tolist()))
+        names = sorted(set(reader.tolist()))
         leave_out = leave_out or names[0]
         if leave_out not in names:
             raise ConfigError(
                 f'Nobody called "{leave_out}" is among the subjects.{did_you_mean(leave_out, names)} '
                 f"Choose one of {', '.join(names)}."
             )
-        own = subject == leave_out
+        own = reader == leave_out
         part = np.where((part == 2) == own, part, -1)
     train, dev, test = (np.flatnonzero(part == p) for p in range(3))
     for label, chosen in (("training", train), ("development", dev), ("test", test)):
@@ -97,10 +97,10 @@ def split_readings(
 
 def _published_parts(stratum: Sequence[str], index: np.ndarray) -> np.ndarray:
     """(R,) 0 training, 1 development, 2 test, by the place in the file."""
-    index, stratum = np.asarray(index), np.asarray(stratum)
+    index, strata = np.asarray(index), np.asarray(stratum)
     part = np.zeros(len(index), np.int32)
-    for name in set(stratum.tolist()):
-        own = stratum == name
+    for name in set(strata.tolist()):
+        own = strata == name
         count = int(index[own].max()) + 1
         bounds = [int(SHARES[0] * count), int(SHARES[0] * count) + int(SHARES[1] * count)]
         part[own] = np.searchsorted(bounds, index[own], side="right")
@@ -109,7 +109,7 @@ def _published_parts(stratum: Sequence[str], index: np.ndarray) -> np.ndarray:
 
 def _group_parts(group: np.ndarray, stratum: Sequence[str], seed: int) -> np.ndarray:
     """(G,) the same of each group, drawn within its stratum."""
-    first = {}
+    first: dict[int, str] = {}
     for number, name in zip(group.tolist(), stratum, strict=True):
         first.setdefault(number, str(name))
     members = defaultdict(list)

@@ -76,7 +76,7 @@ def _similar(names: Sequence[str], similarity: float) -> list[tuple[str, str]]:
     """Pairs of normalised texts whose sets of words share `similarity` of their union."""
     words = [set(name.split()) for name in names]
     count = Counter(word for own in words for word in own)
-    holders = defaultdict(list)
+    holders: dict[str, list[int]] = defaultdict(list)
     pairs = []
     for i, own in enumerate(words):
         rare_first = sorted(own, key=lambda word: (count[word], word))

@@ -139,7 +139,7 @@ class ContrastiveTask(Task):
         offsets: Mapping[str, jax.Array] | None = None,
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], PyTree, dict[str, jax.Array]]]:
         """See `train.Task.student_loss`; the network also takes masks and places."""
-        words, features = self.student.model.apply(
+        output: Any = self.student.model.apply(
             {"params": params["student"]},
             inputs.x,
             where=inputs.batch["where"],
@@ -149,8 +149,8 @@ class ContrastiveTask(Task):
             offsets=offsets,
             rngs={"dropout": jax.random.fold_in(key, 1)},
         )
-        loss, terms, mutable = self.compare(params, mutable, inputs, (words, features), step, key)
-        return loss, (terms, mutable, {name: features[name] for name in taps})
+        loss, terms, mutable = self.compare(params, mutable, inputs, output, step, key)
+        return loss, (terms, mutable, {name: output[1][name] for name in taps})
 
     def compare(
         self,

@@ -109,6 +109,8 @@ class DistillationTask(ClassificationTask):
     def logits_to_store(self, batch: Batch, key: jax.Array, variables: PyTree) -> Batch:
         """The arrays of a batch that `inputs` with the same key reads in the place of running the teacher."""
         images, _ = self.augment(jax.random.fold_in(key, 0), batch)
+        if self.stored is None:
+            raise ValueError("this task stores no logits")
         return self.stored.pack(self._teacher(variables, images)[0])
 
     def metadata(self) -> dict[str, Any]:

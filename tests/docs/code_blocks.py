@@ -1,25 +1,28 @@
 """Fenced code blocks of the documentation: collects them, and runs the Python blocks of pages in one process.
 
-    python tests/docs/code_blocks.py docs/howto/loop.md [--slow]
+    python tests/docs/code_blocks.py docs/howto/loop.md [--prepared]
 
-A page is one namespace, run in order in a folder of its own. `<!-- not run: reason -->` or `<!-- slow -->` on the line
-before a block leaves it out of the usual run.
+A page is one namespace, run in order in a folder of its own; with `--prepared` it finds there what `prepared.py` made.
+`<!-- not run: reason -->` on the line before a block leaves it out. A block that imports PyTorch or timm is left out
+where these are not installed.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 import tempfile
 import traceback
 import types
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-MARK = re.compile(r"<!-- (?:slow|not run: \S.*) -->")
+MARK = re.compile(r"<!-- not run: \S.* -->")
 FENCE = re.compile(r"^( *)```(\w*)$")
 
 
@@ -27,7 +30,13 @@ class Block(NamedTuple):
     line: int  # of its first line of code, from 1
     language: str
     code: str
-    mark: str  # "", "slow" or "not run: reason"
+    mark: str  # "" or "not run: reason"
+
+    @property
+    def runs(self) -> bool:
+        """Whether it is Python that is meant to run here."""
+        extras = re.findall(r"^import (torch|timm)$", self.code, re.M)  # of the extra `parity`
+        return self.language == "python" and not self.mark and all(map(find_spec, extras))
 
 
 def blocks(text: str) -> list[Block]:
@@ -47,7 +56,7 @@ def blocks(text: str) -> list[Block]:
             raise ValueError(f"the block in line {i + 1} is not closed")
         before = lines[i - 1].strip() if i else ""
         if before.startswith("<!--") and not MARK.fullmatch(before):
-            raise ValueError(f'line {i}: "{before}" is neither <!-- slow --> nor <!-- not run: reason -->')
+            raise ValueError(f'line {i}: "{before}" is not <!-- not run: reason -->')
         mark = before.removeprefix("<!-- ").removesuffix(" -->") if MARK.fullmatch(before) else ""
         code = "\n".join(line.removeprefix(start[1]) for line in lines[i + 1 : end])
         found.append(Block(i + 2, start[2], code, mark))
@@ -55,16 +64,20 @@ def blocks(text: str) -> list[Block]:
     return found
 
 
-def run_page(path: Path, marks: tuple[str, ...]) -> str:
-    """Runs the Python blocks of a page whose mark is in `marks`; returns a traceback, or "" where all of them ended."""
+def run_page(path: Path, prepared: Path) -> str:
+    """Runs the Python blocks of a page beside what it names of `prepared`; returns a traceback, or "" if all ended."""
     page = types.ModuleType("page")
     sys.modules["page"] = page  # flax looks up the module of a class
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
+        text = path.read_text()
+        for entry in (e for e in prepared.iterdir() if e.name in text):
+            copy = shutil.copytree if entry.is_dir() else shutil.copy
+            copy(entry, Path(folder) / entry.name)
         os.chdir(folder)
         try:
-            for block in blocks(path.read_text()):
-                if block.language == "python" and block.mark in marks:
+            for block in blocks(text):
+                if block.runs:
                     exec(compile("\n" * (block.line - 1) + block.code, str(path), "exec"), vars(page))
         except Exception:
             return traceback.format_exc()
@@ -74,8 +87,17 @@ def run_page(path: Path, marks: tuple[str, ...]) -> str:
 
 
 if __name__ == "__main__":
-    slow = "--slow" in sys.argv
-    pages = [Path(word).resolve() for word in sys.argv[1:] if word != "--slow"]
-    failed = [text for path in pages if (text := run_page(path, ("", "slow") if slow else ("",)))]
+    pages = [Path(word).resolve() for word in sys.argv[1:] if word != "--prepared"]
+    with tempfile.TemporaryDirectory() as made:
+        if "--prepared" in sys.argv:
+            from prepared import prepare
+
+            prepare(Path(made))
+            if find_spec("torch"):
+                sys.path.insert(0, str(ROOT / "tests"))
+                from torchvision_operators import torchvision_library
+
+                library = torchvision_library()  # alive until the pages have run
+        failed = [text for path in pages if (text := run_page(path, Path(made)))]
     print("\n".join(failed), file=sys.stderr)
     sys.exit(bool(failed))

@@ -22,21 +22,9 @@ def run(pages: list[Path], *options: str) -> subprocess.CompletedProcess:
     return subprocess.run(program, capture_output=True, text=True, cwd=ROOT)
 
 
-def with_marks(*marks: str) -> list[Path]:
-    """Pages with a Python block that has one of these marks."""
-    return [p for p in PAGES if any(b.language == "python" and b.mark in marks for b in blocks(p.read_text()))]
-
-
 @pytest.mark.slow
 def test_the_python_blocks_of_all_pages_run():
-    done = run(with_marks(""))
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not with_marks("slow"), reason="no page has a slow block")
-def test_pages_with_slow_blocks_run():
-    done = run(with_marks("slow"), "--slow")
+    done = run([p for p in PAGES if any(block.runs for block in blocks(p.read_text()))], "--prepared")
     assert done.returncode == 0, done.stderr
 
 
