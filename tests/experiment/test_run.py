@@ -112,7 +112,6 @@ def test_a_run_in_loops_is_continued_block_by_block(tmp_path, teacher_file, monk
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_a_run_that_was_killed_and_continued_is_the_uninterrupted_one(tmp_path):
     kills = int(os.environ.get("JAXKD_KILLS", "2"))
     argv = [
