@@ -98,7 +98,7 @@ def test_the_code_is_that_of_the_first_failure_and_the_others_are_ended(tmp_path
 
 COUNTS = """
 case $* in -c*) echo 4321; exit ;; esac
-trap 'echo interrupted' INT
+trap 'echo interrupted; touch "$MARKS/heard-$JAX_PROCESS_ID"' INT
 touch "$MARKS/$JAX_PROCESS_ID"
 for i in {1..10}; do sleep 0.1; done
 while [[ ! -e $MARKS/end ]]; do sleep 0.1; done
@@ -119,7 +119,10 @@ def test_ctrl_c_reaches_each_process_once(tmp_path):
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
             os.killpg(running.pid, signal.SIGINT)
-            time.sleep(1)
+            while not all((tmp_path / f"heard-{i}").exists() for i in (0, 1)):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            time.sleep(0.5)  # for a second signal, if there is one
             (tmp_path / "end").touch()
             output = running.communicate(timeout=30)[0]
         finally:
