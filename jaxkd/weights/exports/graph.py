@@ -213,7 +213,8 @@ class _Translation:
             v if isinstance(v, np.ndarray) else self.graph.expand(v, a.aval.shape)
             for v, a in zip(values, equation.invars, strict=True)
         ]
-        return [method(equation, *arguments)]
+        result = method(equation, *arguments)
+        return result if isinstance(result, list) else [result]
 
     def tensor(self, value: Any) -> Tensor:
         """A value as a result of the graph."""
@@ -246,6 +247,14 @@ class _Translation:
     def _concatenate(self, equation: Any, *parts: Any) -> Tensor:
         names = [self.tensor(p).name for p in parts]
         return self.graph.node("Concat", names, equation.outvars[0].aval.shape, axis=equation.params["dimension"])
+
+    def _unstack(self, equation: Any, x: Any) -> list[Tensor]:  # since jax 0.12, of `a, b = array`
+        x, axis = self.tensor(x), equation.params["axis"]
+        places = [self.graph.store(np.array(i, np.int64)).name for i in range(len(equation.outvars))]
+        return [
+            self.graph.node("Gather", [x.name, place], result.aval.shape, axis=axis)
+            for place, result in zip(places, equation.outvars, strict=True)
+        ]
 
     def _slice(self, equation: Any, x: Any, *_: Any) -> Tensor:
         p, x = equation.params, self.tensor(x)
