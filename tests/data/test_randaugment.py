@@ -143,7 +143,7 @@ def test_operations_of_randaugment_are_uniform_and_applied_half_of_the_time():
 
 def test_magnitudes_and_signs_of_randaugment():
     steps = [step for drawn in draws(auto_augment("rand-m7-mstd0.5-inc1-p1"), DRAWS) for step in drawn]
-    magnitudes = [step.magnitude for step in steps]
+    magnitudes = np.array([step.magnitude for step in steps])
     assert kstest((magnitudes - 7) / 0.5, "norm").pvalue > 1e-3
     clipped = [s.magnitude for drawn in draws(auto_augment(RECIPE), DRAWS) for s in drawn]
     assert max(clipped) == 10 and np.mean(np.equal(clipped, 10)) == pytest.approx(0.0228, abs=0.005)  # two sigma up
