@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import re
-import sys
 import tracemalloc  # noqa: F401  pytest imports it to report a warning, which etils' lazy imports would replace
 from pathlib import Path
 

@@ -165,7 +165,11 @@ def test_auto_without_support_says_why_with_the_numbers_and_what_to_write():
     with pytest.raises(ConfigError) as caught:
         resolve_pairs("auto", vit_taps(4), vit_taps(5), profile=[0.1, 0.2, 0.3, 0.4, 0.5])
     text = str(caught.value)
-    for words in ("rises from block to block", "block_0 0.1, block_1 0.2, block_2 0.3, block_3 0.4, block_4 0.5.", 'pairs="first+last"'):
+    for words in (
+        "rises from block to block",
+        "block_0 0.1, block_1 0.2, block_2 0.3, block_3 0.4, block_4 0.5.",
+        'pairs="first+last"',
+    ):
         assert words in text
     assert "((0, 0), (3, 4))" in text
 

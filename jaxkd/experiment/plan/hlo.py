@@ -37,7 +37,17 @@ _NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
 _FREE |= {"while", "conditional", "call"}
 # Parts of a path that are no module.
-_STRUCTURE = {"", "while", "body", "cond", "closed_call", "eval_jaxpr", "checkpoint", "rematted_computation", "shard_map"}
+_STRUCTURE = {
+    "",
+    "while",
+    "body",
+    "cond",
+    "closed_call",
+    "eval_jaxpr",
+    "checkpoint",
+    "rematted_computation",
+    "shard_map",
+}
 _PRODUCTS = ("dot", "convolution", "custom-call")
 _SLICES = ("slice", "dynamic-slice", "gather")
 
