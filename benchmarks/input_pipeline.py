@@ -1,4 +1,4 @@
-"""How fast training images get from files to batches, against PyTorch's DataLoader with timm's transform.
+"""Rate at which training images get from files to batches, against PyTorch's DataLoader with timm's transform.
 
     python benchmarks/input_pipeline.py --images=IMAGENET/train --peer=torch > input_pipeline.json
 

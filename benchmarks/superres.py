@@ -1,4 +1,4 @@
-"""How fast super-resolution is, and what it holds in memory, against PyTorch and the peak of XLA's own convolutions.
+"""Speed and memory of super-resolution, against PyTorch and the peak of XLA's own convolutions.
 
     python benchmarks/superres.py --peer=torch > superres.json
     python benchmarks/superres.py --model=edsr --scales=4 --compute=bfloat16 --batch-size=8 --peer=torch

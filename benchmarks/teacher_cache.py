@@ -150,7 +150,7 @@ def stored_logits(config: Any, folder: str, batches: int) -> tuple[np.ndarray, f
 
 
 def loss_of(exact: np.ndarray, top_k: int, dtype: str) -> dict[str, float]:
-    """How far the stored form is from the teacher's distribution."""
+    """Distance of the stored form from the teacher's distribution."""
     form = LogitFormat(exact.shape[1], top_k, dtype)
     found = form.unpack(form.pack(exact))
     kl = np.asarray(losses.kl(found, exact), np.float64)

@@ -31,8 +31,8 @@ def import_timm() -> tuple[Any, Any]:
         import timm
     except ImportError as error:
         raise ConfigError(
-            f"--peer=torch needs PyTorch and timm, and importing them failed: {error}. "
-            "Install the extra: pip install 'jaxkd[parity]', or leave --peer out."
+            f"The comparison with PyTorch needs PyTorch and timm, and importing them failed: {error}. "
+            "Install the extra: pip install 'jaxkd[parity]'."
         ) from None
     timm._jaxkd_library = library  # keeps the schemas alive
     return torch, timm

@@ -39,7 +39,7 @@ NOT_OF_EEG = (  # options that nothing reads for encoders of EEG words
 )
 RARE = (
     *("--step", "--old-grid", "--resize", "--image-size", "--layout", "--class-order", "--small-images", "--words"),
-    *("--crop-pct", "--interpolation", "--last", "--entropy-range", "--bins", "--gradients", "--no-ranks", "--label"),
+    *("--crop-pct", "--interpolation", "--last", "--entropy-range", "--bins", "--gradients", "--no-ranks"),
     *("--no-compare", "--permutations", "--permutation-images", "--low-memory", "--seed", "--batch-size"),
     "--no-compile-cache",
 )

@@ -76,7 +76,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv = ["--help"]
     options, config = parse(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from rich.console import Console
 
     from jaxkd.experiment.plan import make_plan, print_plan, topology
     from jaxkd.experiment.sweep import stage_configs
@@ -93,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif options.stage:
         raise ConfigError(f'--stage="{options.stage}" was given, but the config has no stages. Leave it out.')
     console.quiet()
-    progress = Console(stderr=True)
+    progress = console.terminal(stderr=True)
     with training_config.explain_recipe(config, argv):
         plan = make_plan(
             config,
@@ -105,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.json:
         console.print_json(plan)
     else:
-        print_plan(plan, Console(width=None if sys.stdout.isatty() else 140))
+        print_plan(plan, console.terminal(width=140))
     if plan["refusal"]:
         raise ConfigError(plan["refusal"])
     return 0

@@ -1,4 +1,4 @@
-"""What importing costs, who may import whom, and how large a file may be."""
+"""Cost of imports, their permitted directions, and the largest size of a file."""
 
 from __future__ import annotations
 

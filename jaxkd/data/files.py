@@ -59,20 +59,22 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def is_locked(path: Path) -> bool:
-    """Whether a process holds the exclusive lock (`flock`) of a file; False where there is no file, or no locks."""
+def is_locked(path: Path) -> bool | None:
+    """Whether a process holds the exclusive lock (`flock`) of a file; False without the file, None without locks."""
     try:
         import fcntl  # not on Windows
-
+    except ImportError:
+        return None
+    try:
         handle = os.open(path, os.O_RDONLY)
-    except (ImportError, OSError):
+    except OSError:
         return False
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:
-        return False
+        return None
     finally:
         os.close(handle)
     return False

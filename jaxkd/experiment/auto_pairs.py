@@ -119,7 +119,7 @@ def _choose(config: ConfigDict, source: data.Source, build: Callable) -> dict[st
     layers, profile, used = distill.profile_taps(taps[1]), None, []
     if layers:
         images, used = _images(config, source, teacher)
-        profile = [float(v) for v in intensity_profile(teacher, task.constants, images, layers)]
+        profile = [float(v) for v in intensity_profile(teacher, task.teacher_variables, images, layers)]
     pairs = distill.resolve_pairs(AUTO, *taps, profile=profile)  # raises where the profile does not support it
     found = distill.suggest(*taps, profile)
     warnings = []

@@ -303,6 +303,7 @@ def complete_all(
     *,
     concurrency: int = 4,
     on_progress: Callable[[int, int], None] | None = None,
+    works: bool = False,
     **parameters: Any,
 ) -> list[Completion | LanguageModelError]:
     """Answers in the order of the requests, several at a time; a failure stands in the place of its answer.
@@ -316,6 +317,7 @@ def complete_all(
       requests: lists of messages.
       concurrency: requests at once.
       on_progress: `(answers so far, requests)`.
+      works: the model has answered before, so that the first request may fail as every other.
       **parameters: of `LanguageModel.complete`.
 
     Raises:
@@ -334,7 +336,7 @@ def complete_all(
         try:
             found[i] = model.complete(requests[i], **parameters)
         except LanguageModelError as error:
-            if error.fails == "all" or (i == 0 and error.fails != "request"):
+            if error.fails == "all" or (i == 0 and not works and error.fails != "request"):
                 ended.set()
                 raise
             found[i] = error

@@ -105,12 +105,7 @@ def _asked(
     unread = [(i, answers[i]) for i, (value, _) in enumerate(found) if value is None]
     texts = {i: answer.text for i, answer in unread if isinstance(answer, Completion)}
     repairs = [prompts.repair_messages(requests[i], text) for i, text in texts.items()]
-    try:
-        repaired = complete_all(model, repairs, **settings)
-    except LanguageModelError as error:
-        if error.fails == "all":
-            raise
-        return found
+    repaired = complete_all(model, repairs, works=True, **settings)
     for i, answer in zip(texts, repaired, strict=True):
         if isinstance(answer, LanguageModelError):  # the conversation is longer now, perhaps too long
             continue

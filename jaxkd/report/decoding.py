@@ -185,12 +185,13 @@ def subject_tables(results: Results) -> list[Table]:
 
 def text_tables(results: Results) -> list[Table]:
     """Text metrics of each way to make sentences."""
-    rows = [[row["mode"], *(_percent(row.get(k)) for k in TEXT_METRICS)] for row in results.get("text_metrics") or []]
+    found = results.get("text_metrics") or []
+    rows = [[row["mode"], *(_percent(row.get(k)) for k in TEXT_METRICS)] for row in found]
     text = (
         "Percent; WER and CER may exceed 100. Overlap with the right sentence is high for fluent text of the genre "
         "whatever was read: compare with the rows of prior and no anchors, which use the same means. "
     ) + " ".join(failure_sentences(results))
-    more = [[row["mode"], *(_percent(row.get(k)) for k in MORE_TEXT_METRICS)] for row in results["text_metrics"] or []]
+    more = [[row["mode"], *(_percent(row.get(k)) for k in MORE_TEXT_METRICS)] for row in found]
     return [
         Table(["mode", *TEXT_METRICS.values()], rows, text=text),
         Table(["mode", *MORE_TEXT_METRICS.values()], more, title="Further text metrics", text=VARIANTS, folded=True),

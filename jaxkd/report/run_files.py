@@ -42,7 +42,7 @@ class RunFiles:
       versions: of the newest checkpoint; {} where there is none.
       log: lines of log.txt; None where there is no such file.
       problems: sentences on what is missing or damaged.
-      running: whether a process trained there when the files were read.
+      running: whether a process trained there when the files were read; None where the file system has no locks.
     """
 
     name: str
@@ -55,7 +55,7 @@ class RunFiles:
     versions: Mapping[str, str] = field(default_factory=dict)
     log: list[str] | None = None
     problems: list[str] = field(default_factory=list)
-    running: bool = False
+    running: bool | None = False
 
     @property
     def step(self) -> int:
@@ -66,18 +66,22 @@ class RunFiles:
 
     @property
     def state(self) -> str:
-        """ "running", "finished" or where the run stopped."""
+        """ "running", "finished", where the run stopped, or where it is if nothing says whether it runs."""
         if self.running:
             return "running"
-        if self.result.get("finished") or "population" in self.result:  # a member's result does not say it
+        done = self.result.get("step")
+        extended = isinstance(done, int) and self.step > done  # a finished run that was continued
+        if not extended and (self.result.get("finished") or "population" in self.result):  # that of a member
             return "finished"
+        if self.running is None:
+            return f"at step {self.step:,}" + (f" of {self.total:,}" if self.total else "")
         return f"stopped at step {self.step:,}" + (f" of {self.total:,}" if self.total else "")
 
     @property
     def total(self) -> int:
         """Steps of the whole run as its newest start or its config says them; 0: unknown."""
         recorded = self.starts[-1].get("total_steps") if self.starts else None
-        steps = recorded or self.config.get("train.steps")
+        steps = recorded or self.config.get("train.steps") or self.config.get("schedule.steps")
         return steps if isinstance(steps, int) else 0
 
     @property
@@ -87,6 +91,8 @@ class RunFiles:
         command, folder = start.get("command"), start.get("folder")
         if not isinstance(command, str) or not command:
             return ""
+        if start.get("processes", 1) > 1:  # the recorded command is that of one of them
+            return f"the launcher that started its {start['processes']} processes"
         elsewhere = isinstance(folder, str) and folder != os.getcwd()
         return f"cd {shlex.quote(folder)} && {command}" if elsewhere else command
 

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ("--subjects=2", "--sentences=6", "--words=2-4", "--batch-size=4")
 
-pytestmark = [pytest.mark.benchmarks, pytest.mark.slow]
+pytestmark = pytest.mark.benchmarks
 
 
 def run(*options: str) -> subprocess.CompletedProcess:

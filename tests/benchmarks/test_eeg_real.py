@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-pytestmark = [pytest.mark.benchmarks, pytest.mark.slow]
+pytestmark = pytest.mark.benchmarks
 
 
 def run(folder: Path) -> subprocess.CompletedProcess:

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-pytestmark = [pytest.mark.benchmarks, pytest.mark.slow]
+pytestmark = pytest.mark.benchmarks
 
 
 def run(program: str, *options: str) -> dict:

@@ -18,7 +18,6 @@ TINY = ("--image-size=32", "--batch-size=4", "--turns=2", "--batches=2", "--prof
 
 pytestmark = [
     pytest.mark.benchmarks,
-    pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
 ]
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TINY = ("--config=configs/deit_cait.py:embedded", "--batch-size=2", "--repeats=2", "--members=2")
 SHALLOW = ("--config.student.args.depth=1", "--config.teacher.args.depth=1", "--config.distill.pairs=((0,0),)")
 
-pytestmark = [pytest.mark.benchmarks, pytest.mark.slow]
+pytestmark = pytest.mark.benchmarks
 
 
 @pytest.mark.parity

@@ -20,7 +20,7 @@ RECIPE = ("--config=configs/deit_cait.py", "--config.data.source=embedded:digits
 TINY = (*RECIPE, *ARGS, "--config.distill.pairs=((0, 0), (1, 2))", "--batch-size=2", "--repeats=2")
 PARTS = ("teacher_forward", "student_forward_backward", "train_step")
 
-pytestmark = [pytest.mark.benchmarks, pytest.mark.slow]
+pytestmark = pytest.mark.benchmarks
 
 
 def run(*command: str) -> subprocess.CompletedProcess:

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ("--scales=3", "--size=31x20", "--repeats=2", "--batch-size=2")
 
-pytestmark = [pytest.mark.benchmarks, pytest.mark.slow]
+pytestmark = pytest.mark.benchmarks
 
 
 def run(*command: str) -> subprocess.CompletedProcess:

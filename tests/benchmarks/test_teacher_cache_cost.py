@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TINY = ("--config=configs/lift_cait.py:embedded", "--config.distill.preset=soft", "--batch-size=8", "--batches=2")
 SHALLOW = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
 
-pytestmark = [pytest.mark.benchmarks, pytest.mark.slow]
+pytestmark = pytest.mark.benchmarks
 
 
 def test_fewer_classes_cost_less_and_lose_more(tmp_path):

@@ -1,4 +1,4 @@
-"""What the pages of the documentation find in their folder: a trained run, its exports, weights and a photograph.
+"""Files that the pages of the documentation need: a trained run, its exports, weights and a photograph.
 
 One network is trained for two steps at toy size. `runs/first_light/teacher` and `runs/student` are both this run.
 """

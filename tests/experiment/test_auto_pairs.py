@@ -137,9 +137,9 @@ def test_what_else_is_wrong_is_found_before_the_teacher_is_measured(tmp_path, te
         run(config(teacher, **swin), tmp_path / "run")
 
 
-def built(path):
+def built(path, **changes):
     """A resolved config, the validation images and `build` for `auto_pairs.resolve_auto_pairs`."""
-    one = resolve(config(path), num_classes=10)
+    one = resolve(config(path, **changes), num_classes=10)
     return one, data.open_source("embedded:digits", "val"), lambda c: build_task(c, num_classes=10)
 
 
@@ -238,6 +238,20 @@ def test_the_profile_is_the_published_intensity_in_fp32_with_the_teachers_own_no
     profile = auto_pairs.intensity_profile(network, variables, images, taps)
     assert profile.shape == (2,) and profile.dtype == np.float64
     np.testing.assert_allclose(profile, expected, rtol=1e-5)
+
+
+def test_the_step_reads_the_teacher_in_its_own_types_and_the_choice_in_fp32(tmp_path, teacher):
+    chosen = []
+    for compute in ("float32", "bfloat16"):
+        one, source, build = built(teacher, **{"precision.compute": compute})
+        chosen.append(auto_pairs.resolve_auto_pairs(one, tmp_path / compute, source, build, None))
+    assert chosen[0][1]["profile"] == chosen[1][1]["profile"]
+    task = build(chosen[1][0])
+    kept, fp32 = task.constants["params"]["blocks_0"], task.teacher_variables["params"]["blocks_0"]
+    assert kept["mlp"]["fc1"]["kernel"].dtype == "bfloat16" and kept["norm1"]["scale"].dtype == "float32"
+    assert fp32["mlp"]["fc1"]["kernel"].dtype == "float32"
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), task.constants)
+    assert shapes == task.abstract_constants
 
 
 class Split:

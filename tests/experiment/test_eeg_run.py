@@ -20,7 +20,7 @@ from llama_files import random_arrays, write_llama2c
 
 from jaxkd import analyze, decode, parallel
 from jaxkd.config import fields, recipes
-from jaxkd.config.validate import validate
+from jaxkd.config.validate import CHOICES, validate
 from jaxkd.errors import CheckpointError, ConfigError, DataError
 from jaxkd.experiment import run as run_module
 from jaxkd.experiment.build import build
@@ -124,6 +124,7 @@ def with_loss(experiment, form):
 
 def test_every_form_of_the_sentences_loss_trains_a_step(experiment, batch):
     found, key = {}, jax.random.key(0)
+    assert set(SENTENCE_LOSSES) == set(CHOICES["eeg.sentence_loss"])
     for form in SENTENCE_LOSSES:
         task = with_loss(experiment, form)
         params = task.init(key)[0]

@@ -1,4 +1,4 @@
-"""What the tests of launch/ share: commands in the repository's root, programs that stand in for others, a tiny run."""
+"""Shared by the tests of launch/: commands in the repository's root, programs that stand in for others, a tiny run."""
 
 from __future__ import annotations
 

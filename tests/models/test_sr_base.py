@@ -1,4 +1,4 @@
-"""What MDBN and EDSR both promise: sizes, receptive field, taps, gradients, types, errors."""
+"""Properties that MDBN and EDSR share: sizes, receptive field, taps, gradients, types, errors."""
 
 from __future__ import annotations
 

@@ -133,6 +133,12 @@ def test_a_run_without_a_result_is_running_or_stopped_with_the_command_that_cont
     sentence = "stopped at step 4 of 1,200; continue with: cd '/elsewhere/it'\"'\"'s' && jaxkd train --config=x"
     assert sentence in html.unescape(page_of(tmp_path, folder))
     assert capsys.readouterr().err == f"jaxkd: run: {sentence}\n"
+    # a run that ended at step 2, was continued and stopped
+    (folder / "result.json").write_text(json.dumps({"step": 2, "finished": True}))
+    assert "stopped at step 4 of 1,200" in page_of(tmp_path, folder)
+    # the command of one of several processes starts no more than itself
+    (folder / "environment.json").write_text(json.dumps({"starts": [start | {"processes": 2}]}))
+    assert "continue with: the launcher that started its 2 processes" in page_of(tmp_path, folder)
 
 
 def test_a_study_has_its_table_and_members_their_rows(tmp_path):
