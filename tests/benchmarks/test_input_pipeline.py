@@ -80,8 +80,8 @@ def test_prints_ratios_to_the_peer(images, timm):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--turns=0",), "--turns=0 must be at least 1"),
-        (("--batch-size=0",), "--batch-size=0 must be at least 1"),
+        (("--images=photos", "--turns=0"), "--turns=0 must be at least 1"),
+        (("--images=photos", "--batch-size=0"), "--batch-size=0 must be at least 1"),
         (("--images=/no/such/folder",), 'There is no image below --images="/no/such/folder"'),
     ],
 )
