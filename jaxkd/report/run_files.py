@@ -91,8 +91,9 @@ class RunFiles:
         command, folder = start.get("command"), start.get("folder")
         if not isinstance(command, str) or not command:
             return ""
-        if start.get("processes", 1) > 1:  # the recorded command is that of one of them
-            return f"the launcher that started its {start['processes']} processes"
+        processes = start.get("processes")
+        if isinstance(processes, int) and processes > 1:  # the recorded command is that of one of them
+            return f"the launcher that started its {processes} processes"
         elsewhere = isinstance(folder, str) and folder != os.getcwd()
         return f"cd {shlex.quote(folder)} && {command}" if elsewhere else command
 

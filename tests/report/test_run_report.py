@@ -139,6 +139,8 @@ def test_a_run_without_a_result_is_running_or_stopped_with_the_command_that_cont
     # the command of one of several processes starts no more than itself
     (folder / "environment.json").write_text(json.dumps({"starts": [start | {"processes": 2}]}))
     assert "continue with: the launcher that started its 2 processes" in page_of(tmp_path, folder)
+    (folder / "environment.json").write_text(json.dumps({"starts": [start | {"processes": "damaged"}]}))
+    assert "jaxkd train --config=x" in page_of(tmp_path, folder)
 
 
 def test_a_study_has_its_table_and_members_their_rows(tmp_path):
