@@ -162,7 +162,12 @@ def test_results_of_another_grid_are_refused_before_anything_starts(tmp_path):
 def test_runs_that_began_are_checked_too(tmp_path):
     grid = build_grid(study_config(), tmp_path)
     Ledger(tmp_path).claim(grid)
-    with pytest.raises(CheckpointError, match=r'grid\.json" belongs to another grid: its run "deit/none/0"'):
+    words = r'grid\.json" belongs to another grid: its run "deit/none/0" .* differ in: train.epochs: 1 then, 2 now\.'
+    with pytest.raises(CheckpointError, match=words):
+        run_study(study_config(**{"train.epochs": 2}), tmp_path)
+    old = json.loads((tmp_path / "grid.json").read_text())
+    (tmp_path / "grid.json").write_text(json.dumps({k: v for k, v in old.items() if k != "config"}))
+    with pytest.raises(CheckpointError, match=r"has the config \w+ now\. Choose a new --workdir"):
         run_study(study_config(**{"train.epochs": 2}), tmp_path)
 
 

@@ -15,6 +15,7 @@ from jaxkd import parallel
 from jaxkd.data.files import write_atomic
 from jaxkd.errors import CheckpointError
 from jaxkd.experiment.study.grid import Grid, Run
+from jaxkd.train.run_folder import differing_fields
 
 RESULTS, GRID, TIMES = "results.csv", "grid.json", "times.json"
 
@@ -74,11 +75,15 @@ class Ledger:
         try:
             claimed = json.loads((self.workdir / GRID).read_text())
             started, images = dict(claimed["runs"]), claimed.get("images")
+            config = claimed.get("config")  # earlier versions did not write it
+            differing = differing_fields(config, _shared(grid), "then", "now", most=4) if config else ""
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            started, images = {}, None
+            started, images, differing = {}, None, ""
         now, why = grid.config.study.images, ""
         if images not in (None, now):
             why = f" It compared last layers on {images} images (study.images), and now they are {now}."
+        if differing:
+            why += f" The configs differ in: {differing}."
         for row in self.rows.values():
             self._check_run(row.key, row.config_hash, known, self.workdir / RESULTS, why)
         for key, digest in started.items():
@@ -97,8 +102,8 @@ class Ledger:
     def claim(self, grid: Grid) -> None:
         """Writes which runs this work directory is about."""
         runs = {key: run.config_hash for key, run in grid.runs.items()}
-        facts = {"kind": "jaxkd study", "images": grid.config.study.images, "runs": runs}
-        self._write(GRID, json.dumps(facts, indent=1))
+        facts = {"kind": "jaxkd study", "images": grid.config.study.images, "runs": runs, "config": _shared(grid)}
+        self._write(GRID, json.dumps(facts, indent=1, default=str))
 
     def add(self, rows: Iterable[Row], grid: Grid) -> None:
         """Adds rows and rewrites results.csv in declared order."""
@@ -119,6 +124,11 @@ class Ledger:
     def missing(self, runs: Iterable[Run]) -> list[Run]:
         """The runs without a row."""
         return [run for run in runs if run.key not in self.rows]
+
+
+def _shared(grid: Grid) -> dict[str, Any]:
+    """The config of a study without its grid."""
+    return {name: value for name, value in grid.config.to_dict().items() if name != "study"}
 
 
 def table_text(rows: list[dict[str, Any]]) -> str:
