@@ -252,6 +252,14 @@ def _comparisons() -> list[dict[str, str]]:
         ("wide", "uniformwide/none", "widelast/none", "The same number of parameters, evenly wide."),
         ("wide", "lift_cls/none", "lift/none", "The class token or the mean of the patches in Lift?"),
     ]
+    rows += [
+        ("uniform", "uniformwide/none", "deit/none", "How much of the gain is the number of parameters?"),
+        ("uniform", "uniformwide/soft", "deit/soft", "The same with SoftKD."),
+        ("uniform", "uniformwide/soft", "widelast/soft", "The same number of parameters, evenly wide, with SoftKD."),
+        ("uniform", "uniformwide/soft", "uniformwide/none", wide),
+        ("uniform", "uniformwide/soft+mse", "uniformwide/soft", "What do features add to logits?"),
+        ("uniform", "uniformwide/soft+spectral", "uniformwide/soft", "What do features add to logits?"),
+    ]
     for share in (10, 20, 50):
         group = f"deit_{share}"
         rows += [(f"labels {share} %", f"{group}/{m['name']}", f"{group}/none", "") for m in _deit_members()[1:]]
