@@ -20,6 +20,7 @@ LARGEST = {
     16: 0.5,
 }  # patch size -> the largest ratio on 32x32 images, for a difference constant in space
 FEATURE_WEIGHT = 0.2  # of the published runs
+SHARES = (10, 20, 50)  # percent of the labelled images
 LAST = {"distill.pairs": "last"}
 SOFT = {"distill.preset": "soft", "distill.alpha": 0.9}
 SPECTRAL = {"distill.preset": "spectral", "distill.feature_weight": FEATURE_WEIGHT}
@@ -118,14 +119,14 @@ def encoding_mismatch(config: ConfigDict, sizes: Mapping[str, Any], *, parts: st
         check_choice("parts", part, PARTS)
     builders = {
         "first": lambda: _first(sizes),
-        "a": lambda: _layers(sizes),
+        "a": lambda: ({"name": "layers", "members": tuple(_layer_members(sizes))},),
         "b": _projectors,
         "c": lambda: _architectures(sizes),
-        "e": lambda: _less_data(config),
+        "e": lambda: _less_data(config, sizes),
     }
     groups = [{**group, "part": part} for part in PARTS if part in wanted for group in builders[part]()]
     declared = {f"{group['name']}/{member['name']}" for group in groups for member in group["members"]}
-    comparisons = tuple(c for c in _comparisons() if {c["a"], c["b"]} <= declared)
+    comparisons = tuple(c for c in _comparisons(sizes) if {c["a"], c["b"]} <= declared)
     return change(config, {"study.groups": tuple(groups), "study.comparisons": comparisons})
 
 
@@ -168,17 +169,17 @@ def _student(kind: str, args: Mapping[str, Any]) -> dict[str, Any]:
     return changes | {f"student.args.{k}": v for k, v in args.items()}
 
 
-def _layers(sizes: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
-    """Other layers than the last, and the other end of MSE's weight."""
+def _layer_members(sizes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Other layers than the last, and both ends of MSE's weight, without and with SoftKD."""
     depth, teacher_depth = sizes["student"][2], sizes["teacher"][2]
     eight = ((0, 0), (1, 1), (6, 18), (7, 19), (8, 20), (9, 21), (10, 22), (11, 23))  # as published
     every = eight if depth == 12 else tuple((i, round(i * (teacher_depth - 1) / (depth - 1))) for i in range(depth))
     layers = {"first": "first", "first+last": "first+last", "eight" if depth == 12 else "all": every}
     most = LARGEST[sizes["patch"]]
     members = [{"name": f"spectral_{n}", **SPECTRAL, "distill.pairs": pairs} for n, pairs in layers.items()]
-    members.append({"name": "mse_last_high", **MSE, **LAST, "distill.feature_weight": most * FEATURE_WEIGHT})
-    members += [{**with_soft(m), "name": f"soft+{m['name']}"} for m in members]
-    return ({"name": "layers", "members": tuple(members)},)
+    for end, ratio in (("high", most), ("low", most / 2)):
+        members.append({"name": f"mse_last_{end}", **MSE, **LAST, "distill.feature_weight": ratio * FEATURE_WEIGHT})
+    return members + [{**with_soft(m), "name": f"soft+{m['name']}"} for m in members]
 
 
 def _projectors() -> Sequence[dict[str, Any]]:
@@ -218,16 +219,27 @@ def _architectures(sizes: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
     return groups
 
 
-def _less_data(config: ConfigDict) -> Sequence[dict[str, Any]]:
-    """The members of "deit" with a share of the images, at as many epochs."""
+def _less_data(config: ConfigDict, sizes: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
+    """The members of "deit" and "layers" with a share of the images, at as many epochs."""
     whole = config.data.per_class or 5_000  # images of each class of CIFAR-10
+    members = {"deit": _deit_members(), "layers": tuple(_layer_members(sizes))}
     return [
-        {"name": f"deit_{share}", "changes": {"data.per_class": whole * share // 100}, "members": _deit_members()}
-        for share in (10, 20, 50)
+        {"name": f"{name}_{share}", "changes": {"data.per_class": whole * share // 100}, "members": of_group}
+        for name, of_group in members.items()
+        for share in SHARES
     ]
 
 
-def _comparisons() -> list[dict[str, str]]:
+def _comparisons(sizes: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Every paired test; those of a family share Holm's correction."""
+    rows = [*_first_comparisons(), *_layer_comparisons(sizes), *_projector_comparisons(), *_student_comparisons()]
+    for share in SHARES:
+        group = f"deit_{share}"
+        rows += [(f"labels {share} %", f"{group}/{m['name']}", f"{group}/none", "") for m in _deit_members()[1:]]
+    return [{"family": f, "a": a, "b": b, "question": question} for f, a, b, question in rows]
+
+
+def _first_comparisons() -> list[tuple[str, str, str, str]]:
     late, wide = "Does late alignment harm?", "How much of the gain is logit distillation?"
     rows = [
         ("late", "deit/soft+spectral_last", "deit/soft", late),
@@ -248,19 +260,51 @@ def _comparisons() -> list[dict[str, str]]:
             ("wide", f"{kind}_features/soft+mse", f"{kind}/soft", "What do features add to logits?"),
             ("wide", f"{kind}_features/soft+spectral", f"{kind}/soft", "What do features add to logits?"),
         ]
-    rows += [
+    return [
+        *rows,
         ("wide", "uniformwide/none", "widelast/none", "The same number of parameters, evenly wide."),
         ("wide", "lift_cls/none", "lift/none", "The class token or the mean of the patches in Lift?"),
     ]
-    rows += [
+
+
+def _layer_comparisons(sizes: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    rows = []
+    for member in _layer_members(sizes):
+        name, soft = member["name"], "soft+" if member["name"].startswith("soft+") else ""
+        if "spectral" in name:
+            rows.append(("layers", f"layers/{name}", f"deit/{soft}spectral_last", "Earlier layers, or the last?"))
+        elif name != "mse_last_high":
+            rows.append(("layers", f"layers/{name}", f"deit/{soft}mse_last", "Another weight of MSE within the range."))
+    return rows
+
+
+def _projector_comparisons() -> list[tuple[str, str, str, str]]:
+    trained, batchnorm = "Does training the projector help?", "Does BatchNorm in the projectors help?"
+    return [
+        ("projectors", "projectors/trained_bn", "projectors/frozen_bn", trained),
+        ("projectors", "projectors/trained_linear", "projectors/frozen_linear", trained),
+        ("projectors", "projectors/soft+trained_linear", "projectors/soft+frozen_linear", trained),
+        ("projectors", "projectors/trained_bn", "projectors/trained_linear", batchnorm),
+        ("projectors", "projector/soft+trained_bn", "projectors/soft+trained_linear", batchnorm),
+        ("projectors", "projectors/trained_linear", "deit/mse_last", "Does a trained map help MSE?"),
+    ]
+
+
+def _student_comparisons() -> list[tuple[str, str, str, str]]:
+    same, logits = "Is spectral better than MSE at matched weight?", "How much of the gain is logit distillation?"
+    rows = [
         ("uniform", "uniformwide/none", "deit/none", "How much of the gain is the number of parameters?"),
         ("uniform", "uniformwide/soft", "deit/soft", "The same with SoftKD."),
         ("uniform", "uniformwide/soft", "widelast/soft", "The same number of parameters, evenly wide, with SoftKD."),
-        ("uniform", "uniformwide/soft", "uniformwide/none", wide),
+        ("uniform", "uniformwide/soft", "uniformwide/none", logits),
         ("uniform", "uniformwide/soft+mse", "uniformwide/soft", "What do features add to logits?"),
         ("uniform", "uniformwide/soft+spectral", "uniformwide/soft", "What do features add to logits?"),
+        ("readout", "lift_cls/soft", "lift/soft", "The class token or the mean of the patches in Lift, with SoftKD?"),
+        ("readout", "lift_cls/soft", "lift_cls/none", logits),
     ]
-    for share in (10, 20, 50):
-        group = f"deit_{share}"
-        rows += [(f"labels {share} %", f"{group}/{m['name']}", f"{group}/none", "") for m in _deit_members()[1:]]
-    return [{"family": f, "a": a, "b": b, "question": question} for f, a, b, question in rows]
+    for group in ("lift_features", "widelast_features", "lift_cls", "uniformwide"):
+        rows += [
+            ("students", f"{group}/spectral", f"{group}/mse", same),
+            ("students", f"{group}/soft+spectral", f"{group}/soft+mse", f"{same} Beside SoftKD."),
+        ]
+    return rows
