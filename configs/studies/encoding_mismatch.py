@@ -23,8 +23,8 @@ from ml_collections import ConfigDict
 from jaxkd.config import fields, recipes
 from jaxkd.config.studies import cifar_students, encoding_mismatch
 
-# width, heads and depth of the students; of the teacher; UniformWide's width, the multiple of 3 with which it is closest
-# to WideLast in parameters (219 in the paper, for 1,000 classes); patch; epochs of teacher and students
+# width, heads and depth of the students; of the teacher; UniformWide's width, the multiple of 3 that comes closest to
+# WideLast in parameters (219 in the paper, for 1,000 classes); patch; epochs of teacher and students
 SIZES = {
     "": {"student": (192, 3, 12), "teacher": (384, 8, 24), "uniform": 216, "patch": 4, "epochs": (300, 300)},
     "gpu": {"student": (192, 3, 4), "teacher": (384, 8, 6), "uniform": 258, "patch": 4, "epochs": (12, 6)},
