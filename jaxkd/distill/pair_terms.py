@@ -15,7 +15,6 @@ from jaxkd.distill.pairing import Pair
 from jaxkd.distill.terms import register_term
 
 PyTree = Any
-_NOT_SET_BY_CONFIGS = ("where", "key")
 
 
 def _with_arguments_of(function: Callable[..., Any], loss: Callable[..., Any]) -> Callable[..., Any]:
@@ -23,7 +22,7 @@ def _with_arguments_of(function: Callable[..., Any], loss: Callable[..., Any]) -
     given = inspect.signature(function).parameters.values()
     named = [p for p in given if p.kind is not inspect.Parameter.VAR_KEYWORD]
     of_loss = inspect.signature(loss).parameters.values()
-    own = [p for p in of_loss if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name not in _NOT_SET_BY_CONFIGS]
+    own = [p for p in of_loss if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name != "where"]
     function.__signature__ = inspect.Signature([*named, *own])  # type: ignore[attr-defined]
     function.__doc__, function.__module__ = loss.__doc__, loss.__module__
     return function

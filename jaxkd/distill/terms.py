@@ -99,7 +99,7 @@ def register_term(
       The decorator, which returns the function as it is.
 
     Raises:
-      ConfigError: the name is taken.
+      ConfigError: the name is taken, or the function or `init` cannot be called as above.
     """
 
     def register(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -107,10 +107,62 @@ def register_term(
             raise ConfigError(
                 f'The term "{name}" is registered already, by {TERMS[name].fn.__module__}. Choose another name.'
             )
+        _check_signatures(name, fn, init, needs_key)
         TERMS[name] = RegisteredTerm(fn, needs_teacher, compares_logits, init, check, needs_key, taps, projector, maps)
         return fn
 
     return register
+
+
+def _signature(name: str, fn: Any) -> inspect.Signature:
+    """The arguments of `fn` without their types.
+
+    Raises:
+      ConfigError: `fn` is no function, or one whose arguments Python does not know.
+    """
+    try:
+        parameters = inspect.signature(fn).parameters.values()
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f'The term "{name}" is registered with {fn!r}, whose arguments are unknown. Pass a function that is '
+            "written in Python."
+        ) from None
+    return inspect.Signature([p.replace(annotation=p.empty) for p in parameters])
+
+
+def _takes(signature: inspect.Signature, count: int) -> bool:
+    """Whether a function takes `count` positional arguments; keyword-only ones do not matter."""
+    places = [p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    any_number = any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values())
+    return sum(p.default is p.empty for p in places) <= count and (any_number or count <= len(places))
+
+
+def _check_signatures(name: str, fn: Any, init: Any, needs_key: bool) -> None:
+    """Raises ConfigError where the objective could not call `fn` or `init`."""
+    signature, forms = _signature(name, fn), ("student, teacher, batch", "params, mutable, student, teacher, batch")
+    form, other = forms[init is not None], forms[init is None]
+    said = f'The function of the term "{name}" takes {signature}'
+    if not _takes(signature, form.count(",") + 1):
+        hint = "leave init= out, if it has no parameters" if init else "give register_term init=, if it has parameters"
+        hint = f", or {hint}" if _takes(signature, other.count(",") + 1) else ""
+        raise ConfigError(f"{said}, but would be called with ({form}). Write it as ({form}, *, arguments){hint}.")
+    key = signature.parameters.get("key")
+    if needs_key and key is None and not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+        raise ConfigError(f'{said}, but needs_key=True passes key= too. Add "key" behind the star.')
+    if not needs_key and key is not None and key.kind is key.KEYWORD_ONLY and key.default is key.empty:
+        raise ConfigError(f"{said}, but no key would be passed. Give register_term needs_key=True.")
+    if init is None:
+        return
+    start = _signature(name, init)
+    options = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY and p.name != "key"]
+    lacking = (
+        () if any(p.kind is p.VAR_KEYWORD for p in start.parameters.values()) else set(options) - {*start.parameters}
+    )
+    if lacking or not _takes(start, 3):
+        form = ", ".join(["key, student, teacher", *(["*", *options] if options else [])])
+        raise ConfigError(
+            f'The init of the term "{name}" takes {start}, but would be called with ({form}). Write it so.'
+        )
 
 
 def build_objective(terms: Sequence[Mapping[str, Any]], *, pairs: Any = (), smoothing: float = 0.1) -> Objective:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -187,4 +189,15 @@ def _check_term(term: Term, outputs: tuple[ModelOutput, ModelOutput], batch: dic
             check_pairs([pair for pair in term.pairs if set(pair) <= maps], *shapes)
         if isinstance(error, JaxkdError):
             raise type(error)(f'The term "{term.name}" does not fit these networks. {error}') from None
-        raise
+        raise ConfigError(
+            f'The term "{term.name}" fails with the features of these networks{_place(error)}: {type(error).__name__}: '
+            f"{error} Pair layers whose features fit, or mend its function."
+        ) from error
+
+
+def _place(error: BaseException) -> str:
+    """File and line, of the code that is neither jaxkd's nor an installed package's, where `error` was raised."""
+    package = str(Path(__file__).parents[1])
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not f.filename.startswith(package) and "site-packages" not in Path(f.filename).parts]
+    return f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""

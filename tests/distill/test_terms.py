@@ -100,6 +100,40 @@ def test_a_new_term_is_one_function_and_one_registration(case, new_terms):
         distill.register_term("logit_mse")(logit_mse)
 
 
+def stateless(student, teacher, batch, *, scale=1.0):
+    return scale * student[0].mean(axis=1)
+
+
+def stateful(params, mutable, student, teacher, batch, *, pairs):
+    return student[0].mean(axis=1), mutable
+
+
+@pytest.mark.parametrize(
+    ("fn", "options", "text"),
+    [
+        (
+            stateful,
+            {},
+            r"\*, pairs\), but would be called with \(student, .*\), or give register_term init=",
+        ),
+        (stateless, {"init": lambda key, student, teacher: ({}, {})}, r"called with \(params, .*or leave init= out"),
+        (stateful, {"init": lambda key, *, pairs: ({}, {})}, r"The init of .* takes \(key, \*, pairs\), but"),
+        (
+            stateful,
+            {"init": lambda key, student, teacher: ({}, {})},
+            r"teacher\), but .*\(key, student, teacher, \*, pairs\)",
+        ),
+        (stateless, {"needs_key": True}, r'passes key= too. Add "key"'),
+        (lambda student, teacher, batch, *, key: key, {}, r"no key would be passed. Give register_term needs_key=True"),
+        (3, {}, r"registered with 3, whose arguments are unknown"),
+    ],
+)
+def test_a_function_that_cannot_be_called_is_refused(new_terms, fn, options, text):
+    with pytest.raises(ConfigError, match=text):
+        distill.register_term("mine", **options)(fn)
+    assert "mine" not in registry.TERMS
+
+
 def test_configs_know_what_each_term_of_this_package_reads():
     for name, read in presets.READ_BY_TERM.items():
         assert {"pairs", "smoothing"} & set(registry.TERMS[name].arguments) == set(read), name

@@ -161,6 +161,20 @@ def test_what_does_not_fit_is_refused_before_anything_compiles(networks, entry, 
         tasks.check_networks(*networks, objective_of(networks, entry))
 
 
+def test_a_term_of_a_user_that_fails_is_named_with_its_line(networks, monkeypatch):
+    monkeypatch.setattr(registry, "TERMS", dict(registry.TERMS))
+
+    @distill.register_term("gap")
+    def gap(student, teacher, batch, *, pairs):
+        return (student[1][pairs[0][0]] - teacher[1][pairs[0][1]]).mean(axis=(1, 2, 3))  # 24 and 36 channels
+
+    line = gap.__code__.co_firstlineno + 2
+    with pytest.raises(
+        ConfigError, match=rf'"gap" fails .*\(test_zoo_terms.py, line {line}\): .*24\).*36.* Pair layers'
+    ):
+        tasks.check_networks(*networks, objective_of(networks, {"loss": "gap", "pairs": "last"}))
+
+
 ODD = (-1, 1.5, 6, 10**9, 10**400, float("nan"), float("inf"), "x", "", "False", None, True, (), {"a": 1}, [1, 2])
 
 
