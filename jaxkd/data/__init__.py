@@ -19,6 +19,7 @@ from jaxkd.data.sources.subset import (
     MemberSubsets,
     Subset,
     member_images,
+    member_source,
     save_subset,
     subset_facts,
     subset_membership,

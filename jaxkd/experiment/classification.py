@@ -87,6 +87,7 @@ def build_components(
         ),
         train_images=len(sources["train"]),
         member_images=data.member_images(sources["train"]),
+        member_source=functools.partial(data.member_source, sources["train"]),
         subset=data.subset_facts(sources["train"]),
         val_images=len(sources["val"]),
         make_evaluator=lambda writer: build_evaluator(

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from jaxkd import train
+from jaxkd import data, train
 from jaxkd.report.run_curves import draw_run
 
 Evaluator = Callable[[train.TrainState], dict[str, Any]]
@@ -30,6 +30,8 @@ class Components:
     pipeline: Any = None  # infinite, resumable training batches; None where no data set was opened
     train_images: int = 0  # how many; 0 without a data set
     member_images: tuple[int, ...] = ()  # of each member of a population whose members have images of their own
+    # number of a member of a population -> the training images that it learns from, or None
+    member_source: Callable[[int], data.Source | None] = lambda index: None
     subset: dict[str, Any] | None = None  # facts of the training subset, kept in checkpoints; None for all images
     val_images: int = 0  # how many; 0 without a data set
     # metric writer -> function from a state to {metric: mean}; None without a data set

@@ -14,8 +14,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxkd import parallel, train
+from jaxkd.data import subset_facts
 from jaxkd.data.files import write_atomic
 from jaxkd.experiment.build import Experiment
+from jaxkd.experiment.workdir import save_subset
 from jaxkd.train.diverged import NEVER, POPULATION
 
 PyTree = Any
@@ -110,8 +112,8 @@ def write_members(
 ) -> None:
     """`workdir/members/<name>` for each member, which commands accept as the work directory of a single run.
 
-    Each holds the config of that run, the last weights and those of its best evaluation, raw and moving average; it
-    has no optimiser, so that no training continues from it.
+    Each holds the config of that run, the list of its images where it learns from some only, the last weights and
+    those of its best evaluation, raw and moving average; it has no optimiser, so that no training continues from it.
     """
     metric, step = experiment.best_metric, int(state.step)
     rows = {row["step"]: row for row in train.read_metrics(workdir, "eval")}
@@ -131,15 +133,20 @@ def write_members(
             for number, (weights, scores) in saved.items()
         }
         folder, config = workdir / FOLDER / member.name, json.loads(json.dumps(member.config.to_dict(), default=str))
+        source = experiment.member_source(index)
+        facts = subset_facts(source)
+        own_meta = {k: v for k, v in meta.items() if k != "subset"} | {"config": config}
+        own_meta |= {} if facts is None else {"subset": facts}
         if parallel.is_main_host():
             folder.mkdir(parents=True, exist_ok=True)
             write_atomic(folder / "config.json", json.dumps(config, indent=2))
+            save_subset(source, folder)
             origin = {"population": str(workdir), "population_members": len(results), "batches": _batches(experiment)}
             write_atomic(folder / "result.json", json.dumps(result | origin, indent=2))
         checkpoints = train.Checkpoints(folder, keep_last=len(states), best_metric=metric)
         try:
             for _, (one, scores) in sorted(states.items()):
-                checkpoints.save(one, data=position, meta={**meta, "config": config}, metrics=scores)
+                checkpoints.save(one, data=position, meta=own_meta, metrics=scores)
         finally:
             checkpoints.close()
 

@@ -8,7 +8,16 @@ import pickle
 import numpy as np
 import pytest
 
-from jaxkd.data import TrainPipeline, open_source, save_subset, subset_facts, subset_membership, take_subset
+from jaxkd.data import (
+    TrainPipeline,
+    member_source,
+    open_source,
+    save_subset,
+    subset_facts,
+    subset_membership,
+    take_member_subsets,
+    take_subset,
+)
 from jaxkd.data.pipeline.train import AugmentConfig
 from jaxkd.errors import ConfigError
 
@@ -36,6 +45,18 @@ def test_the_seed_decides_and_a_smaller_subset_lies_inside_a_larger_one(digits):
     assert np.all(large[small]) and not np.all(large[other])
     assert subset_membership(digits, 0, 3).all()
     assert take_subset(digits, 0, 3) is digits
+
+
+def test_the_images_of_a_member_are_those_of_its_single_run(digits, tmp_path):
+    choices = ((2, 0), (3, 1), (0, 0))
+    for group in (choices[:2], choices, choices[:1] * 2, choices[2:]):
+        together = take_member_subsets(digits, group)
+        for index, choice in enumerate(group):
+            own, single = member_source(together, index), take_subset(digits, *choice)
+            assert subset_facts(own) == subset_facts(single) and (single is digits) == (own is digits)
+    save_subset(member_source(take_member_subsets(digits, choices), 1), tmp_path / "subset.json")
+    written = json.loads((tmp_path / "subset.json").read_text())
+    assert [row[0] for row in written["records"]] == np.flatnonzero(subset_membership(digits, 3, 1)).tolist()
 
 
 def test_a_class_with_fewer_images_is_named_with_its_number(folder):

@@ -22,6 +22,7 @@ from jaxkd import train as train_module
 from jaxkd.config import fields
 from jaxkd.config.population import explicit, members
 from jaxkd.config.validate import validate
+from jaxkd.data import open_source, subset_membership
 from jaxkd.errors import CheckpointError, ConfigError, JaxkdError, NonFiniteLossError, TapError
 from jaxkd.experiment.members import member_results
 from jaxkd.experiment.run import run
@@ -268,7 +269,7 @@ def test_a_member_learns_from_its_own_images(mesh):
 @pytest.mark.slow
 def test_members_with_few_images_count_their_updates_and_their_folders_say_so(tmp_path, teacher_file):
     """One image a class of 1,438: most batches of 8 have none of the ten."""
-    few = ({"name": "few", "data.per_class": 1}, {"name": "all"})
+    few = ({"name": "few", "data.per_class": 1, "data.subset_seed": 2}, {"name": "all"})
     changes = {"train.batch_size": 8, "train.steps": 6, "distill.pairs": None, "distill.preset": "soft"}
     given = with_teacher(teacher_file, population=few, **changes)
     one, rest = run(given, tmp_path / "pop")["members"]
@@ -276,6 +277,10 @@ def test_members_with_few_images_count_their_updates_and_their_folders_say_so(tm
     rows = read_metrics(tmp_path / "pop", "train")
     assert sum(row["loss"][0] != "nan" for row in rows) == one["updates"]
     folder = tmp_path / "pop" / "members" / "few"
+    listed, meta = (json.loads((folder / p).read_text()) for p in ("subset.json", "checkpoints/6/meta/metadata"))
+    own = np.flatnonzero(subset_membership(open_source("embedded:digits", "train"), 1, 2))
+    assert [row[0] for row in listed["records"]] == own.tolist() and listed["sha256"] == meta["subset"]["sha256"]
+    assert not (folder.parent / "all" / "subset.json").exists()  # as of a single run on all images
     said = json.loads((folder / "result.json").read_text())
     assert said["population_members"] == 2 and "own images among 8 of 1438 images" in said["batches"]
     single = members(given)[0].config

@@ -141,6 +141,19 @@ def member_images(source: Source) -> tuple[int, ...]:
     return tuple(source.membership.sum(axis=0).tolist()) if isinstance(source, MemberSubsets) else ()
 
 
+def member_source(source: Source, index: int) -> Source:
+    """The images that one member of a population learns from, as its single run has them.
+
+    Args:
+      source: of the population, as `take_member_subsets` returns it.
+      index: of the member.
+    """
+    if not isinstance(source, MemberSubsets):
+        return source
+    own = source.membership[:, index]
+    return source.source if own.sum() == len(source.source) else Subset(source.source, source.records[own])
+
+
 def subset_facts(source: Source) -> dict[str, Any] | None:
     """Facts that a checkpoint keeps of a subset: its size and a hash of its records; None for a whole data set.
 
