@@ -65,7 +65,12 @@ def _refuse_member(workdir: Path) -> None:
 
 
 def _check_same_run(config: ConfigDict, workdir: Path) -> None:
-    differing = train.differing_fields(train.read_config(workdir), config, "there", "now")
+    there = train.read_config(workdir)
+    teacher = there.get("teacher") or {}
+    if teacher.get("weights") and config.teacher.weights:
+        # The folder may have been moved, or be named from elsewhere: `check_teacher` compares the weights themselves.
+        there = {**there, "teacher": {**teacher, "weights": config.teacher.weights}}
+    differing = train.differing_fields(there, config, "there", "now")
     if differing:
         raise CheckpointError(
             f'--workdir="{workdir}" belongs to another run. Choose a new --workdir, or use the old config. They '

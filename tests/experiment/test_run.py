@@ -245,14 +245,12 @@ def test_the_best_score_of_a_population_is_that_of_its_best_member(tmp_path):
 def test_another_teacher_is_noticed_on_resume(tmp_path, teacher_file, monkeypatch):
     run_stopped(monkeypatch, with_teacher(teacher_file), tmp_path / "run", after=2)
     model = models.create("cait_xxs24_224", num_classes=10, **TEACHER)
-    other = random_variables(model, 6)
-    kept = teacher_file.read_bytes()
-    try:
-        weights.save_safetensors(teacher_file, model, other, overwrite=True)
-        with pytest.raises(CheckpointError, match="was distilled from another teacher"):
-            run_module.run(with_teacher(teacher_file), tmp_path / "run")
-    finally:
-        teacher_file.write_bytes(kept)
+    other, moved = tmp_path / "other.safetensors", tmp_path / "moved.safetensors"
+    weights.save_safetensors(other, model, random_variables(model, 6))
+    with pytest.raises(CheckpointError, match="was distilled from another teacher"):
+        run_module.run(with_teacher(other), tmp_path / "run")
+    moved.write_bytes(teacher_file.read_bytes())
+    assert run_module.run(with_teacher(moved), tmp_path / "run")["finished"]
 
 
 def test_a_student_starts_from_a_file_and_frozen_parts_stay(tmp_path):
