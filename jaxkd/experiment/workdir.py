@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from jaxkd import data, parallel, train
 from jaxkd.data.files import write_atomic
 from jaxkd.errors import CheckpointError
-from jaxkd.train.run_folder import checkpoint_config
+from jaxkd.train.run_folder import MOVABLE, checkpoint_config
 
 SUBSET = "subset.json"
 
@@ -65,12 +65,7 @@ def _refuse_member(workdir: Path) -> None:
 
 
 def _check_same_run(config: ConfigDict, workdir: Path) -> None:
-    there = train.read_config(workdir)
-    teacher = there.get("teacher") or {}
-    if teacher.get("weights") and config.teacher.weights:
-        # The folder may have been moved, or be named from elsewhere: `check_teacher` compares the weights themselves.
-        there = {**there, "teacher": {**teacher, "weights": config.teacher.weights}}
-    differing = train.differing_fields(there, config, "there", "now")
+    differing = train.differing_fields(train.read_config(workdir), config, "there", "now", ignored=MOVABLE)
     if differing:
         raise CheckpointError(
             f'--workdir="{workdir}" belongs to another run. Choose a new --workdir, or use the old config. They '

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ FREE_FIELDS = (
     *("data.workers", "train.steps", "log.", "checkpoint.", "dynamics.", "eval.batch_size", "mesh."),
     *("precision.remat", "precision.scan_blocks"),
 )
+
+
+# A teacher may lie at another path when a run goes on; its fingerprint in the checkpoint says whether it is the same.
+MOVABLE = ("teacher.weights",)
 
 
 def find_run(path: str | Path) -> Path | None:
@@ -114,7 +119,7 @@ def read_config(run: Path) -> dict[str, Any]:
     if wrong := _why_no_config(config):
         raise CheckpointError(f'"{path}" holds no config: {wrong}. Restore the file, or use another work directory.')
     if saved is not None and config is not saved:
-        differing = differing_fields(config, saved, "in config.json", "in the checkpoint")
+        differing = differing_fields(config, saved, "in config.json", "in the checkpoint", ignored=MOVABLE)
         if differing:
             raise CheckpointError(
                 f'"{path}" says something else than the newest checkpoint beside it, so one of them was changed after '
@@ -125,7 +130,9 @@ def read_config(run: Path) -> dict[str, Any]:
     return config
 
 
-def differing_fields(one: Any, other: Any, place: str, other_place: str, *, most: int = 8) -> str:
+def differing_fields(
+    one: Any, other: Any, place: str, other_place: str, *, most: int = 8, ignored: Sequence[str] = ()
+) -> str:
     """The fields in which two configs would compute something else, with both values; "" if there are none."""
     defaults, first, second = (flatten(ConfigDict(config)) for config in (base(), one, other))
     # A field that did not exist when the run was started had what is now its default.
@@ -133,6 +140,7 @@ def differing_fields(one: Any, other: Any, place: str, other_place: str, *, most
         _difference(k, first.get(k, defaults.get(k)), second.get(k, defaults.get(k)), place, other_place)
         for k in sorted(first.keys() | second.keys())
         if not k.startswith(FREE_FIELDS)
+        and k not in ignored
         and not (k == CLASS_ORDER and (k not in first or k not in second))
         and _jsonable(first.get(k, defaults.get(k))) != _jsonable(second.get(k, defaults.get(k)))
     ]

@@ -250,7 +250,8 @@ def test_another_teacher_is_noticed_on_resume(tmp_path, teacher_file, monkeypatc
     with pytest.raises(CheckpointError, match="was distilled from another teacher"):
         run_module.run(with_teacher(other), tmp_path / "run")
     moved.write_bytes(teacher_file.read_bytes())
-    assert run_module.run(with_teacher(moved), tmp_path / "run")["finished"]
+    run_stopped(monkeypatch, with_teacher(moved), tmp_path / "run", after=1)  # whose checkpoint has that path
+    assert run_module.run(with_teacher(teacher_file), tmp_path / "run")["finished"]
 
 
 def test_a_student_starts_from_a_file_and_frozen_parts_stay(tmp_path):
