@@ -6,7 +6,8 @@
 
 Words after the colon: alpha=A (0: without soft KD), feature=spectral|mse|none, small, embedded.
 Expected: 78.23 % top-1 (published, the best run of the abstract, best epoch on the validation set; DeiT-Tiny alone
-74.86 %); which objective gave it is not stated. Not yet measured with jaxkd. The recipe is the authors' code.
+74.86 %). The abstract and the code do not state its objective; notes at second hand say
+SoftKD + MSE, as here. Not yet measured with jaxkd. The settings are those of the authors' code.
 """
 
 from ml_collections import ConfigDict

@@ -35,9 +35,14 @@ def rows() -> list[tuple[str, str]]:
     return [(command, hours) for command, hours in found if not command.startswith("mdbn")]
 
 
-@pytest.mark.parametrize(("command", "hours"), rows(), ids=lambda text: text[:60])
-def test_a_command_is_a_valid_config_whose_cost_is_the_tables(command, hours, monkeypatch):
-    monkeypatch.chdir(ROOT)
+def notes() -> list[tuple[str, str]]:
+    """(CONFIG with its options, hours) of each such command in a sentence."""
+    text = "\n".join(line for line in TEXT.splitlines() if not line.startswith("|"))
+    return re.findall(r"`(?!jaxkd|python|--)([\w./]+(?::\S+)? --[^`]+)`, (\S+) h\b", text)
+
+
+def hours_of(command: str) -> float:
+    """H100 hours of a command, by the arithmetic of the page."""
     projector = re.search(r"^(--config\.distill\.terms=.*)$", TEXT, re.M)[1]
     first, *options = shlex.split(command.replace("PROJECTOR", projector))
     fixed = ["--workdir=runs/a", "--config.data.source=/data/imagenet", "--config.precision.compute=bfloat16"]
@@ -48,7 +53,22 @@ def test_a_command_is_a_valid_config_whose_cost_is_the_tables(command, hours, mo
     cost = teacher + 3 * size[NAMES[config.student.name]]
     measured = H100["step_time"]["result"]["programs"]["train_step"]["images_per_second"]
     per_epoch = EPOCH / measured / 3600 * cost / (size["CaiT-S24"] + 3 * size["DeiT-Tiny"])
-    assert hours == f"{config.train.epochs * per_epoch:.0f}"
+    return config.train.epochs * per_epoch
+
+
+@pytest.mark.parametrize(("command", "hours"), [*rows(), *notes()], ids=lambda text: text[:60])
+def test_a_command_is_a_valid_config_whose_cost_is_the_tables(command, hours, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert hours == f"{hours_of(command):.0f}"
+
+
+def test_each_command_has_hours_and_their_sum_is_the_pages(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    total = sum(hours_of(command) for command, _ in rows())
+    assert f"with one seed: {total:,.0f} H100 hours; with three seeds {3 * total:,.0f}." in TEXT
+    bare = [line for line in TEXT.splitlines() if re.search(r"\| - \| \d+ \|$", line)]
+    sentences = "\n".join(line for line in TEXT.splitlines() if not line.startswith("|"))
+    assert len(notes()) == len(re.findall(r"`\w+(?:\.py)?(?::\S+)? --config[^`]+`", sentences)) >= 2 and not bare
 
 
 def test_the_cost_of_mdbn_is_that_of_the_measured_inference():
