@@ -18,6 +18,8 @@ COLUMNS = {
     "DeiT-Small": ("deit_cait", "student=deit_small_patch16_224"),
     "Swin-Tiny": ("swin_swin", None),
     "Dynamics": ("dynamics", "first_last"),
+    "Lift": ("lift_cait", None),
+    "WideLast": ("widelast_cait", None),
 }
 
 
@@ -38,7 +40,7 @@ def table() -> dict[str, dict[str, object]]:
         if not line.startswith("|"):
             break
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        rows[cells[0].strip("`")] = {k: ast.literal_eval(v) for k, v in zip(header[1:5], cells[1:5], strict=True)}
+        rows[cells[0].strip("`")] = {k: ast.literal_eval(v) for k, v in zip(header[1:7], cells[1:7], strict=True)}
     return rows
 
 
