@@ -7,6 +7,7 @@ any other exception is a bug in jaxkd and keeps its traceback.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import math
@@ -195,6 +196,15 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         yield error
         seen.append(error)
         error = error.__cause__
+
+
+@contextlib.contextmanager
+def error_prefix(who: str) -> Iterator[None]:
+    """Context in which the message of a user error begins with `who`, such as 'Stage "students": '."""
+    try:
+        yield
+    except JaxkdError as error:
+        raise type(error)(f"{who}{error}") from None
 
 
 def did_you_mean(name: str, candidates: Iterable[str], *, most: int = 3) -> str:

@@ -18,6 +18,7 @@ from jaxkd.data.sources.registry import Source, open_source, register_source
 from jaxkd.data.sources.subset import (
     MemberSubsets,
     Subset,
+    check_per_class,
     member_images,
     member_source,
     save_subset,

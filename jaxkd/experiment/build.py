@@ -23,6 +23,7 @@ from jaxkd.config.fields import change, data_seed
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import classification, comparison, restoration
 from jaxkd.experiment.checks import check_config
+from jaxkd.experiment.classification_check import check_runs
 from jaxkd.experiment.components import Components
 from jaxkd.experiment.eeg.components import build_components as build_contrastive
 from jaxkd.experiment.eeg.components import compare_contrastive
@@ -32,8 +33,8 @@ PyTree = Any
 STEPS_WITHOUT_DATA = 1000  # optimiser steps of an epoch where no data set says how many there are
 
 
-register_task("classification", classification.build_components, comparison.compare_classifiers)
-register_task("distillation", classification.build_components, comparison.compare_classifiers)
+register_task("classification", classification.build_components, comparison.compare_classifiers, check_runs)
+register_task("distillation", classification.build_components, comparison.compare_classifiers, check_runs)
 register_task("restoration", restoration.build_components, comparison.compare_restorations)
 register_task("contrastive", build_contrastive, compare_contrastive)
 

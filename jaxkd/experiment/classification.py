@@ -20,15 +20,15 @@ from jaxkd.analysis import pipeline
 from jaxkd.config import population
 from jaxkd.config.fields import change, data_seed, plain
 from jaxkd.config.validate import mixes
-from jaxkd.errors import ConfigError, JaxkdError, WeightMismatchError
+from jaxkd.errors import ConfigError, WeightMismatchError
 from jaxkd.experiment import auto_pairs, teacher_cache
 from jaxkd.experiment.components import Components, Evaluator
-from jaxkd.experiment.objective import build_objective
+from jaxkd.experiment.objective import fitting_objectives
 from jaxkd.experiment.workdir import save_subset
 
 OF_THE_DATA = ("img_size", "num_classes")  # arguments of a teacher that follow from the images and the student
-
 PyTree = Any
+Recorded = Callable[[str], tuple[str, dict[str, Any]] | None]  # as `weights.recorded_network`
 
 
 def build_components(
@@ -131,15 +131,15 @@ def abstract_batch(config: ConfigDict, task: Any) -> dict[str, jax.ShapeDtypeStr
     return batch
 
 
-def resolve(config: ConfigDict, *, num_classes: int) -> ConfigDict:
+def resolve(config: ConfigDict, *, num_classes: int, recorded: Recorded = weights.recorded_network) -> ConfigDict:
     """A copy of `config` that says what it left to the data, so that a work directory describes its networks fully.
 
-    A teacher without arguments in the config is the network that its work directory or file records.
+    A teacher without arguments in the config is the network that its work directory or file records: `recorded`.
     """
     resolved = population.explicit(config).copy_and_resolve_references()
     with resolved.unlocked():
         if not any(v is not None for k, v in resolved.teacher.args.items() if k not in OF_THE_DATA):
-            name, args = weights.recorded_network(resolved.teacher.weights) or (resolved.teacher.name, {})
+            name, args = recorded(resolved.teacher.weights) or (resolved.teacher.name, {})
             if name.partition(".")[0] != resolved.teacher.name.partition(".")[0]:
                 resolved.teacher.name = name
             resolved.teacher.args.update(_own_sizes(name, args))
@@ -179,6 +179,22 @@ def build_task(
 
     Everything that can be wrong is checked before weights are read or fetched.
     """
+    student, teacher, frozen = build_networks(config, num_classes)
+    objectives = fitting_objectives(student, teacher, member_configs(config))
+    objective = objectives[0] if config.population is None else distill.join_objectives(objectives)
+    stored = None if teacher is None else stored_logits(config, teacher, objective)
+    student = _loaded(student, config.student, config.seed, load)
+    if teacher is None:
+        return tasks.ClassificationTask(student, objective, frozen=frozen, **_on_device(config))
+    teacher = _load_teacher(teacher, config, load, by_logits=objective.compares_logits)
+    options = {"frozen": frozen, "mesh": mesh, "stored": stored, **_on_device(config)}
+    return tasks.DistillationTask(student, teacher, objective, **options)
+
+
+def build_networks(
+    config: ConfigDict, num_classes: int
+) -> tuple[weights.Network, weights.Network | None, PyTree | None]:
+    """Student, teacher (None where nothing reads one) and frozen parameters of a resolved config; no weights."""
     compute, scan = config.precision.compute, config.precision.scan_blocks
     student_scan, teacher_scan = (scan if scan in (True, who) else False for who in ("student", "teacher"))
     student = _network(config.student, compute=compute, remat=config.precision.remat, scan_blocks=student_scan)
@@ -192,45 +208,33 @@ def build_task(
     if config.student.freeze:
         shapes = models.abstract_variables(student.model, (1, *student.image_size, 3))
         frozen = weights.freeze_mask(shapes["params"], tuple(config.student.freeze))
-    student_taps = models.tap_names(student.model)
     if config.task == "classification" or not _has_teacher(config):
-        objective = _objective(config, student_taps)
-        student = _loaded(student, config.student, config.seed, load)
-        return tasks.ClassificationTask(student, objective, frozen=frozen, **_on_device(config))
-    teacher = _network(config.teacher, like=student, compute=compute, scan_blocks=teacher_scan)
-    objective = _objective(config, student_taps, models.tap_names(teacher.model))
-    tasks.check_networks(student, teacher, objective, mixed=mixes(config))
+        return student, None, frozen
+    return student, _network(config.teacher, like=student, compute=compute, scan_blocks=teacher_scan), frozen
+
+
+def stored_logits(
+    config: ConfigDict, teacher: weights.Network, objective: distill.Objective
+) -> distill.LogitFormat | None:
+    """The form in which the teacher's logits are cached, if they are; refuses the logits of a new classifier."""
     if config.teacher.new_head and objective.compares_logits:
         names = ", ".join(term.name for term in objective.terms if term.compares_logits)
         raise ConfigError(
             f"teacher.new_head=True with the term {names} would distil the logits of a random classifier. "
             f"{_fine_tuning(config)}"
         )
-    options = {"frozen": frozen, "mesh": mesh, "stored": teacher_cache.logit_format(config, teacher, objective)}
-    student = _loaded(student, config.student, config.seed, load)
-    teacher = _load_teacher(teacher, config, load, by_logits=objective.compares_logits)
-    return tasks.DistillationTask(student, teacher, objective, **options, **_on_device(config))
+    return teacher_cache.logit_format(config, teacher, objective)
+
+
+def member_configs(config: ConfigDict, who: str = "") -> dict[str, ConfigDict]:
+    """Words that begin an error -> config, of each member of a population, else of the run."""
+    members = population.members(config)
+    return {f'{who}Member "{m.name}" of config.population: ': m.config for m in members} or {who: config}
 
 
 def _has_teacher(config: ConfigDict) -> bool:
     """Whether the run, or any member of its population, learns from a teacher."""
     return any(m.config.task == "distillation" for m in population.members(config)) or config.population is None
-
-
-def _objective(
-    config: ConfigDict, student_taps: tuple[str, ...], teacher_taps: tuple[str, ...] | None = None
-) -> distill.Objective:
-    """The objective of the run, of a population that of all members."""
-    if config.population is None:
-        return build_objective(config, student_taps, teacher_taps)
-    objectives = []
-    for member in population.members(config):
-        taps = teacher_taps if member.config.task == "distillation" else None
-        try:
-            objectives.append(build_objective(member.config, student_taps, taps))
-        except JaxkdError as error:
-            raise type(error)(f'Member "{member.name}" of config.population: {error}') from None
-    return distill.join_objectives(objectives)
 
 
 def build_population(

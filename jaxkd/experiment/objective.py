@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxkd import distill
+from jaxkd import distill, models, tasks, weights
 from jaxkd.config import population
-from jaxkd.config.fields import plain
-from jaxkd.errors import ConfigError
+from jaxkd.config.fields import flatten, plain
+from jaxkd.config.validate import mixes
+from jaxkd.errors import ConfigError, TapError, error_prefix
+from jaxkd.tasks.distillation import output_shapes
+
+SIDES = ("student", "teacher")
 
 
 def build_objective(
@@ -57,6 +63,45 @@ def build_objective(
             'or give a term a projector, e.g. {"loss": "mse", "projector": "linear"}.'
         )
     return objective
+
+
+def fitting_objectives(
+    student: weights.Network, teacher: weights.Network | None, configs: Mapping[str, ConfigDict]
+) -> list[distill.Objective]:
+    """Objectives of runs that share their networks, each checked against both of them; nothing compiles.
+
+    Args:
+      student: of all runs.
+      teacher: of those of task "distillation"; None where no run reads one.
+      configs: who -> validated config; an error begins with who, such as 'Member "a": '.
+
+    Returns:
+      One objective for each config.
+
+    Raises:
+      What `build_objective` and `tasks.check_networks` raise.
+    """
+    taps = [() if network is None else models.tap_names(network.model) for network in (student, teacher)]
+    objectives, distinct = {}, {}
+    for who, config in configs.items():
+        distils = teacher is not None and config.task == "distillation"
+        with error_prefix(who):
+            objectives[who] = build_objective(config, taps[0], taps[1] if distils else None)
+        if distils:
+            key = json.dumps([flatten(config.distill), config.label_smoothing, mixes(config)], default=str)
+            distinct.setdefault(key, who)
+    if teacher is None or not distinct:
+        return list(objectives.values())
+    read = [objectives[who] for who in distinct.values()]
+    wanted = [dict.fromkeys(tap for one in read for tap in getattr(one, f"{side}_taps")) for side in SIDES]
+    try:
+        outputs = output_shapes(student, teacher, *map(tuple, wanted))  # one trace for all
+    except TapError:  # of one of them, which its own check finds
+        outputs = None
+    for who in distinct.values():
+        with error_prefix(who):
+            tasks.check_networks(student, teacher, objectives[who], mixed=mixes(configs[who]), outputs=outputs)
+    return list(objectives.values())
 
 
 def simkd_note(config: ConfigDict) -> str:

@@ -18,18 +18,26 @@ class TaskEntry:
     # `(configs, results, workdir) -> rich.Table` of stages, with `curves.png`; stages can be compared if they
     # have the same one
     compare: Callable[..., Any]
+    # `({who: config}, {weights: (name, arguments) of the network that is trained for them}) -> None` checks runs before
+    # the first of them starts; None builds each without weights and data
+    check: Callable[..., None] | None = None
 
 
 _TASKS: dict[str, TaskEntry] = {}
 
 
-def register_task(name: str, build: Callable[..., Components], compare: Callable[..., Any]) -> None:
+def register_task(
+    name: str,
+    build: Callable[..., Components],
+    compare: Callable[..., Any],
+    check: Callable[..., None] | None = None,
+) -> None:
     """Makes `config.task = name` possible; see `TaskEntry`.
 
     Raises:
       ConfigError: another task of that name is registered.
     """
-    entry = TaskEntry(build, compare)
+    entry = TaskEntry(build, compare, check)
     if _TASKS.setdefault(name, entry) != entry:
         raise ConfigError(f'A task "{name}" is registered already. Register yours under another name.')
 

@@ -14,10 +14,11 @@ from jaxkd import parallel
 from jaxkd.config.fields import change
 from jaxkd.config.validate import check_stages
 from jaxkd.data.files import write_atomic
-from jaxkd.errors import ConfigError, did_you_mean
+from jaxkd.errors import ConfigError, did_you_mean, error_prefix
 from jaxkd.experiment.checks import check_config
 from jaxkd.experiment.comparison import FIGURE
 from jaxkd.experiment.environment import start_lines
+from jaxkd.experiment.later_runs import check_later_runs
 from jaxkd.experiment.lock import WorkdirLock
 from jaxkd.experiment.next_steps import print_next
 from jaxkd.experiment.registry import registered_task
@@ -64,13 +65,22 @@ def run_stages(
       `{"stages": {name: result}, "finished": bool}`; the table is printed, `summary.json` and `curves.png` are written.
     """
     configs = stage_configs(config, workdir)
-    for one in configs.values():
-        check_config(one)  # a mistake in the last stage is found before the first one runs
+    for name, one in configs.items():
+        with error_prefix(f'Stage "{name}": '):
+            check_config(one)
+    _check_later_stages(configs, workdir)
     main = parallel.is_main_host()
     with RunLog(workdir, console, active=main) as log, WorkdirLock(workdir, wanted=main) as lock:
         lock.acquire()
         log.open(*start_lines(workdir))
         return _run_in_order(configs, workdir, run_one, log.console)
+
+
+def _check_later_stages(configs: dict[str, ConfigDict], workdir: Path) -> None:
+    """Checks the stages that start after the next one, which checks itself."""
+    left = {name: one for name, one in configs.items() if not (workdir / name / "result.json").is_file()}
+    later = {f'Stage "{name}": ': one for name, one in list(left.items())[1:]}
+    check_later_runs(later, {str(workdir / name): one for name, one in configs.items()})
 
 
 def _run_in_order(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -138,7 +139,32 @@ def _two_heads(network: Network) -> bool:
     return bool(getattr(network.model, "distillation_token", False))
 
 
-def check_networks(student: Network, teacher: Network, objective: Objective, *, mixed: bool = False) -> None:
+def output_shapes(
+    student: Network, teacher: Network, student_taps: Sequence[str] = (), teacher_taps: Sequence[str] = ()
+) -> tuple[ModelOutput, ModelOutput]:
+    """Shapes of (output, features) of both networks for one image, in training; nothing is computed.
+
+    Args:
+      student: the network that learns.
+      teacher: the network that is read.
+      student_taps: features to return.
+      teacher_taps: likewise.
+
+    Raises:
+      TapError: a tap that does not exist.
+    """
+    options = {"distilled": True} if _two_heads(student) else {}
+    return abstract_output(student, tuple(student_taps), **options), abstract_output(teacher, tuple(teacher_taps))
+
+
+def check_networks(
+    student: Network,
+    teacher: Network,
+    objective: Objective,
+    *,
+    mixed: bool = False,
+    outputs: tuple[ModelOutput, ModelOutput] | None = None,
+) -> None:
     """Checks that `objective` can compare the two networks; needs no weights and compiles nothing.
 
     Args:
@@ -146,6 +172,7 @@ def check_networks(student: Network, teacher: Network, objective: Objective, *, 
       teacher: the network that is read.
       objective: its terms are traced with the shapes of both networks' outputs.
       mixed: whether the labels are probabilities, because images are mixed.
+      outputs: of `output_shapes` with the objective's taps and perhaps more; None finds them.
 
     Raises:
       ConfigError, ShapeError, TapError: a term that does not fit the networks.
@@ -161,11 +188,8 @@ def check_networks(student: Network, teacher: Network, objective: Objective, *, 
             f"The student takes {student.image_size} images and the teacher {teacher.image_size}, but both see the "
             "same batch. Set teacher.args.img_size (with teacher.resize=True if its position embeddings must follow)."
         )
-    options = {"distilled": True} if _two_heads(student) else {}
-    outputs = (
-        abstract_output(student, objective.student_taps, **options),
-        abstract_output(teacher, objective.teacher_taps),
-    )
+    if outputs is None:
+        outputs = output_shapes(student, teacher, objective.student_taps, objective.teacher_taps)
     shape, dtype = ((1, student.num_classes), jnp.float32) if mixed else ((1,), jnp.int32)
     label = jax.ShapeDtypeStruct(shape, dtype)
     for term in objective.terms:

@@ -87,6 +87,21 @@ def subset_membership(source: Source, per_class: int, seed: int, *, where: str =
         return np.ones(len(source), bool)
     labels = np.fromiter((source.label(i) for i in range(len(source))), np.int64, len(source))
     counts = np.bincount(labels, minlength=len(source.class_names))
+    _refuse_short(source, counts, per_class, where)
+    member = np.zeros(len(source), bool)
+    for label in range(len(counts)):
+        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, _SUBSET, label))))
+        member[np.flatnonzero(labels == label)[rng.permutation(counts[label])[:per_class]]] = True
+    return member
+
+
+def check_per_class(source: Source, per_class: int, *, where: str = "the data") -> None:
+    """Raises ConfigError where a class of `source` has fewer than `per_class` images; draws no subset."""
+    if per_class:
+        _refuse_short(source, np.asarray(source.class_counts), per_class, where)
+
+
+def _refuse_short(source: Source, counts: np.ndarray, per_class: int, where: str) -> None:
     short = np.flatnonzero(counts < per_class)
     if len(short):
         some = first_few([f'"{source.class_names[label]}" {counts[label]}' for label in short], 4)
@@ -95,11 +110,6 @@ def subset_membership(source: Source, per_class: int, seed: int, *, where: str =
             f"data.per_class={per_class} asks for {per_class} training images of each class, but {where} has fewer in "
             f"{len(short)} of its {len(counts)} classes: {some}. Set data.per_class to {most} for all images."
         )
-    member = np.zeros(len(source), bool)
-    for label in range(len(counts)):
-        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, _SUBSET, label))))
-        member[np.flatnonzero(labels == label)[rng.permutation(counts[label])[:per_class]]] = True
-    return member
 
 
 def take_subset(source: Source, per_class: int, seed: int, *, where: str = "the data") -> Source:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +15,7 @@ from ml_collections import ConfigDict
 
 from jaxkd.config.fields import base, change, flatten
 from jaxkd.config.validate import forget_unread
-from jaxkd.errors import ConfigError, JaxkdError, check_range, did_you_mean
+from jaxkd.errors import ConfigError, check_range, did_you_mean, error_prefix
 from jaxkd.experiment.checks import check_config
 from jaxkd.experiment.sweep import PREFIX, stage_configs
 from jaxkd.train.run_folder import FREE_FIELDS
@@ -107,7 +106,7 @@ class Grid:
 
 
 def build_grid(config: ConfigDict, workdir: Path) -> Grid:
-    """The runs that `config.study` declares, all of them checked before the first one starts.
+    """The runs that `config.study` declares, with their fields checked; `later_runs` checks what they build.
 
     Args:
       config: with `study.groups`, and with shared `stages`, such as a teacher, which are trained first.
@@ -128,7 +127,7 @@ def build_grid(config: ConfigDict, workdir: Path) -> Grid:
     shared = change(config, {f"study.{k}": v for k, v in base().study.items()})
     stages = stage_configs(shared, workdir)
     for name, stage in stages.items():
-        with _named(f'Stage "{name}"'):
+        with error_prefix(f'Stage "{name}" of the study: '):
             check_config(stage)
     shared = change(shared, {"stages": ()})
     groups = tuple(_group(entry, i, shared, study, stages) for i, entry in enumerate(study.groups))
@@ -216,9 +215,10 @@ def _group(entry: Any, index: int, shared: ConfigDict, study: ConfigDict, stages
         for place, member in enumerate(members):
             member = dict(_entry(member, f"{where}.members[{place}]", None, 'Write {"name": "soft", ...}'))
             title = _name(member.pop("name", None), f"{where}.members[{place}]")
-            with _named(f'Run "{name}/{title}/{seed}"'):
+            with error_prefix(f'Run "{name}/{title}/{seed}" of the study: '):
                 run_config = single_run(config, member | {"seed": int(seed)}, shared_batches=study.shared_batches)
-                check_config(resolve_stages(run_config, stages, Path("study")))
+                if seed == seeds[0]:  # the runs of a member differ in nothing else
+                    check_config(resolve_stages(run_config, stages, Path("study")))
                 if run_config.task == "restoration":
                     raise ConfigError('its task is "restoration", and studies compare top-1. Use stages instead.')
             digest = config_hash(run_config, stages, measured=measured)
@@ -292,12 +292,3 @@ def _refuse_twice(names: Sequence[str], where: str, kind: str) -> None:
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f'{where} declares {names.count(name)} {kind} called "{name}". Rename or remove one.')
-
-
-@contextlib.contextmanager
-def _named(who: str) -> Iterator[None]:
-    """Context in which errors say whose config is wrong."""
-    try:
-        yield
-    except JaxkdError as error:
-        raise type(error)(f"{who} of the study: {error}") from None

@@ -28,6 +28,7 @@ from jaxkd.errors import ConfigError, NonFiniteLossError
 from jaxkd.experiment.checks import check_config
 from jaxkd.experiment.classification import build_task, resolve
 from jaxkd.experiment.environment import start_lines
+from jaxkd.experiment.later_runs import check_later_runs
 from jaxkd.experiment.lock import WorkdirLock
 from jaxkd.experiment.next_steps import print_study_next
 from jaxkd.experiment.run import run_one, storage_errors
@@ -38,6 +39,7 @@ from jaxkd.experiment.study.last_layer import TeacherLastLayer
 from jaxkd.experiment.study.ledger import Ledger, Row
 from jaxkd.experiment.study.plan import print_plan
 from jaxkd.experiment.study.summary import write_summary
+from jaxkd.experiment.sweep import PREFIX
 from jaxkd.train.progress import duration
 
 DIVERGED = "diverged.json"
@@ -124,6 +126,7 @@ def run_study(
     with RunLog(workdir, console, active=main and not dry_run) as log:
         study = _Study(grid, ledger, workdir, log.console, budget_minutes, population, tflops)
         study.check_populations()
+        study.check_runs()
         if dry_run:
             return print_plan(grid, study.plan(), ledger.times, tflops, console)
         with storage_errors(workdir), WorkdirLock(workdir, wanted=main) as lock:
@@ -171,6 +174,14 @@ class _Study:
                     f'The members of group "{unit.group.name}" cannot train as one population: {error} Or give the '
                     'group "population": False, or pass --no-population, to train each run by itself.'
                 ) from None
+
+    def check_runs(self) -> None:
+        """Raises JaxkdError where a stage or a run that is left could not start, before anything is trained."""
+        stages = {f"{PREFIX}{name}": one for name, one in self._grid.stages.items()}
+        stages |= {str(self._workdir / name): one for name, one in self._grid.stages.items()}
+        left = {f'Stage "{n}" of the study: ': c for n, c in self._grid.stages.items() if not self._done(n)}
+        left |= {f'Run "{r.key}" of the study: ': r.config for r in self._ledger.missing(self._grid.runs.values())}
+        check_later_runs(left, stages)
 
     def run(self) -> dict[str, Any]:
         """Stages, units in order, results after each."""

@@ -1,0 +1,104 @@
+"""Checks of classification and distillation runs that start later: data, networks, objectives, without weights."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxkd import data, models, weights
+from jaxkd.config.fields import change, flatten
+from jaxkd.errors import ConfigError, error_prefix
+from jaxkd.experiment.auto_pairs import AUTO
+from jaxkd.experiment.classification import build_networks, member_configs, resolve, stored_logits
+from jaxkd.experiment.objective import fitting_objectives
+from jaxkd.weights.timm import manifest
+
+# Beginnings of the fields that decide the networks of a run, and those of what else is checked.
+OF_NETWORKS = ("task", "data.source", "data.class_order", "student.", "teacher.", "precision.", "dynamics.layers")
+OF_OBJECTIVES = ("distill.", "label_smoothing", "data.mix.", "data.per_class", "population")
+
+
+def check_runs(runs: Mapping[str, ConfigDict], planned: Mapping[str, tuple[str, dict[str, Any]]]) -> None:
+    """Checks images of each class, networks and objectives; equal ones are checked once, and nothing compiles.
+
+    Args:
+      runs: words that begin an error, such as 'Stage "students": ' -> config, checked by `check_config`.
+      planned: weights that are trained before -> name and arguments of their network.
+
+    Raises:
+      JaxkdError: what such a run refuses before its first step, but for what its weights decide.
+    """
+    opened = functools.cache(lambda spec, order: data.open_source(spec, "train", class_order=order))
+    distinct: dict[str, tuple[str, ConfigDict]] = {}
+    for who, config in runs.items():
+        distinct.setdefault(_key(config, (*OF_NETWORKS, *OF_OBJECTIVES)), (who, config))
+    groups: dict[str, dict[str, ConfigDict]] = {}
+    for who, config in distinct.values():
+        with error_prefix(who):
+            source = opened(config.data.source, config.data.class_order)
+        for words, one in member_configs(config, who).items():
+            with error_prefix(words):
+                data.check_per_class(source, one.data.per_class, where=config.data.source)
+        groups.setdefault(_key(config, OF_NETWORKS), {})[who] = config
+    for group in groups.values():
+        config = next(iter(group.values()))
+        source = opened(config.data.source, config.data.class_order)
+        _check_group(group, len(source.class_names), planned)
+
+
+def _check_group(runs: dict[str, ConfigDict], classes: int, planned: Mapping[str, tuple[str, dict[str, Any]]]) -> None:
+    """Checks runs that have the same networks and data."""
+    who, first = next(iter(runs.items()))
+    with error_prefix(who):
+        first = resolve(
+            first,
+            num_classes=classes,
+            recorded=lambda source: planned.get(source) or weights.recorded_network(source),
+        )
+        student, teacher, _ = build_networks(first, classes)
+        models.abstract_variables(student.model, (1, *student.image_size, 3))  # arguments that do not fit together
+        for side, network in (("student", student), ("teacher", teacher)):
+            if network is not None and first[side].weights in planned:
+                _check_planned(side, first[side], network, planned[first[side].weights])
+    configs, owners = {}, {}
+    for who, config in runs.items():
+        if config.distill.pairs == AUTO:  # chosen when the run starts, which checks these first
+            config = change(config, {"distill.pairs": "first+last"}).lock()
+        members = member_configs(config, who)
+        configs, owners = configs | members, owners | dict.fromkeys(members, config)
+    objectives = fitting_objectives(student, teacher, configs)
+    if teacher is not None:
+        for who, objective in zip(configs, objectives, strict=True):
+            with error_prefix(who):
+                stored_logits(owners[who], teacher, objective)
+
+
+def _check_planned(
+    side: str, config: ConfigDict, network: weights.Network, trained: tuple[str, dict[str, Any]]
+) -> None:
+    """Raises ConfigError where a network has other arrays than the one that will be trained for it.
+
+    Heads are left out, as are all arrays with `resize`: what may differ is for the loading to say.
+    """
+    if config.resize:
+        return
+    name, args = trained
+    before = weights.build_network(name, {**args, "num_classes": network.num_classes})
+    found, wanted = ({k: e.shape for k, e in manifest(one.model).items()} for one in (before, network))
+    other = [k for k in {**wanted, **found} if wanted.get(k) != found.get(k) and not k.startswith("head")]
+    if other:
+        shapes = " and ".join(str(side.get(other[0], "none")) for side in (wanted, found))
+        raise ConfigError(
+            f'{side}.weights="{config.weights}" are trained before as {name}, which has other arrays than '
+            f"{network.spec.name} with {side}.args: {len(other)} differ, the first is {other[0]}, {shapes}. Give "
+            f"{side}.name and {side}.args the values of that stage."
+        )
+
+
+def _key(config: ConfigDict, names: tuple[str, ...]) -> str:
+    """The fields whose names begin with one of `names`, as text."""
+    return json.dumps({k: v for k, v in flatten(config).items() if k.startswith(names)}, default=str)

@@ -1,0 +1,45 @@
+"""Checks of runs before the first of them starts, so that a mistake in the last one costs no training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxkd import parallel
+from jaxkd.config.fields import plain
+from jaxkd.errors import error_prefix
+from jaxkd.experiment.build import build
+from jaxkd.experiment.registry import registered_task
+
+
+def check_later_runs(runs: Mapping[str, ConfigDict], stages: Mapping[str, ConfigDict]) -> None:
+    """Builds what runs consist of without weights, and raises what each would refuse before its first step.
+
+    Args:
+      runs: words that begin an error, such as 'Stage "students": ' -> config, checked by `check_config`.
+      stages: name in the weights of runs, such as "stage:teacher" or a folder -> config of the run that trains them.
+
+    Raises:
+      JaxkdError: of the first run that cannot start.
+    """
+    planned = {name: (one.student.name, _given(one.student.args)) for name, one in stages.items()}
+    together: dict[Any, dict[str, ConfigDict]] = {}
+    for who, config in runs.items():
+        check = registered_task(config.task).check
+        with error_prefix(who):
+            mesh = parallel.make_mesh(config.mesh.data, config.mesh.model, fsdp=config.mesh.fsdp)
+            if check is None:
+                build(config, mesh, load=False, open_data=False)
+                continue
+            batches, accumulate = config.train.batch_size, config.optimizer.accumulate
+            parallel.check_batch("train.batch_size", batches, mesh, accumulate=accumulate)
+            parallel.check_batch("eval.batch_size", config.eval.batch_size or batches, mesh)
+        together.setdefault(check, {})[who] = config
+    for check, configs in together.items():
+        check(configs, planned)
+
+
+def _given(args: ConfigDict) -> dict[str, Any]:
+    return {name: plain(value) for name, value in args.items() if value is not None}
