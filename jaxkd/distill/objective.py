@@ -42,6 +42,7 @@ class Term:
         or state, such as a running mean; the shapes are those of a batch of one. None for a term without either.
       needs_key: whether `fn` takes `key=`, a random key of its own in every step and micro-batch.
       frozen: whether the parameters of `init` keep their initial values.
+      maps: whether `fn` compares features with channels last, which attention has not.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Term:
     init: TermInit | None = None
     needs_key: bool = False
     frozen: bool = False
+    maps: bool = True
 
 
 @dataclass(frozen=True, eq=False)  # compared and hashed by identity, as weights may be dicts

@@ -31,6 +31,7 @@ HEADS: dict[str, tuple[str, ...]] = {
     "batchnorm": ("batchnorm",),
     "layernorm": ("layernorm",),
 }
+SAME = {"conv1x1": "linear"}  # other names of a head
 NORM_EPS = 1e-5  # PyTorch's default of both norms
 MOMENTUM = 0.1  # of the running statistics, PyTorch's default
 
@@ -97,8 +98,8 @@ def read_projector(spec: Any) -> Projector | None:
     """The `projector` of a config's term as a Projector, None for no heads.
 
     Args:
-      spec: "" or None; a key of `HEADS`, for the student; or `{"student": ..., "teacher": ..., "width": ...}`, each of
-        which may be left out.
+      spec: "" or None; a key of `HEADS` or of `SAME`, for the student; or `{"student": ..., "teacher": ...,
+        "width": ...}`, each of which may be left out.
 
     Raises:
       ConfigError, UnknownNameError: anything else.
@@ -123,10 +124,12 @@ def read_projector(spec: Any) -> Projector | None:
             )
     for side in ("student", "teacher"):
         kind = fields.get(side) or ""
+        kind = SAME.get(kind, kind) if isinstance(kind, str) else kind
         if kind and (not isinstance(kind, str) or kind not in HEADS):
             raise UnknownNameError(
-                f"The {side}'s projector is {kind!r}, which does not exist.{did_you_mean(str(kind), HEADS)} Choose one "
-                f'of {", ".join(HEADS)} ("linear" is the 1x1 convolution of maps).'
+                f"The {side}'s projector is {kind!r}, which does not exist."
+                f"{did_you_mean(str(kind), (*HEADS, *SAME))} Choose one of "
+                f"{', '.join(HEADS)}; conv1x1 is another name of linear, and there is no larger convolution."
             )
         fields[side] = kind
     check_range("projector width", fields.get("width", 0), 0, 2**20, whole=True)

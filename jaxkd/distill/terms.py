@@ -267,6 +267,7 @@ def _term(entry: dict[str, Any], index: int, filled_in: dict[str, Any]) -> Term:
         init=init,
         needs_key=kind.needs_key,
         frozen=frozen,
+        maps=kind.maps,
     )
 
 

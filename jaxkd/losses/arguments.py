@@ -112,5 +112,6 @@ def check_same_width(loss: str, student: tuple[int, ...], teacher: tuple[int, ..
     if student[-1] != teacher[-1]:
         raise ShapeError(
             f"{loss} compares channel by channel, but the student has {student[-1]} channels and the teacher "
-            f"{teacher[-1]}. Project the student's feature to {teacher[-1]} channels first."
+            f"{teacher[-1]}. Project the student's feature to {teacher[-1]} channels first; in a config, give the term "
+            '"projector": "linear".'
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
@@ -207,6 +208,12 @@ def _check_term(term: Term, outputs: tuple[ModelOutput, ModelOutput], batch: dic
     try:
         jax.eval_shape(call, jax.random.key(0), outputs, batch)
     except (ShapeError, ConfigError, TypeError, ValueError) as error:
+        attention = [tap for pair in term.pairs for tap in pair if re.search(r"(^|\.)attn(_\d+)?$", tap)]
+        if term.maps and attention and isinstance(error, ShapeError):
+            raise ShapeError(
+                f'The term "{term.name}" compares feature maps, but its pairs name "{attention[0]}", an attention '
+                '(heads, tokens, tokens). Name blocks, such as "block_0", or use "attention_kl" or "attention_cosine".'
+            ) from None
         shapes = [{name: tuple(value.shape) for name, value in features.items()} for _, features in outputs]
         if not isinstance(error, ConfigError):  # more words about two maps whose grids differ
             maps = set(models.depth_taps(tap for pair in term.pairs for tap in pair))

@@ -1,0 +1,135 @@
+"""Mistakes in runs of a study and in later stages, which are refused before the first one trains."""
+
+from __future__ import annotations
+
+import pytest
+
+from jaxkd.config import fields
+from jaxkd.errors import JaxkdError
+from jaxkd.experiment.run import run
+from jaxkd.experiment.study.runner import run_study
+from jaxkd.experiment.sweep import run_stages
+
+STUDENT = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
+TEACHER = {**STUDENT, "embed_dim": 48, "depth_token_only": 1}
+ALONE = {"task": "classification", "teacher.name": "", "teacher.weights": "", "teacher.args": {}}
+SPECTRAL = {"distill.preset": "spectral"}
+
+
+def config_of(**more):
+    changes = {
+        "task": "distillation",
+        "student.args": STUDENT,
+        "teacher.name": "cait_xxs24_224",
+        "teacher.weights": "stage:teacher",
+        "teacher.args": TEACHER,
+        "data.source": "embedded:digits",
+        "data.workers": 0,
+        "train.batch_size": 16,
+        "stages": ({"name": "teacher", **ALONE, "student.name": "cait_xxs24_224", "student.args": TEACHER},),
+    }
+    return fields.change(fields.base(), changes | more).lock()
+
+
+def staged(*later, **more):
+    """The teacher, then stages of these changes."""
+    config = config_of(**more)
+    return fields.change(config, {"stages": (*config.stages, *later)}).lock()
+
+
+def term(loss, **options):
+    return {"distill.terms": ({"loss": loss, **options},)}
+
+
+MISTAKES = (
+    ({**SPECTRAL, "distill.pairs": ((0, 0), (9, 1))}, r"pairs\[1\] names layer 9 of the student"),
+    ({**SPECTRAL, "distill.pairs": (("block_1", "block_99"),)}, "layer 'block_99' of the teacher.*Did you mean"),
+    ({**SPECTRAL, "distill.pairs": (("lifted", "block_1"),)}, "layer 'lifted' of the student, which does not exist"),
+    (
+        term("feature_cosine", pairs="last", projector={"student": "linear", "width": 7}),
+        "student 7 channels and the teacher 48",
+    ),
+    (term("feature_cosine", pairs="last", projector="layernorm"), r'give the term "projector": "linear"\.'),
+    (term("mse", pairs="last", projector="lin"), "'lin', which does not exist. Did you mean \"linear\".*conv1x1 is an"),
+    (term("mse", pairs="last", frozen=True), "is frozen, but has no parameters"),
+    (term("mse", pairs=(("attn_0", "attn_0"),)), 'compares feature maps, but its pairs name "attn_0", an attention'),
+    (term("attention_kl", pairs="last"), 'Add "surplus": "drop"'),
+    (term("kl", temperature=-1), "temperature=-1.0 is out of range"),
+    (term("distillation_token"), "reads two heads, but the student has one"),
+    ({"data.per_class": 1000, "distill.preset": "soft"}, "data.per_class=1000 asks .* embedded:digits has fewer in 10"),
+    ({"student.args.num_heads": 5, "distill.preset": "soft"}, "24 channels do not divide by num_heads=5"),
+)
+
+
+@pytest.mark.parametrize(("changes", "words"), MISTAKES)
+def test_a_mistake_in_one_run_of_a_study_is_refused_before_all(tmp_path, changes, words):
+    good = {"name": "good", "distill.preset": "soft"}
+    groups = ({"name": "deit", "members": (good, {"name": "x", **changes})},)
+    config = config_of(**{"study.groups": groups, "study.seeds": (0, 1)})
+    with pytest.raises(JaxkdError, match=rf'Run "deit/x/0" of the study: .*{words}'):
+        run_study(config, tmp_path, population=False, dry_run=True)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        (MISTAKES[3][0], MISTAKES[3][1]),
+        (MISTAKES[8][0], MISTAKES[8][1]),
+        ({"data.per_class": 1000, "distill.preset": "soft"}, "data.per_class=1000"),
+        ({"distill.preset": "soft", "teacher.args.embed_dim": 96}, r"teacher\.weights=.* differ, the first .*96.*48"),
+        (
+            {"population": ({"name": "a", "distill.preset": "soft"}, {"name": "b", **term("hint", pairs=((0, 9),))})},
+            r'Member "b" of config\.population: .*layer 9 of the teacher',
+        ),
+        (
+            {
+                "distill.pairs": "last",
+                "population": (
+                    {"name": "a", "distill.preset": "spectral"},
+                    {"name": "b", **term("spectral", pairs=(("attn_0", "attn_1"),))},
+                ),
+            },
+            r'Member "b" of config\.population: The term "spectral" compares feature maps',
+        ),
+    ],
+)
+def test_a_mistake_in_a_later_stage_is_refused_before_the_first(tmp_path, stage, words):
+    with pytest.raises(JaxkdError, match=f'Stage "students": .*{words}'):
+        run(staged({"name": "students", **stage}), tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"task": "restoration", "student.name": "mdbn_x2", "data.source": "/pairs"},
+        {"task": "contrastive", "student.name": "eeg_words_tiny", "data.source": "embedded:synthetic_zuco"},
+    ],
+)
+def test_stages_of_other_tasks_are_checked(tmp_path, changes):
+    later = {"name": "second", "student.weights": "stage:first", "student.freeze": ("nothing",)}
+    config = fields.change(fields.base(), {**changes, "stages": ({"name": "first"}, later)}).lock()
+    with pytest.raises(JaxkdError, match='Stage "second": .*nothing'):
+        run(config, tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_stages_that_can_start_run_and_finished_ones_are_not_checked(tmp_path):
+    """Pairs that are chosen later, a teacher that its stage describes, a Hub id, and a mistake in what has ended."""
+    later = (
+        {"name": "auto", "distill.preset": "mse", "distill.pairs": "auto"},
+        {"name": "as_trained", "distill.preset": "soft", "teacher.args": {}},
+        {"name": "hub", "distill.preset": "soft", "teacher.weights": "timm/cait_xxs24_224.fb_dist_in1k"},
+        {"name": "ended", **MISTAKES[0][0]},
+    )
+    (tmp_path / "ended").mkdir()
+    (tmp_path / "ended" / "result.json").write_text("{}")
+    begun = []
+
+    def stop_at_the_last(config, workdir, console, title):
+        begun.append(title)
+        return {"finished": title != "ended"}
+
+    run_stages(staged(*later), tmp_path, stop_at_the_last, None)
+    assert begun == ["teacher", "auto", "as_trained", "hub", "ended"]
