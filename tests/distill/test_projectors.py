@@ -251,6 +251,11 @@ def test_refused_before_training(tmp_path, teacher_file, changes, error, text):
     assert isinstance(caught.value, error) and not (tmp_path / "run").exists()
 
 
+def test_conv1x1_is_another_name_of_linear():
+    given = {"student": "conv1x1", "teacher": "conv1x1", "width": 5}
+    assert projectors.read_projector(given) == projectors.Projector("linear", "linear", 5)
+
+
 def test_a_projector_that_does_not_fit_is_written_as_in_a_config():
     with pytest.raises(
         ConfigError, match=r'The projector {"student": "linear", "width": 32} gives the student 32 chan'
