@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -199,4 +200,17 @@ def _simkd(
     return losses.simkd(student, teacher, params, last_relu=last_relu, where=where)
 
 
-register_parametric_loss("simkd", _simkd, _init_simkd)
+def _predict_simkd(
+    params: dict[str, Any],
+    student: ModelOutput,
+    classifier: Mapping[str, jax.Array],
+    *,
+    pairs: tuple[Pair, ...],
+    **_: Any,
+) -> jax.Array:
+    """(B, K) logits of SimKD's student: its feature, the projector, the teacher's classifier."""
+    projected = losses.simkd_project(student[1][pairs[0][0]], params["pair_0"])[0]
+    return losses.simkd_logits(projected, classifier["kernel"], classifier["bias"])
+
+
+register_parametric_loss("simkd", _simkd, _init_simkd, predict=_predict_simkd)

@@ -43,6 +43,8 @@ class Term:
       needs_key: whether `fn` takes `key=`, a random key of its own in every step and micro-batch.
       frozen: whether the parameters of `init` keep their initial values.
       maps: whether `fn` compares features with channels last, which attention has not.
+      predict: (params, student (output, features), the teacher's classifier: kernel (C, K) and bias (K,)) -> (B, K)
+        logits that the student has by that classifier; None for a term without such logits.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Term:
     needs_key: bool = False
     frozen: bool = False
     maps: bool = True
+    predict: Callable[..., jax.Array] | None = None
 
 
 @dataclass(frozen=True, eq=False)  # compared and hashed by identity, as weights may be dicts
@@ -133,6 +136,30 @@ class Objective:
     def needs_key(self) -> bool:
         """Whether any term draws random numbers."""
         return any(t.needs_key for t in self.terms)
+
+    @property
+    def predicting_taps(self) -> tuple[str, ...]:
+        """Features of the student that `predict` reads; () where no term predicts by the teacher's classifier."""
+        return tuple(dict.fromkeys(source for t in self.terms if t.predict is not None for source, _ in t.pairs))
+
+    def predict(
+        self, params: PyTree, student_out: ModelOutput, classifier: Mapping[str, jax.Array], batch: Batch
+    ) -> tuple[jax.Array, jax.Array]:
+        """The student's logits by the teacher's classifier, of the first term that has such logits.
+
+        Args:
+          params: of the terms, from `init`.
+          student_out: (output, features) with `predicting_taps`.
+          classifier: the teacher's, kernel (C, K) and bias (K,).
+          batch: not read, except by the objective of a population.
+
+        Returns:
+          (B, K) logits, and () bool, whether there are any.
+        """
+        for term in self.terms:
+            if term.predict is not None:
+                return term.predict(params[term.name], student_out, classifier), jnp.asarray(True)
+        raise ValueError("no term predicts")
 
     def frozen(self, params: Mapping[str, PyTree]) -> dict[str, PyTree]:
         """Tree of bool like `params` of `init`, True where a term is frozen."""

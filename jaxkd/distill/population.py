@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from types import MethodType
@@ -113,6 +113,21 @@ class PopulationObjective(Objective):
                 logged[name] = logged[name] + value if name in logged else value
             total = total + weighted
         return total, logged, changed
+
+    def predict(
+        self, params: PyTree, student_out: ModelOutput, classifier: Mapping[str, jax.Array], batch: Batch
+    ) -> tuple[jax.Array, jax.Array]:
+        """As `Objective.predict`, of the first such term of the member `batch[MEMBER]`; False where it has none."""
+        logits, found = None, jnp.asarray(False)
+        for column in self.columns:
+            if (predict := column.term.predict) is None:
+                continue
+            own = predict(params[column.term.name], student_out, classifier)
+            logits = own if logits is None else jnp.where(found, logits, own)
+            found = found | _entry([w is not None for w in column.weights], batch[MEMBER])
+        if logits is None:
+            raise ValueError("no term predicts")
+        return logits, found
 
 
 def join_objectives(objectives: Sequence[Objective]) -> PopulationObjective:

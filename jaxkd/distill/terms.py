@@ -46,6 +46,8 @@ class RegisteredTerm:
     taps: tuple[str, ...]  # taps of each paired block that it reads in place of the block's output
     projector: str  # the heads in front of it where the config names none
     maps: bool  # whether it takes `projector` and `resize`
+    # `(params, student, classifier, *, arguments) -> (B, K)` or None; see `register_term`
+    predict: Callable[..., Any] | None = None
 
     @property
     def arguments(self) -> dict[str, inspect.Parameter]:
@@ -77,6 +79,7 @@ def register_term(
     taps: tuple[str, ...] = (),
     projector: str = "",
     maps: bool = True,
+    predict: Callable[..., Any] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """A decorator that registers a function as the term `name`; see the module.
 
@@ -94,6 +97,9 @@ def register_term(
       projector: the heads of a term whose config names none; see `projectors`.
       maps: False for a function whose features are no maps, tokens or vectors with channels last, so that it takes
         neither `projector` nor `resize`.
+      predict: for a term with parameters that map the student's feature to the one that the teacher's classifier reads,
+        `(params, student, classifier, *, arguments) -> (B, K)`, the logits by that classifier, a dict of kernel (C, K)
+        and bias (K,). Runs whose only pair has the teacher's `pre_logits` then report `top1_teacher_head`.
 
     Returns:
       The decorator, which returns the function as it is.
@@ -108,7 +114,9 @@ def register_term(
                 f'The term "{name}" is registered already, by {TERMS[name].fn.__module__}. Choose another name.'
             )
         _check_signatures(name, fn, init, needs_key)
-        TERMS[name] = RegisteredTerm(fn, needs_teacher, compares_logits, init, check, needs_key, taps, projector, maps)
+        TERMS[name] = RegisteredTerm(
+            fn, needs_teacher, compares_logits, init, check, needs_key, taps, projector, maps, predict
+        )
         return fn
 
     return register
@@ -252,6 +260,8 @@ def _term(entry: dict[str, Any], index: int, filled_in: dict[str, Any]) -> Term:
     fn, init = _functions(kind, given | {"pairs": pairs} if pairs else given, entry)
     frozen = entry.get("frozen", False) if "frozen" in kind.options else False
     check_choice(f"{where}: frozen", frozen, (True, False))
+    at_classifier = [teacher for _, teacher in pairs] == ["pre_logits"]
+    predict = partial(kind.predict, **given) if kind.predict is not None and at_classifier else None
     name = entry.get("name", entry["loss"])
     if not isinstance(name, str) or not name:
         raise ConfigError(f'{where} has name={name!r}, under which it would be logged. Write a text such as "first".')
@@ -268,6 +278,7 @@ def _term(entry: dict[str, Any], index: int, filled_in: dict[str, Any]) -> Term:
         needs_key=kind.needs_key,
         frozen=frozen,
         maps=kind.maps,
+        predict=predict,
     )
 
 

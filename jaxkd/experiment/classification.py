@@ -368,6 +368,10 @@ def build_evaluator(
         task.student.spec, task.student.image_size, config.eval.crop_pct, config.eval.interpolation
     )
 
+    @functools.cache
+    def constants() -> Any:
+        return parallel.put_on_mesh(task.eval_constants, mesh)
+
     def score(state: train.TrainState) -> dict[str, float]:
         batches = data.EvalBatches(
             source,
@@ -380,7 +384,7 @@ def build_evaluator(
         members = {"": (state.params, state.mutable)}
         if state.ema is not None:
             members["ema_"] = (state.ema, state.mutable)
-        means, _, _ = train.evaluate(eval_step, batches, members, {}, mesh)
+        means, _, _ = train.evaluate(eval_step, batches, members, constants(), mesh)
         return {prefix + name: value for prefix, values in means.items() for name, value in values.items()}
 
     return score

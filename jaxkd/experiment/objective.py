@@ -104,16 +104,26 @@ def fitting_objectives(
     return list(objectives.values())
 
 
-def simkd_note(config: ConfigDict) -> str:
-    """A sentence on whose classifier scores and exports have, for a run (or a member) with the term `simkd`; or ""."""
+def simkd_note(config: ConfigDict, scored: bool) -> str:
+    """A sentence on whose classifier scores and exports have, for a run (or a member) with the term `simkd`; or "".
+
+    Args:
+      config: of the run.
+      scored: whether the evaluation has `top1_teacher_head`.
+    """
     configs = [member.config for member in population.members(config)] or [config]
     entries = [plain(entry) for one in configs for entry in one.distill.terms]
     if not any(isinstance(entry, dict) and entry.get("loss") == "simkd" for entry in entries):
         return ""
+    of_paper = (
+        "top1_teacher_head is of the paper's student, with the projector and the teacher's classifier"
+        if scored
+        else "The paper's student, with the projector and the teacher's classifier, is scored with "
+        '{"loss": "simkd", "pairs": (("pre_logits", "pre_logits"),), "pooled": True} only'
+    )
     return (
-        "simkd: scores and exported weights are those of the student with its own classifier, which only other terms "
-        'train, such as {"loss": "ce"}. The student of the paper, with the projector and the teacher\'s classifier, is '
-        "neither scored nor exported; the projector is in the checkpoints."
+        "simkd: top1 and exported weights are those of the student with its own classifier, which only other terms "
+        f'train, such as {{"loss": "ce"}}. {of_paper}; it is not exported, and the projector is in the checkpoints.'
     )
 
 

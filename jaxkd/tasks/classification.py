@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -78,6 +79,11 @@ class ClassificationTask(Task):
             return {}, {}
         return self.objective.init(key, self.output_shapes(), **member)
 
+    @property
+    def eval_constants(self) -> PyTree:
+        """Arrays that `evaluate` reads as `constants`; nothing here."""
+        return {}
+
     def output_shapes(self) -> tuple[ModelOutput, ModelOutput | None]:
         """Shapes of (output, features) of student and teacher for one image; nothing is computed."""
         return abstract_output(self.student, self.student_taps, **self.student_options(train=True)), None
@@ -134,10 +140,20 @@ class ClassificationTask(Task):
         return loss, terms, {**mutable, "projectors": state} if state else mutable
 
     def evaluate(self, params: PyTree, mutable: PyTree, batch: Batch, constants: PyTree) -> Metrics:
-        """Top-1, top-5 (percent) and plain cross-entropy of the student."""
+        """Top-1, top-5 (percent) and plain cross-entropy of the student.
+
+        With `eval_constants` that hold the teacher's classifier, also the top-1 by it of the student's projected
+        feature, `top1_teacher_head`; NaN for a member of a population without such a term.
+        """
         images, options = self.preprocess(batch), self.student_options(train=False)
-        logits, _ = self.student.model.apply({"params": params["student"]}, images, train=False, **options)
-        scores = metrics.classification_metrics(logits, batch["label"], batch["mask"])
+        classifier = constants.get("classifier") if isinstance(constants, Mapping) else None
+        taps = () if classifier is None else self.objective.predicting_taps
+        output: Any = self.student.model.apply({"params": params["student"]}, images, train=False, taps=taps, **options)
+        scores = dict(metrics.classification_metrics(output[0], batch["label"], batch["mask"]))
+        if classifier is not None:
+            logits, found = self.objective.predict(params["projectors"], output, classifier, batch)
+            own = metrics.classification_metrics(logits, batch["label"], batch["mask"])["top1"]
+            scores["top1_teacher_head"] = own.replace(total=jnp.where(found, own.total, jnp.nan))
         return {k: v.replace(total=100.0 * v.total) if k.startswith("top") else v for k, v in scores.items()}
 
 

@@ -84,6 +84,17 @@ class DistillationTask(ClassificationTask):
     def _fingerprint(self) -> str:
         return weights.fingerprint(self.teacher_variables)
 
+    @cached_property
+    def eval_constants(self) -> PyTree:
+        """The teacher's classifier, where a term predicts by it, it is one layer and has the student's classes."""
+        if not self.objective.predicting_taps or _two_heads(self.teacher):
+            return {}
+        head = self.teacher_variables["params"].get("head", {})
+        head = head.get("fc", head)  # Swin's is one level down
+        if not {"kernel", "bias"} <= set(head) or self.teacher.num_classes != self.student.num_classes:
+            return {}
+        return {"classifier": {name: np.asarray(head[name], np.float32) for name in ("kernel", "bias")}}
+
     def student_options(self, train: bool) -> dict[str, Any]:
         """Both heads of a distilled student while it trains."""
         return {"distilled": True} if train and self._two_heads else {}

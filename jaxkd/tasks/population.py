@@ -63,6 +63,11 @@ class PopulationTask(Task):
         return self.task.abstract_constants
 
     @property
+    def eval_constants(self) -> PyTree:
+        """Those of one student."""
+        return self.task.eval_constants
+
+    @property
     def frozen(self) -> PyTree | None:
         """Of one member, as the optimiser sees it."""
         return self.task.frozen
@@ -126,7 +131,11 @@ class PopulationTask(Task):
         """As `ClassificationTask.evaluate`, (S,); NaN for members that have diverged."""
         networks = {name: tree for name, tree in mutable.items() if name != POPULATION}
         batch = self._gather(batch)
-        scores = jax.vmap(lambda p, m: self.task.evaluate(p, m, batch, constants))(params, networks)
+
+        def one(params: PyTree, mutable: PyTree, member: jax.Array) -> Metrics:
+            return self.task.evaluate(params, mutable, {**batch, MEMBER: member}, constants)
+
+        scores = jax.vmap(one)(params, networks, jnp.arange(self.member_count))
         lost = mutable[POPULATION]["diverged_at"] != NEVER
         return {name: v.replace(total=jnp.where(lost, jnp.nan, v.total)) for name, v in scores.items()}
 

@@ -238,10 +238,11 @@ def test_pairs_of_a_term_are_named_by_their_term():
 def test_a_run_with_simkd_says_whose_classifier_is_scored():
     terms = ({"loss": "simkd", "pairs": "last"}, {"loss": "ce"})
     single = fields.change(fields.base(), {"task": "distillation", "teacher.name": "x", "distill.terms": terms})
-    assert "scores and exported weights are those of the student with its own classifier" in simkd_note(single)
-    assert simkd_note(fields.change(single, {"distill.terms": ({"loss": "ce"},)})) == ""
+    assert "exported weights are those of the student with its own classifier" in simkd_note(single, False)
+    assert "top1_teacher_head" in simkd_note(single, True) != simkd_note(single, False)
+    assert simkd_note(fields.change(single, {"distill.terms": ({"loss": "ce"},)}), False) == ""
     member = ({"name": "a", "distill.terms": terms}, {"name": "b", "distill.terms": ({"loss": "ce"},)})
-    assert simkd_note(fields.change(single, {"distill.terms": (), "population": member}))
+    assert simkd_note(fields.change(single, {"distill.terms": (), "population": member}), False)
 
 
 def test_a_teacher_without_arguments_is_the_network_that_its_file_records(mesh, tmp_path):

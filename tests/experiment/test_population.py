@@ -22,7 +22,7 @@ from jaxkd import train as train_module
 from jaxkd.config import fields
 from jaxkd.config.population import explicit, members
 from jaxkd.config.validate import validate
-from jaxkd.data import open_source, subset_membership
+from jaxkd.data import EvalBatches, eval_preprocess, normalise, open_source, subset_membership
 from jaxkd.errors import CheckpointError, ConfigError, JaxkdError, NonFiniteLossError, TapError
 from jaxkd.experiment.members import member_results
 from jaxkd.experiment.run import run
@@ -287,6 +287,36 @@ def test_members_with_few_images_count_their_updates_and_their_folders_say_so(tm
     with pytest.raises(CheckpointError, match=r"holds a member of the population .* no training continues in it"):
         run(single, folder)
     assert json.loads((folder / "result.json").read_text()) == said
+
+
+@pytest.mark.slow
+def test_students_of_simkd_are_also_scored_by_the_teachers_classifier(mesh, tmp_path):
+    """Against products in NumPy; a member and its single run alike, and a member without the term has no such score."""
+    simkd = {"loss": "simkd", "pairs": (("pre_logits", "pre_logits"),), "pooled": True}
+    two = ({"name": "simkd", "distill.terms": (simkd,)}, {"name": "kl", "distill.terms": ({"loss": "kl"},), "seed": 3})
+    built = experiment(config(population=two, **{"distill.pairs": None}), mesh)
+    state, writer = built.init_state(), train_module.MetricWriter(tmp_path, tensorboard=False)
+    scores = built.make_evaluator(writer)(state)
+    student, (projector,) = (
+        built.task.student,
+        jax.tree.map(lambda x: np.asarray(x[0]), [*state.params["projectors"].values()]),
+    )
+    own = jax.tree.map(lambda x: x[0], state.params["student"])
+    head = built.task.task.teacher_variables["params"]["head"]
+    right = count = 0
+    for batch in EvalBatches(
+        open_source("embedded:digits", "val"), eval_preprocess(student.spec, (16, 16)), batch_size=64
+    ):
+        images = normalise(batch["image"], student.spec.mean, student.spec.std)
+        features = student.model.apply({"params": own}, images, taps=("pre_logits",))[1]["pre_logits"]
+        projected = np.asarray(features) @ projector["pair_0"]["kernel"] + projector["pair_0"]["bias"]
+        found = (projected @ np.asarray(head["kernel"]) + np.asarray(head["bias"])).argmax(axis=1) == batch["label"]
+        right, count = right + (found & batch["mask"]).sum(), count + batch["mask"].sum()
+    assert count == 359 and scores["top1_teacher_head"][0] == pytest.approx(100 * right / count)
+    assert np.isnan(scores["top1_teacher_head"][1]) and scores["top1"][0] != scores["top1_teacher_head"][0]
+    single = experiment(built.members[0].config, mesh)
+    alone = single.make_evaluator(writer)(single.init_state())
+    assert alone["top1_teacher_head"] == alone["ema_top1_teacher_head"] == scores["top1_teacher_head"][0]
 
 
 @pytest.mark.parametrize(("rate", "updates"), [(1e-3, None), (lambda step: 1e-3, 1)])
