@@ -103,23 +103,52 @@ def test_loss_and_gradients_are_finite_and_reach_the_student_and_every_parameter
 def vectors(batch=6, nan=False):
     rng = np.random.default_rng(0)
     s, t = (jnp.asarray(rng.normal(size=(batch, 2, 3, c)), jnp.float32) for c in (4, 5))
-    if nan:
-        s = s.at[1].set(jnp.nan)
-    return (jnp.zeros((batch, CLASSES)), {"block_0": s}), (jnp.zeros((batch, CLASSES)), {"block_1": t})
+    logits = (jnp.asarray(rng.normal(size=(batch, CLASSES)), jnp.float32) for _ in range(2))
+    student, teacher = (next(logits), {"block_0": s}), (next(logits), {"block_1": t})
+    return jax.tree.map(lambda x: x.at[1].set(jnp.nan), (student, teacher)) if nan else (student, teacher)
 
 
-@pytest.mark.parametrize("pool", [True, False])
-def test_a_loss_of_the_batch_is_that_of_the_examples_that_count(pool):
-    student, teacher = vectors(nan=True)
+# Losses of the batch, and some of the examples. All 36 tokens are drawn, in an order that does not matter.
+MASKED = {name: {"loss": name} for name in re.findall(r"^\| `(\w+)` .* \| batch \|", DOCS.read_text(), re.MULTILINE)}
+MASKED |= {"rkd_distance of tokens": {"loss": "rkd_distance", "pool": False}}
+MASKED |= {"manifold_random": {"loss": "manifold_random", "samples": 36}, "simkd": {"loss": "simkd"}}
+MASKED |= {"contrastive": {"loss": "contrastive", "width": 8}}
+MASKED |= {name: {"loss": name} for name in ("kl", "spectral", "mse", "hint")}
+
+
+@pytest.fixture(scope="module")
+def masked():
+    """name -> ((loss, gradients) of a batch with a mask, those of the examples that count), in one program."""
     where = np.array([True, False, True, True, True, True])
-    entry = {"loss": "rkd_distance", "pool": pool, "weight": 3.0}
-    objective = distill.build_objective((entry,), pairs=(("block_0", "block_1"),))
-    loss, logged, _ = objective({}, {}, student, teacher, {"mask": where}, 0)
-    s, t = student[1]["block_0"][where], teacher[1]["block_1"][where]
-    if pool:
-        s, t = s.mean(axis=(1, 2)), t.mean(axis=(1, 2))
-    np.testing.assert_allclose(loss, 3 * losses.rkd_distance(s, t), rtol=1e-5)
-    np.testing.assert_allclose(logged["rkd_distance"], loss / 3, rtol=1e-6)
+    objectives = {k: distill.build_objective((v,), pairs=(("block_0", "block_1"),)) for k, v in MASKED.items()}
+    started = {k: v.init(jax.random.key(4), vectors()) for k, v in objectives.items()}
+
+    def gradients(name, student, teacher, batch):
+        params, mutable = started[name]
+
+        def loss(params, student):
+            return objectives[name](params, mutable, student, teacher, batch, 0, key=jax.random.key(5))[0]
+
+        return jax.value_and_grad(loss, argnums=(0, 1))(params, student)
+
+    def run(whole, rest):
+        return {name: (gradients(name, *whole, {"mask": where}), gradients(name, *rest, {})) for name in objectives}
+
+    return jax.device_get(jax.jit(run)(vectors(nan=True), jax.tree.map(lambda x: x[where], vectors())))
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_a_mask_leaves_out_examples_in_value_and_gradients(masked, name):
+    """Images that pad the last batch, and those that a member of a population does not learn from."""
+    (loss, (params, outputs)), (expected, (params_of_rest, outputs_of_rest)) = masked[name]
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    assert loss > 0 and any(np.abs(x).max() > 0 for x in jax.tree.leaves(outputs))
+    for path, grad in jax.tree.leaves_with_path(params):
+        assert np.abs(grad).max() > 0, path
+    for whole, rest in zip(jax.tree.leaves(outputs), jax.tree.leaves(outputs_of_rest), strict=True):
+        np.testing.assert_array_equal(whole[1], 0.0)
+        np.testing.assert_allclose(np.delete(whole, 1, axis=0), rest, rtol=1e-4, atol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), params, params_of_rest)
 
 
 def test_masks_come_from_the_key_of_the_step():

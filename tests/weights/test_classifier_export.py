@@ -31,8 +31,8 @@ SLOW = pytest.mark.slow
         ("swin_tiny_patch4_window7_224", {**SWIN, "depths": (2,), "num_heads": (2,)}),  # shifted windows
         pytest.param("swin_tiny_patch4_window7_224", {**SWIN, "depths": (2, 2), "num_heads": (2, 4)}, marks=SLOW),
         pytest.param("vit_base_patch16_clip_quickgelu_224", VIT, marks=SLOW),
-        pytest.param("lift_deit_tiny_patch16_224", {**VIT, "target_dim": 16}, marks=SLOW),
-        pytest.param("widelast_deit_tiny_patch16_224", {**VIT, "depth": 2, "wide_dim": 16}, marks=SLOW),
+        ("lift_deit_tiny_patch16_224", {**VIT, "target_dim": 16}),
+        ("widelast_deit_tiny_patch16_224", {**VIT, "depth": 2, "wide_dim": 16}),
         pytest.param("uniformwide_deit_tiny_patch16_224", VIT, marks=SLOW),
     ],
 )
