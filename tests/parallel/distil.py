@@ -1,12 +1,15 @@
 """Ten steps of a small distillation on real images, for any number of devices and processes.
 
 python distil.py OUT.npz 8x1 4x2       writes the losses of each mesh, and what came of the parameters
+python distil.py OUT.npz few:8x1       writes three losses between examples only
 """
 
 from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +17,16 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from jaxkd import distill, losses, models, parallel, tasks, train, weights
+from jaxkd.distill.objective import ModelOutput
 
 STEPS, BATCH, CLASSES = 10, 16, 10
+BATCH_TERMS: tuple[dict[str, Any], ...] = (  # compare examples, draw tokens of them, or share their statistics
+    {"loss": "dist"},
+    {"loss": "similarity_preserving"},
+    {"loss": "correlation_congruence"},
+    {"loss": "manifold_random", "samples": 20},
+    {"loss": "simkd"},
+)
 STUDENT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "drop_path_rate": 0.2}
 TEACHER = {"img_size": 32, "patch_size": 8, "embed_dim": 36, "depth": 1, "depth_token_only": 1, "num_heads": 2}
 
@@ -74,23 +85,37 @@ def evaluation_batches(count: int = 21) -> list[dict[str, np.ndarray]]:
     ]
 
 
-def batch_losses(mesh: jax.sharding.Mesh) -> dict[str, np.ndarray]:
-    """Losses between the examples of a sharded, partly masked batch, and the absolute sum of their gradients."""
+def batch_losses(mesh: jax.sharding.Mesh, *, few: bool = False) -> dict[str, np.ndarray]:
+    """Losses between the examples of a sharded, partly masked batch, and the absolute sum of their gradients.
+
+    Args:
+      mesh: devices.
+      few: whether to compute three of them, which compile quickly.
+    """
     rng = np.random.default_rng(5)
     arrays = {k: rng.normal(size=(BATCH, 3, c)).astype(np.float32) for k, c in (("s", 6), ("t", 6), ("u", 8))}
     batch = parallel.put_batch(arrays | {"where": np.arange(BATCH) % 5 != 2}, mesh)
+    terms = [distill.build_objective((entry,), pairs=(("s", "u"),)) for entry in BATCH_TERMS[-2 if few else 0 :]]
+    started = [term.init(jax.random.key(7), outputs_of(arrays["s"], arrays)) for term in terms]
 
-    def values(student, batch):
-        wide = (losses.rkd_distance, losses.rkd_angle, losses.manifold_inter, losses.linear_cka, losses.pkt)
-        found = [loss(student, batch["u"], where=batch["where"]) for loss in wide]
+    def vector_losses(student, batch):
         where, (a, b) = batch["where"], (x.mean(axis=1) for x in (student, batch["t"]))
         ids = jnp.arange(len(where)) % 5
         same, candidates = ids[:, None] == ids[None], ids[:, None] == jnp.arange(5)[None]
-        found += [losses.contrastive(a, b, where=where), losses.info_nce(a, b, 1.5, where=where)]
+        found = [losses.contrastive(a, b, where=where), losses.info_nce(a, b, 1.5, where=where)]
         found += [losses.info_nce_vocabulary(a, b[:5], ids, 1.5, where=where)]
         kinds = ("mean_log", "log_mean", "log_sum", "masked")
         found += [losses.info_nce_multi(a, b, same, 1.5, kind, where=where) for kind in kinds]
-        found += [losses.siglip(a, b[:5], candidates, 1.5, -1.0, where=where)]
+        return [*found, losses.siglip(a, b[:5], candidates, 1.5, -1.0, where=where)]
+
+    def values(student, batch):
+        where = batch["where"]
+        wide = (losses.rkd_distance, losses.rkd_angle, losses.manifold_inter, losses.linear_cka, losses.pkt)
+        found = [loss(student, batch["u"], where=where) for loss in wide[: 1 if few else None]]
+        found += [] if few else vector_losses(student, batch)
+        outputs, mask = outputs_of(student, batch), {"mask": where}
+        for term, (params, state) in zip(terms, started, strict=True):
+            found.append(term(params, state, *outputs, mask, 0, key=jax.random.key(11))[0])
         return jnp.stack([jnp.sum(loss) for loss in found])
 
     @functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
@@ -101,6 +126,11 @@ def batch_losses(mesh: jax.sharding.Mesh) -> dict[str, np.ndarray]:
 
     value, slope = evaluate(batch)
     return {"losses": np.array(value), "slopes": np.array(slope)}
+
+
+def outputs_of(student: jax.Array, batch: Mapping[str, jax.Array]) -> tuple[ModelOutput, ModelOutput]:
+    """Logits and maps (B, 3, 1, C) of two networks from the arrays of a batch."""
+    return (student.mean(axis=1), {"s": student[:, :, None]}), (batch["t"].mean(axis=1), {"u": batch["u"][:, :, None]})
 
 
 def size_of(path: tuple, x: jax.Array) -> jax.Array:
@@ -158,15 +188,16 @@ def main(out: str, *meshes: str) -> None:
     assert parallel.main_host_decides(first) and not parallel.main_host_decides(not first)
     arrays = {}
     for words in meshes:
+        few, words = words.startswith("few:"), words.removeprefix("few:")
         batch, *rest = words.split("x")
         data, fsdp = (int(n) for n in (batch if "f" in batch else f"{batch}f1").split("f"))
         model, *accumulate = map(int, rest)
         mesh = parallel.make_mesh(data, model, fsdp=fsdp)
-        result = steps(mesh, accumulate=(accumulate or [1])[0])
+        result = {} if few else steps(mesh, accumulate=(accumulate or [1])[0])
         arrays |= {f"{words}/{k}": v for k, v in result.items()}
         # Gloo mixes up the many independent collectives of this program when two processes run it on CPUs.
         if jax.process_count() == 1:
-            arrays |= {f"{words} batch/{k}": v for k, v in batch_losses(mesh).items()}
+            arrays |= {f"{words} batch/{k}": v for k, v in batch_losses(mesh, few=few).items()}
     if first:
         np.savez(out, **arrays)
 

@@ -92,13 +92,24 @@ def test_one_device_is_eight_devices(eight, one):
     np.testing.assert_array_equal(eight["2f2x2x2"]["shards"], [[12, 36]] * 2)  # really split
 
 
-@pytest.mark.slow
-def test_losses_between_the_examples_are_global(eight):
-    expected = distil.batch_losses(parallel.make_mesh(1, 1, [distil.jax.devices()[0]]))
-    assert all((np.abs(values) > 1e-3).all() for values in expected.values())
-    for mesh in ("8x1 batch", "2f2x2x2 batch"):
+def assert_global(found, **options):
+    """The losses between the examples of a batch on a mesh are those on one device, computed in this process."""
+    expected = distil.batch_losses(parallel.make_mesh(1, 1, [distil.jax.devices()[0]]), **options)
+    for mesh, arrays in found.items():
         for name, values in expected.items():
-            np.testing.assert_allclose(eight[mesh][name], values, rtol=1e-5, err_msg=f"{mesh} {name}")
+            assert (np.abs(values) > 1e-3).all()
+            np.testing.assert_allclose(arrays[name], values, rtol=1e-5, err_msg=f"{mesh} {name}")
+
+
+def test_losses_between_the_examples_are_global(tmp_path):
+    assert_global(distilled(tmp_path / "out.npz", 8, "few:8x1"), few=True)
+
+
+@pytest.mark.slow
+def test_all_losses_between_the_examples_are_global(eight):
+    found = {mesh: eight[f"{mesh} batch"] for mesh in ("8x1", "2f2x2x2")}
+    assert all(len(arrays["losses"]) == 18 for arrays in found.values())
+    assert_global(found)
 
 
 @pytest.mark.slow
