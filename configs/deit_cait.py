@@ -8,18 +8,20 @@ Expected: 77.4 % top-1 for DeiT-Tiny, 82.2 % for DeiT-Small (published, best epo
 measured with jaxkd.
 The recipe is the authors' code: see `recipes.published` and the table in docs/recipes.md. Of the embedded run, rate,
 steps, seeds and objectives on the command line are those of the teacher; the students have their own
-(recipes.embedded_study).
+(recipes.embedded_study), 1,200 steps or those of :embedded,steps=N.
 """
 
 from ml_collections import ConfigDict
 
 from jaxkd.config import fields, recipes
+from jaxkd.errors import ConfigError
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """`arg`: what follows the colon on the command line."""
     known = {
         "embedded": "the digits in scikit-learn: a teacher, then 5 seeds x 4 objectives with 20 labels a class",
+        "steps": "of the embedded students (1200)",
         "student": "a DeiT by timm's name",
     }
     words = fields.parse_arg(arg, known)
@@ -35,5 +37,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.distill.feature_weight = 0.2
     config.train.epochs = 500 if "small" in config.student.name else 400
     if "embedded" in words:
-        config = recipes.embedded_study(config)
+        config = recipes.embedded_study(config, words.get("steps", ""))
+    elif "steps" in words:
+        raise ConfigError('":steps" is the length of the embedded run. Write --config.schedule.steps=N here.')
     return config.lock()

@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxkd.config.fields import base, change
-from jaxkd.errors import ConfigError, check_choice, did_you_mean
+from jaxkd.errors import ConfigError, check_choice, check_range, did_you_mean
 
 # SpectralKD's eight layers, student <-> teacher, for 12 against 24 blocks (papers: SpectralKD, recipe).
 DEIT_CAIT_PAIRS = ((0, 0), (1, 1), (6, 18), (7, 19), (8, 20), (9, 21), (10, 22), (11, 23))
@@ -257,12 +257,20 @@ def embedded(config: ConfigDict, *, student: dict[str, Any], teacher: dict[str, 
     return change(digits(config, student), changes)
 
 
-def embedded_study(config: ConfigDict) -> ConfigDict:
+def embedded_study(config: ConfigDict, steps: str = "") -> ConfigDict:
     """A distillation config on the digits with few labels: a teacher, then 5 seeds x 4 objectives in one program.
 
     The teacher learns from all 1,438 labelled training images, the students from 20 of each class. Its LayerScale is
-    the one of CaiTs with up to 18 blocks. In 3,000 steps the students without a teacher gain 0.9 points more.
+    the one of CaiTs with up to 18 blocks. docs/first_run.md has the scores by the number of steps.
+
+    Args:
+      config: published recipe with its networks and objective.
+      steps: of the students, in digits as on the command line; "" for 1,200.
+
+    Raises:
+      ConfigError: `steps` is no whole number from 1.
     """
+    check_range("steps", int(steps) if steps.isdecimal() else steps or 1200, 1, whole=True)
     student = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 4, "num_heads": 2}
     teacher = {"img_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 6, "num_heads": 4, "init_values": 0.1}
     config = embedded(config, student=student, teacher=teacher, pairs=((0, 0), (1, 1), (2, 4), (3, 5)))
@@ -270,7 +278,7 @@ def embedded_study(config: ConfigDict) -> ConfigDict:
         "name": "students",
         "data.per_class": 20,
         "optimizer.learning_rate": 3e-3,
-        "schedule.steps": 1200,
+        "schedule.steps": int(steps or 1200),
         "train.epochs": base().train.epochs,  # not read, as schedule.steps is the length
         "eval.every_epochs": base().eval.every_epochs,
         "eval.every_steps": 200,

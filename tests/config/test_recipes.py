@@ -136,3 +136,21 @@ def test_a_config_that_sets_what_its_mode_never_reads_is_refused(changes, words)
     with pytest.raises(ConfigError) as caught:
         validate(config)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arg", "expected"),
+    [
+        ("embedded", 1200),
+        ("embedded,steps=2000", 2000),
+        ("embedded,steps=x", "steps='x' is out of range"),
+        ("embedded,steps=0", "steps=0 is out of range"),
+        ("steps=9", "Write --config.schedule.steps=N"),
+    ],
+)
+def test_the_length_of_the_embedded_students(arg, expected):
+    if isinstance(expected, int):
+        assert config_of("deit_cait", arg).stages[1]["schedule.steps"] == expected
+        return
+    with pytest.raises(ConfigError, match=expected):
+        config_of("deit_cait", arg)
