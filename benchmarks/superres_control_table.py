@@ -1,9 +1,11 @@
-"""Tables of the super-resolution control, in Markdown, from what benchmarks/gpu_superres_control.sh left.
+"""Tables of the super-resolution control, in Markdown, from its work directories or benchmarks/gpu_superres_control.sh.
 
-    python benchmarks/superres_control_table.py results [--keep=benchmarks/results/control-h100-2026-11-27.json]
-    python benchmarks/superres_control_table.py benchmarks/results/control-h100-2026-11-27.json
+    python benchmarks/superres_control_table.py runs/control_seed0 runs/control_seed1 [--keep=control-2cpu.json]
+    python benchmarks/superres_control_table.py results                         (what gpu_superres_control.sh left)
+    python benchmarks/superres_control_table.py control-2cpu.json
 
-Reads the folder of the runs, or a file that --keep wrote, which holds their scores, curves and times and no pictures.
+Reads work directories of `jaxkd train --config=mdbn_x4:control`, one for each seed, the folder of the script, or a file
+that --keep wrote, which holds scores, curves and times and no pictures.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -36,21 +38,41 @@ def read_runs(folder: Path) -> dict[str, Any]:
     for path in sorted(folder.glob("*/config.json")):
         config = json.loads(path.read_text())
         result = _read(path.with_name("result.json"))
-        scores = {v: _read(path.with_name(f"scores_{v}.json")) for v in ("raw", "ema")}
+        scores = {v: _read(path.with_name(f"scores_{v}.json")).get("metrics") for v in ("raw", "ema")}
+        if not any(scores.values()):  # a work directory, whose last evaluation has both
+            scores = _last_scores(result.get("metrics", {}))
         rows = [json.loads(line) for line in path.with_name("metrics.jsonl").read_text().splitlines()]
-        out["runs"][path.parent.name] = {
-            "stage": path.parent.name.partition("-")[0],
+        stage = path.parent.name.partition("-")[0]
+        name = path.parent.name if "-" in path.parent.name else f"{stage}-seed{config['seed']}"
+        out["runs"][name] = {
+            "stage": stage,
             "seed": config["seed"],
             "steps": result.get("step"),
             "parameters": result.get("parameters"),
             "seconds": result.get("seconds"),
             "device": result.get("device"),
             "ema": config["ema"],
-            "scores": {v: found.get("metrics") for v, found in scores.items() if found},
-            "bicubic": scores["raw"].get("bicubic"),
+            "scores": {v: found for v, found in scores.items() if found},
+            "bicubic": _read(path.with_name("scores_raw.json")).get("bicubic") or _read(path.with_name("bicubic.json")),
             "curve": [{k: row[k] for k in row if k == "step" or "psnr" in k} for row in rows if row["kind"] == "eval"],
         }
     return out
+
+
+def _last_scores(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Scores of the raw weights and of the moving average in the result of a run."""
+    ema = {k.removeprefix("ema_"): v for k, v in metrics.items() if k.startswith("ema_")}
+    return {"raw": {k: v for k, v in metrics.items() if not k.startswith("ema_")}, "ema": ema}
+
+
+def merge(sources: Sequence[Path]) -> dict[str, Any]:
+    """The results of all folders and kept files."""
+    merged: dict[str, Any] = {"about": {}, "runs": {}}
+    for source in sources:
+        results = read_runs(source) if source.is_dir() else json.loads(source.read_text())
+        for part, values in results.items():
+            merged[part] |= values
+    return merged
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -60,7 +82,8 @@ def _read(path: Path) -> dict[str, Any]:
 def lines(results: dict[str, Any]) -> Iterator[str]:
     """The text: means over seeds with every seed, differences by seed, and the two moving averages."""
     runs: Runs = {name: run for name, run in results["runs"].items() if run["scores"].get("raw")}
-    yield ", ".join(f"{k} {v}" for k, v in results["about"].items() if k != "runs")
+    if about := ", ".join(f"{k} {v}" for k, v in results["about"].items() if k != "runs"):
+        yield about
     missing = [name for name in results["about"].get("runs", "").split() if name not in runs]
     if missing:
         yield f"Not finished or not scored: {', '.join(missing)}."
@@ -134,10 +157,10 @@ def _averages(runs: Runs, name: str) -> Iterator[str]:
 def main(argv: list[str] | None = None) -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, help="folder of runs, or a kept file")
+    parser.add_argument("sources", type=Path, nargs="+", help="folders of runs, or a kept file")
     parser.add_argument("--keep", type=Path, help="also write scores, curves and times as JSON")
     options = parser.parse_args(argv)
-    results = read_runs(options.source) if options.source.is_dir() else json.loads(options.source.read_text())
+    results = merge(options.sources)
     if options.keep:
         options.keep.write_text(json.dumps(results, indent=1) + "\n")
     print("\n".join(lines(results)))

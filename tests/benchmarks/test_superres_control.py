@@ -114,3 +114,24 @@ def test_tables_show_means_seeds_differences_and_what_is_missing():
     assert "| mdbn_range - mdbn | range and mean, same network | +1.50 |" in text and "edsr - mdbn_range" not in text
     assert "| mdbn_range-warmup-seed0 | 0.999, warm-up | 33.00 | 32.00 |" in text
     assert "Not finished or not scored: edsr-seed0." in text
+
+
+def test_tables_of_the_work_directories_of_two_seeds(tmp_path, capsys):
+    import superres_control_table
+
+    for seed, psnr in enumerate((29.0, 30.0)):
+        folder, run = tmp_path / f"seed{seed}" / "mdbn", one_run("mdbn", seed, psnr)
+        folder.mkdir(parents=True)
+        metrics = {**run["scores"]["raw"], **{f"ema_{k}": v for k, v in run["scores"]["ema"].items()}}
+        result = {"metrics": metrics, "step": 4000, "parameters": run["parameters"]}
+        (folder / "config.json").write_text(json.dumps({"seed": seed, "ema": run["ema"]}))
+        (folder / "result.json").write_text(json.dumps(result))
+        (folder / "bicubic.json").write_text(json.dumps(run["bicubic"]))
+        (folder / "metrics.jsonl").write_text(json.dumps({"kind": "eval", "step": 4000, **metrics}) + "\n")
+    kept = tmp_path / "kept.json"
+    superres_control_table.main([str(tmp_path / "seed0"), str(tmp_path / "seed1"), f"--keep={kept}"])
+    text = capsys.readouterr().out
+    assert "| MDBN as published: [0, 1], no mean | 1.67 M | 4000 | 29.50 / 0.7375 (29.00, 30.00) |" in text
+    assert "| bicubic |  |  | 28.43 / 0.8111 |" in text and "| mdbn-seed1 | 0.999 | 30.00 | 29.00 |" in text
+    superres_control_table.main([str(kept)])
+    assert capsys.readouterr().out == text
