@@ -36,6 +36,8 @@ def read_runs(folder: Path) -> dict[str, Any]:
     lines = about.read_text().splitlines() if about.exists() else []
     out: dict[str, Any] = {"about": dict(line.split(": ", 1) for line in lines if ": " in line), "runs": {}}
     for path in sorted(folder.glob("*/config.json")):
+        if not path.with_name("metrics.jsonl").exists():  # it has just begun
+            continue
         config = json.loads(path.read_text())
         result = _read(path.with_name("result.json"))
         scores = {v: _read(path.with_name(f"scores_{v}.json")).get("metrics") for v in ("raw", "ema")}
@@ -66,12 +68,23 @@ def _last_scores(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def merge(sources: Sequence[Path]) -> dict[str, Any]:
-    """The results of all folders and kept files."""
+    """The results of all folders and kept files; ends the program where they cannot stand in one table."""
     merged: dict[str, Any] = {"about": {}, "runs": {}}
     for source in sources:
-        results = read_runs(source) if source.is_dir() else json.loads(source.read_text())
-        for part, values in results.items():
-            merged[part] |= values
+        try:
+            results = read_runs(source) if source.is_dir() else json.loads(source.read_text())
+        except (OSError, ValueError) as error:
+            sys.exit(f"{source} cannot be read ({error}). Name work directories of the control, or a kept file.")
+        if not results.get("runs"):
+            sys.exit(f"There are no runs in {source}. Name the work directory that has mdbn, edsr, ... as its folders.")
+        for name in results["runs"].keys() & merged["runs"].keys():
+            sys.exit(f"{source} has the run {name} once more. Print one table for each.")
+        for part in merged:
+            merged[part] |= results.get(part, {})
+    for fact, values in (("steps", "lengths"), ("bicubic", "sets")) if len(sources) > 1 else ():
+        scored = [run for run in merged["runs"].values() if run["scores"].get("raw")]
+        if len({json.dumps(sorted(run[fact])) if fact == "bicubic" else run[fact] for run in scored}) > 1:
+            sys.exit(f"The runs have different {values}, which one table cannot compare. Print one table for each.")
     return merged
 
 

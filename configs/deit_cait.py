@@ -37,7 +37,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.distill.feature_weight = 0.2
     config.train.epochs = 500 if "small" in config.student.name else 400
     if "embedded" in words:
-        config = recipes.embedded_study(config, words.get("steps", ""))
+        config = recipes.embedded_study(config, words.get("steps", "1200"))
     elif "steps" in words:
         raise ConfigError('":steps" is the length of the embedded run. Write --config.schedule.steps=N here.')
     return config.lock()

@@ -33,7 +33,7 @@ def test_the_study_of_encoding_mismatch_tests_each_of_its_questions(scale):
     words = f"--config=encoding_mismatch:{scale}parts=first+a+b+c+e"
     config = study.parse([words, "--workdir=runs/x"])[1]
     found = Counter(comparison["family"] for comparison in config.study.comparisons)
-    labels = {f"labels {share} %": 5 for share in (10, 20, 50)}
+    labels = {f"labels {share} %": 14 for share in (10, 20, 50)}
     whole = {
         "late": 5,
         "spectral": 3,

@@ -257,7 +257,7 @@ def embedded(config: ConfigDict, *, student: dict[str, Any], teacher: dict[str, 
     return change(digits(config, student), changes)
 
 
-def embedded_study(config: ConfigDict, steps: str = "") -> ConfigDict:
+def embedded_study(config: ConfigDict, steps: str = "1200") -> ConfigDict:
     """A distillation config on the digits with few labels: a teacher, then 5 seeds x 4 objectives in one program.
 
     The teacher learns from all 1,438 labelled training images, the students from 20 of each class. Its LayerScale is
@@ -265,12 +265,12 @@ def embedded_study(config: ConfigDict, steps: str = "") -> ConfigDict:
 
     Args:
       config: published recipe with its networks and objective.
-      steps: of the students, in digits as on the command line; "" for 1,200.
+      steps: of the students, in digits as on the command line.
 
     Raises:
       ConfigError: `steps` is no whole number from 1.
     """
-    check_range("steps", int(steps) if steps.isdecimal() else steps or 1200, 1, whole=True)
+    check_range("steps", int(steps) if steps.isdecimal() else steps, 1, whole=True)
     student = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 4, "num_heads": 2}
     teacher = {"img_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 6, "num_heads": 4, "init_values": 0.1}
     config = embedded(config, student=student, teacher=teacher, pairs=((0, 0), (1, 1), (2, 4), (3, 5)))
@@ -278,7 +278,7 @@ def embedded_study(config: ConfigDict, steps: str = "") -> ConfigDict:
         "name": "students",
         "data.per_class": 20,
         "optimizer.learning_rate": 3e-3,
-        "schedule.steps": int(steps or 1200),
+        "schedule.steps": int(steps),
         "train.epochs": base().train.epochs,  # not read, as schedule.steps is the length
         "eval.every_epochs": base().eval.every_epochs,
         "eval.every_steps": 200,

@@ -234,9 +234,16 @@ def _comparisons(sizes: Mapping[str, Any]) -> list[dict[str, str]]:
     """Every paired test; those of a family share Holm's correction."""
     rows = [*_first_comparisons(), *_layer_comparisons(sizes), *_projector_comparisons(), *_student_comparisons()]
     for share in SHARES:
-        group = f"deit_{share}"
-        rows += [(f"labels {share} %", f"{group}/{m['name']}", f"{group}/none", "") for m in _deit_members()[1:]]
+        family, group = f"labels {share} %", f"deit_{share}"
+        rows += [(family, f"{group}/{m['name']}", f"{group}/none", "") for m in _deit_members()[1:]]
+        rows += [(family, *(_with_share(run, share) for run in (a, b)), "") for _, a, b, _ in _layer_comparisons(sizes)]
     return [{"family": f, "a": a, "b": b, "question": question} for f, a, b, question in rows]
+
+
+def _with_share(run: str, share: int) -> str:
+    """ "deit/soft" -> "deit_10/soft"."""
+    group, name = run.split("/")
+    return f"{group}_{share}/{name}"
 
 
 def _first_comparisons() -> list[tuple[str, str, str, str]]:

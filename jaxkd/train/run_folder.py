@@ -24,9 +24,8 @@ FREE_FIELDS = (
     *("data.workers", "train.steps", "log.", "checkpoint.", "dynamics.", "eval.batch_size", "mesh."),
     *("precision.remat", "precision.scan_blocks"),
 )
-
-
-# A teacher may lie at another path when a run goes on; its fingerprint in the checkpoint says whether it is the same.
+# A teacher may lie at another path when a run goes on: its fingerprint in the checkpoint says whether it is the same.
+# config.json keeps the path of the first start.
 MOVABLE = ("teacher.weights",)
 
 

@@ -135,3 +135,13 @@ def test_tables_of_the_work_directories_of_two_seeds(tmp_path, capsys):
     assert "| bicubic |  |  | 28.43 / 0.8111 |" in text and "| mdbn-seed1 | 0.999 | 30.00 | 29.00 |" in text
     superres_control_table.main([str(kept)])
     assert capsys.readouterr().out == text
+    for sources, words in (
+        ([tmp_path / "seed0", tmp_path / "seed0"], "has the run mdbn-seed0 once more"),
+        ([tmp_path / "seed0" / "mdbn"], "There are no runs in"),
+        ([tmp_path / "no"], "cannot be read"),
+    ):
+        with pytest.raises(SystemExit, match=words):
+            superres_control_table.main([str(source) for source in sources])
+    (tmp_path / "seed1" / "mdbn" / "result.json").write_text(json.dumps(result | {"step": 400}))
+    with pytest.raises(SystemExit, match="different lengths"):
+        superres_control_table.main([str(tmp_path / "seed0"), str(tmp_path / "seed1")])

@@ -144,6 +144,7 @@ def test_a_config_that_sets_what_its_mode_never_reads_is_refused(changes, words)
         ("embedded", 1200),
         ("embedded,steps=2000", 2000),
         ("embedded,steps=x", "steps='x' is out of range"),
+        ("embedded,steps=", "steps='' is out of range"),
         ("embedded,steps=0", "steps=0 is out of range"),
         ("steps=9", "Write --config.schedule.steps=N"),
     ],

@@ -74,16 +74,15 @@ class Ledger:
         known = {key: run.config_hash for key, run in grid.runs.items()}
         try:
             claimed = json.loads((self.workdir / GRID).read_text())
-            started, images = dict(claimed["runs"]), claimed.get("images")
-            config = claimed.get("config")  # earlier versions did not write it
-            differing = differing_fields(config, _shared(grid), "then", "now", most=4) if config else ""
+            started, images, config = dict(claimed["runs"]), claimed.get("images"), claimed.get("config")
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            started, images, differing = {}, None, ""
+            started, images, config = {}, None, None
         now, why = grid.config.study.images, ""
         if images not in (None, now):
             why = f" It compared last layers on {images} images (study.images), and now they are {now}."
-        if differing:
-            why += f" The configs differ in: {differing}."
+        if isinstance(config, dict):  # earlier versions did not write it
+            differing = differing_fields(config, _shared(grid), "then", "now", most=4)
+            why += f" The configs differ in: {differing}." if differing else ""
         for row in self.rows.values():
             self._check_run(row.key, row.config_hash, known, self.workdir / RESULTS, why)
         for key, digest in started.items():
