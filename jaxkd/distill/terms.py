@@ -29,6 +29,7 @@ from jaxkd.distill.projectors import read_projector
 from jaxkd.errors import ConfigError, UnknownNameError, check_choice, did_you_mean
 
 _ENTRY_KEYS = ("loss", "weight", "name")  # of every entry of `distill.terms`; the others depend on the loss
+_FILLED_IN = ("pairs", "smoothing", "class_head")  # see the module
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,9 @@ def register_term(
       name: the `loss` of an entry of `config.distill.terms`.
       needs_teacher: whether the function reads the teacher.
       compares_logits: whether it compares logits, so that both networks need the same classes.
-      init: for a term with parameters or state; takes the same arguments as the function, which then is
-        `(params, mutable, student, teacher, batch, *, arguments) -> (values, mutable)`.
+      init: for a term with parameters or state, whose function is
+        `(params, mutable, student, teacher, batch, *, arguments) -> (values, mutable)`. It takes those of the arguments
+        that are filled in, have no default or are set by a config; the others keep their defaults in the function.
       check: takes the same arguments and raises ConfigError where they make no sense.
       needs_key: whether the function also takes `key=`, a random key of its own in every step; no config sets it.
       taps: for a function that reads other taps of the paired blocks than their output, the names before the number:
@@ -126,8 +128,13 @@ def _signature(name: str, fn: Any) -> inspect.Signature:
     """The arguments of `fn` without their types.
 
     Raises:
-      ConfigError: `fn` is no function, or one whose arguments Python does not know.
+      ConfigError: `fn` is a class, no function, or one whose arguments Python does not know.
     """
+    if isinstance(fn, type):
+        raise ConfigError(
+            f'The term "{name}" is registered with the class {fn.__name__}. Pass a function, or an instance of a class '
+            "with __call__."
+        )
     try:
         parameters = inspect.signature(fn).parameters.values()
     except (TypeError, ValueError):
@@ -145,32 +152,57 @@ def _takes(signature: inspect.Signature, count: int) -> bool:
     return sum(p.default is p.empty for p in places) <= count and (any_number or count <= len(places))
 
 
+def _takes_any_keyword(signature: inspect.Signature) -> bool:
+    return any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+
+
 def _check_signatures(name: str, fn: Any, init: Any, needs_key: bool) -> None:
     """Raises ConfigError where the objective could not call `fn` or `init`."""
     signature, forms = _signature(name, fn), ("student, teacher, batch", "params, mutable, student, teacher, batch")
     form, other = forms[init is not None], forms[init is None]
-    said = f'The function of the term "{name}" takes {signature}'
-    if not _takes(signature, form.count(",") + 1):
-        hint = "leave init= out, if it has no parameters" if init else "give register_term init=, if it has parameters"
-        hint = f", or {hint}" if _takes(signature, other.count(",") + 1) else ""
-        raise ConfigError(f"{said}, but would be called with ({form}). Write it as ({form}, *, arguments){hint}.")
+    prefix, count = f'The function of the term "{name}" takes {signature}', form.count(",") + 1
     key = signature.parameters.get("key")
-    if needs_key and key is None and not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
-        raise ConfigError(f'{said}, but needs_key=True passes key= too. Add "key" behind the star.')
-    if not needs_key and key is not None and key.kind is key.KEYWORD_ONLY and key.default is key.empty:
-        raise ConfigError(f"{said}, but no key would be passed. Give register_term needs_key=True.")
+    without = signature.replace(parameters=[p for p in signature.parameters.values() if p.name != "key"])
+    called = without if needs_key else signature  # with the positional arguments
+    if needs_key and (not _takes_any_keyword(signature) if key is None else not _by_name(signature, "key", count)):
+        raise ConfigError(f'{prefix}, but needs_key=True passes key= too. Put "key" behind the star: ({form}, *, key).')
+    by_place = _takes(without, count) and not _takes(signature, count)  # the key alone is too many
+    if not needs_key and key is not None and key.default is key.empty and (key.kind is key.KEYWORD_ONLY or by_place):
+        raise ConfigError(f"{prefix}, but no key would be passed. Give register_term needs_key=True.")
+    if not _takes(called, count):
+        hint = "leave init= out, if it has no parameters" if init else "give register_term init=, if it has parameters"
+        hint = f", or {hint}" if _takes(called, other.count(",") + 1) else ""
+        raise ConfigError(f"{prefix}, but would be called with ({form}). Write it as ({form}, *, arguments){hint}.")
     if init is None:
         return
     start = _signature(name, init)
-    options = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY and p.name != "key"]
-    lacking = (
-        () if any(p.kind is p.VAR_KEYWORD for p in start.parameters.values()) else set(options) - {*start.parameters}
-    )
+    options = [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY and p.name != "key"]
+    passed = [p.name for p in options if p.default is p.empty or p.name in _FILLED_IN]
+    lacking = not _takes_any_keyword(start) and set(passed) - {*start.parameters}
     if lacking or not _takes(start, 3):
-        form = ", ".join(["key, student, teacher", *(["*", *options] if options else [])])
+        form = ", ".join(["key, student, teacher", *(["*", *passed] if passed else [])])
         raise ConfigError(
-            f'The init of the term "{name}" takes {start}, but would be called with ({form}). Write it so.'
+            f'The init of the term "{name}" takes {start}, but would be called with ({form}). Use this signature.'
         )
+
+
+def _by_name(signature: inspect.Signature, name: str, count: int) -> bool:
+    """Whether the parameter `name` can be passed by its name, after `count` positional arguments."""
+    kind, place = signature.parameters[name].kind, list(signature.parameters).index(name)
+    return kind is inspect.Parameter.KEYWORD_ONLY or (
+        kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and place >= count
+    )
+
+
+def _check_init(where: str, init: Callable[..., Any], given: Mapping[str, Any]) -> None:
+    """Raises ConfigError where a config sets an argument that `init` does not take."""
+    signature = inspect.signature(init)
+    for key in given:
+        if key not in signature.parameters and not _takes_any_keyword(signature):
+            raise ConfigError(
+                f"{where} sets the argument {key}, which the init of the term does not take. Leave it out, or add "
+                f'"{key}" to the arguments of the init.'
+            )
 
 
 def build_objective(terms: Sequence[Mapping[str, Any]], *, pairs: Any = (), smoothing: float = 0.1) -> Objective:
@@ -254,6 +286,8 @@ def _term(entry: dict[str, Any], index: int, filled_in: dict[str, Any]) -> Term:
             f'{where} compares features, but no layers are paired. Give pairs in distill.pairs, e.g. "last" or '
             "((0, 0), (11, 23)), or leave the term out."
         )
+    if kind.init is not None:
+        _check_init(where, kind.init, given)
     if kind.check is not None:
         kind.check(**given)
     pairs = pairs_of_taps(given.get("pairs", ()), kind.taps)

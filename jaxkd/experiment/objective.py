@@ -109,7 +109,7 @@ def simkd_note(config: ConfigDict, scored: bool) -> str:
 
     Args:
       config: of the run.
-      scored: whether the evaluation has `top1_teacher_head`.
+      scored: whether evaluations of its task have `top1_teacher_head`.
     """
     configs = [member.config for member in population.members(config)] or [config]
     entries = [plain(entry) for one in configs for entry in one.distill.terms]
@@ -118,8 +118,9 @@ def simkd_note(config: ConfigDict, scored: bool) -> str:
     of_paper = (
         "top1_teacher_head is of the paper's student, with the projector and the teacher's classifier"
         if scored
-        else "The paper's student, with the projector and the teacher's classifier, is scored with "
-        '{"loss": "simkd", "pairs": (("pre_logits", "pre_logits"),), "pooled": True} only'
+        else "The paper's student, with the projector and the teacher's classifier, is scored only with "
+        '{"loss": "simkd", "pairs": (("pre_logits", "pre_logits"),), "pooled": True} and a teacher with one classifier '
+        "and the student's classes"
     )
     return (
         "simkd: top1 and exported weights are those of the student with its own classifier, which only other terms "

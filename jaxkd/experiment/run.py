@@ -156,7 +156,8 @@ def _run_locked(
             state, scores = _train(experiment, state, clock, checkpoints, writer, evaluate, console, title, traced)
             if int(state.step) >= experiment.settings.total_steps:  # of a stopped run the average is not final
                 _warn_of_average(console, config, int(state.step))
-            if (note := simkd_note(config, "top1_teacher_head" in scores)) and parallel.is_main_host():
+            scored = bool(getattr(experiment.task, "eval_constants", None))  # also where the run stopped before
+            if (note := simkd_note(config, scored)) and parallel.is_main_host():
                 _say(console, note)
     except Exception as error:
         lost = parallel.is_peer_loss(error)

@@ -218,7 +218,9 @@ def _check_term(term: Term, outputs: tuple[ModelOutput, ModelOutput], batch: dic
 
     try:
         jax.eval_shape(call, jax.random.key(0), outputs, batch)
-    except (ShapeError, ConfigError, TypeError, ValueError) as error:
+    except Exception as error:
+        if isinstance(error, JaxkdError) and not isinstance(error, ShapeError | ConfigError):
+            raise
         attention = [tap for pair in term.pairs for tap in pair if re.search(r"(^|\.)attn(_\d+)?$", tap)]
         if term.maps and attention and isinstance(error, ShapeError):
             raise ShapeError(
@@ -233,7 +235,7 @@ def _check_term(term: Term, outputs: tuple[ModelOutput, ModelOutput], batch: dic
             raise type(error)(f'The term "{term.name}" does not fit these networks. {error}') from None
         raise ConfigError(
             f'The term "{term.name}" fails with the features of these networks{_place(error)}: {type(error).__name__}: '
-            f"{error} Pair layers whose features fit, or mend its function."
+            f"{str(error).rstrip('.')}. Pair layers whose features fit, or correct its function."
         ) from error
 
 

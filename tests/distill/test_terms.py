@@ -108,6 +108,11 @@ def stateful(params, mutable, student, teacher, batch, *, pairs):
     return student[0].mean(axis=1), mutable
 
 
+class Stateless:
+    def __call__(self, student, teacher, batch, *, scale=1.0):
+        return scale * student[0].mean(axis=1)
+
+
 @pytest.mark.parametrize(
     ("fn", "options", "text"),
     [
@@ -123,7 +128,12 @@ def stateful(params, mutable, student, teacher, batch, *, pairs):
             {"init": lambda key, student, teacher: ({}, {})},
             r"teacher\), but .*\(key, student, teacher, \*, pairs\)",
         ),
-        (stateless, {"needs_key": True}, r'passes key= too. Add "key"'),
+        (stateless, {"needs_key": True}, r'passes key= too. Put "key" behind the star: \(student, .*, key\)'),
+        (lambda student, teacher, batch, key, /: key, {"needs_key": True}, r"/\), but needs_key=True passes key="),
+        (lambda student, teacher, key, batch: key, {"needs_key": True}, r"key, batch\), but needs_key=True passes"),
+        (lambda student, teacher, batch, key: key, {}, r"no key would be passed. Give register_term needs_key=True"),
+        (Stateless, {}, r"registered with the class Stateless. Pass a function, or an instance"),
+        (stateful, {"init": Stateless}, r"registered with the class Stateless"),
         (lambda student, teacher, batch, *, key: key, {}, r"no key would be passed. Give register_term needs_key=True"),
         (3, {}, r"registered with 3, whose arguments are unknown"),
     ],
@@ -132,6 +142,27 @@ def test_a_function_that_cannot_be_called_is_refused(new_terms, fn, options, tex
     with pytest.raises(ConfigError, match=text):
         distill.register_term("mine", **options)(fn)
     assert "mine" not in registry.TERMS
+
+
+def test_a_key_may_be_positional_and_a_term_an_instance(case, new_terms):
+    @distill.register_term("noisy", needs_key=True)
+    def noisy(student, teacher, batch, key):
+        return student[0].mean(axis=1) + jax.random.normal(key)
+
+    distill.register_term("called")(Stateless())
+    objective = distill.build_objective(({"loss": "noisy"}, {"loss": "called", "scale": 2.0}))
+    _, logged, _ = objective({}, {}, *case, 0, key=jax.random.key(1))
+    np.testing.assert_allclose(logged["called"], 2.0 * case[0][0].mean(), rtol=1e-5)
+    assert abs(logged["noisy"] - case[0][0].mean()) > 1e-3
+
+
+def test_an_init_needs_only_the_arguments_that_it_is_given(case, new_terms):
+    distill.register_term("mine", init=lambda key, student, teacher: ({}, {}))(
+        lambda params, mutable, student, teacher, batch, *, eps=1e-6: (student[0].mean(axis=1) + eps, mutable)
+    )
+    assert distill.build_objective(({"loss": "mine"},)).init(jax.random.key(0), case[:2])[0] == {"mine": {}}
+    with pytest.raises(ConfigError, match=r"terms\[0\] .* sets the argument eps, which the init of the term does not"):
+        distill.build_objective(({"loss": "mine", "eps": 0.1},))
 
 
 def test_configs_know_what_each_term_of_this_package_reads():

@@ -203,6 +203,13 @@ def test_a_term_of_a_user_that_fails_is_named_with_its_line(networks, monkeypatc
     ):
         tasks.check_networks(*networks, objective_of(networks, {"loss": "gap", "pairs": "last"}))
 
+    @distill.register_term("misspelt")
+    def misspelt(student, teacher, batch):
+        return studnt[0].mean(axis=1)  # noqa: F821
+
+    with pytest.raises(ConfigError, match=r"\(test_zoo_terms.py, line \d+\): NameError: .*'studnt' is not.*\. Pair"):
+        tasks.check_networks(*networks, objective_of(networks, {"loss": "misspelt"}))
+
 
 ODD = (-1, 1.5, 6, 10**9, 10**400, float("nan"), float("inf"), "x", "", "False", None, True, (), {"a": 1}, [1, 2])
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd import main, models
+from jaxkd import distill, main, models
 from jaxkd.data.sources import registry as sources
 from jaxkd.distill import terms
 from jaxkd.models import registry as networks
@@ -35,6 +38,18 @@ def forget_plugins(monkeypatch):
 
 def command(workdir, *more: str, config=FOLDER / "config.py") -> list[str]:
     return [f"--config={config}", f"--workdir={workdir}", "--config.log.tensorboard=False", *more]
+
+
+def test_the_example_is_imported_and_its_objective_is_built():
+    sys.path.insert(0, str(FOLDER))
+    importlib.import_module("my_plugin")
+    pairs = (("block_1", "block_1"),)
+    objective = distill.build_objective(({"loss": "projected_cosine"}, {"loss": "ce"}), pairs=pairs)
+    student, teacher = [(jnp.ones((2, 2)), {"block_1": jnp.ones((2, 4, 4, width))}) for width in (16, 32)]
+    params, mutable = objective.init(jax.random.key(0), (student, teacher))
+    assert params["projected_cosine"]["kernel"].shape == (16, 32)
+    _, logged, _ = objective(params, mutable, student, teacher, {"label": jnp.arange(2)}, 0)
+    assert 0 <= logged["projected_cosine"] <= 2
 
 
 @pytest.mark.slow
