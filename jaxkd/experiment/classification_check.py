@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from jaxkd import data, models, weights
@@ -15,7 +16,6 @@ from jaxkd.errors import ConfigError, error_prefix
 from jaxkd.experiment.auto_pairs import AUTO
 from jaxkd.experiment.classification import build_networks, member_configs, resolve, stored_logits
 from jaxkd.experiment.objective import fitting_objectives
-from jaxkd.weights.timm import manifest
 
 # Beginnings of the fields that decide the networks of a run, and those of what else is checked.
 OF_NETWORKS = ("task", "data.source", "data.class_order", "student.", "teacher.", "precision.", "dynamics.layers")
@@ -82,21 +82,28 @@ def _check_planned(
 ) -> None:
     """Raises ConfigError where a network has other arrays than the one that will be trained for it.
 
-    Heads are left out, as are all arrays with `resize`: what may differ is for the loading to say.
+    Heads are left out, as are all arrays with `resize`: the loader checks those.
     """
     if config.resize:
         return
     name, args = trained
-    before = weights.build_network(name, {**args, "num_classes": network.num_classes})
-    found, wanted = ({k: e.shape for k, e in manifest(one.model).items()} for one in (before, network))
-    other = [k for k in {**wanted, **found} if wanted.get(k) != found.get(k) and not k.startswith("head")]
+    classes = {"num_classes": network.num_classes} if "num_classes" in models.arguments(name) else {}
+    given, expected = _shapes(weights.build_network(name, {**args, **classes})), _shapes(network)
+    other = [k for k in expected | given if expected.get(k) != given.get(k) and not k.startswith("head")]
     if other:
-        shapes = " and ".join(str(side.get(other[0], "none")) for side in (wanted, found))
+        shapes = " and ".join(str(shapes.get(other[0], "none")) for shapes in (expected, given))
         raise ConfigError(
             f'{side}.weights="{config.weights}" are trained before as {name}, which has other arrays than '
             f"{network.spec.name} with {side}.args: {len(other)} differ, the first is {other[0]}, {shapes}. Give "
             f"{side}.name and {side}.args the values of that stage."
         )
+
+
+def _shapes(network: weights.Network) -> dict[str, tuple[int, ...]]:
+    """Path of each parameter -> its shape."""
+    params = models.abstract_variables(network.model, (1, *network.image_size, 3)).get("params", {})
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
 
 
 def _key(config: ConfigDict, names: tuple[str, ...]) -> str:

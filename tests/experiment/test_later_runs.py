@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import pytest
+from flax import linen as nn
 
+from jaxkd import models
 from jaxkd.config import fields
 from jaxkd.errors import JaxkdError
 from jaxkd.experiment.run import run
 from jaxkd.experiment.study.runner import run_study
 from jaxkd.experiment.sweep import run_stages
+
+
+class OwnNetwork(nn.Module):
+    """A user's network: ten classes, and no argument for them or for colours."""
+
+    width: int = 8
+    img_size: int = 16
+
+    @nn.compact
+    def __call__(self, images, train=False, *, taps=(), offsets=None):
+        return nn.Dense(10, name="head")(nn.Dense(self.width)(images.mean(axis=(1, 2)))), {}
+
+
+models.register("own_network", OwnNetwork, models.ModelSpec("own_network", input_size=(16, 16), num_classes=10))
 
 STUDENT = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
 TEACHER = {**STUDENT, "embed_dim": 48, "depth_token_only": 1}
@@ -35,6 +51,17 @@ def staged(*later, **more):
     """The teacher, then stages of these changes."""
     config = config_of(**more)
     return fields.change(config, {"stages": (*config.stages, *later)}).lock()
+
+
+class Begun:
+    """Stands in for the training of stages: keeps their names, and ends with stage `last`."""
+
+    def __init__(self, last="teacher"):
+        self.last, self.titles = last, []
+
+    def __call__(self, config, workdir, console, title):
+        self.titles.append(title)
+        return {"finished": title != self.last}
 
 
 def term(loss, **options):
@@ -125,11 +152,20 @@ def test_stages_that_can_start_run_and_finished_ones_are_not_checked(tmp_path):
     )
     (tmp_path / "ended").mkdir()
     (tmp_path / "ended" / "result.json").write_text("{}")
-    begun = []
+    begun = Begun("ended")
+    run_stages(staged(*later), tmp_path, begun, None)
+    assert begun.titles == ["teacher", "auto", "as_trained", "hub", "ended"]
 
-    def stop_at_the_last(config, workdir, console, title):
-        begun.append(title)
-        return {"finished": title != "ended"}
 
-    run_stages(staged(*later), tmp_path, stop_at_the_last, None)
-    assert begun == ["teacher", "auto", "as_trained", "hub", "ended"]
+@pytest.mark.parametrize("width", [4, 5])
+def test_a_network_of_a_plugin_is_compared_with_the_stage_that_trains_it(tmp_path, width):
+    """It has no name in timm's format, and `num_classes` is no argument of it."""
+    stage = {"name": "teacher", **ALONE, "student.name": "own_network", "student.args": {"width": 4}}
+    own = {"student.name": "own_network", "student.args": {"width": 8}, "teacher.name": "own_network"}
+    later = {"name": "students", **own, "teacher.args": {"width": width}, "distill.preset": "soft"}
+    config = fields.change(config_of(), {"stages": (stage, later)}).lock()
+    if width == 4:
+        assert run_stages(config, tmp_path, begun := Begun(), None) and begun.titles == ["teacher"]
+    else:
+        with pytest.raises(JaxkdError, match=r'Stage "students": teacher\.weights=.*2 differ, .*5.*4'):
+            run_stages(config, tmp_path, Begun(), None)
