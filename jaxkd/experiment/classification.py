@@ -138,7 +138,7 @@ def resolve(config: ConfigDict, *, num_classes: int, recorded: Recorded = weight
     """
     resolved = population.explicit(config).copy_and_resolve_references()
     with resolved.unlocked():
-        if not any(v is not None for k, v in resolved.teacher.args.items() if k not in OF_THE_DATA):
+        if not names_arguments(resolved.teacher):
             name, args = recorded(resolved.teacher.weights) or (resolved.teacher.name, {})
             if name.partition(".")[0] != resolved.teacher.name.partition(".")[0]:
                 resolved.teacher.name = name
@@ -148,6 +148,11 @@ def resolve(config: ConfigDict, *, num_classes: int, recorded: Recorded = weight
             if takes and network.args.get("num_classes") is None:
                 network.args.num_classes = num_classes
     return resolved.lock()
+
+
+def names_arguments(network: ConfigDict) -> bool:
+    """Whether a config describes the network itself, and does not leave its arguments to the weights."""
+    return any(value is not None for name, value in network.args.items() if name not in OF_THE_DATA)
 
 
 def _own_sizes(name: str, args: dict[str, Any]) -> dict[str, Any]:

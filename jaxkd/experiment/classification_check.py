@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +15,13 @@ from jaxkd import data, models, weights
 from jaxkd.config.fields import change, flatten
 from jaxkd.errors import ConfigError, error_prefix
 from jaxkd.experiment.auto_pairs import AUTO
-from jaxkd.experiment.classification import build_networks, member_configs, resolve, stored_logits
+from jaxkd.experiment.classification import (
+    build_networks,
+    member_configs,
+    names_arguments,
+    resolve,
+    stored_logits,
+)
 from jaxkd.experiment.objective import fitting_objectives
 
 # Beginnings of the fields that decide the networks of a run, and those of what else is checked.
@@ -43,11 +50,20 @@ def check_runs(runs: Mapping[str, ConfigDict], planned: Mapping[str, tuple[str, 
         for words, one in member_configs(config, who).items():
             with error_prefix(words):
                 data.check_per_class(source, one.data.per_class, where=config.data.source)
-        groups.setdefault(_key(config, OF_NETWORKS), {})[who] = config
+        if not _is_unknown(config.teacher, planned):
+            groups.setdefault(_key(config, OF_NETWORKS), {})[who] = config
     for group in groups.values():
         config = next(iter(group.values()))
         source = opened(config.data.source, config.data.class_order)
         _check_group(group, len(source.class_names), planned)
+
+
+def _is_unknown(teacher: ConfigDict, planned: Mapping[str, Any]) -> bool:
+    """Whether the network is left to weights that are not there yet, as those of a run in progress elsewhere."""
+    source = teacher.weights
+    if not source or source in planned or names_arguments(teacher):
+        return False
+    return not Path(source).expanduser().exists() and not weights.published_name(source)
 
 
 def _check_group(runs: dict[str, ConfigDict], classes: int, planned: Mapping[str, tuple[str, dict[str, Any]]]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from jaxkd import parallel
 from jaxkd.config.fields import plain
+from jaxkd.config.paths import user_path
 from jaxkd.errors import error_prefix
 from jaxkd.experiment.build import build
 from jaxkd.experiment.registry import registered_task
@@ -25,6 +27,7 @@ def check_later_runs(runs: Mapping[str, ConfigDict], stages: Mapping[str, Config
       JaxkdError: of the first run that cannot start.
     """
     planned = {name: (one.student.name, _given(one.student.args)) for name, one in stages.items()}
+    planned |= _other_spellings(runs, planned)
     together: dict[Any, dict[str, ConfigDict]] = {}
     for who, config in runs.items():
         check = registered_task(config.task).check
@@ -43,3 +46,21 @@ def check_later_runs(runs: Mapping[str, ConfigDict], stages: Mapping[str, Config
 
 def _given(args: ConfigDict) -> dict[str, Any]:
     return {name: plain(value) for name, value in args.items() if value is not None}
+
+
+def _other_spellings(runs: Mapping[str, ConfigDict], planned: Mapping[str, Any]) -> dict[str, Any]:
+    """Weights of runs that are the folder of a stage by another path, or lie below it -> the stage's network."""
+    folders = {Path(name).expanduser().resolve(): network for name, network in planned.items()}
+    found = {}
+    for who, config in runs.items():
+        for side in ("student", "teacher"):
+            source = config[side].weights
+            if not source or source in planned:
+                continue
+            with error_prefix(who):
+                path = user_path(source, f"{side}.weights").resolve()
+            for folder in (path, *path.parents):
+                if folder in folders:
+                    found[source] = folders[folder]
+                    break
+    return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from flax import linen as nn
 
@@ -169,3 +171,22 @@ def test_a_network_of_a_plugin_is_compared_with_the_stage_that_trains_it(tmp_pat
     else:
         with pytest.raises(JaxkdError, match=r'Stage "students": teacher\.weights=.*2 differ, .*5.*4'):
             run_stages(config, tmp_path, Begun(), None)
+
+
+def test_a_stage_may_be_named_by_any_path_and_a_folder_that_is_not_there_is_not_checked(tmp_path, monkeypatch):
+    """Without `teacher.args` the network is that of the stage, and of such a folder it is not known yet."""
+    monkeypatch.chdir(tmp_path)
+    folders = (
+        "w/teacher/",
+        "w/teacher/checkpoints/10",
+        "./w/../w/teacher",
+        f"{tmp_path}/w/teacher/members/x",
+        "runs/x",
+    )
+    same = term("feature_cosine", pairs="last")  # as wide as the stage, which the default network is not
+    wide = {"student.args.embed_dim": 48, **same, "teacher.args": {}}
+    later = [{"name": f"s{i}", **wide, "teacher.weights": folder} for i, folder in enumerate(folders)]
+    assert not run_stages(staged(*later), tmp_path / "w", Begun(), None)["finished"]
+    later[1] |= term("feature_cosine", pairs=((0, 9),))
+    with pytest.raises(JaxkdError, match='Stage "s1": .*layer 9 of the teacher'):
+        run_stages(staged(*later), Path("w"), Begun(), None)
