@@ -14,7 +14,7 @@ from jaxkd.data.pipeline.train import AugmentConfig, TrainPipeline, TrainTransfo
 from jaxkd.data.sources.eeg_corpus import EegCorpus
 from jaxkd.data.sources.labels import check_same_classes, order_classes
 from jaxkd.data.sources.pairs import Pair, PairSource, open_pairs
-from jaxkd.data.sources.registry import Source, open_source, register_source
+from jaxkd.data.sources.registry import Source, keep_sources, open_source, register_source
 from jaxkd.data.sources.subset import (
     MemberSubsets,
     Subset,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,8 +28,12 @@ OF_NETWORKS = ("task", "data.source", "data.class_order", "student.", "teacher."
 OF_OBJECTIVES = ("distill.", "label_smoothing", "data.mix.", "data.per_class", "population")
 
 
+@data.keep_sources()
 def check_runs(runs: Mapping[str, ConfigDict], planned: Mapping[str, tuple[str, dict[str, Any]]]) -> None:
     """Checks images of each class, networks and objectives; equal ones are checked once, and nothing compiles.
+
+    It lists the training split of each data set, which takes minutes for a large folder on a network disk; within
+    `data.keep_sources` the runs of the same call take it over. data.per_class counts the labels of all of a split.
 
     Args:
       runs: words that begin an error, such as 'Stage "students": ' -> config, checked by `check_config`.
@@ -39,14 +42,17 @@ def check_runs(runs: Mapping[str, ConfigDict], planned: Mapping[str, tuple[str, 
     Raises:
       JaxkdError: what such a run refuses before its first step, but for what its weights decide.
     """
-    opened = functools.cache(lambda spec, order: data.open_source(spec, "train", class_order=order))
+
+    def opened(config: ConfigDict) -> data.Source:
+        return data.open_source(config.data.source, "train", class_order=config.data.class_order)
+
     distinct: dict[str, tuple[str, ConfigDict]] = {}
     for who, config in runs.items():
         distinct.setdefault(_key(config, (*OF_NETWORKS, *OF_OBJECTIVES)), (who, config))
     groups: dict[str, dict[str, ConfigDict]] = {}
     for who, config in distinct.values():
         with error_prefix(who):
-            source = opened(config.data.source, config.data.class_order)
+            source = opened(config)
         for words, one in member_configs(config, who).items():
             with error_prefix(words):
                 data.check_per_class(source, one.data.per_class, where=config.data.source)
@@ -54,7 +60,7 @@ def check_runs(runs: Mapping[str, ConfigDict], planned: Mapping[str, tuple[str, 
             groups.setdefault(_key(config, OF_NETWORKS), {})[who] = config
     for group in groups.values():
         config = next(iter(group.values()))
-        source = opened(config.data.source, config.data.class_order)
+        source = opened(config)
         _check_group(group, len(source.class_names), planned)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from jaxkd import parallel
+from jaxkd import data, parallel
 from jaxkd.config.fields import change
 from jaxkd.config.validate import check_stages
 from jaxkd.data.files import write_atomic
@@ -68,12 +68,13 @@ def run_stages(
     for name, one in configs.items():
         with error_prefix(f'Stage "{name}": '):
             check_config(one)
-    _check_later_stages(configs, workdir)
     main = parallel.is_main_host()
-    with RunLog(workdir, console, active=main) as log, WorkdirLock(workdir, wanted=main) as lock:
-        lock.acquire()
-        log.open(*start_lines(workdir))
-        return _run_in_order(configs, workdir, run_one, log.console)
+    with data.keep_sources():  # the check and the stages read the same data
+        _check_later_stages(configs, workdir)
+        with RunLog(workdir, console, active=main) as log, WorkdirLock(workdir, wanted=main) as lock:
+            lock.acquire()
+            log.open(*start_lines(workdir))
+            return _run_in_order(configs, workdir, run_one, log.console)
 
 
 def _check_later_stages(configs: dict[str, ConfigDict], workdir: Path) -> None:

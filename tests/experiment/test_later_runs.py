@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 from flax import linen as nn
 
-from jaxkd import models
+from jaxkd import data, models
 from jaxkd.config import fields
+from jaxkd.data.sources import registry as sources
 from jaxkd.errors import JaxkdError
 from jaxkd.experiment.run import run
 from jaxkd.experiment.study.runner import run_study
 from jaxkd.experiment.sweep import run_stages
+from jaxkd.models import registry as networks
 
 
 class OwnNetwork(nn.Module):
@@ -25,8 +27,6 @@ class OwnNetwork(nn.Module):
     def __call__(self, images, train=False, *, taps=(), offsets=None):
         return nn.Dense(10, name="head")(nn.Dense(self.width)(images.mean(axis=(1, 2)))), {}
 
-
-models.register("own_network", OwnNetwork, models.ModelSpec("own_network", input_size=(16, 16), num_classes=10))
 
 STUDENT = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
 TEACHER = {**STUDENT, "embed_dim": 48, "depth_token_only": 1}
@@ -160,8 +160,10 @@ def test_stages_that_can_start_run_and_finished_ones_are_not_checked(tmp_path):
 
 
 @pytest.mark.parametrize("width", [4, 5])
-def test_a_network_of_a_plugin_is_compared_with_the_stage_that_trains_it(tmp_path, width):
+def test_a_network_of_a_plugin_is_compared_with_the_stage_that_trains_it(tmp_path, monkeypatch, width):
     """It has no name in timm's format, and `num_classes` is no argument of it."""
+    monkeypatch.setattr(networks, "REGISTRY", dict(networks.REGISTRY))
+    models.register("own_network", OwnNetwork, models.ModelSpec("own_network", input_size=(16, 16), num_classes=10))
     stage = {"name": "teacher", **ALONE, "student.name": "own_network", "student.args": {"width": 4}}
     own = {"student.name": "own_network", "student.args": {"width": 8}, "teacher.name": "own_network"}
     later = {"name": "students", **own, "teacher.args": {"width": width}, "distill.preset": "soft"}
@@ -190,3 +192,24 @@ def test_a_stage_may_be_named_by_any_path_and_a_folder_that_is_not_there_is_not_
     later[1] |= term("feature_cosine", pairs=((0, 9),))
     with pytest.raises(JaxkdError, match='Stage "s1": .*layer 9 of the teacher'):
         run_stages(staged(*later), Path("w"), Begun(), None)
+
+
+def test_the_data_are_listed_once_for_the_check_and_all_stages(tmp_path, monkeypatch):
+    listed = []
+
+    def open_digits(spec, split, *, exif):
+        listed.append(split)
+        return data.open_source("embedded:digits", split)
+
+    monkeypatch.setattr(sources, "OPENERS", dict(sources.OPENERS))
+    data.register_source("listed:", open_digits)
+
+    def run_one(config, workdir, console, title):
+        data.open_source(config.data.source, "train")
+        return {"finished": title != "b"}
+
+    later = [{"name": name, "distill.preset": "soft", "data.per_class": count} for name, count in (("a", 9), ("b", 8))]
+    run_stages(staged(*later, **{"data.source": "listed:"}), tmp_path, run_one, None)
+    assert listed == ["train"]
+    data.open_source("listed:", "train")
+    assert listed == ["train", "train"]  # a later call lists anew

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +23,8 @@ from jaxkd.errors import ConfigError, DataError, check_choice, did_you_mean
 
 SPLITS = ("train", "val")
 EMBEDDED = "embedded:"
+
+_KEPT: ContextVar[dict[tuple, Source] | None] = ContextVar("kept sources", default=None)  # within `keep_sources`
 
 Encoded = bytes  # `bytes` is a method below
 
@@ -123,10 +127,34 @@ def open_source(spec: str, split: str, *, exif: bool = False, class_order: str =
       exif: turn images as their EXIF orientation says; timm and torchvision do not.
       class_order: of the class folders, see `labels.order_classes`.
 
+    Returns:
+      Within `keep_sources` the same object for the same arguments.
+
     Raises:
       ConfigError: `class_order` is not the default, and the source has no class folders.
       DataError: the data set does not exist, is empty, or is arranged otherwise.
     """
+    kept = _KEPT.get()
+    if kept is None:
+        return _open(spec, split, exif=exif, class_order=class_order)
+    key = (spec, split, exif, class_order)
+    if key not in kept:
+        kept[key] = _open(spec, split, exif=exif, class_order=class_order)
+    return kept[key]
+
+
+@contextlib.contextmanager
+def keep_sources() -> Iterator[None]:
+    """Context in which `open_source` lists a split once: runs after one another may read the same data set."""
+    kept = _KEPT.get()
+    token = _KEPT.set({} if kept is None else kept)
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)
+
+
+def _open(spec: str, split: str, *, exif: bool, class_order: str) -> Source:
     check_choice("split", split, SPLITS, error=DataError)
     check_choice("class_order", class_order, CLASS_ORDERS)
     opener = registered_opener(spec)

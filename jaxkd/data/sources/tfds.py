@@ -55,7 +55,8 @@ class TfdsSpec:
 class TfdsSource:
     """A split of a prepared TFDS data set; see `Source`. Records are in the order in which TFDS stored them.
 
-    Labels lie inside the records, so `label` and `class_counts` read them; the latter reads the whole split, once.
+    Labels lie inside the records, so `label` and `class_counts` read them; the latter reads the whole split, once,
+    and keeps them.
     """
 
     def __init__(self, spec: str, split: str, *, exif: bool = False):
@@ -70,7 +71,7 @@ class TfdsSource:
         self.class_words = self.class_names
         # Not the builder: it knows where it was loaded from, and a worker needs no more than the folder.
         self._folder = str(builder.data_path)
-        self._counts: np.ndarray | None = None
+        self._labels: np.ndarray | None = None  # of all records, once they were counted
         self._length = len(_data_source(self.spec.name, self._folder, self.split, self._image, os.getpid()))
 
     def _example(self, index: int) -> dict[str, Any]:
@@ -88,13 +89,14 @@ class TfdsSource:
     @property
     def class_counts(self) -> np.ndarray:
         """See `Source`; the first access reads the whole split."""
-        if self._counts is None:
-            labels = [self.label(i) for i in range(self._length)]
-            self._counts = np.bincount(labels, minlength=len(self.class_names)).astype(np.int64)
-        return self._counts
+        if self._labels is None:
+            self._labels = np.array([self.label(i) for i in range(self._length)], np.int32)
+        return np.bincount(self._labels, minlength=len(self.class_names)).astype(np.int64)
 
     def label(self, index: int) -> int:
         """See `Source`."""
+        if self._labels is not None:
+            return int(self._labels[index])
         label = int(self._example(index)[self._label])
         if not 0 <= label < len(self.class_names):
             raise DataError(

@@ -123,7 +123,7 @@ def run_study(
     ledger = Ledger(workdir)
     ledger.check(grid)
     main = parallel.is_main_host()
-    with RunLog(workdir, console, active=main and not dry_run) as log:
+    with data.keep_sources(), RunLog(workdir, console, active=main and not dry_run) as log:
         study = _Study(grid, ledger, workdir, log.console, budget_minutes, population, tflops)
         study.check_populations()
         study.check_runs()
