@@ -101,7 +101,8 @@ def _words(configs: Mapping[str, ConfigDict], results: Results) -> tuple[str, li
         )
     notes.append(
         "Seeds differ in initial weights (and dropout); all students see the same images in the same order, so that "
-        "the intervals do not cover another choice of images."
+        "the intervals do not cover another choice of images. A gain may be speed of learning: a run with more steps "
+        "shows how much of it stays."
     )
     return f"Top-1 on {held_out:,} held-out images of {source}", notes
 
