@@ -4,8 +4,8 @@
     python benchmarks/superres_control_table.py results                         (what gpu_superres_control.sh left)
     python benchmarks/superres_control_table.py control-2cpu.json
 
-Reads work directories of `jaxkd train --config=mdbn_x4:control`, one for each seed, the folder of the script, or a file
-that --keep wrote, which holds scores, curves and times and no pictures.
+Reads work directories of the recipe mdbn_x4 with the word control, one for each seed, the folder of the script, or a
+file that --keep wrote, which holds scores, curves and times and no pictures.
 """
 
 from __future__ import annotations
