@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -339,7 +340,9 @@ class _Study:
         )
         print_study_next(self._console, self._workdir)
         if missing:
-            self._say(f"not run: {', '.join(missing)}. The same command continues.")
+            groups = Counter(key.split("/")[0] for key in missing)
+            listed = ", ".join(f"{group} ({count})" for group, count in groups.items())
+            self._say(f"not run: {listed}; study.md names each. The same command continues.")
         return {
             "finished": not missing,
             "stopped": stopped,
