@@ -22,7 +22,7 @@ from jaxkd.config import population
 from jaxkd.config.fields import change, data_seed
 from jaxkd.errors import ConfigError
 from jaxkd.experiment import classification, comparison, restoration
-from jaxkd.experiment.checks import check_config
+from jaxkd.experiment.checks import check_config, check_decay_tokens
 from jaxkd.experiment.classification_check import check_runs
 from jaxkd.experiment.components import Components
 from jaxkd.experiment.eeg.components import build_components as build_contrastive
@@ -164,19 +164,14 @@ def assemble(parts: Components, mesh: Mesh) -> Experiment:
       ConfigError: a setting of the optimiser or the schedule is wrong for this task.
     """
     config, task = parts.config, parts.task
-    settings = loop_settings(config, parts.pipeline.steps_per_epoch if parts.pipeline else _assumed_epoch(config))
+    settings = loop_settings(config, parts.pipeline.steps_per_epoch if parts.pipeline else assumed_epoch(config))
     schedule, optimizer = build_optimizer(config, settings, task.frozen)
 
     def create(key: jax.Array) -> train.TrainState:
         return train.create_state(*task.init(key), optimizer, ema=config.ema.decay > 0)
 
     abstract = jax.eval_shape(create, jax.random.key(config.seed))
-    masks = [train.decay_mask(abstract.params, tokens=tokens) for tokens in (False, True)]
-    if config.optimizer.decay_tokens and masks[0] == masks[1]:
-        raise ConfigError(
-            f"optimizer.decay_tokens=True, but {config.student.name} has no class token and no position embedding. "
-            "Leave it False."
-        )
+    check_decay_tokens(config, abstract.params)
     return Experiment(
         **vars(parts),
         mesh=mesh,
@@ -188,7 +183,7 @@ def assemble(parts: Components, mesh: Mesh) -> Experiment:
     )
 
 
-def _assumed_epoch(config: ConfigDict) -> int:
+def assumed_epoch(config: ConfigDict) -> int:
     """Steps of an epoch where no data set was opened: few enough that the warm-up is shorter than the run."""
     if not config.schedule.steps:
         return STEPS_WITHOUT_DATA

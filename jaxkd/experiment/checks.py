@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
-from jaxkd import distill, models
+from jaxkd import distill, models, train
 from jaxkd.config.validate import validate
 from jaxkd.errors import ConfigError, did_you_mean
 from jaxkd.experiment.registry import registered_task
@@ -26,3 +28,12 @@ def check_config(config: ConfigDict) -> None:
                     f"It takes: {', '.join(accepted)}."
                 )
     distill.check_terms(config.distill.terms, config.distill.pairs)
+
+
+def check_decay_tokens(config: ConfigDict, params: Any) -> None:
+    """Raises ConfigError where optimizer.decay_tokens is set and `params`, or their shapes, hold no such token."""
+    if config.optimizer.decay_tokens and train.decay_mask(params) == train.decay_mask(params, tokens=True):
+        raise ConfigError(
+            f"optimizer.decay_tokens=True, but {config.student.name} has no class token and no position embedding. "
+            "Leave it False."
+        )

@@ -304,6 +304,18 @@ def build_dynamics(config: ConfigDict, task: tasks.ClassificationTask, mesh: Mes
     return pipeline.Dynamics(task, mesh, **options)
 
 
+def check_augmentation(config: ConfigDict, image_size: tuple[int, int]) -> None:
+    """Raises ConfigError where a value of `data.augment`, `data.erase` or `data.mix` makes no sense."""
+    data.TrainTransform(_on_host(config), image_size)
+    _on_device(config)
+
+
+def _on_host(config: ConfigDict) -> data.AugmentConfig:
+    """What happens to each image while it is decoded."""
+    augment = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in config.data.augment.items()}
+    return data.AugmentConfig(**augment)
+
+
 def _on_device(config: ConfigDict) -> dict[str, Any]:
     """Erasing and mixing, which happen inside the step."""
     erase, mix = None, None
@@ -348,14 +360,13 @@ def _loaded(network: weights.Network, config: ConfigDict, seed: int, load: bool)
 
 def build_train_pipeline(config: ConfigDict, source: Any, network: weights.Network) -> data.TrainPipeline:
     """This host's share of the infinite, resumable sequence of training batches."""
-    augment = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in config.data.augment.items()}
     return data.TrainPipeline(
         source,
         batch_size=config.train.batch_size,
         image_size=network.image_size,
         fill=data.fill_from_mean(network.spec.mean),
         seed=data_seed(config),
-        augment=data.AugmentConfig(**augment),
+        augment=_on_host(config),
         repeats=config.data.repeats,
         views=config.data.views,
         workers=config.data.workers,

@@ -14,8 +14,10 @@ from jaxkd import data, models, weights
 from jaxkd.config.fields import change, flatten
 from jaxkd.errors import ConfigError, error_prefix
 from jaxkd.experiment.auto_pairs import AUTO
+from jaxkd.experiment.checks import check_decay_tokens
 from jaxkd.experiment.classification import (
     build_networks,
+    check_augmentation,
     member_configs,
     names_arguments,
     resolve,
@@ -25,12 +27,15 @@ from jaxkd.experiment.objective import fitting_objectives
 
 # Beginnings of the fields that decide the networks of a run, and those of what else is checked.
 OF_NETWORKS = ("task", "data.source", "data.class_order", "student.", "teacher.", "precision.", "dynamics.layers")
-OF_OBJECTIVES = ("distill.", "label_smoothing", "data.mix.", "data.per_class", "population")
+OF_THE_REST = (
+    *("distill.", "label_smoothing", "population", "optimizer.decay_tokens"),
+    *("data.augment.", "data.erase.", "data.mix.", "data.per_class"),
+)
 
 
 @data.keep_sources()
 def check_runs(runs: Mapping[str, ConfigDict], planned: Mapping[str, tuple[str, dict[str, Any]]]) -> None:
-    """Checks images of each class, networks and objectives; equal ones are checked once, and nothing compiles.
+    """Checks images of each class, augmentation, networks and objectives; equal ones once, and nothing compiles.
 
     It lists the training split of each data set, which takes minutes for a large folder on a network disk; within
     `data.keep_sources` the runs of the same call take it over. data.per_class counts the labels of all of a split.
@@ -40,7 +45,8 @@ def check_runs(runs: Mapping[str, ConfigDict], planned: Mapping[str, tuple[str, 
       planned: weights that are trained before -> name and arguments of their network.
 
     Raises:
-      JaxkdError: what such a run refuses before its first step, but for what its weights decide.
+      JaxkdError: of the first that is refused. What only weights decide, and `dynamics` but for its layers, is not
+        checked.
     """
 
     def opened(config: ConfigDict) -> data.Source:
@@ -48,7 +54,7 @@ def check_runs(runs: Mapping[str, ConfigDict], planned: Mapping[str, tuple[str, 
 
     distinct: dict[str, tuple[str, ConfigDict]] = {}
     for who, config in runs.items():
-        distinct.setdefault(_key(config, (*OF_NETWORKS, *OF_OBJECTIVES)), (who, config))
+        distinct.setdefault(_key(config, (*OF_NETWORKS, *OF_THE_REST)), (who, config))
     groups: dict[str, dict[str, ConfigDict]] = {}
     for who, config in distinct.values():
         with error_prefix(who):
@@ -82,12 +88,16 @@ def _check_group(runs: dict[str, ConfigDict], classes: int, planned: Mapping[str
             recorded=lambda source: planned.get(source) or weights.recorded_network(source),
         )
         student, teacher, _ = build_networks(first, classes)
-        models.abstract_variables(student.model, (1, *student.image_size, 3))  # arguments that do not fit together
+        # also finds arguments that do not fit together
+        variables = models.abstract_variables(student.model, (1, *student.image_size, 3))
         for side, network in (("student", student), ("teacher", teacher)):
             if network is not None and first[side].weights in planned:
                 _check_planned(side, first[side], network, planned[first[side].weights])
     configs, owners = {}, {}
     for who, config in runs.items():
+        with error_prefix(who):
+            check_decay_tokens(config, variables["params"])
+            check_augmentation(config, student.image_size)
         if config.distill.pairs == AUTO:  # chosen when the run starts, which checks these first
             config = change(config, {"distill.pairs": "first+last"}).lock()
         members = member_configs(config, who)

@@ -12,12 +12,14 @@ from jaxkd import parallel
 from jaxkd.config.fields import plain
 from jaxkd.config.paths import user_path
 from jaxkd.errors import error_prefix
-from jaxkd.experiment.build import build
+from jaxkd.experiment.build import assumed_epoch, build, build_optimizer, loop_settings
 from jaxkd.experiment.registry import registered_task
 
 
 def check_later_runs(runs: Mapping[str, ConfigDict], stages: Mapping[str, ConfigDict]) -> None:
-    """Builds what runs consist of without weights, and raises what each would refuse before its first step.
+    """Checks batches, schedule and optimiser of runs, and builds networks and objectives without weights.
+
+    When a run starts it is checked further: weights, and what the length of its epochs or its `dynamics` decide.
 
     Args:
       runs: words that begin an error, such as 'Stage "students": ' -> config, checked by `check_config`.
@@ -39,6 +41,7 @@ def check_later_runs(runs: Mapping[str, ConfigDict], stages: Mapping[str, Config
             batches, accumulate = config.train.batch_size, config.optimizer.accumulate
             parallel.check_batch("train.batch_size", batches, mesh, accumulate=accumulate)
             parallel.check_batch("eval.batch_size", config.eval.batch_size or batches, mesh)
+            build_optimizer(config, loop_settings(config, assumed_epoch(config)), None)
         together.setdefault(check, {})[who] = config
     for check, configs in together.items():
         check(configs, planned)

@@ -79,26 +79,26 @@ def fitting_objectives(
       One objective for each config.
 
     Raises:
-      What `build_objective` and `tasks.check_networks` raise.
+      ConfigError, ShapeError, TapError: see `build_objective` and `tasks.check_networks`.
     """
     taps = [() if network is None else models.tap_names(network.model) for network in (student, teacher)]
-    objectives, distinct = {}, {}
+    objectives, first_of = {}, {}  # who -> objective; settings that decide one -> the first who has them
     for who, config in configs.items():
         distils = teacher is not None and config.task == "distillation"
         with error_prefix(who):
             objectives[who] = build_objective(config, taps[0], taps[1] if distils else None)
         if distils:
             key = json.dumps([flatten(config.distill), config.label_smoothing, mixes(config)], default=str)
-            distinct.setdefault(key, who)
-    if teacher is None or not distinct:
+            first_of.setdefault(key, who)
+    if teacher is None or not first_of:
         return list(objectives.values())
-    read = [objectives[who] for who in distinct.values()]
-    wanted = [dict.fromkeys(tap for one in read for tap in getattr(one, f"{side}_taps")) for side in SIDES]
+    to_check = [objectives[who] for who in first_of.values()]
+    taps_read = [dict.fromkeys(tap for one in to_check for tap in getattr(one, f"{side}_taps")) for side in SIDES]
     try:
-        outputs = output_shapes(student, teacher, *map(tuple, wanted))  # one trace for all
+        outputs = output_shapes(student, teacher, *map(tuple, taps_read))  # one trace for all
     except TapError:  # of one of them, which its own check finds
         outputs = None
-    for who in distinct.values():
+    for who in first_of.values():
         with error_prefix(who):
             tasks.check_networks(student, teacher, objectives[who], mixed=mixes(configs[who]), outputs=outputs)
     return list(objectives.values())

@@ -86,6 +86,20 @@ MISTAKES = (
     (term("kl", temperature=-1), "temperature=-1.0 is out of range"),
     (term("distillation_token"), "reads two heads, but the student has one"),
     ({"data.per_class": 1000, "distill.preset": "soft"}, "data.per_class=1000 asks .* embedded:digits has fewer in 10"),
+    ({"optimizer.learning_rate": 1e-9, "distill.preset": "soft"}, "below schedule.min_lr"),
+    ({"data.augment.auto_augment": "rand-m9-x", "distill.preset": "soft"}, "rand-m9-x"),
+    (
+        {
+            **{"student.name": "swin_tiny_patch4_window7_224", "student.args": {"img_size": 32, "window_size": 2}},
+            **{
+                "optimizer.decay_tokens": True,
+                "teacher.args.img_size": 32,
+                "teacher.resize": True,
+                "distill.preset": "soft",
+            },
+        },
+        "decay_tokens=True, but swin_tiny",
+    ),
     ({"student.args.num_heads": 5, "distill.preset": "soft"}, "24 channels do not divide by num_heads=5"),
 )
 
