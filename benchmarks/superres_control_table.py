@@ -75,7 +75,7 @@ def merge(sources: Sequence[Path]) -> dict[str, Any]:
             results = read_runs(source) if source.is_dir() else json.loads(source.read_text())
         except (OSError, ValueError) as error:
             sys.exit(f"{source} cannot be read ({error}). Name work directories of the control, or a kept file.")
-        if not results.get("runs"):
+        if not results.get("runs") and not results.get("about"):  # the script's folder may have no run yet
             sys.exit(f"There are no runs in {source}. Name the work directory that has mdbn, edsr, ... as its folders.")
         for name in results["runs"].keys() & merged["runs"].keys():
             sys.exit(f"{source} has the run {name} once more. Print one table for each.")
